@@ -1,0 +1,35 @@
+"""`hpc-llm VERB …` and `python -m hpc_llm VERB …`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from hpc_llm.config.errors import nearest
+
+VERBS = {
+    "submit": "run the main job: here, or on a cluster with +cluster=NAME",
+    "plan": "print what a run will need",
+    "prepare": "train a tokenizer and tokenise a corpus into shards",
+    "build": "compile DeepSpeed's operators once, for all ranks",
+    "train": "one run's ranks; what srun and torchrun start",
+}
+
+
+def main() -> int:
+    """Run the verb that the first word names."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: hpc-llm VERB [key=value…]\n")
+        print("\n".join(f"  {verb:<9} {what}" for verb, what in VERBS.items()))
+        return 0 if words else 2
+    verb = words[0]
+    if verb not in VERBS:
+        print(f"hpc-llm: {verb}: no such verb; allowed: {nearest(verb, VERBS)}", file=sys.stderr)
+        return 2
+    status: int = importlib.import_module(f"hpc_llm.{verb}").main(words[1:])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

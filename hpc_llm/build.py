@@ -1,0 +1,61 @@
+"""`python -m hpc_llm.build [optim=NAME] [+cluster=NAME]`: compile DeepSpeed's operator once, for all ranks.
+
+Run it where the compiler is (a login node); for GPUs that this machine lacks, name their architecture
+in TORCH_CUDA_ARCH_LIST.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from hpc_llm.config import verbs
+
+
+def main(words: list[str] | None = None) -> int:
+    """0 when the operator is there, 1 where it could not be compiled."""
+    words = sys.argv[1:] if words is None else words
+    if words[:1] == ["--quiet"]:  # submit's own call: the names are checked already
+        return _build(words[1], words[2], quiet=True)
+    return verbs.run("build", _from_config, words)
+
+
+def _from_config(words: list[str]) -> int:
+    from hpc_llm.config.compose import compose
+
+    config = compose(words)
+    return _build(config.optim.name, config.cluster.device, quiet=False)
+
+
+def _build(optimizer: str, wanted: str, quiet: bool) -> int:
+    if os.environ.get("TORCH_CUDA_ARCH_LIST") and wanted != "cpu":
+        kind = os.environ["DS_ACCELERATOR"] = "cuda"
+    else:
+        from hpc_llm.training.device import choose_device
+
+        kind = choose_device(wanted, local_rank=0).type
+    from hpc_llm.storage import operators
+    from hpc_llm.training import ops
+
+    kind = "cpu" if optimizer == "cpu_adam" else kind
+    operator = operators.needed(optimizer, kind)
+    if operator is None:
+        if not quiet:
+            print(f"optim={optimizer} is torch's own: nothing to compile")
+        return 0
+    library = operators.library(operator, ops.architecture(kind))
+    if library.exists() and quiet:
+        return 0
+    if not library.exists():
+        print(f"compiling DeepSpeed's {operator} (once, about a minute)", flush=True)
+    try:
+        ops.build(operator, kind)
+    except (RuntimeError, OSError) as error:
+        print(f"build: {operator} could not be compiled: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    print(f"{operator} is ready: {library}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A checkpoint exists when its manifest does: writing, verifying, choosing, pruning."""

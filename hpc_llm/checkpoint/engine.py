@@ -1,0 +1,107 @@
+"""DeepSpeed's checkpoint seam: files written durably and hashed, published by a manifest, loaded after a check.
+
+Source of the order of calls: DeepSpeedEngine.save_checkpoint (0.19.8) runs create → save … → commit on
+every rank, with a barrier only after commit.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+
+from hpc_llm.checkpoint.choose import Gather
+from hpc_llm.checkpoint.errors import SaveFailed
+from hpc_llm.checkpoint.manifest import FileEntry
+
+
+class HashingWriter:
+    """A file that knows the SHA-256 of what went into it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+        self.num_bytes = 0
+        self.error: OSError | None = None  # torch.save wraps it beyond recognition
+
+    def write(self, data: bytes) -> int:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self._digest.update(data)
+        size = memoryview(data).nbytes
+        self.num_bytes += size
+        return size
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+class ManifestCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
+    """Collects what this rank writes; `commit` lets `publish` make the checkpoint exist, or raises SaveFailed.
+
+    publish: called on rank 0 alone with the files of all ranks, in the order of ranks; may raise OSError.
+    """
+
+    def __init__(self, rank: int, gather: Gather, publish: Callable[[Path, list[FileEntry]], None]) -> None:
+        super().__init__()
+        self._rank, self._gather, self._publish = rank, gather, publish
+        self._files: list[FileEntry] = []
+        self._error: OSError | None = None
+        self.vouched: dict[Path, FileEntry] = {}  # files that a verified manifest names
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        self._files, self._error = [], None
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Write, fsync and hash one file. An error is kept for `commit`: other ranks wait in collectives."""
+        if self._error is not None:
+            return
+        try:
+            with Path(path).open("wb") as file:
+                writer = HashingWriter(file)
+                try:
+                    torch.save(state_dict, writer)
+                except RuntimeError as error:
+                    raise writer.error or error from error
+                file.flush()
+                os.fsync(file.fileno())
+            self._files.append(FileEntry(Path(path).name, writer.num_bytes, writer.hexdigest()))
+        except OSError as error:
+            self._error = error
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        """Once all ranks have written all: the manifest. SaveFailed on every rank if any of them failed."""
+        self._raise_together(self._error)
+        files = [entry for share in self._gather(self._files) for entry in share]
+        failed: OSError | None = None
+        if self._rank == 0:
+            try:
+                self._publish(Path(info.save_dir) / info.tag, files)
+            except OSError as error:
+                failed = error
+        self._raise_together(failed)
+        return True
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Unpickle one file, if a verified manifest vouches for it; ValueError otherwise."""
+        if Path(path) not in self.vouched:
+            raise ValueError(f"{path}: no verified manifest vouches for this file")
+        return torch.load(path, map_location=map_location, weights_only=False)
+
+    def _raise_together(self, error: OSError | None) -> None:
+        mine = None if error is None else (error.errno, f"rank {self._rank}: {error.strerror or error}")
+        errors = [other for other in self._gather(mine) if other is not None]
+        if errors:
+            full = any(number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) for number, _ in errors)
+            raise SaveFailed("; ".join(text for _, text in errors), full)

@@ -1,0 +1,19 @@
+"""What goes wrong with checkpoints."""
+
+from __future__ import annotations
+
+
+class ManifestError(Exception):
+    """A checkpoint that must not be loaded, and why."""
+
+
+class NoValidCheckpoint(Exception):
+    """There were checkpoints, and none of them can be loaded."""
+
+
+class SaveFailed(Exception):
+    """A checkpoint could not be written on some rank; `full` where that was for want of space. All ranks raise it."""
+
+    def __init__(self, message: str, full: bool) -> None:
+        super().__init__(message)
+        self.full = full

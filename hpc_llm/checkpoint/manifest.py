@@ -1,0 +1,108 @@
+"""The manifest that makes a checkpoint one. Standard library only.
+
+```
+checkpoints/step-00001000/
+  mp_rank_00_model_states.pt, …    what the ranks wrote, fsynced and hashed
+  manifest.json                    renamed into place last
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_llm.checkpoint.errors import ManifestError
+from hpc_llm.storage.files import fsync_directory, sha256_file, write_json
+
+FORMAT = 1
+NAME = "manifest.json"
+REJECTED = "manifest.rejected.json"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of a checkpoint, relative to its folder."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds and what wrote it."""
+
+    step: int  # optimizer steps done
+    tokens: int  # seen by then
+    attempt: int
+    world_size: int
+    zero_stage: int
+    precision: str
+    optimizer: str  # the implementation that wrote the states
+    versions: dict[str, str]
+    files: list[FileEntry]
+    format: int = FORMAT
+
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:08d}"
+
+
+def steps(checkpoints: Path) -> list[int]:
+    """Steps of the checkpoints that have a manifest, ascending. Nothing is verified."""
+    return sorted(int(path.parent.name.partition("-")[2]) for path in checkpoints.glob(f"step-[0-9]*/{NAME}"))
+
+
+def newest_step(checkpoints: Path) -> int:
+    """The newest of `steps`; 0 for none."""
+    return max(steps(checkpoints), default=0)
+
+
+def publish(folder: Path, manifest: Manifest) -> None:
+    """Make the checkpoint exist. All its files must be written and fsynced."""
+    fsync_directory(folder)
+    write_json(folder / NAME, dataclasses.asdict(manifest))
+    fsync_directory(folder.parent)
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of `folder`; ManifestError says what is wrong with it."""
+    try:
+        fields = json.loads((folder / NAME).read_text())
+        manifest = Manifest(**{**fields, "files": [FileEntry(**entry) for entry in fields["files"]]})
+    except FileNotFoundError:
+        raise ManifestError("no manifest") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ManifestError(f"manifest unreadable ({error})") from error
+    if manifest.format != FORMAT:
+        raise ManifestError(f"format {manifest.format}, this program reads {FORMAT}")
+    if manifest.step != int(folder.name.partition("-")[2]):
+        raise ManifestError(f"manifest of step {manifest.step} in {folder.name}")
+    if any(Path(entry.name).name != entry.name for entry in manifest.files):
+        raise ManifestError("a file name leads out of the folder")
+    return manifest
+
+
+def verify(folder: Path, entries: list[FileEntry]) -> list[str]:
+    """What differs from the manifest among `entries`: missing, truncated or changed files."""
+    problems = []
+    for entry in entries:
+        path = folder / entry.name
+        try:
+            size = path.stat().st_size
+            if size != entry.bytes:
+                problems.append(f"{entry.name}: {size} bytes, {entry.bytes} expected")
+            elif sha256_file(path) != entry.sha256:
+                problems.append(f"{entry.name}: content does not match its SHA-256")
+        except OSError as error:
+            problems.append(f"{entry.name}: {error.strerror}")
+    return problems
+
+
+def reject(folder: Path) -> None:
+    """Take the manifest away: the checkpoint no longer exists, its files wait for the next save or pruning."""
+    (folder / NAME).rename(folder / REJECTED)
+    fsync_directory(folder)

@@ -1,0 +1,37 @@
+"""Which checkpoints stay."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from hpc_llm.checkpoint.manifest import NAME, folder_of, steps
+
+
+def to_delete(present: Iterable[int], keep: int, permanent_every: int | None) -> list[int]:
+    """Of the steps `present`, those that go: all but the `keep` newest and the multiples of `permanent_every`."""
+    ordered = sorted(present)
+    newest = set(ordered[-keep:])
+    return [step for step in ordered if step not in newest and not (permanent_every and step % permanent_every == 0)]
+
+
+def prune(checkpoints: Path, keep: int, permanent_every: int | None) -> list[int]:
+    """Delete what `to_delete` names, and folders without a manifest older than the newest checkpoint.
+
+    The manifest goes first: a deletion cut short leaves no checkpoint that looks valid.
+    """
+    present = steps(checkpoints)
+    gone = to_delete(present, keep, permanent_every)
+    for step in gone:
+        remove(folder_of(checkpoints, step))
+    for folder in checkpoints.glob("step-[0-9]*"):
+        if not (folder / NAME).exists() and present and folder < folder_of(checkpoints, present[-1]):
+            remove(folder)
+    return gone
+
+
+def remove(folder: Path) -> None:
+    """Delete one checkpoint, its manifest first."""
+    (folder / NAME).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

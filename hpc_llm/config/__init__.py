@@ -1,0 +1,1 @@
+"""What a run is: typed configuration, Hydra composition, and the rules on configuration alone."""

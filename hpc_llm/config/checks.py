@@ -1,0 +1,132 @@
+"""Rules on the configuration alone: what can be refused without looking at the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hpc_llm.config.schema import ClusterConfig, RunConfig
+
+VOCAB_MULTIPLE = 128  # embeddings padded to it: worth up to 4 MFU points (MPT-7B)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
+
+_POSITIVE: tuple[Callable[[Any], bool], str] = (lambda value: value > 0, "a number above 0")
+_NOT_NEGATIVE: tuple[Callable[[Any], bool], str] = (lambda value: value >= 0, "0 or more")
+_FRACTION: tuple[Callable[[Any], bool], str] = (lambda value: 0 < value < 1, "between 0 and 1")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "run.seed": (lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1"),
+    "run.max_gpu_hours": _POSITIVE,
+    **dict.fromkeys(("model.d_model", "model.n_heads", "model.n_layers", "model.vocab_size"), _POSITIVE),
+    **dict.fromkeys(("model.max_seq_len", "model.expansion_ratio", "model.alibi_bias_max"), _POSITIVE),
+    **dict.fromkeys(("model.clip_qkv", "model.init_std", "data.vocab_size", "data.workers"), _POSITIVE),
+    **dict.fromkeys(("data.heldout_fraction", "optim.decay_fraction"), _FRACTION),
+    "data.tokenizer_sample_mb": _POSITIVE,
+    "data.max_reject_fraction": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    **dict.fromkeys(("optim.lr", "optim.eps"), _POSITIVE),
+    **dict.fromkeys(("optim.weight_decay", "optim.grad_clip"), _NOT_NEGATIVE),
+    "optim.betas": (lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value), "two numbers in [0, 1)"),
+    "optim.min_lr_ratio": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    **dict.fromkeys(("train.seq_len", "train.global_batch", "train.micro_batch", "train.eval_batches"), _POSITIVE),
+    "train.zero_stage": (lambda value: value in (0, 1, 2, 3), "0, 1, 2, 3 or auto"),
+    "checkpoint.keep": _POSITIVE,
+    **dict.fromkeys(("cluster.nodes", "cluster.gpus_per_node", "cluster.cpus_per_gpu"), _POSITIVE),
+    **dict.fromkeys(("cluster.threads_per_rank", "cluster.time_min", "cluster.array_throttle"), _POSITIVE),
+    "cluster.signal_lead_s": (lambda value: 0 <= value <= 65535, "seconds from 0 to 65535 (Slurm's limit)"),
+    "cluster.expected_mfu": (lambda value: 0 < value <= 1, "above 0, at most 1"),
+    **dict.fromkeys(("recovery.max_crashes", "recovery.max_no_progress"), _NOT_NEGATIVE),
+    "trackers.tensorboard.every": _POSITIVE,
+}
+_SLURM_ONLY = (
+    *("partition", "account", "qos", "constraint", "exclude", "reservation", "cpus_per_gpu", "mem", "time_min"),
+    *("array_throttle", "setup", "wrapper", "sbatch"),
+)
+
+
+def problems(config: RunConfig) -> list[str]:
+    """Everything wrong with `config` as far as it alone can tell, one sentence each."""
+    return [*_ranges(config), *_shapes(config), *_words(config), *_combinations(config), *_without_effect(config)]
+
+
+def padded_vocab(vocab_size: int) -> int:
+    """Rows of the embedding for a tokenizer of `vocab_size` pieces."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def _ranges(config: RunConfig) -> Iterator[str]:
+    for key, (allowed, description) in _RANGES.items():
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part) if value is not None else None
+        if value is not None and value != "auto" and not allowed(value):
+            yield f"{key}={value}: {description} is expected"
+
+
+def _shapes(config: RunConfig) -> Iterator[str]:
+    model, train, data = config.model, config.train, config.data
+    if model.n_heads > 0 and model.d_model % model.n_heads:
+        yield f"model.n_heads={model.n_heads}: a divisor of model.d_model={model.d_model} is expected"
+    if train.seq_len > model.max_seq_len:
+        yield (
+            f"train.seq_len={train.seq_len}: at most model.max_seq_len={model.max_seq_len} of {model.name}; "
+            f"lower it or set model.max_seq_len={train.seq_len}"
+        )
+    if data.vocab_size is None and data.tokenizer is None:
+        yield "data.vocab_size=null: the number of pieces to train, or data.tokenizer=PATH of a SentencePiece model"
+    if data.vocab_size is not None and padded_vocab(data.vocab_size) != model.vocab_size:
+        yield (
+            f"model.vocab_size={model.vocab_size}: {padded_vocab(data.vocab_size)} is expected, "
+            f"the tokenizer's data.vocab_size={data.vocab_size} padded to a multiple of {VOCAB_MULTIPLE}"
+        )
+
+
+def _words(config: RunConfig) -> Iterator[str]:
+    name = config.run.name
+    if name is not None and not _NAME.fullmatch(name):
+        yield (
+            f"run.name={name!r}: up to 100 letters, digits, '.', '_' and '-' that do not begin with '.' or '-'; "
+            f"for example {re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')[:100] or 'my-run'}"
+        )
+    for variable in config.cluster.exports:
+        if not _VARIABLE.fullmatch(variable):
+            yield f"cluster.exports.{variable}: a variable's name has letters, digits and '_'"
+        elif _SECRET.search(variable):
+            yield f"cluster.exports.{variable}: secrets are not written to files; export {variable} in the shell you submit from"
+    dialect = config.cluster.gpu_request
+    if not re.fullmatch(r"none|gpus-per-node|gres(:[A-Za-z0-9_.-]+)?", dialect):
+        yield f"cluster.gpu_request={dialect!r}: gpus-per-node, gres, gres:TYPE (for example gres:a100) or none"
+
+
+def _combinations(config: RunConfig) -> Iterator[str]:
+    stage, optim = config.train.zero_stage, config.optim.name
+    if config.train.precision == "bf16" and stage == 0:
+        yield (
+            "train.zero_stage=0: DeepSpeed cannot accumulate bf16 gradients in fp32 at stage 0; "
+            "use train.zero_stage=1, 2 or 3, or train.precision=fp32"
+        )
+    if optim == "cpu_adam" and stage == 0:
+        yield "optim=cpu_adam: offloading needs train.zero_stage=1, 2 or 3"
+    if config.cluster.launcher == "local" and config.cluster.nodes != 1:
+        yield f"cluster.nodes={config.cluster.nodes}: 1 on cluster=local; ranks are cluster.gpus_per_node=N"
+    if config.test_only and config.cluster.launcher == "local":
+        yield "test_only=true: asks Slurm, so it needs a cluster, for example +cluster=a100x64"
+
+
+def _without_effect(config: RunConfig) -> Iterator[str]:
+    if config.data.name == "stdlib" and config.data.source is not None:
+        yield f"data.source={config.data.source}: data=stdlib has its own source; use data=files data.source=…"
+    default = {field.name: field.default for field in dataclasses.fields(type(config.optim))}
+    if config.optim.schedule != "wsd" and config.optim.decay_fraction != default["decay_fraction"]:
+        yield f"optim.decay_fraction={config.optim.decay_fraction}: has an effect with optim.schedule=wsd alone"
+    if config.cluster.launcher == "local":
+        for name in _SLURM_ONLY:
+            if getattr(config.cluster, name) != _default(ClusterConfig, name):
+                yield f"cluster.{name}={getattr(config.cluster, name)}: has no effect on cluster=local; choose a Slurm cluster"
+
+
+def _default(kind: Any, name: str) -> Any:
+    field = next(item for item in dataclasses.fields(kind) if item.name == name)
+    return field.default_factory() if callable(field.default_factory) else field.default

@@ -1,0 +1,286 @@
+"""The whole vocabulary of a run: frozen dataclasses, built from plain data with every error at once.
+
+Keys carry their unit. `auto` (as a string) means: the plan derives it (hpc_llm.planning) and writes
+what it chose into plan.json. A field that ends in `| None` may be `null`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, Union
+
+from hpc_llm.config.errors import InputError, nearest
+
+Auto = Literal["auto"]
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """Which run this is and where it lies."""
+
+    name: str | None = None  # null: derived from model, data and a hash of the configuration
+    root: str = "./runs"
+    seed: int = 17
+    group: str | None = None  # Unix group that may read the run; null keeps it private
+    max_gpu_hours: float | None = None  # what all attempts together may spend unattended
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """Published training recipe of a model size; the defaults of `train` and `optim` refer to it."""
+
+    lr: float
+    global_batch: int  # sequences
+    seq_len: int  # tokens
+    duration: str
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a decoder-only transformer of the MPT family (ALiBi, pre-norm, GELU, no biases)."""
+
+    name: str
+    d_model: int
+    n_heads: int
+    n_layers: int
+    vocab_size: int  # rows of the embedding: the tokenizer's vocabulary padded to a multiple of 128
+    max_seq_len: int  # tokens
+    recipe: RecipeConfig
+    expansion_ratio: int = 4
+    alibi_bias_max: float = 8.0
+    clip_qkv: float | None = None
+    init_std: float = 0.02
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Text, its tokenizer and its shards. One cache below `run.root` serves all runs."""
+
+    name: Literal["stdlib", "files"]
+    source: str | None = None  # a folder or file; stdlib has its own
+    out: str | None = None  # folder of the shards; null: <run.root>/.data/<name>-<hash>
+    tokenizer: str | None = None  # a SentencePiece model to use; null trains one
+    vocab_size: int | None = None  # pieces to train; null: what the given tokenizer has
+    suffixes: list[str] = field(default_factory=lambda: [".txt", ".md", ".py"])
+    heldout_fraction: float = 0.02  # of documents, chosen by a hash of their text
+    tokenizer_sample_mb: float = 8.0  # text that the tokenizer is trained on
+    workers: int | Auto = "auto"  # processes that tokenise; auto: one per core
+    max_reject_fraction: float = 0.2  # of documents; above it preparation stops
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and learning-rate schedule."""
+
+    name: Literal["fused_adam", "fused_lion", "cpu_adam", "torch_adam"]
+    lr: float
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0  # L2 norm of the whole gradient; 0 turns clipping off
+    schedule: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = "cosine"
+    warmup: str = "100steps"  # steps or tok
+    min_lr_ratio: float = 0.1  # final lr ÷ lr
+    decay_fraction: float = 0.2  # wsd: the last part of the run in which lr falls
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What is trained for how long. `global_batch` is mathematics, `micro_batch` is the machine."""
+
+    duration: str  # 4800steps, 1e9tok, 2ep
+    seq_len: int  # tokens
+    global_batch: int  # sequences per optimizer step over all ranks
+    micro_batch: int | Auto = "auto"  # sequences per rank and forward pass
+    zero_stage: int | Auto = "auto"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    activation_checkpointing: bool | Auto = "auto"
+    eval_every: str = "500steps"  # steps or tok; held-out loss, also at the end
+    eval_batches: int = 8  # global batches of held-out text
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run saves and what it keeps."""
+
+    every: str = "500steps"  # steps, tok, s, min or h
+    keep: int = 2  # newest checkpoints that stay
+    permanent_every: str | None = None  # steps or tok; these stay for good
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """The machine and its Slurm. `launcher: local` runs processes here."""
+
+    name: str
+    launcher: Literal["local", "slurm"]
+    nodes: int
+    gpus_per_node: int  # ranks per node; on a machine without GPUs too
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    gpu: str | None = None  # e.g. a100-80gb: memory and peak (hpc_llm.planning.hardware)
+    expected_mfu: float | None = None  # of the bf16 dense peak; what the plan's times rest on
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    reservation: str | None = None
+    gpu_request: str = "gpus-per-node"  # the site's dialect: gpus-per-node, gres, gres:TYPE, none
+    cpus_per_gpu: int | None = None
+    threads_per_rank: int | None = None  # OMP threads; null: cpus_per_gpu, locally cores ÷ ranks
+    mem: str | None = None  # per node, Slurm's spelling; "0" is all; null requests none
+    time_min: int | None = None  # wall-clock limit of one job, minutes
+    signal_lead_s: int = 300  # notice before the limit: one step + one save + 60 s
+    array_throttle: int | None = None  # tasks of a sweep that run at once
+    setup: list[str] = field(default_factory=list)  # shell lines: module load …, source …/activate
+    exports: dict[str, str] = field(default_factory=dict)  # environment of job and ranks
+    wrapper: list[str] = field(default_factory=list)  # container words put on the step: apptainer exec …
+    sbatch: dict[str, str] = field(default_factory=dict)  # further sbatch options: comment, switches, …
+    python: str | None = None  # interpreter of the job; null: the one that submits
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """Budgets of unattended restarts, one per cause; no progress stops a run whatever the cause."""
+
+    max_crashes: int = 3
+    max_no_progress: int = 2  # attempts in a row that end without a newer checkpoint
+
+
+@dataclass(frozen=True)
+class TensorboardConfig:
+    every: int = 10  # steps between points
+
+
+@dataclass(frozen=True)
+class TrackersConfig:
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: TensorboardConfig | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, resolved. JSON of it is `config.json` in the run directory."""
+
+    run: RunSection
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    cluster: ClusterConfig
+    recovery: RecoveryConfig
+    trackers: TrackersConfig
+    dry_run: bool = False
+    test_only: bool = False
+    local: bool = False
+    json: bool = False
+
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], data: Mapping[str, Any]) -> T:
+    """`data` as a frozen dataclass of type `cls`; InputError lists every unknown, missing or ill-typed key."""
+    problems: list[str] = []
+    built = _build(cls, data, "", problems)
+    if problems:
+        raise InputError(problems)
+    return typing.cast(T, built)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain data of a config dataclass, ready for JSON; `build` reverses it."""
+    return dataclasses.asdict(config)
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Resolved type of every field of a config dataclass."""
+    return typing.get_type_hints(cls)
+
+
+def section_class(annotation: Any) -> type | None:
+    """The dataclass that an annotation such as `X` or `X | None` holds, if any."""
+    options = typing.get_args(annotation) or (annotation,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)  # type: ignore[return-value]
+
+
+def _build(cls: Any, data: Any, prefix: str, problems: list[str]) -> Any:
+    if not isinstance(data, Mapping):
+        problems.append(f"{prefix.rstrip('.')}={data!r}: a group of keys is expected here")
+        return None
+    hints = field_types(cls)
+    for key in data:
+        if key not in hints:
+            problems.append(f"{prefix}{key}: unknown key; allowed here: {nearest(str(key), hints)}")
+    values = {}
+    for item in dataclasses.fields(cls):
+        name = prefix + item.name
+        if item.name in data and data[item.name] != "???":
+            values[item.name] = _coerce(hints[item.name], data[item.name], name, problems)
+        elif item.name in data or (item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING):
+            problems.append(f"{name}: missing; give it as {name}=…")
+    return cls(**values) if not problems else None
+
+
+def _coerce(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
+    section = section_class(kind)
+    if section is not None:
+        return None if value is None and types.NoneType in typing.get_args(kind) else _build(section, value, name + ".", problems)
+    try:
+        return _convert(kind, value)
+    except ValueError:
+        problems.append(f"{name}={value!r}: {describe(kind)} is expected")
+        return None
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        for option in args:
+            try:
+                return _convert(option, value)
+            except ValueError:
+                continue
+        raise ValueError
+    if kind is types.NoneType and value is None:
+        return None
+    if origin is Literal and value in args:
+        return value
+    if origin is list and isinstance(value, (list, tuple)):
+        return [_convert(args[0], item) for item in value]
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): _convert(args[1], item) for key, item in value.items()}
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
+        return int(value)
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError
+
+
+def describe(kind: Any) -> str:
+    """A type in a user's words."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in args)
+    if origin is Literal:
+        return " or ".join(str(option) for option in args)
+    if origin is list:
+        return f"a list ([a,b]) of {describe(args[0])}"
+    if origin is dict:
+        return f"a mapping ({{key: value}}) to {describe(args[1])}"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
+    return names.get(kind, str(kind))

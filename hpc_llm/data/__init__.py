@@ -1,0 +1,1 @@
+"""From text to an exact stream of tokens: corpus → tokenizer → shards → order → loader."""

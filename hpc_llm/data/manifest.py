@@ -1,0 +1,154 @@
+"""What is known of prepared data without opening it, with the standard library alone.
+
+<directory>/
+  train-00000.bin  tokens, little endian, no header      train-00000.idx  uint64: start of each document, and the end
+  heldout-00000.bin / .idx                               the same, of held-out documents
+  tokenizer.model  rejects.jsonl                         SentencePiece model; {"path", "reason"} a line
+  manifest.json                                          this file's Manifest; written last
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import DataConfig, RunConfig
+from hpc_llm.planning.plan import DataFacts
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.model"
+REJECTS = "rejects.jsonl"
+PREPARE = "python -m hpc_llm.prepare data=…"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One .bin file and the index beside it; hashes are SHA-256 in hexadecimal."""
+
+    file: str
+    tokens: int  # end-of-text tokens included
+    documents: int
+    text_bytes: int  # UTF-8 bytes of the documents
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json of a folder of shards."""
+
+    version: int
+    dtype: str  # uint16 or uint32
+    vocab_size: int  # pieces of the tokenizer
+    padded_vocab_size: int  # rows of the embedding: a multiple of 128
+    eos_id: int  # ends every document
+    tokenizer_sha256: str
+    documents: dict[str, int]  # in = train + heldout + rejects
+    tokens: dict[str, int]  # train, heldout
+    bytes_per_token: float  # UTF-8 bytes ÷ tokens, both splits
+    unigram_entropy: float  # nats per token, see DataFacts
+    recipe: dict[str, Any]  # the settings that made these bytes
+    sentencepiece: str  # version
+    shards: dict[str, list[Shard]]  # train, heldout
+
+    def __post_init__(self) -> None:
+        """ValueError unless every document is accounted for and the counts of the shards add up."""
+        counts = self.documents
+        if counts["in"] != counts["train"] + counts["heldout"] + counts["rejects"]:
+            raise ValueError(f"documents do not add up: {counts}")
+        for split, shards in self.shards.items():
+            if self.tokens[split] != sum(shard.tokens for shard in shards):
+                raise ValueError(f"tokens of {split} do not add up")
+            if counts[split] != sum(shard.documents for shard in shards):
+                raise ValueError(f"documents of {split} do not add up")
+        if self.dtype not in ("uint16", "uint32"):
+            raise ValueError(f"dtype {self.dtype} is not uint16 or uint32")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Manifest of prepared data. InputError if there is none, or it is damaged or of another version."""
+    path = directory / MANIFEST
+    try:
+        values = json.loads(path.read_bytes())
+        if values.get("version") != FORMAT_VERSION:
+            raise InputError(
+                f"{path}: format {values.get('version')} is not {FORMAT_VERSION}; prepare again: {PREPARE}"
+            )
+        values["shards"] = {split: [Shard(**each) for each in shards] for split, shards in values["shards"].items()}
+        return Manifest(**values)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}: this data is not prepared; type: {PREPARE}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove the folder and prepare again: {PREPARE}") from None
+
+
+def facts(directory: Path) -> DataFacts:
+    """What planning needs to know of prepared data. InputError as `read_manifest`."""
+    manifest = read_manifest(directory)
+    return DataFacts(
+        directory=os.path.abspath(directory),  # noqa: PTH100 – resolve() would follow links
+        tokens=manifest.tokens["train"],
+        heldout_tokens=manifest.tokens["heldout"],
+        vocab_size=manifest.vocab_size,
+        unigram_entropy=manifest.unigram_entropy,
+    )
+
+
+def directory_for(config: RunConfig) -> Path:
+    """Folder of the shards of a run: data.out, or one below run.root that runs with the same recipe share."""
+    if config.data.out is not None:
+        return Path(config.data.out).expanduser()
+    digest = hashlib.sha256(json.dumps(recipe(config.data), sort_keys=True).encode()).hexdigest()
+    return Path(config.run.root).expanduser() / ".data" / f"{config.data.name}-{digest[:12]}"
+
+
+def recipe(config: DataConfig) -> dict[str, Any]:
+    """The settings that change the bytes of the shards; workers, out and the limit on rejects do not."""
+    stdlib = config.name == "stdlib"
+    return {
+        "format": FORMAT_VERSION,
+        "name": config.name,
+        "source": f"Python {platform.python_version()}" if stdlib else _absolute(config.source),
+        "suffixes": None if stdlib else sorted(config.suffixes),
+        "tokenizer": _content(config.tokenizer),
+        "vocab_size": config.vocab_size,
+        "tokenizer_sample_mb": config.tokenizer_sample_mb if config.tokenizer is None else None,
+        "heldout_fraction": config.heldout_fraction,
+    }
+
+
+def check_recipe(manifest: Manifest, config: DataConfig, directory: Path) -> None:
+    """InputError that names every setting in which prepared data differ from what is asked for."""
+    wanted = recipe(config)
+    different = [key for key in wanted if wanted[key] != manifest.recipe.get(key)]
+    if different:
+        raise InputError(
+            f"data.{key}={wanted[key]}: {directory} was prepared with {manifest.recipe.get(key)}; "
+            "choose another data.out, or remove that folder"
+            for key in different
+        )
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(Path(path).expanduser())  # noqa: PTH100
+
+
+def _content(path: str | None) -> str | None:
+    """Hash of a tokenizer's content where it can be read, else its path: where it lies does not change the bytes."""
+    if path is None:
+        return None
+    try:
+        return "sha256:" + hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+    except OSError:
+        return _absolute(path)

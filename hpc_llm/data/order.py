@@ -1,0 +1,92 @@
+"""(seed, step) → sample ids: a keyed permutation per epoch, computed where it is asked for.
+
+No index is built and nothing is remembered, so any step of any epoch costs the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+
+_ROUNDS = 6  # even; Luby and Rackoff need 4 for random round functions, two more help very small domains
+
+
+def samples(seed: int, step: int, global_batch: int, num_samples: int) -> np.ndarray:
+    """Ids of the samples that make up optimizer step `step` (from 0): int64 [global_batch].
+
+    A batch may straddle epochs; it holds a sample twice only where it does.
+    """
+    return sample_ids(seed, step * global_batch, global_batch, num_samples)
+
+
+def sample_ids(seed: int, start: int, count: int, num_samples: int) -> np.ndarray:
+    """Ids at positions start … start + count − 1 of the endless stream of epochs: int64 [count].
+
+    Every epoch of `num_samples` positions visits every id in [0, num_samples) exactly once, in an order of its own.
+    `num_samples` is from 1 to 2^62.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples={num_samples}: at least 1 is needed")
+    ids = np.empty(count, np.int64)
+    done = 0
+    while done < count:
+        epoch, first = divmod(start + done, num_samples)
+        length = min(count - done, num_samples - first)
+        positions = np.arange(first, first + length, dtype=np.uint64)
+        ids[done : done + length] = _permute(positions, num_samples, _round_keys(seed, epoch))
+        done += length
+    return ids
+
+
+def _round_keys(seed: int, epoch: int) -> np.ndarray:
+    digest = hashlib.blake2b(f"hpc_llm order {seed} {epoch}".encode(), digest_size=8 * _ROUNDS).digest()
+    return np.frombuffer(digest, "<u8").astype(np.uint64)
+
+
+def _permute(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """A permutation of [0, size) at `positions`: uint64 [n] → uint64 [n].
+
+    Generalised Feistel network on [a] × [b] with a·b ≥ size, and cycle walking for what lands at or above `size`:
+    Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, methods 3 and 2.
+    With a = ⌈√size⌉ less than one value in a is walked again, where halves of bits would walk up to three in four.
+    """
+    a = math.isqrt(size - 1) + 1
+    b = -(-size // a)
+    out = _feistel(positions, a, b, keys)
+    outside = np.flatnonzero(out >= size)
+    while outside.size:
+        out[outside] = _feistel(out[outside], a, b, keys)
+        outside = outside[out[outside] >= size]
+    return out
+
+
+def _feistel(values: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray:
+    sizes = (np.uint64(a), np.uint64(b))
+    right = values // sizes[0]  # in [0, b)
+    left = values - right * sizes[0]  # in [0, a)
+    halves = [left, right]
+    for number, key in enumerate(keys):
+        turn = number % 2
+        size, half = sizes[turn], halves[turn]
+        half += _below(halves[1 - turn], key, size)
+        half -= (half >= size) * size
+    return halves[1] * sizes[0] + halves[0]
+
+
+def _below(values: np.ndarray, key: np.uint64, size: np.uint64) -> np.ndarray:
+    """Keyed pseudo-random numbers in [0, size), size ≤ 2^31.
+
+    Finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), its upper half scaled (Lemire, TOMACS 2019).
+    """
+    mixed: np.ndarray = values ^ key
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    mixed >>= np.uint64(32)
+    mixed *= size
+    mixed >>= np.uint64(32)
+    return mixed

@@ -1,0 +1,144 @@
+"""Shards of tokens: written once, then read through a memory map at random places."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.data.manifest import PREPARE, Manifest, Shard, read_manifest
+
+SHARD_TOKENS = 256_000_000  # half a GB in uint16: few files, since inodes are scarce on parallel file systems
+
+
+def dtype_for(vocab_size: int) -> np.dtype:
+    """Little-endian unsigned integers that hold every id of a vocabulary."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+class ShardWriter:
+    """Documents of one split, appended into shards of at most `shard_tokens` tokens (a longer document has its own).
+
+    Use it in a `with`: once that is left, files are complete and fsynced, `shards` lists them, and `token_counts`
+    (int64 [vocab_size]) says how often each token occurs.
+    """
+
+    def __init__(self, directory: Path, split: str, vocab_size: int, shard_tokens: int = SHARD_TOKENS) -> None:
+        self.dtype = dtype_for(vocab_size)
+        self.shards: list[Shard] = []
+        self.token_counts = np.zeros(vocab_size, np.int64)
+        self._directory, self._split, self._shard_tokens = directory, split, shard_tokens
+        self._file: BinaryIO | None = None
+        self._offsets = array("Q", [0])
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, tokens: np.ndarray, text_bytes: int) -> None:
+        """One document: ids [n], its end-of-text token included; `text_bytes` of UTF-8 gave them."""
+        if self._file is not None and self._offsets[-1] + tokens.size > self._shard_tokens:
+            self.close()
+        if self._file is None:
+            self._name = f"{self._split}-{len(self.shards):05d}"
+            self._file = (self._directory / f"{self._name}.bin").open("wb", buffering=1 << 20)
+            self._digest = hashlib.sha256()
+            self._offsets = array("Q", [0])
+            self._text_bytes = 0
+        content = tokens.astype(self.dtype, copy=False).tobytes()
+        self._file.write(content)
+        self._digest.update(content)
+        self._offsets.append(self._offsets[-1] + tokens.size)
+        self._text_bytes += text_bytes
+        self.token_counts += np.bincount(tokens, minlength=self.token_counts.size)
+
+    def close(self) -> None:
+        """Finish the shard at hand."""
+        if self._file is None:
+            return
+        index = np.frombuffer(self._offsets, np.uint64).astype("<u8").tobytes()
+        with (self._directory / f"{self._name}.idx").open("wb") as file:
+            file.write(index)
+            _sync(file)
+        _sync(self._file)
+        self._file.close()
+        self._file = None
+        self.shards.append(
+            Shard(
+                file=f"{self._name}.bin",
+                tokens=self._offsets[-1],
+                documents=len(self._offsets) - 1,
+                text_bytes=self._text_bytes,
+                sha256=self._digest.hexdigest(),
+                index_sha256=hashlib.sha256(index).hexdigest(),
+            )
+        )
+
+
+class ShardSet:
+    """Tokens of one split, memory-mapped.
+
+    Sample i at a sequence length is seq_len + 1 consecutive tokens of one shard; samples of a shard start every
+    seq_len tokens, so that each token is a target exactly once, but for a shard's first and its last few.
+    """
+
+    def __init__(self, directory: Path, split: str, manifest: Manifest) -> None:
+        self.directory, self.split, self.manifest = directory, split, manifest
+        self._shards = [
+            _map(directory, shard, np.dtype(manifest.dtype).newbyteorder("<")) for shard in manifest.shards[split]
+        ]
+
+    @classmethod
+    def open(cls, directory: Path, split: str) -> ShardSet:
+        """Shards of `split` (train or heldout). Reads no token; InputError if a file is missing or of a wrong size."""
+        return cls(directory, split, read_manifest(directory))
+
+    @property
+    def num_tokens(self) -> int:
+        return self.manifest.tokens[self.split]
+
+    def num_samples(self, seq_len: int) -> int:
+        """Samples of seq_len + 1 tokens."""
+        return int(self._samples_up_to(seq_len)[-1])
+
+    def gather(self, sample_ids: np.ndarray, seq_len: int) -> np.ndarray:
+        """Samples `sample_ids` (int [n], each in [0, num_samples)): int64 [n, seq_len + 1]."""
+        ends = self._samples_up_to(seq_len)
+        out = np.empty((len(sample_ids), seq_len + 1), np.int64)
+        numbers = np.searchsorted(ends, sample_ids, side="right") - 1
+        for row, (sample, number) in enumerate(zip(sample_ids.tolist(), numbers.tolist(), strict=True)):
+            start = (sample - int(ends[number])) * seq_len
+            out[row] = self._shards[number][start : start + seq_len + 1]
+        return out
+
+    def _samples_up_to(self, seq_len: int) -> np.ndarray:
+        """Number of samples before each shard, and in all: int64 [shards + 1]."""
+        counts = [max(0, (len(tokens) - 1) // seq_len) for tokens in self._shards]
+        return np.cumsum([0, *counts], dtype=np.int64)
+
+
+def _map(directory: Path, shard: Shard, dtype: np.dtype) -> np.ndarray:
+    path = directory / shard.file
+    try:
+        num_bytes = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; remove {directory} and prepare again: {PREPARE}") from None
+    expected = shard.tokens * dtype.itemsize
+    if num_bytes != expected:
+        raise InputError(
+            f"{path}: has {num_bytes} bytes, its manifest says {expected}; "
+            f"remove {directory} and prepare again: {PREPARE}"
+        )
+    return np.asarray(np.memmap(path, dtype, mode="r"))  # a plain array: slicing a memmap costs several times more
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

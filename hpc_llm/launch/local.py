@@ -1,0 +1,87 @@
+"""A run on this machine, in the foreground: prepare, build, freeze, supervise, show."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.launch import supervisor
+from hpc_llm.launch.show import Show
+from hpc_llm.launch.submission import examine
+from hpc_llm.recovery.causes import ExitCode
+from hpc_llm.runs import freeze, ledger
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.storage import operators
+from hpc_llm.storage.files import restrict_access
+
+_POLL_S = 0.2
+
+
+def run(config: RunConfig, words: list[str]) -> int:
+    """Run `config` to its end and show it; the exit status. InputError as `examine`, or on a login node."""
+    if shutil.which("sbatch") and "SLURM_JOB_ID" not in os.environ and not config.local:
+        raise InputError(
+            "cluster=local: sbatch is on PATH and this is no job: a login node is not for training; "
+            "add +cluster=NAME to submit, or local=true to run here all the same"
+        )
+    restrict_access(config.run.group)
+    if config.data.name == "stdlib":
+        _prepare(config)
+    plan = examine(config)
+    layout = freeze.freeze(config, plan)
+    ledger.Ledger(layout.ledger, "submit").write("submitted", words=words, host=os.uname().nodename)
+    show = Show(layout, plan)
+    if show.complete():
+        print(f"{layout.path} is complete: nothing left to train")
+        show.summary()
+        return 0
+    _build(config)
+    show.header(config)
+    status = _supervise(layout, show)
+    if status == supervisor.BUSY:
+        return 1
+    show.ending(status, words)
+    return 130 if status == ExitCode.STOPPED else status
+
+
+def _prepare(config: RunConfig) -> None:
+    from hpc_llm import prepare
+    from hpc_llm.data.manifest import directory_for
+    from hpc_llm.data.pipeline import prepare as pp
+    with prepare._progress() as on:
+        pp(config, directory_for(config), on)
+
+
+def _build(config: RunConfig) -> None:
+    """Compile what the optimizer needs, once, in a process of its own: this one never imports torch."""
+    operator = operators.needed(config.optim.name, "cpu")
+    if operator is None or (config.cluster.device == "cpu" and operators.library(operator, operators.cpu_architecture()).exists()):
+        return
+    words = [sys.executable, "-m", "hpc_llm.build", "--quiet", config.optim.name, config.cluster.device]
+    subprocess.run(words, check=False)
+
+
+def _supervise(layout: RunLayout, show: Show) -> int:
+    """Start the supervisor, pass signals on, show progress; the run's exit status."""
+    command = [sys.executable, "-m", "hpc_llm.launch.supervisor", str(layout.path)]
+    environment = {**os.environ, "HPC_LLM_PARENT": str(os.getpid())}
+    child = subprocess.Popen(command, cwd=layout.code, env=environment, start_new_session=True)
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        child.send_signal(signal.SIGTERM)
+        show.stopping = True
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, pass_on)
+    with show:
+        while True:
+            try:
+                return child.wait(timeout=_POLL_S)
+            except subprocess.TimeoutExpired:
+                show.update()

@@ -1,0 +1,1 @@
+"""The transformer. Knows neither DeepSpeed nor Slurm."""

@@ -1,0 +1,28 @@
+"""Initial weights: a function of (seed, parameter name), whatever the number of ranks or the order of modules."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from hpc_llm.config.schema import ModelConfig
+
+_RESIDUAL = ("out_proj.weight", "down_proj.weight")  # the two that write into the residual stream
+
+
+@torch.no_grad()
+def initialise(name: str, parameter: Tensor, config: ModelConfig, seed: int) -> None:
+    """Fill `parameter` in place: ones for norms, else normal(0, init_std).
+
+    Projections into the residual stream are scaled by 1/sqrt(2·n_layers) (GPT-2). Drawn on the CPU,
+    so that every device starts from the same numbers.
+    """
+    if parameter.dim() == 1:
+        parameter.fill_(1.0)
+        return
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    std = config.init_std / (2 * config.n_layers) ** 0.5 if name.endswith(_RESIDUAL) else config.init_std
+    parameter.copy_(torch.normal(0.0, std, parameter.shape, generator=generator))

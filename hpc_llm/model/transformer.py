@@ -1,0 +1,66 @@
+"""A decoder-only transformer of the MPT family: ALiBi, pre-norm, GELU, no biases, tied embeddings.
+
+Names of parameters are those of Hugging Face's MptForCausalLM below `transformer.`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from hpc_llm.config.schema import ModelConfig
+from hpc_llm.model.attention import Attention, alibi_bias
+from hpc_llm.model.loss import summed_cross_entropy
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.d_model, config.expansion_ratio * config.d_model, bias=False)
+        self.down_proj = nn.Linear(config.expansion_ratio * config.d_model, config.d_model, bias=False)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.up_proj(x_BSD)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.d_model, bias=False)
+        self.attn = Attention(config)
+        self.norm_2 = nn.LayerNorm(config.d_model, bias=False)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x_BSD: Tensor, bias_1HSS: Tensor) -> Tensor:
+        x_BSD = x_BSD + self.attn(self.norm_1(x_BSD), bias_1HSS)
+        return x_BSD + self.ffn(self.norm_2(x_BSD))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """Tokens and targets, each [batch, seq_len] int64 → summed loss (see model.loss)."""
+
+    bias_1HSS: Tensor
+
+    def __init__(self, config: ModelConfig, seq_len: int, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.activation_checkpointing = activation_checkpointing
+        self.wte = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm_f = nn.LayerNorm(config.d_model, bias=False)
+        bias = alibi_bias(config.n_heads, seq_len, config.alibi_bias_max)
+        self.register_buffer("bias_1HSS", bias, persistent=False)
+
+    def forward(self, tokens_BS: Tensor, targets_BS: Tensor) -> Tensor:
+        return summed_cross_entropy(self.logits(tokens_BS), targets_BS)
+
+    def logits(self, tokens_BS: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of the next token, [batch, seq_len, vocab_size]."""
+        x_BSD = self.wte(tokens_BS)
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_BSD = checkpoint(block, x_BSD, self.bias_1HSS, use_reentrant=False)
+            else:
+                x_BSD = block(x_BSD, self.bias_1HSS)
+        return F.linear(self.norm_f(x_BSD), self.wte.weight)

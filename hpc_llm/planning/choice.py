@@ -1,0 +1,69 @@
+"""ZeRO stage, activation checkpointing and micro-batch: what the user fixed is kept, the rest is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.batch import microbatch_candidates, rows_per_rank
+from hpc_llm.planning.memory import MemoryEstimate, estimate
+
+# Cheapest first: ZeRO-2 adds traffic only with accumulation, checkpointing a third of the FLOPs,
+# ZeRO-3 half as much traffic again and hooks on every module.
+CHEAPEST_FIRST = ((1, False), (2, False), (1, True), (2, True), (3, False), (3, True))
+STAGE_0 = ((0, False), (0, True))  # never chosen, only taken where the user asks for it
+CAP_WITHOUT_LIMIT = 8  # sequences per pass where memory is not known
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run a step, and what it needs."""
+
+    zero_stage: int
+    activation_checkpointing: bool
+    micro_batch: int  # sequences per rank and pass
+    memory: MemoryEstimate
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The choice as overrides: key → value."""
+        return {
+            "train.zero_stage": str(self.zero_stage),
+            "train.activation_checkpointing": str(self.activation_checkpointing).lower(),
+            "train.micro_batch": str(self.micro_batch),
+        }
+
+
+def choose(config: RunConfig, usable: int | None) -> Choice | None:
+    """The cheapest choice within `usable` bytes per rank, with the largest micro-batch; None where nothing fits."""
+    return next((choice for choice in choices(config, usable) if usable is None or choice.memory.total <= usable), None)
+
+
+def smallest(config: RunConfig) -> Choice | None:
+    """The choice that needs the least memory, fitting or not; None where no setting is allowed at all."""
+    return min(choices(config, 0), key=lambda choice: choice.memory.total, default=None)
+
+
+def choices(config: RunConfig, usable: int | None) -> Iterator[Choice]:
+    """All choices that the user's settings leave open, best first."""
+    rows = rows_per_rank(config.train.global_batch, config.cluster.world_size)
+    fixed = config.train.micro_batch
+    candidates = (
+        microbatch_candidates(rows) if usable is not None else microbatch_candidates(rows, CAP_WITHOUT_LIMIT)[:1]
+    )
+    sizes = candidates if fixed == "auto" else [fixed]
+    for zero_stage, checkpointing in _modes(config):
+        for size in sizes:
+            yield Choice(zero_stage, checkpointing, size, estimate(config, zero_stage, checkpointing, size))
+
+
+def _modes(config: RunConfig) -> list[tuple[int, bool]]:
+    train = config.train
+    # DeepSpeed refuses bf16 with fp32 accumulation, and offloading, at stage 0.
+    stage_0 = train.zero_stage == 0 and train.precision == "fp32" and config.optim.name != "cpu_adam"
+    return [
+        (stage, checkpointing)
+        for stage, checkpointing in (STAGE_0 if stage_0 else CHEAPEST_FIRST)
+        if train.zero_stage in ("auto", stage) and train.activation_checkpointing in ("auto", checkpointing)
+    ]

@@ -1,0 +1,67 @@
+"""How long: duration, warm-up and the periods of evaluation and checkpoints, in optimizer steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpc_llm.config.duration import Duration, parse
+from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
+
+STEPS_OR_TOKENS = ("steps", "tok")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Periods of a run; of the two of checkpoints one is set."""
+
+    steps: int
+    tokens_per_step: int
+    warmup_steps: int
+    eval_every_steps: int
+    checkpoint_every_steps: int | None
+    checkpoint_every_s: float | None
+    permanent_every_steps: int | None
+
+
+def lengths(config: RunConfig, tokens_per_epoch: int | None) -> Lengths:
+    """Every duration of `config` in steps; InputError lists all that cannot be read."""
+    train, checkpoint = config.train, config.checkpoint
+    problems: list[str] = []
+    tokens = max(1, train.global_batch * train.seq_len)  # the plan refuses a batch below 1 on its own
+
+    def read(key: str, text: str, allowed: tuple[str, ...]) -> Duration | None:
+        try:
+            return parse(text, allowed)
+        except InputError as error:
+            problems.append(f"{key}={text!r}: {error}")
+            return None
+
+    def steps(key: str, text: str) -> int:
+        found = read(key, text, STEPS_OR_TOKENS)
+        return found.steps(tokens) if found else 0
+
+    duration = read("train.duration", train.duration, (*STEPS_OR_TOKENS, "ep"))
+    every = read("checkpoint.every", checkpoint.every, (*STEPS_OR_TOKENS, "s", "min", "h"))
+    if duration and duration.unit == "ep" and tokens_per_epoch is None:
+        problems.append(
+            f"train.duration={train.duration!r}: the length of an epoch is not known before the data is prepared; "
+            f"run `python -m hpc_llm.prepare data={config.data.name}`, or give steps or tok"
+        )
+        duration = None
+    result = Lengths(
+        steps=duration.steps(tokens, tokens_per_epoch) if duration else 0,
+        tokens_per_step=tokens,
+        warmup_steps=steps("optim.warmup", config.optim.warmup),
+        eval_every_steps=steps("train.eval_every", train.eval_every),
+        checkpoint_every_steps=every.steps(tokens) if every and not every.is_time else None,
+        checkpoint_every_s=every.seconds() if every and every.is_time else None,
+        permanent_every_steps=(
+            None
+            if checkpoint.permanent_every is None
+            else steps("checkpoint.permanent_every", checkpoint.permanent_every)
+        ),
+    )
+    if problems:
+        raise InputError(problems)
+    return result

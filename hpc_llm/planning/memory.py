@@ -1,0 +1,131 @@
+"""Bytes per rank, part by part. What DeepSpeed holds was read in its 0.19.8 source (runtime/).
+
+N is the number of parameters, W the number of ranks, s·b·d one layer's activation of `micro_batch` sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpc_llm.config.schema import ModelConfig, RunConfig
+from hpc_llm.planning.hardware import GIB
+from hpc_llm.planning.parameters import COMPUTE_BYTES, FP32_BYTES, MOMENTS, parameter_count
+
+USABLE_FRACTION = 0.92  # of a GPU's memory; the rest is fragmentation
+CONTEXT_BYTES = int(1.5 * GIB)  # CUDA context with its loaded kernels, cuBLAS workspace, NCCL channels
+BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default reduce_bucket_size
+LIVE_ELEMENTS = 1_000_000_000  # ZeRO-3's max_live_parameters and sub_group_size
+# Cross-entropy from bf16 logits: log-probabilities, their gradient and the logits' gradient, each in fp32.
+LOSS_BYTES = 3 * FP32_BYTES
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes per rank."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    overhead: int  # CUDA context, NCCL and DeepSpeed buckets, fragmentation
+    host: int = 0  # host memory of an offloaded optimizer; not part of the total
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.overhead
+
+
+def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> MemoryEstimate:
+    """Peak of one rank: the start of backward, where all activations and the logits live."""
+    model, precision, world = config.model, config.train.precision, config.cluster.world_size
+    offloaded = config.optim.name == "cpu_adam"
+    context = 0 if config.cluster.device == "cpu" else CONTEXT_BYTES
+    count = parameter_count(model)
+    compute = COMPUTE_BYTES[precision]
+    states = optimizer_bytes(count, world, zero_stage, precision, MOMENTS[config.optim.name])
+    gradients = gradient_bytes(count, world, zero_stage, precision, offloaded)
+    sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing)
+    bias = model.n_heads * config.train.seq_len**2 * compute  # one additive ALiBi bias [heads, s, s] for all layers
+    return MemoryEstimate(
+        weights=weight_bytes(count, world, zero_stage, compute),
+        gradients=gradients,
+        optimizer=0 if offloaded else states,
+        activations=micro_batch * sequence + bias,
+        logits=micro_batch * config.train.seq_len * model.vocab_size * (compute + LOSS_BYTES),
+        overhead=context + bucket_bytes(count, zero_stage, precision, offloaded),
+        host=states + FP32_BYTES * shard(count, world) if offloaded else 0,
+    )
+
+
+def shard(count: int, world_size: int) -> int:
+    """Elements of one rank's part."""
+    return -(-count // world_size)
+
+
+def weight_bytes(count: int, world_size: int, zero_stage: int, compute: int) -> int:
+    """Weights in the compute dtype; ZeRO-3 keeps a part and gathers up to LIVE_ELEMENTS around the layer at work."""
+    if zero_stage < 3:
+        return compute * count
+    return compute * (shard(count, world_size) + min(count, LIVE_ELEMENTS))
+
+
+def gradient_bytes(count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool) -> int:
+    """Gradients of the compute dtype and their fp32 accumulation, where both live.
+
+    - fp32: one full gradient at stages 0 and 1, nothing apart from it.
+    - bf16, stage 1 (BF16_Optimizer): a full fp32 buffer, and beside it the full bf16 gradient of a pass,
+      since `immediate_grad_update` is off by default: 6·N. Offloaded, the bf16 part goes as soon as it is added.
+    - stage 2: a bf16 part, its fp32 accumulation and the flat copy for the step: 10·N/W. Offloaded, fp32 is in RAM.
+    - stage 3: a flat fp32 part and the copy of the sub-group in the step.
+    """
+    part, compute = shard(count, world_size), COMPUTE_BYTES[precision]
+    if zero_stage < 2:
+        accumulated = 0 if precision == "fp32" else FP32_BYTES * count
+        return accumulated + (0 if offloaded and accumulated else compute * count)
+    if zero_stage == 2:
+        return compute * part + (0 if offloaded else 2 * FP32_BYTES * part)
+    return 0 if offloaded else FP32_BYTES * (part + min(part, LIVE_ELEMENTS))
+
+
+def optimizer_bytes(count: int, world_size: int, zero_stage: int, precision: str, moments: int) -> int:
+    """Moments and master weights in fp32: 12 bytes per parameter with Adam, 8 with Lion; in parts from stage 1 on.
+
+    Plain fp32 at stage 0 updates the weights themselves; the ZeRO optimizers clone their part in fp32 too.
+    """
+    master = 0 if zero_stage == 0 and precision == "fp32" else 1
+    elements = count if zero_stage == 0 else shard(count, world_size)
+    return FP32_BYTES * (moments + master) * elements
+
+
+def activation_bytes(model: ModelConfig, seq_len: int, compute: int, checkpointing: bool) -> int:
+    """Activations of one sequence, all layers.
+
+    Korthikanti et al. (arXiv 2205.05198, eq. 1) count s·b·h·(34 + 5·a·s/h) bytes per layer. Without dropout its
+    masks go (2·s·b·h); fused attention keeps no s² scores, only its output, which the 34 hold already. That is
+    (8 + 2e)·s·d elements: inputs of two norms, of attention and MLP (4), q, k, v (3), attention's output (1), and
+    the input and output of GELU (2e). Checkpointing keeps a layer's input and recomputes one layer at a time.
+    Backward through one MLP holds two more gradients of e·d.
+    """
+    width = seq_len * model.d_model
+    layer = (8 + 2 * model.expansion_ratio) * width
+    working = 2 * model.expansion_ratio * width
+    ends = 2 * width  # embedding's output and the last norm's input
+    kept = model.n_layers * width + layer if checkpointing else model.n_layers * layer
+    return compute * (kept + working + ends)
+
+
+def bucket_elements(count: int) -> int:
+    """`reduce_bucket_size` for DeepSpeed: its default, but never more than the model has (it is allocated whole)."""
+    return min(BUCKET_ELEMENTS, count)
+
+
+def bucket_bytes(count: int, zero_stage: int, precision: str, offloaded: bool) -> int:
+    """Communication buffers: a bucket from ZeRO-2 on, and its fp32 copy at 3.
+
+    At stage 1 bf16 reduces in place; fp32 and offloaded runs use the optimizer of stage 2, with an fp32 bucket.
+    """
+    compute = COMPUTE_BYTES[precision]
+    stage_1 = FP32_BYTES if precision == "fp32" or offloaded else 0
+    per_element = {0: 0, 1: stage_1, 2: compute, 3: compute + FP32_BYTES}[zero_stage]
+    return per_element * bucket_elements(count)

@@ -1,0 +1,179 @@
+"""RunConfig + facts about its data → RunPlan: every number the job needs that the user did not give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hpc_llm.config import checks
+from hpc_llm.config.errors import InputError, nearest
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.batch import accumulation, rows_per_rank
+from hpc_llm.planning.choice import choose
+from hpc_llm.planning.hardware import GIB, GPUS, Gpu
+from hpc_llm.planning.lengths import lengths
+from hpc_llm.planning.memory import USABLE_FRACTION, MemoryEstimate
+from hpc_llm.planning.parameters import checkpoint_bytes, flops_per_token, parameter_count
+from hpc_llm.planning.refusal import refusal
+from hpc_llm.planning.walltime import walltime
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is known of prepared data (its manifest)."""
+
+    directory: str
+    tokens: int  # training tokens
+    heldout_tokens: int
+    vocab_size: int  # pieces of the tokenizer, unpadded
+    unigram_entropy: float  # nats per token: held-out text under the training text's unigram distribution
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Frozen into plan.json; the job follows it and derives nothing anew."""
+
+    world_size: int
+    nodes: int
+    gpus_per_node: int
+    # batch
+    micro_batch: int  # sequences per rank and pass
+    accumulation: int  # passes per optimizer step
+    zero_stage: int
+    activation_checkpointing: bool
+    # length
+    steps: int
+    tokens_per_step: int
+    tokens: int
+    warmup_steps: int
+    eval_every_steps: int
+    checkpoint_every_steps: int | None  # one of the two is set
+    checkpoint_every_s: float | None
+    permanent_every_steps: int | None
+    # size
+    parameters: int
+    flops_per_token: float
+    checkpoint_bytes: int
+    memory: MemoryEstimate
+    memory_available: int | None  # usable bytes per rank (92 % of a GPU's); None: unknown machine
+    # time, at the stated MFU; None where the machine's peak is unknown
+    peak_tflops: float | None  # bf16 dense, per GPU
+    expected_mfu: float | None
+    tokens_per_second: float | None  # over all ranks
+    wall_hours: float | None
+    gpu_hours: float | None
+    jobs: int | None  # Slurm time limits that the run will need
+    # data
+    data_directory: str
+    unigram_entropy: float | None
+
+
+def make_plan(config: RunConfig, data: DataFacts | None, *, memory_available: int | None = None) -> RunPlan:
+    """The plan of `config`. InputError lists everything that cannot work, all at once.
+
+    `data` is None before preparation. `memory_available` is a GPU's memory in bytes where it was measured;
+    else cluster.gpu says it, and on a CPU it is unknown.
+    """
+    cluster, train = config.cluster, config.train
+    gpu = GPUS.get(cluster.gpu) if cluster.gpu and cluster.device != "cpu" else None
+    usable = _usable(gpu, memory_available)
+    problems = [*checks.problems(config), *_problems(config, data)]
+    length, choice = None, None
+    try:
+        length = lengths(config, data.tokens if data else None)
+    except InputError as error:
+        problems += error.problems
+    if _countable(config):
+        choice = choose(config, usable)
+        if choice is None and usable is not None and (sentence := refusal(config, usable)):
+            problems.append(sentence)
+    if problems or length is None or choice is None:
+        raise InputError(problems)
+
+    tokens = length.steps * length.tokens_per_step
+    parameters = parameter_count(config.model)
+    flops = flops_per_token(config.model, train.seq_len)
+    # An MFU is a share of the bf16 peak: it says nothing about fp32.
+    peak = gpu.peak_tflops if gpu and train.precision == "bf16" else None
+    time = walltime(cluster, peak, flops, tokens)
+    return RunPlan(
+        world_size=cluster.world_size,
+        nodes=cluster.nodes,
+        gpus_per_node=cluster.gpus_per_node,
+        micro_batch=choice.micro_batch,
+        accumulation=accumulation(train.global_batch, cluster.world_size, choice.micro_batch),
+        zero_stage=choice.zero_stage,
+        activation_checkpointing=choice.activation_checkpointing,
+        steps=length.steps,
+        tokens_per_step=length.tokens_per_step,
+        tokens=tokens,
+        warmup_steps=length.warmup_steps,
+        eval_every_steps=length.eval_every_steps,
+        checkpoint_every_steps=length.checkpoint_every_steps,
+        checkpoint_every_s=length.checkpoint_every_s,
+        permanent_every_steps=length.permanent_every_steps,
+        parameters=parameters,
+        flops_per_token=flops,
+        checkpoint_bytes=checkpoint_bytes(parameters, config.optim.name, train.precision),
+        memory=choice.memory,
+        memory_available=usable,
+        peak_tflops=peak,
+        expected_mfu=cluster.expected_mfu,
+        tokens_per_second=time.tokens_per_second,
+        wall_hours=time.wall_hours,
+        gpu_hours=time.gpu_hours,
+        jobs=time.jobs,
+        data_directory=data.directory if data else config.data.out or "",
+        unigram_entropy=data.unigram_entropy if data else None,
+    )
+
+
+def _usable(gpu: Gpu | None, measured: int | None) -> int | None:
+    total = measured if measured is not None else int(gpu.memory_gib * GIB) if gpu else None
+    return None if total is None else int(total * USABLE_FRACTION)
+
+
+def _countable(config: RunConfig) -> bool:
+    """Whether every rank gets a row and every size is above 0, so that memory can be counted."""
+    model, train, world = config.model, config.train, config.cluster.world_size
+    sizes = (
+        model.d_model,
+        model.n_heads,
+        model.n_layers,
+        model.vocab_size,
+        model.expansion_ratio,
+        train.seq_len,
+        world,
+    )
+    return min(sizes) > 0 and train.global_batch >= world and (train.micro_batch == "auto" or train.micro_batch > 0)
+
+
+def _problems(config: RunConfig, data: DataFacts | None) -> Iterator[str]:
+    """What the configuration and its machine or its data do not agree on, one sentence each."""
+    cluster, train, world = config.cluster, config.train, config.cluster.world_size
+    if cluster.gpu is not None and cluster.gpu not in GPUS:
+        yield f"cluster.gpu={cluster.gpu!r}: one of {nearest(cluster.gpu, GPUS)}, or null where it is none of them"
+    if train.global_batch < world:
+        yield (
+            f"train.global_batch={train.global_batch}: at least one sequence for each of the {world} ranks "
+            f"({cluster.nodes} × {cluster.gpus_per_node}) is needed; raise it or lower cluster.nodes"
+        )
+    elif (
+        train.micro_batch != "auto"
+        and world > 0
+        and train.micro_batch > (rows := rows_per_rank(train.global_batch, world))
+    ):
+        yield (
+            f"train.micro_batch={train.micro_batch}: at most {rows}, a rank's sequences of "
+            f"train.global_batch={train.global_batch} over {world} ranks; or auto"
+        )
+    if cluster.time_min is not None and cluster.time_min * 60 <= cluster.signal_lead_s:
+        yield (
+            f"cluster.signal_lead_s={cluster.signal_lead_s}: fewer seconds than the time limit "
+            f"cluster.time_min={cluster.time_min} has ({cluster.time_min * 60})"
+        )
+    if data is not None and data.vocab_size > config.model.vocab_size:
+        yield (
+            f"model.vocab_size={config.model.vocab_size}: at least {data.vocab_size}, the pieces of the tokenizer "
+            f"in {data.directory}; set model.vocab_size={checks.padded_vocab(data.vocab_size)}"
+        )

@@ -1,0 +1,107 @@
+"""What to say when a run does not fit: the shortfall, and the nearest settings that were computed to fit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.batch import rows_per_rank
+from hpc_llm.planning.choice import Choice, choose, smallest
+from hpc_llm.planning.hardware import GIB
+
+KNOBS = ("activation_checkpointing", "micro_batch", "zero_stage")  # of train, the least intrusive first
+MOST_OTHER_KNOBS = 2
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Overrides that make a run fit, each verified by choosing again."""
+
+    overrides: str  # as typed, words separated by spaces
+    note: str = ""
+
+
+def refusal(config: RunConfig, usable: int) -> str | None:
+    """One sentence on why `config` does not fit into `usable` bytes per rank; None where no setting is allowed."""
+    best = smallest(config)
+    if best is None:
+        return None
+    words = " ".join(f"{key}={value}" for key, value in best.words.items())
+    found = " or ".join(f"`{suggestion.overrides}`{suggestion.note}" for suggestion in suggestions(config, usable))
+    remedy = (
+        f"these fit: {found}"
+        if found
+        else (
+            "neither ZeRO-3, offloading nor a rank per sequence fits: shorten train.seq_len or choose a smaller model"
+        )
+    )
+    return (
+        f"model={config.model.name}: {best.memory.total / GIB:.1f} GiB per GPU are needed even with {words}, "
+        f"{(best.memory.total - usable) / GIB:.1f} GiB more than the {usable / GIB:.1f} GiB usable; {remedy}"
+    )
+
+
+def suggestions(config: RunConfig, usable: int) -> list[Suggestion]:
+    """What makes `config` fit, nearest first: other settings, the optimizer in host memory, more nodes."""
+    return [*_other_knobs(config, usable), *_offloaded(config, usable), *_more_nodes(config, usable)]
+
+
+def _other_knobs(config: RunConfig, usable: int) -> list[Suggestion]:
+    """Changes of as few of the user's fixed settings as possible, on the same machine."""
+    fixed = _fixed(config)
+    for count in range(1, len(fixed) + 1):
+        fitting = [
+            Suggestion(_changed(config, choice, knobs))
+            for knobs in itertools.combinations(fixed, count)
+            if (choice := choose(_released(config, knobs), usable))
+        ]
+        if fitting:
+            return fitting[:MOST_OTHER_KNOBS]
+    return []
+
+
+def _offloaded(config: RunConfig, usable: int) -> Iterator[Suggestion]:
+    if config.optim.name == "cpu_adam":
+        return
+    moved = replace(config, optim=replace(config.optim, name="cpu_adam"))
+    for knobs in ((), _fixed(config)):
+        if choice := choose(_released(moved, knobs), usable):
+            host = choice.memory.host * config.cluster.gpus_per_node / GIB
+            yield Suggestion(
+                _changed(config, choice, knobs, "optim=cpu_adam"), f" ({host:,.0f} GiB of host memory per node)"
+            )
+            return
+
+
+def _more_nodes(config: RunConfig, usable: int) -> Iterator[Suggestion]:
+    """The least number of nodes of the same kind; at most one rank per sequence."""
+    cluster = config.cluster
+    most = cluster.nodes if cluster.launcher == "local" else config.train.global_batch // cluster.gpus_per_node
+    for knobs in ((), _fixed(config)):
+        for nodes in range(cluster.nodes + 1, most + 1):
+            larger = _released(replace(config, cluster=replace(cluster, nodes=nodes)), knobs)
+            if _has_rows(larger) and (choice := choose(larger, usable)):
+                yield Suggestion(_changed(config, choice, knobs, f"cluster.nodes={nodes}"))
+                return
+
+
+def _has_rows(config: RunConfig) -> bool:
+    size = config.train.micro_batch
+    return size == "auto" or size <= rows_per_rank(config.train.global_batch, config.cluster.world_size)
+
+
+def _fixed(config: RunConfig) -> tuple[str, ...]:
+    return tuple(knob for knob in KNOBS if getattr(config.train, knob) != "auto")
+
+
+def _released(config: RunConfig, knobs: tuple[str, ...]) -> RunConfig:
+    changes: dict[str, object] = dict.fromkeys(knobs, "auto")
+    return replace(config, train=replace(config.train, **changes))  # type: ignore[arg-type]
+
+
+def _changed(config: RunConfig, choice: Choice, knobs: tuple[str, ...], *first: str) -> str:
+    """Overrides for those of `knobs` whose chosen value differs from the user's."""
+    differing = [knob for knob in knobs if getattr(config.train, knob) != getattr(choice, knob)]
+    return " ".join([*first, *(f"train.{knob}={choice.words[f'train.{knob}']}" for knob in differing)])

@@ -1,0 +1,121 @@
+"""The plan as a plain-text table of at most 25 lines: what an engineer signs before the job is queued."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.batch import padded_rows
+from hpc_llm.planning.hardware import GIB
+from hpc_llm.planning.memory import USABLE_FRACTION
+from hpc_llm.planning.plan import RunPlan
+
+LABEL_WIDTH = 16
+
+
+def render(config: RunConfig, plan: RunPlan) -> str:
+    """Lines of `label  value`, sizes in GiB, counts with thousands separators."""
+    rows = [
+        *_what(config, plan),
+        *_batch(config, plan),
+        *_length(config, plan),
+        *_memory(config, plan),
+        *_time(config, plan),
+    ]
+    return "\n".join(f"{label:<{LABEL_WIDTH}}{value}".rstrip() for label, value in rows)
+
+
+def _what(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
+    model, cluster, optim = config.model, config.cluster, config.optim
+    yield (
+        "model",
+        f"{model.name}: {_count(plan.parameters)} parameters, {plan.flops_per_token / 1e9:,.3g} GFLOP per token",
+    )
+    nodes = "1 node" if plan.nodes == 1 else f"{plan.nodes} nodes"
+    yield (
+        "machine",
+        f"{cluster.name}: {nodes} × {plan.gpus_per_node} {cluster.gpu or 'ranks'}, {config.train.precision}",
+    )
+    yield (
+        "optimizer",
+        f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, warm-up {plan.warmup_steps:,} steps{_late(plan)}",
+    )
+    yield "data", f"{config.data.name}" + (f" in {plan.data_directory}" if plan.data_directory else "")
+
+
+def _batch(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
+    train = config.train
+    padded = padded_rows(train.global_batch, plan.world_size, plan.micro_batch)
+    product = f"ranks {plan.world_size} × micro {plan.micro_batch} × passes {plan.accumulation}"
+    note = f" − {padded} masked rows (uneven)" if padded else ""
+    yield "global batch", f"{train.global_batch:,} sequences of {train.seq_len:,} tokens = {product}{note}"
+    yield "micro-batch", f"{plan.micro_batch} {_origin(train.micro_batch)}"
+    yield "ZeRO stage", f"{plan.zero_stage} {_origin(train.zero_stage)}"
+    state = "on" if plan.activation_checkpointing else "off"
+    yield "act. ckpt", f"{state} {_origin(train.activation_checkpointing)}"
+
+
+def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
+    yield "length", f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens = {_count(plan.tokens)} tokens"
+    every = (
+        f"{plan.checkpoint_every_steps:,} steps" if plan.checkpoint_every_steps else f"{plan.checkpoint_every_s:g} s"
+    )
+    kept = f", for good every {plan.permanent_every_steps:,} steps" if plan.permanent_every_steps else ""
+    yield "checkpoint", f"{_gib(plan.checkpoint_bytes)} every {every}, {config.checkpoint.keep} kept{kept}"
+    yield "evaluation", f"every {plan.eval_every_steps:,} steps, {config.train.eval_batches} global batches"
+
+
+def _memory(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
+    memory, available = plan.memory, plan.memory_available
+    limit = "of an unknown amount"
+    if available is not None:
+        limit = f"of {_gib(available)} usable ({USABLE_FRACTION:.0%} of {config.cluster.gpu or 'the GPU'})"
+    yield "memory per rank", f"{_gib(memory.total)} {limit}"
+    for part in ("weights", "gradients", "optimizer", "activations", "logits", "overhead"):
+        yield "", f"{_gib(getattr(memory, part)):>10}  {part}"
+    if memory.host:
+        yield (
+            "",
+            f"{_gib(memory.host):>10}  in host memory (optimizer), {_gib(memory.host * plan.gpus_per_node)} per node",
+        )
+
+
+def _time(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
+    if plan.tokens_per_second is None or plan.wall_hours is None or plan.expected_mfu is None:
+        yield "time", "not known: " + _unknown_time(config, plan)
+        return
+    basis = f"at {plan.expected_mfu:.0%} MFU (cluster.expected_mfu)"
+    per_gpu = plan.tokens_per_second / plan.world_size
+    yield "throughput", f"{plan.tokens_per_second:,.0f} tokens/s, {per_gpu:,.0f} per GPU, {basis}"
+    yield "wall time", f"{_hours(plan.wall_hours)}, {plan.gpu_hours:,.0f} GPU-hours, {basis}"
+    if plan.jobs is not None:
+        limits = "time limit" if plan.jobs == 1 else "time limits"
+        limit = f"of {config.cluster.time_min:,} min, notice {config.cluster.signal_lead_s} s before"
+        yield "jobs", f"{plan.jobs:,} {limits} {limit}"
+
+
+def _unknown_time(config: RunConfig, plan: RunPlan) -> str:
+    if config.train.precision == "fp32":
+        return "an MFU is a share of the bf16 peak, and this run is fp32"
+    return "needs cluster.expected_mfu" if plan.peak_tflops else "needs cluster.gpu and cluster.expected_mfu"
+
+
+def _late(plan: RunPlan) -> str:
+    return " (longer than the run: lr never reaches its peak)" if plan.warmup_steps > plan.steps else ""
+
+
+def _origin(given: object) -> str:
+    return "(auto)" if given == "auto" else "(given)"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:,.1f} GiB" if size >= GIB / 10 else f"{size / GIB:.3f} GiB"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours / 24:,.1f} days" if hours >= 48 else f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"
+
+
+def _count(number: float) -> str:
+    scale, unit = next((s, u) for s, u in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1, "")) if number >= s or s == 1)
+    return f"{number / scale:,.4g}{unit}"

@@ -1,0 +1,59 @@
+"""What ended an attempt. The one table of `train`'s exit codes."""
+
+from __future__ import annotations
+
+import enum
+import signal
+
+
+class ExitCode(enum.IntEnum):
+    """What a rank leaves with. Values from 80 up are ours: shells and Slurm use none of them."""
+
+    COMPLETED = 0
+    CRASHED = 1
+    CONFIG_ERROR = 2
+    STOPPED = 80  # asked to (Ctrl-C, SIGTERM, time limit); saved
+    FENCED = 81  # a newer attempt exists
+    CHECKPOINT_UNREADABLE = 82  # the ledger knows of checkpoints and none is valid
+    STORAGE_FULL = 83  # the last save found no room
+    DIVERGED = 84  # loss or gradient is not finite
+
+
+class Cause(str, enum.Enum):
+    """Why an attempt ended."""
+
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    CRASH = "crash"
+    KILLED = "killed"  # SIGKILL from outside: out of memory on the host, or somebody's hand
+    CONFIG_ERROR = "config-error"
+    FENCED = "fenced"
+    CHECKPOINT_UNREADABLE = "checkpoint-unreadable"
+    STORAGE_FULL = "storage-full"
+    DIVERGED = "diverged"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+_BY_CODE = {
+    ExitCode.CONFIG_ERROR: Cause.CONFIG_ERROR,
+    ExitCode.FENCED: Cause.FENCED,
+    ExitCode.CHECKPOINT_UNREADABLE: Cause.CHECKPOINT_UNREADABLE,
+    ExitCode.STORAGE_FULL: Cause.STORAGE_FULL,
+    ExitCode.DIVERGED: Cause.DIVERGED,
+    -signal.SIGKILL: Cause.KILLED,
+}
+
+
+def classify(exit_codes: list[int], first_failed: int | None) -> Cause:
+    """The cause of an attempt's end.
+
+    exit_codes: of all ranks, negative for a signal. first_failed: the rank that failed first; the
+    ranks after it were killed or aborted because of it and say nothing.
+    """
+    if all(code == ExitCode.COMPLETED for code in exit_codes):
+        return Cause.COMPLETED
+    if first_failed is None:
+        return Cause.STOPPED
+    return _BY_CODE.get(exit_codes[first_failed], Cause.CRASH)

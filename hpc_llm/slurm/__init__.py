@@ -1,0 +1,1 @@
+"""Slurm's side of things: its environment variables. Standard library only."""

@@ -1,0 +1,1 @@
+"""Where bytes go so that they are still there after a crash. Standard library only."""

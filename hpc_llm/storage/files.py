@@ -1,0 +1,78 @@
+"""Durable local files: a reader sees the old content or the new, never a part of it."""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write beside `path`, fsync, rename over it, fsync the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """One whole line at the end of `path` in a single write, so that readers see it whole."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        os.write(descriptor, line.encode() + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames and new names in `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def restrict_access(group: str | None) -> None:
+    """What this process creates from now on is private, or readable by `group` alone.
+
+    KeyError if there is no such group.
+    """
+    if group is None:
+        os.umask(0o077)
+    else:
+        grp.getgrnam(group)
+        os.umask(0o027)
+
+
+def share_with_group(path: Path, group: str | None) -> None:
+    """Hand folder `path` to `group`; what is made in it later inherits the group (setgid)."""
+    if group is not None:
+        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        path.chmod(0o2750)

@@ -1,0 +1,108 @@
+"""`python -m hpc_llm.train RUN_DIR`: one rank of one attempt. Under the supervisor, srun, torchrun, or alone."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hpc_llm.checkpoint.errors import NoValidCheckpoint, SaveFailed
+from hpc_llm.config.errors import InputError
+from hpc_llm.launch.parent import die_with_parent
+from hpc_llm.recovery.causes import ExitCode
+from hpc_llm.runs import attempts, freeze, ledger
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.slurm import environment
+from hpc_llm.slurm.environment import RankEnvironment
+from hpc_llm.storage.files import restrict_access
+from hpc_llm.training.stop import Diverged, StopFlag
+
+log = logging.getLogger("hpc_llm")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train; the exit code is one of recovery.causes.ExitCode."""
+    words = sys.argv[1:] if argv is None else argv
+    if len(words) != 1 or words[0].startswith("-"):
+        print("usage: python -m hpc_llm.train RUN_DIR (a folder made by python -m hpc_llm.submit)", file=sys.stderr)
+        return ExitCode.CONFIG_ERROR
+    faulthandler.enable()
+    stop = StopFlag()
+    if "HPC_LLM_SUPERVISOR" in os.environ:
+        die_with_parent(int(os.environ["HPC_LLM_SUPERVISOR"]), signal.SIGKILL)
+    place = environment.read(os.environ)
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {place.rank} %(levelname)s %(message)s", force=True)
+    try:
+        return ExitCode.COMPLETED if _train(RunLayout(Path(words[0]).absolute()), place, stop) else ExitCode.STOPPED
+    except (InputError, NoValidCheckpoint, SaveFailed, Diverged, attempts.Fenced) as error:
+        for line in str(error).splitlines():
+            log.error("%s", line)
+        return _exit_code(error)
+    except Exception:
+        log.exception("rank %d failed", place.rank)
+        return ExitCode.CRASHED
+
+
+def _exit_code(error: Exception) -> ExitCode:
+    if isinstance(error, SaveFailed):
+        return ExitCode.STORAGE_FULL if error.full else ExitCode.CRASHED
+    return {
+        InputError: ExitCode.CONFIG_ERROR,
+        NoValidCheckpoint: ExitCode.CHECKPOINT_UNREADABLE,
+        Diverged: ExitCode.DIVERGED,
+        attempts.Fenced: ExitCode.FENCED,
+    }[type(error)]
+
+
+def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> bool:
+    """Whether the run got to its end; else it was asked to stop, and saved."""
+    config, plan = freeze.read_config(layout), freeze.read_plan(layout)
+    restrict_access(config.run.group)
+    if place.world_size != plan.world_size:
+        raise InputError(
+            f"{layout.path}: planned for {plan.world_size} ranks, started with {place.world_size}; "
+            f"start {plan.world_size}, or submit it again for the machine you want"
+        )
+    # torch takes seconds to import: a user's mistakes are reported before.
+    from hpc_llm.training import device as devices
+
+    device = devices.choose_device(config.cluster.device, place.local_rank)
+    from hpc_llm.training import loop
+
+    with devices.process_group(place, device):
+        given = os.environ.get("HPC_LLM_ATTEMPT")
+        number = devices.broadcast((int(given) if given else attempts.claim(layout)) if place.rank == 0 else 0)
+        attempt = loop.Attempt(
+            number=number,
+            rank=place.rank,
+            checkpoints=layout.checkpoints,
+            metrics=layout.metrics,
+            tensorboard=layout.tensorboard,
+            known_steps=_known_steps(layout),
+            check_fence=attempts.Fence(layout, number).check,
+            record=_recorder(layout, number, place.rank),
+        )
+        return loop.run(config, plan, attempt, device, stop)
+
+
+def _known_steps(layout: RunLayout) -> int:
+    """The newest step that the ledger knows to have been saved; 0 for none."""
+    events = ledger.read(layout.ledger)
+    return max((event.facts["step"] for event in events if event.event == "checkpointed"), default=0)
+
+
+def _recorder(layout: RunLayout, number: int, rank: int) -> Callable[..., None]:
+    writer = ledger.Ledger(layout.ledger, f"train-{number:04d}")
+    return writer.write if rank == 0 else lambda event, **facts: None
+
+
+if __name__ == "__main__":
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # Not sys.exit: after all is done and saved, destructors of the process group may still hang on a dead peer.
+    os._exit(status)

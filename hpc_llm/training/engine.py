@@ -1,0 +1,158 @@
+"""The DeepSpeed adapter: model and optimizer under ZeRO, one exact optimizer step, saving and loading.
+
+The only file of this room that knows DeepSpeed's engine. Facts about it hold for 0.19.x.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hpc_llm.checkpoint.engine import ManifestCheckpointEngine
+from hpc_llm.checkpoint.manifest import FileEntry, Manifest, folder_of
+from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.model.init import initialise
+from hpc_llm.model.loss import IGNORED
+from hpc_llm.planning.plan import RunPlan
+from hpc_llm.training import optim
+
+Passes = Sequence[tuple[Tensor, Tensor]]  # per pass tokens and targets, each [micro_batch, seq_len] int64
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Device tensors of one optimizer step, the same on all ranks; reading them waits for the device."""
+
+    loss_sum: Tensor  # fp32, over all target tokens of the global batch
+    counts: Tensor  # int64 [num_targets, *flags], summed over ranks
+    grad_norm: Tensor | float  # before clipping
+
+
+class Engine:
+    """A model that trains. All methods are collective."""
+
+    def __init__(
+        self, config: RunConfig, plan: RunPlan, make_model: Callable[[], nn.Module], device: torch.device, rank: int
+    ) -> None:
+        self._plan, self._device, self.world_size = plan, device, plan.world_size
+        settings = deepspeed_settings(config, plan)
+        stage_3 = plan.zero_stage == 3
+        with deepspeed.zero.Init(config_dict_or_path=settings) if stage_3 else contextlib.nullcontext():
+            model = make_model()
+        for name, parameter in model.named_parameters():
+            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0, enabled=stage_3):
+                if rank == 0 or not stage_3:
+                    initialise(name, parameter, config.model, config.run.seed)
+        optimizer_device = "cpu" if config.optim.name == "cpu_adam" else device.type
+        optimizer = optim.make(config.optim, model.named_parameters(), optimizer_device)
+        self.optimizer_name = f"{type(optimizer).__module__.partition('.')[0]}.{type(optimizer).__name__}"
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        # A helper script that DeepSpeed puts beside every checkpoint, outside its own checkpoint seam.
+        self._engine._copy_recovery_script = lambda *_: None
+        self._zero_stage, self._precision = plan.zero_stage, config.train.precision
+
+    def train_step(self, passes: Passes, lr: float, flags: Sequence[bool] = ()) -> StepOutput:
+        """One optimizer step over the global batch; `flags` come back as how many ranks raised each.
+
+        The gradient is that of (sum of losses) ÷ (global number of target tokens), whatever the split
+        into ranks and passes: DeepSpeed averages over ranks, hence the factor world_size.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        num_targets = sum(int((targets != IGNORED).sum()) for _, targets in passes)
+        counts = torch.tensor([num_targets, *map(int, flags)], dtype=torch.int64).to(self._device, non_blocking=True)
+        if self.world_size > 1:
+            dist.all_reduce(counts)
+        scale = self.world_size / counts[0].float()
+        loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
+        for tokens, targets in passes:
+            loss = self._engine(self._to_device(tokens), self._to_device(targets))
+            self._engine.backward(loss * scale, scale_wrt_gas=False)
+            self._engine.step()
+            loss_sum += loss.detach()
+        if self.world_size > 1:
+            dist.all_reduce(loss_sum)
+        return StepOutput(loss_sum, counts, self._engine.get_global_grad_norm())
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Passes]) -> float:
+        """Mean loss in nats per target token over `batches` of this rank and all others."""
+        self._engine.eval()
+        total = torch.zeros(2, dtype=torch.float64)
+        for tokens, targets in (one for passes in batches for one in passes):
+            total[0] += self._engine(self._to_device(tokens), self._to_device(targets)).double().cpu()
+            total[1] += int((targets != IGNORED).sum())
+        self._engine.train()
+        total = total.to(self._device)
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return float(total[0] / total[1])
+
+    def save(
+        self, checkpoints: Path, step: int, rank: int, publish: Callable[[Path, list[FileEntry]], None]
+    ) -> None:
+        """Write checkpoint `step` and publish its manifest on rank 0; SaveFailed on all ranks if any could not."""
+        self._engine.checkpoint_engine = ManifestCheckpointEngine(rank, gather_objects, publish)
+        folder = folder_of(checkpoints, step)
+        self._engine.save_checkpoint(str(checkpoints), tag=folder.name, save_latest=False)
+
+    def load(self, checkpoints: Path, manifest: Manifest, rank: int) -> None:
+        """Restore weights and optimizer from a verified checkpoint; InputError if another machine shape wrote it."""
+        written = (manifest.world_size, manifest.zero_stage, manifest.precision, manifest.optimizer)
+        wanted = (self.world_size, self._zero_stage, self._precision, self.optimizer_name)
+        if written != wanted:
+            labels = ("ranks", "ZeRO stage", "precision", "optimizer")
+            changes = [f"{label} {old} → {new}" for label, old, new in zip(labels, written, wanted, strict=True) if old != new]
+            raise InputError(f"checkpoint of step {manifest.step} cannot be loaded: {', '.join(changes)}; go on as it was saved")
+        folder = folder_of(checkpoints, manifest.step)
+        reader = ManifestCheckpointEngine(rank, gather_objects, lambda *_: None)
+        reader.vouched = {folder / entry.name: entry for entry in manifest.files}
+        self._engine.checkpoint_engine = reader
+        self._engine.load_checkpoint(str(checkpoints), tag=folder.name)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Full fp32-or-bf16 weights by name, on the CPU, on every rank."""
+        whole = {}
+        for name, parameter in self._engine.module.named_parameters():
+            with deepspeed.zero.GatheredParameters(parameter, enabled=self._zero_stage == 3):
+                whole[name] = parameter.detach().cpu().clone()
+        return whole
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
+
+
+def deepspeed_settings(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
+    """DeepSpeed's own configuration for this run."""
+    zero: dict[str, Any] = {"stage": plan.zero_stage, "contiguous_gradients": True}
+    if config.optim.name == "cpu_adam":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.cluster.device != "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": config.optim.grad_clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": config.train.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 2**62,
+    }
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """`value` of every rank, in their order, on every rank."""
+    if dist.get_world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered

@@ -1,0 +1,216 @@
+"""The story of an attempt: agree on a checkpoint, go on from it step by step, save, stop when asked."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+
+from hpc_llm.checkpoint import choose, manifest, retention
+from hpc_llm.checkpoint.errors import SaveFailed
+from hpc_llm.checkpoint.manifest import FileEntry, Manifest
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.data.loader import Batches, Passes, Share, heldout_batches
+from hpc_llm.data.shards import ShardSet
+from hpc_llm.model.transformer import Transformer
+from hpc_llm.planning.plan import RunPlan
+from hpc_llm.trackers.jsonl import JsonlTracker
+from hpc_llm.trackers.protocol import Tracker
+from hpc_llm.training.engine import Engine, gather_objects
+from hpc_llm.training.metrics import Metrics, Pending, measured_peak_flops
+from hpc_llm.training.schedule import learning_rate
+from hpc_llm.training.stop import StopFlag
+
+log = logging.getLogger(__name__)
+STOP, SAVE = 0, 1  # places among the flags that the ranks agree on with every step
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What an attempt may touch of its run."""
+
+    number: int
+    rank: int
+    checkpoints: Path
+    metrics: Path
+    tensorboard: Path
+    known_steps: int  # newest step that the ledger knows to have been saved
+    check_fence: Callable[[], None]  # raises if a newer attempt exists
+    record: Callable[..., None]  # one ledger event; rank 0 alone writes
+
+
+def run(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device, stop: StopFlag) -> bool:
+    """Resume and train to the plan's end; whether it got there (else it was asked to stop, and saved)."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    share = Share(attempt.rank, plan.world_size, config.train.global_batch, plan.micro_batch)
+    data = Path(plan.data_directory)
+    seq_len, checkpointing = config.train.seq_len, plan.activation_checkpointing
+    engine = Engine(config, plan, lambda: Transformer(config.model, seq_len, checkpointing), device, attempt.rank)
+    with Batches(ShardSet.open(data, "train"), config.run.seed, seq_len, share) as batches:
+        heldout = list(heldout_batches(ShardSet.open(data, "heldout"), seq_len, share, config.train.eval_batches))
+        trainer = Trainer(config, plan, attempt, engine, batches, heldout, stop)
+        start = trainer.resume()
+        metrics = open_metrics(config, plan, attempt, device, start)
+        try:
+            return trainer.train(start, metrics)
+        finally:
+            metrics.close()
+
+
+def open_metrics(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device, start: int) -> Metrics:
+    """The run's trackers on rank 0, none elsewhere; rows after step `start` are dropped."""
+    trackers: list[Tracker] = []
+    if attempt.rank == 0:
+        attempt.check_fence()
+        trackers.append(JsonlTracker(attempt.metrics, start, attempt.check_fence))
+        if config.trackers.tensorboard is not None:
+            from hpc_llm.trackers.tensorboard import TensorboardTracker  # 0.4 s to import, on one rank
+
+            trackers.append(TensorboardTracker(attempt.tensorboard, start, config.trackers.tensorboard.every))
+    peak = plan.peak_tflops * 1e12 if plan.peak_tflops else measured_peak_flops(device, config.train.precision)
+    return Metrics(trackers, plan.tokens_per_step, plan.flops_per_token, peak * plan.world_size)
+
+
+class Trainer:
+    """One attempt of a run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: RunPlan,
+        attempt: Attempt,
+        engine: Engine,
+        batches: Batches,
+        heldout: Sequence[Passes],
+        stop: StopFlag,
+    ) -> None:
+        self.config, self.plan, self.attempt = config, plan, attempt
+        self.engine, self.batches, self.heldout, self.stop = engine, batches, heldout, stop
+        self._saved_step, self._saved_at, self._save_wait_s = 0, time.monotonic(), 0.0
+        self._save_failed: SaveFailed | None = None
+
+    def resume(self) -> int:
+        """Load the newest checkpoint that all ranks find whole; the number of steps it has done, 0 if none."""
+        attempt = self.attempt
+        chosen = choose.newest_valid(
+            attempt.checkpoints, attempt.known_steps, attempt.rank, self.plan.world_size, gather_objects
+        )
+        for step, why in chosen.rejected:
+            log.warning("checkpoint of step %d is not valid and is passed over: %s", step, why)
+            attempt.record("checkpoint-rejected", step=step, why=why)
+        if chosen.manifest is None:
+            log.info("starting at step 0 of %d", self.plan.steps)
+            return 0
+        self.engine.load(attempt.checkpoints, chosen.manifest, attempt.rank)
+        self._saved_step = chosen.manifest.step
+        log.info("going on from the checkpoint of step %d of %d", self._saved_step, self.plan.steps)
+        attempt.record("resumed", attempt=attempt.number, step=self._saved_step)
+        return self._saved_step
+
+    def train(self, start: int, metrics: Metrics) -> bool:
+        """Steps from `start` to the end of the plan; whether it got there (else it was asked to stop, and saved).
+
+        Diverged, SaveFailed (where even the last save failed) and Fenced pass through.
+        """
+        gc.collect()
+        gc.freeze()  # collections that walk all of torch cost a few ms at random steps
+        for step in range(start, self.plan.steps):
+            waited = time.perf_counter()
+            passes = self.batches.step(step)
+            data_wait_s = time.perf_counter() - waited
+            lr = learning_rate(self.config.optim, step, self.plan.steps, self.plan.warmup_steps)
+            output = self.engine.train_step(passes, lr, flags=(self.stop.signal is not None, self._save_due()))
+            flags = metrics.push(Pending(step + 1, lr, output, data_wait_s, self._save_wait_s, time.perf_counter()))
+            self._save_wait_s = 0.0
+            self._boundary(step + 1, metrics, asked_to_save=bool(flags and flags[SAVE]))
+            if flags and flags[STOP]:
+                metrics.flush()
+                self._save(step + 1, final=True)
+                return False
+        metrics.flush()
+        if self.plan.steps > start:
+            self._evaluate(self.plan.steps, metrics)
+        self._save(self.plan.steps, final=True)
+        return True
+
+    def _boundary(self, done: int, metrics: Metrics, asked_to_save: bool) -> None:
+        """What is due after `done` steps; the last step's is left to the end of `train`."""
+        if done == self.plan.steps:
+            return
+        every = self.plan.checkpoint_every_steps
+        if asked_to_save or (every is not None and done % every == 0):
+            metrics.flush()  # a loss that is not finite must show before it is saved
+            self._save(done, final=False)
+            metrics.restart_clock()
+        if done % self.plan.eval_every_steps == 0:
+            metrics.flush()
+            self._evaluate(done, metrics)
+            metrics.restart_clock()
+
+    def _evaluate(self, done: int, metrics: Metrics) -> None:
+        loss = self.engine.evaluate(self.heldout)
+        metrics.log({"step": done, "heldout_loss": loss})
+        log.info("step %d/%d: held-out loss %.4f", done, self.plan.steps, loss)
+
+    def _save_due(self) -> bool:
+        """Rank 0's clock speaks for all, through the flags."""
+        every = self.plan.checkpoint_every_s
+        return every is not None and self.attempt.rank == 0 and time.monotonic() - self._saved_at >= every
+
+    def _save(self, done: int, final: bool) -> None:
+        """Save after `done` steps, unless that is saved; a failure is fatal only where no later save will come."""
+        if done == self._saved_step:
+            return
+        begun = time.perf_counter()
+        if self.attempt.rank == 0:
+            self.attempt.check_fence()
+            retention.remove(manifest.folder_of(self.attempt.checkpoints, done))  # left by an attempt that died
+        gather_objects(None)
+        try:
+            self.engine.save(self.attempt.checkpoints, done, self.attempt.rank, self._publish)
+        except SaveFailed as error:
+            log.error("step %d could not be saved (%s)%s", done, error, "" if final else "; trying again at the next save")
+            self.attempt.record("save-failed", step=done, why=str(error))
+            if self.attempt.rank == 0:
+                retention.remove(manifest.folder_of(self.attempt.checkpoints, done))
+            if final:
+                raise
+        else:
+            self._saved_step = done
+            seconds = time.perf_counter() - begun
+            self.attempt.record("checkpointed", attempt=self.attempt.number, step=done, seconds=round(seconds, 3))
+            log.info("step %d/%d: saved in %.1f s", done, self.plan.steps, seconds)
+            if self.attempt.rank == 0:
+                keep, permanent = self.config.checkpoint.keep, self.plan.permanent_every_steps
+                retention.prune(self.attempt.checkpoints, keep, permanent)
+        self._saved_at = time.monotonic()
+        self._save_wait_s = time.perf_counter() - begun
+
+    def _publish(self, folder: Path, files: list[FileEntry]) -> None:
+        """On rank 0, once every rank has written: the manifest makes the checkpoint exist."""
+        self.attempt.check_fence()
+        step = int(folder.name.partition("-")[2])
+        described = Manifest(
+            step=step,
+            tokens=step * self.plan.tokens_per_step,
+            attempt=self.attempt.number,
+            world_size=self.plan.world_size,
+            zero_stage=self.plan.zero_stage,
+            precision=self.config.train.precision,
+            optimizer=self.engine.optimizer_name,
+            versions=versions(),
+            files=files,
+        )
+        manifest.publish(folder, described)
+
+
+def versions() -> dict[str, Any]:
+    """What wrote a checkpoint."""
+    return {"torch": torch.__version__, "deepspeed": deepspeed.__version__}

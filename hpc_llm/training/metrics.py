@@ -1,0 +1,107 @@
+"""Numbers of a step, read one step late so that the host never waits for the device."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hpc_llm.trackers.protocol import Row, Tracker
+from hpc_llm.training.engine import StepOutput
+from hpc_llm.training.stop import Diverged
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A step whose numbers may still be on their way. Times in seconds; step counts from 1."""
+
+    step: int
+    lr: float
+    output: StepOutput
+    data_wait_s: float
+    checkpoint_wait_s: float
+    launched_at: float  # time.perf_counter() when train_step returned
+
+
+class Metrics:
+    """Turns step outputs into rows for the trackers. `flags` of a step are known once the next one runs."""
+
+    def __init__(self, trackers: Sequence[Tracker], tokens_per_step: int, flops_per_token: float, peak_flops: float) -> None:
+        self._trackers, self._tokens_per_step = trackers, tokens_per_step
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._pending: Pending | None = None
+        self._clock = time.perf_counter()
+
+    def push(self, pending: Pending) -> list[int]:
+        """Take a step just launched; the flags of the one before it (see flush)."""
+        flags = self.flush()
+        self._pending = pending
+        return flags
+
+    def flush(self) -> list[int]:
+        """Read and log the step that is pending; how many ranks raised each of its flags.
+
+        Diverged if its loss or gradient norm is not finite.
+        """
+        if self._pending is None:
+            return []
+        pending, self._pending = self._pending, None
+        num_targets, *flags = pending.output.counts.tolist()
+        loss, grad_norm = float(pending.output.loss_sum) / num_targets, float(pending.output.grad_norm)
+        # Work on a CPU is done when train_step returns; a GPU's is done once its numbers could be read.
+        now = time.perf_counter() if pending.output.loss_sum.is_cuda else pending.launched_at
+        seconds, self._clock = now - self._clock, now
+        tokens_per_second = self._tokens_per_step / seconds
+        self.log(
+            {
+                "step": pending.step,
+                "loss": loss,
+                "lr": pending.lr,
+                "grad_norm": grad_norm,
+                "tokens": pending.step * self._tokens_per_step,
+                "tokens_per_second": round(tokens_per_second, 1),
+                "mfu": round(tokens_per_second * self._flops_per_token / self._peak_flops, 4),
+                "memory_gib": round(peak_memory_bytes() / 2**30, 3),
+                "data_wait_s": round(pending.data_wait_s, 6),
+                "checkpoint_wait_s": round(pending.checkpoint_wait_s, 6),
+                "time": round(time.time(), 3),
+            }
+        )
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise Diverged(f"step {pending.step}: loss {loss}, gradient norm {grad_norm}")
+        return flags
+
+    def log(self, row: Row) -> None:
+        for tracker in self._trackers:
+            tracker.log(row)
+
+    def restart_clock(self) -> None:
+        """Leave what happened since the last step (an evaluation, a save) out of the next step's time."""
+        self._clock = time.perf_counter()
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def peak_memory_bytes() -> int:
+    """This rank's peak: the allocator's on a GPU, else the process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measured_peak_flops(device: torch.device, precision: str) -> float:
+    """FLOP/s of a 1024³ matrix product here: the peak that MFU refers to where no data sheet gives one."""
+    size = 1024
+    matrix = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        float((matrix @ matrix)[0, 0])
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

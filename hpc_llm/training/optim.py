@@ -1,0 +1,65 @@
+"""Optimizers by name, with the right parameter groups."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import OptimConfig
+from hpc_llm.storage import operators
+from hpc_llm.training import ops
+
+log = logging.getLogger(__name__)
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, norms and embeddings do not. Groups in a fixed order, empty ones left out.
+
+    A parameter counts as a matrix by its full shape, also where ZeRO-3 holds only a part of it.
+    """
+    decayed, rest = [], []
+    for name, parameter in named:
+        dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+        (decayed if dimensions >= 2 and not name.endswith("wte.weight") else rest).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make(config: OptimConfig, named: Iterable[tuple[str, nn.Parameter]], device: str) -> torch.optim.Optimizer:
+    """The optimizer `config.name` for `device` (cuda, cpu).
+
+    Without its compiled operator an Adam falls back to torch's fused AdamW and says so; a Lion has no
+    such twin: InputError.
+    """
+    groups = parameter_groups(list(named), config.weight_decay)
+    common: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas)}
+    adam = {**common, "eps": config.eps}
+    operator = operators.needed(config.name, device)
+    if operator is not None and not ops.load(operator, device):
+        advice = "build it with `python -m hpc_llm.build` where a C++ compiler is"
+        if config.name == "fused_lion":
+            raise InputError(f"optim=fused_lion: DeepSpeed's {operator} is not built; {advice}, or choose optim=torch_adam")
+        log.warning("DeepSpeed's %s is not built: using torch's fused AdamW instead; %s", operator, advice)
+        operator = None
+    if operator == "fused_adam":
+        from deepspeed.ops.adam import FusedAdam
+
+        return FusedAdam(groups, adam_w_mode=True, **adam)  # type: ignore[no-any-return]
+    if operator == "cpu_adam":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **adam)  # type: ignore[no-any-return]
+    if operator == "fused_lion":
+        from deepspeed.ops.lion import FusedLion
+
+        return FusedLion(groups, **common)  # type: ignore[no-any-return]
+    if operator == "cpu_lion":
+        from deepspeed.ops.lion import DeepSpeedCPULion
+
+        return DeepSpeedCPULion(groups, **common)  # type: ignore[no-any-return]
+    return torch.optim.AdamW(groups, fused=True, **adam)

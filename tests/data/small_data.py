@@ -1,0 +1,33 @@
+"""Configurations of which only the data matter."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hpc_llm.config.schema import DataConfig, RunConfig, build
+
+
+def run_config(**data: Any) -> RunConfig:
+    """A RunConfig of which only `data` matters here."""
+    recipe = {"lr": 1e-3, "global_batch": 4, "seq_len": 32, "duration": "10steps"}
+    shape = {"d_model": 8, "n_heads": 2, "n_layers": 1, "vocab_size": 512, "max_seq_len": 64}
+    config = build(
+        RunConfig,
+        {
+            "run": {},
+            "model": {"name": "tiny", **shape, "recipe": recipe},
+            "data": {"name": "files", "vocab_size": 512},
+            "optim": {"name": "torch_adam", "lr": 1e-3},
+            "train": {"duration": "10steps", "seq_len": 32, "global_batch": 4},
+            "checkpoint": {},
+            "cluster": {"name": "local", "launcher": "local", "nodes": 1, "gpus_per_node": 1},
+            "recovery": {},
+            "trackers": {},
+        },
+    )
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
+
+
+def data_config(**data: Any) -> DataConfig:
+    return run_config(**data).data

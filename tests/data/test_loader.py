@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.data.loader import IGNORED, Batches, Passes, Share, heldout_batches
+from hpc_llm.data.order import samples
+from hpc_llm.data.shards import ShardSet
+
+SEQ_LEN = 32
+
+
+@pytest.fixture(scope="module")
+def train(prepared: Path) -> ShardSet:
+    return ShardSet.open(prepared, "train")
+
+
+@pytest.fixture(scope="module")
+def heldout(prepared: Path) -> ShardSet:
+    return ShardSet.open(prepared, "heldout")
+
+
+def real_rows(passes: list[Passes]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of all ranks and passes in order, without the padding: tokens, targets [rows, seq_len]."""
+    tokens = torch.cat([part for rank in passes for part, _ in rank])
+    targets = torch.cat([part for rank in passes for _, part in rank])
+    padding = (targets == IGNORED).all(dim=1)
+    assert not tokens[padding].any()
+    assert not (targets[~padding] == IGNORED).any()
+    return tokens[~padding], targets[~padding]
+
+
+@given(
+    world_size=st.integers(1, 3),
+    micro_batch=st.integers(1, 6),
+    global_batch=st.integers(3, 9),
+    step=st.integers(0, 500),
+)
+@settings(max_examples=40, deadline=None)
+def test_ranks_and_micro_batches_do_not_change_a_step(
+    train: ShardSet, world_size: int, micro_batch: int, global_batch: int, step: int
+) -> None:
+    ranks = []
+    for rank in range(world_size):
+        with Batches(train, 17, SEQ_LEN, Share(rank, world_size, global_batch, micro_batch)) as batches:
+            ranks.append(batches.step(step))
+    assert len({len(passes) for passes in ranks}) == 1, "every rank makes as many passes"
+    assert all(tokens.shape == (micro_batch, SEQ_LEN) for passes in ranks for pair in passes for tokens in pair)
+    tokens, targets = real_rows(ranks)
+    ids = samples(17, step, global_batch, train.num_samples(SEQ_LEN))
+    expected = torch.from_numpy(train.gather(ids, SEQ_LEN))
+    assert torch.equal(tokens, expected[:, :-1])
+    assert torch.equal(targets, expected[:, 1:])
+
+
+def test_resuming_at_any_step_gives_the_same_bits(train: ShardSet) -> None:
+    share = Share(0, 1, 6, 2)
+    with Batches(train, 17, SEQ_LEN, share) as batches:
+        through = [batches.step(step) for step in range(12)]
+    for start in (0, 1, 7):
+        with Batches(train, 17, SEQ_LEN, share) as batches:
+            for step in range(start, 12):
+                for pair, before in zip(batches.step(step), through[step], strict=True):
+                    assert all(torch.equal(one, other) for one, other in zip(pair, before, strict=True))
+
+
+def test_steps_may_be_asked_for_in_any_order(train: ShardSet) -> None:
+    with Batches(train, 17, SEQ_LEN, Share(0, 1, 4, 4)) as batches:
+        late, early, again = batches.step(9), batches.step(2), batches.step(9)
+    assert torch.equal(late[0][0], again[0][0])
+    assert not torch.equal(late[0][0], early[0][0])
+
+
+def test_closing_ends_the_thread(train: ShardSet) -> None:
+    before = threading.active_count()
+    batches = Batches(train, 17, SEQ_LEN, Share(0, 1, 4, 4))
+    batches.step(0)
+    assert threading.active_count() == before + 1
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_an_error_while_reading_ahead_reaches_the_caller(train: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Batches(train, 17, SEQ_LEN, Share(0, 1, 4, 4)) as batches:
+        monkeypatch.setattr(train, "gather", lambda ids, seq_len: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            batches.step(0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_held_out_text_comes_once_and_in_order(heldout: ShardSet, world_size: int, micro_batch: int) -> None:
+    num_samples = heldout.num_samples(SEQ_LEN)
+    global_batch = 7
+    ranks = [
+        list(heldout_batches(heldout, SEQ_LEN, Share(rank, world_size, global_batch, micro_batch), 10**6))
+        for rank in range(world_size)
+    ]
+    assert all(len(batches) == -(-num_samples // global_batch) for batches in ranks)
+    targets = torch.cat([real_rows([rank[number] for rank in ranks])[1] for number in range(len(ranks[0]))])
+    everything = heldout.gather(torch.arange(num_samples).numpy(), SEQ_LEN)
+    assert torch.equal(targets, torch.from_numpy(everything)[:, 1:])
+
+
+def test_held_out_text_is_cut_at_the_batches_asked_for(heldout: ShardSet) -> None:
+    assert len(list(heldout_batches(heldout, SEQ_LEN, Share(0, 1, 4, 4), 2))) == 2
+
+
+def test_text_shorter_than_a_sample_is_refused(train: ShardSet, heldout: ShardSet) -> None:
+    with pytest.raises(InputError, match=r"train\.seq_len=10000000: the train text in .* has \d+ tokens"):
+        Batches(train, 17, 10**7, Share(0, 1, 4, 4))
+    with pytest.raises(InputError, match=r"the heldout text"):
+        next(heldout_batches(heldout, 10**7, Share(0, 1, 4, 4), 1))

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_data import data_config
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.data import tokenizer
+from hpc_llm.data.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def texts(corpus: Path) -> list[str]:
+    return [path.read_text(encoding="utf-8") for path in sorted(corpus.rglob("*.py"))[:12]]
+
+
+@pytest.fixture(scope="module")
+def model(texts: list[str]) -> bytes:
+    return tokenizer.train(texts, 512)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\u2581"), max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_any_text_survives_a_round_trip(model: bytes, text: str) -> None:
+    trained = Tokenizer(model)
+    assert trained.decode(trained.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\n\n  \n", "\ta\r\n", "</s><unk><0x0A>", "\u2585", "naïve 😀 漢字", "\ufeffa"]
+)
+def test_awkward_text_survives_a_round_trip(model: bytes, text: str) -> None:
+    trained = Tokenizer(model)
+    ids = trained.encode(text)
+    assert trained.decode(ids) == text
+    assert trained.eos_id not in ids
+
+
+def test_sentencepiece_own_mark_for_a_space_is_the_one_exception(model: bytes) -> None:
+    trained = Tokenizer(model)
+    assert trained.decode(trained.encode("a\u2581b")) == "a b"
+
+
+def test_real_text_survives_a_round_trip(model: bytes, texts: list[str]) -> None:
+    trained = Tokenizer(model)
+    for text in texts:
+        assert trained.decode([*trained.encode(text), trained.eos_id]) == text
+
+
+def test_training_twice_gives_the_same_bytes(model: bytes, texts: list[str]) -> None:
+    assert tokenizer.train(texts, 512) == model
+
+
+def test_vocabulary_is_exactly_what_was_asked_for(model: bytes) -> None:
+    assert Tokenizer(model).vocab_size == 512
+
+
+def test_a_line_longer_than_sentencepiece_takes_is_not_dropped() -> None:
+    line = "all on one line " * 400 + "tokenizer " * 200
+    trained = Tokenizer(tokenizer.train([line], 290))
+    assert len(trained.encode(" tokenizer")) == 2
+
+
+def test_vocabulary_that_the_corpus_cannot_fill_names_what_it_can(texts: list[str]) -> None:
+    with pytest.raises(InputError, match=r"data\.vocab_size=50000: the corpus can fill at most \d+ pieces"):
+        tokenizer.train(texts, 50000)
+
+
+def test_vocabulary_too_small_for_the_characters_names_what_they_need(texts: list[str]) -> None:
+    with pytest.raises(InputError, match=r"data\.vocab_size=260: the corpus needs at least \d+ pieces"):
+        tokenizer.train(texts, 260)
+
+
+def test_brought_model_must_fit_the_vocabulary(model: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "mine.model"
+    path.write_bytes(model)
+    assert tokenizer.load(data_config(tokenizer=str(path), vocab_size=512)) == model
+    assert tokenizer.load(data_config(tokenizer=str(path), vocab_size=None)) == model
+    with pytest.raises(InputError, match=r"data\.vocab_size=1024: .* has 512 pieces; use model\.vocab_size=512"):
+        tokenizer.load(data_config(tokenizer=str(path), vocab_size=1024))
+
+
+def test_brought_model_may_be_padded(texts: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "mine.model"
+    path.write_bytes(tokenizer.train(texts, 500))
+    assert tokenizer.load(data_config(tokenizer=str(path), vocab_size=512))
+
+
+def test_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.model"
+    with pytest.raises(InputError, match=r"data\.tokenizer=.*mine\.model: cannot be read"):
+        tokenizer.load(data_config(tokenizer=str(path)))
+    for content in (b"", b"not a model"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="is no SentencePiece model"):
+            tokenizer.load(data_config(tokenizer=str(path)))

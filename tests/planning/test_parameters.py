@@ -1,0 +1,63 @@
+"""Counts against the published models."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpc_llm.planning.parameters import checkpoint_bytes, flops_per_token, parameter_count
+from tests.configs import make_config, presets
+
+PUBLISHED_BILLIONS = {
+    "mpt-125m": 0.125,
+    "mpt-350m": 0.350,
+    "mpt-760m": 0.760,
+    "mpt-1b": 1.3,
+    "mpt-3b": 2.7,
+    "mpt-7b": 6.65,
+    "mpt-13b": 13.0,
+    "mpt-30b": 29.95,
+    "mpt-70b": 65.0,
+}
+
+
+def test_mpt_7b_has_the_released_number_of_parameters() -> None:
+    model = make_config("model=mpt-7b").model
+    assert model.vocab_size == 50432
+    assert parameter_count(model) == 6_649_286_656
+
+
+@pytest.mark.parametrize(("name", "billions"), PUBLISHED_BILLIONS.items())
+def test_every_published_size_has_about_the_parameters_of_its_name(name: str, billions: float) -> None:
+    assert parameter_count(make_config(f"model={name}").model) / 1e9 == pytest.approx(billions, rel=0.03)
+
+
+def test_every_size_of_the_family_is_shipped() -> None:
+    assert set(PUBLISHED_BILLIONS) <= set(presets("model"))
+
+
+def test_flops_per_token_give_the_published_throughput_its_published_mfu() -> None:
+    """LLM Foundry: 7b on H100 at 10,643 tokens/s/GPU is 46.4 % of 989 TFLOP/s."""
+    flops = flops_per_token(make_config("model=mpt-7b").model, 2048)
+    assert 10_643 * flops / 989e12 == pytest.approx(0.464, abs=0.002)
+
+
+def test_longer_sequences_cost_more_per_token() -> None:
+    model = make_config("model=mpt-7b").model
+    longer, shorter = flops_per_token(model, 4096), flops_per_token(model, 2048)
+    assert longer - shorter == 12 * model.n_layers * model.d_model * 2048
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "precision", "bytes_per_parameter"),
+    [
+        ("fused_adam", "bf16", 14),
+        ("cpu_adam", "bf16", 14),
+        ("fused_lion", "bf16", 10),
+        ("torch_adam", "fp32", 12),
+        ("fused_lion", "fp32", 8),
+    ],
+)
+def test_a_checkpoint_holds_weights_master_and_moments(
+    optimizer: str, precision: str, bytes_per_parameter: int
+) -> None:
+    assert checkpoint_bytes(1000, optimizer, precision) == 1000 * bytes_per_parameter

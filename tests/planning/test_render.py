@@ -1,0 +1,64 @@
+"""The plan as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpc_llm.planning.plan import make_plan
+from hpc_llm.planning.render import render
+from tests.configs import make_config
+
+CASES = [
+    ("model=mpt-7b", "cluster=a100x64"),
+    ("experiment=mpt-7b",),
+    ("model=mpt-7b", "cluster=a100x8", "optim=cpu_adam", "checkpoint.permanent_every=1e10tok"),
+    ("cluster=local-slurm",),
+    (),
+]
+
+
+def text(*words: str) -> str:
+    config = make_config(*words)
+    return render(config, make_plan(config, None))
+
+
+@pytest.mark.parametrize("words", CASES)
+def test_the_plan_fits_a_screen(words: tuple[str, ...]) -> None:
+    lines = text(*words).splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= 120
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_an_engineer_finds_the_numbers_that_matter() -> None:
+    shown = text("model=mpt-7b", "cluster=a100x64")
+    for part in (
+        "mpt-7b: 6.649 B parameters",
+        "1,024 sequences of 2,048 tokens = ranks 64 × micro 2 × passes 8",
+        "63,900 steps",
+        "134 B tokens",
+        "GiB usable (92% of a100-80gb)",
+        "at 50% MFU (cluster.expected_mfu)",
+        "GPU-hours",
+        "time limits of 1,440 min",
+    ):
+        assert part in shown
+
+
+def test_what_was_given_and_what_was_found_are_told_apart() -> None:
+    shown = text("model=mpt-1b", "cluster=a100x64", "train.zero_stage=2").splitlines()
+    assert any(line.startswith("ZeRO stage") and line.endswith("2 (given)") for line in shown)
+    assert any(line.startswith("micro-batch") and line.endswith("(auto)") for line in shown)
+
+
+def test_an_uneven_batch_says_how_many_rows_are_masked() -> None:
+    shown = text("cluster=local-slurm", "train.global_batch=18")
+    assert "ranks 4 × micro 5 × passes 1 − 2 masked rows (uneven)" in shown
+
+
+def test_an_unknown_machine_has_no_times() -> None:
+    assert "not known: needs cluster.gpu and cluster.expected_mfu" in text()
+
+
+def test_a_warm_up_longer_than_the_run_is_pointed_out() -> None:
+    assert "lr never reaches its peak" in text("train.duration=20steps")
