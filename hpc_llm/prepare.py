@@ -9,17 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hpc_llm.config import verbs
 from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
 
 
 def main(words: list[str] | None = None) -> int:
     """Prepare what `words` say; 0 when the data is there, 2 with a line per mistake where the input is wrong."""
-    try:
-        return _prepare(sys.argv[1:] if words is None else words)
-    except InputError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        return 2
+    return verbs.run("prepare", _prepare, words)
 
 
 def _prepare(words: list[str]) -> int:
@@ -34,15 +31,20 @@ def _prepare(words: list[str]) -> int:
     directory = directory_for(config)
     known = (directory / MANIFEST).exists()
     restrict_access(config.run.group)
-    from hpc_llm.data.pipeline import prepare  # numpy and sentencepiece: only now, so that mistakes show at once
-
     started = time.monotonic()
-    with _progress() as on_progress:
-        prepare(config, directory, on_progress)
+    prepare_shown(config, directory)
     seconds = time.monotonic() - started
     print(f"already prepared: {directory}" if known else f"prepared in {seconds:.1f} s: {directory}")
     _summary(directory, words)
     return 0
+
+
+def prepare_shown(config: RunConfig, directory: Path) -> None:
+    """data.pipeline.prepare with its progress shown; nothing is printed where the data is there already."""
+    from hpc_llm.data.pipeline import prepare  # numpy and sentencepiece: only now, so that mistakes show at once
+
+    with _progress() as on_progress:
+        prepare(config, directory, on_progress)
 
 
 def _summary(directory: Path, words: list[str]) -> None:

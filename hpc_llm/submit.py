@@ -36,7 +36,9 @@ def _submit(words: list[str]) -> int:
     if configs[0].dry_run:
         return 0
     if configs[0].cluster.launcher == "slurm":
-        raise InputError(f"cluster={configs[0].cluster.name}: submission to Slurm is not part of this version; use dry_run=true")
+        raise InputError(
+            f"cluster={configs[0].cluster.name}: submission to Slurm is not part of this version; use dry_run=true"
+        )
     from hpc_llm.launch import local  # rich takes 0.1 s to import, and a dry run needs none of it
 
     for config in configs:

@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     if "HPC_LLM_SUPERVISOR" in os.environ:
         die_with_parent(int(os.environ["HPC_LLM_SUPERVISOR"]), signal.SIGKILL)
     place = environment.read(os.environ)
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {place.rank} %(levelname)s %(message)s", force=True)
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s rank {place.rank} %(levelname)s %(message)s", force=True
+    )
     try:
         return ExitCode.COMPLETED if _train(RunLayout(Path(words[0]).absolute()), place, stop) else ExitCode.STOPPED
     except (InputError, NoValidCheckpoint, SaveFailed, Diverged, attempts.Fenced) as error:

@@ -76,7 +76,7 @@ def _shapes(config: RunConfig) -> Iterator[str]:
         )
     if data.vocab_size is None and data.tokenizer is None:
         yield "data.vocab_size=null: the number of pieces to train, or data.tokenizer=PATH of a SentencePiece model"
-    if data.vocab_size is not None and padded_vocab(data.vocab_size) != model.vocab_size:
+    if data.vocab_size is not None and not data.vocab_size <= model.vocab_size <= padded_vocab(data.vocab_size):
         yield (
             f"model.vocab_size={model.vocab_size}: {padded_vocab(data.vocab_size)} is expected, "
             f"the tokenizer's data.vocab_size={data.vocab_size} padded to a multiple of {VOCAB_MULTIPLE}"

@@ -61,7 +61,9 @@ class Words:
                     raise InputError(f"--config-dir {given}: no such folder")
                 directories.append(given.resolve())
             elif word.startswith("-") and "=" not in word:
-                raise InputError(f"{word}: unknown flag; allowed: {nearest(word, ['-m', '--config-dir', *HYDRA_FLAGS])}")
+                raise InputError(
+                    f"{word}: unknown flag; allowed: {nearest(word, ['-m', '--config-dir', *HYDRA_FLAGS])}"
+                )
             else:
                 overrides.append(_plain_group(word, directories))
         return cls(overrides, multirun, directories)
@@ -200,7 +202,9 @@ def _choices(overrides: list[Override], multirun: bool) -> Iterator[tuple[str, .
 
 def _compose_one(overrides: list[str], words: Words) -> RunConfig:
     groups = _groups(words.config_dirs)
-    lines = [word if word.lstrip("+~").partition("=")[0].partition("@")[0] in groups else _force(word) for word in overrides]
+    lines = [
+        word if word.lstrip("+~").partition("=")[0].partition("@")[0] in groups else _force(word) for word in overrides
+    ]
     path = "[" + ",".join(f"'file://{folder}'" for folder in words.config_dirs[1:]) + "]"
     try:
         composed = hydra_compose("config", [*lines, f"hydra.searchpath={path}"])
@@ -217,4 +221,3 @@ def _compose_one(overrides: list[str], words: Words) -> RunConfig:
 def _force(word: str) -> str:
     """`key=value` as `++key=value`: the schema, already asked, decides what exists, not the YAML file."""
     return word if word.startswith(("~", "hydra.", "+hydra.", "++")) else "++" + word.lstrip("+")
-

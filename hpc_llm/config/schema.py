@@ -67,7 +67,7 @@ class DataConfig:
     vocab_size: int | None = None  # pieces to train; null: what the given tokenizer has
     suffixes: list[str] = field(default_factory=lambda: [".txt", ".md", ".py"])
     heldout_fraction: float = 0.02  # of documents, chosen by a hash of their text
-    tokenizer_sample_mb: float = 8.0  # text that the tokenizer is trained on
+    tokenizer_sample_mb: float = 32.0  # text that the tokenizer is trained on
     workers: int | Auto = "auto"  # processes that tokenise; auto: one per core
     max_reject_fraction: float = 0.2  # of documents; above it preparation stops
 
@@ -235,7 +235,11 @@ def _build(cls: Any, data: Any, prefix: str, problems: list[str]) -> Any:
 def _coerce(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
     section = section_class(kind)
     if section is not None:
-        return None if value is None and types.NoneType in typing.get_args(kind) else _build(section, value, name + ".", problems)
+        return (
+            None
+            if value is None and types.NoneType in typing.get_args(kind)
+            else _build(section, value, name + ".", problems)
+        )
     try:
         return _convert(kind, value)
     except ValueError:

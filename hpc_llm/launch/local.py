@@ -53,15 +53,16 @@ def run(config: RunConfig, words: list[str]) -> int:
 def _prepare(config: RunConfig) -> None:
     from hpc_llm import prepare
     from hpc_llm.data.manifest import directory_for
-    from hpc_llm.data.pipeline import prepare as pp
-    with prepare._progress() as on:
-        pp(config, directory_for(config), on)
+
+    prepare.prepare_shown(config, directory_for(config))
 
 
 def _build(config: RunConfig) -> None:
     """Compile what the optimizer needs, once, in a process of its own: this one never imports torch."""
     operator = operators.needed(config.optim.name, "cpu")
-    if operator is None or (config.cluster.device == "cpu" and operators.library(operator, operators.cpu_architecture()).exists()):
+    if operator is None or (
+        config.cluster.device == "cpu" and operators.library(operator, operators.cpu_architecture()).exists()
+    ):
         return
     words = [sys.executable, "-m", "hpc_llm.build", "--quiet", config.optim.name, config.cluster.device]
     subprocess.run(words, check=False)

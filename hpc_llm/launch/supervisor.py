@@ -80,7 +80,10 @@ class Supervisor:
             restart=decision.restart and not self.signals,
             why=decision.why,
         )
-        append_line(log, f"{_now()} {cause}, exit codes {end.exit_codes}, first to fail: rank {end.first_failed}; {decision.why}")
+        append_line(
+            log,
+            f"{_now()} {cause}, exit codes {end.exit_codes}, first to fail: rank {end.first_failed}; {decision.why}",
+        )
         if cause is Cause.COMPLETED:
             ledger.write("completed", attempt=number, steps=self.plan["steps"])
         return cause, decision
@@ -101,7 +104,9 @@ class Supervisor:
 
     def _spec(self, number: int) -> StepSpec:
         world_size, cluster = self.plan["world_size"], self.config["cluster"]
-        threads = cluster["threads_per_rank"] or cluster["cpus_per_gpu"] or max(1, len(os.sched_getaffinity(0)) // world_size)
+        threads = (
+            cluster["threads_per_rank"] or cluster["cpus_per_gpu"] or max(1, len(os.sched_getaffinity(0)) // world_size)
+        )
         return StepSpec(
             command=[cluster["python"] or sys.executable, "-m", "hpc_llm.train", str(self.layout.path)],
             directory=self.layout.code,

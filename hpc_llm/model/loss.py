@@ -10,4 +10,6 @@ IGNORED = -100  # a target that does not count
 
 def summed_cross_entropy(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
     """Sum of -log p(target) in nats over all targets but IGNORED; fp32 scalar, 0 where all are ignored."""
-    return F.cross_entropy(logits_BSV.float().flatten(0, 1), targets_BS.flatten(), ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(
+        logits_BSV.float().flatten(0, 1), targets_BS.flatten(), ignore_index=IGNORED, reduction="sum"
+    )

@@ -47,11 +47,16 @@ def decide(history: Sequence[Ended], budgets: Budgets) -> Decision:
         return Decision(False, f"run.max_gpu_hours={budgets.max_gpu_hours:g} spent")
     stuck = _without_progress(history)
     if stuck >= budgets.max_no_progress:
-        return Decision(False, f"{stuck} attempts in a row brought no newer checkpoint (recovery.max_no_progress={budgets.max_no_progress})")
+        return Decision(
+            False,
+            f"{stuck} attempts in a row brought no newer checkpoint (recovery.max_no_progress={budgets.max_no_progress})",
+        )
     failures = sum(end.cause in RETRIED for end in history)
     if failures > budgets.max_crashes:
         return Decision(False, f"{failures} crashes (recovery.max_crashes={budgets.max_crashes})")
-    return Decision(True, f"crash {failures} of at most {budgets.max_crashes}: starting again from step {last.checkpoint_step}")
+    return Decision(
+        True, f"crash {failures} of at most {budgets.max_crashes}: starting again from step {last.checkpoint_step}"
+    )
 
 
 def _without_progress(history: Sequence[Ended]) -> int:

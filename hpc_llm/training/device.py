@@ -17,7 +17,9 @@ from hpc_llm.slurm.environment import RankEnvironment
 def choose_device(wanted: str, local_rank: int) -> torch.device:
     """This rank's device (`cluster.device`), told to DeepSpeed too, which asks only while it is imported."""
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("cluster.device=cuda: torch sees no GPU here; use cluster.device=cpu, or a torch built for CUDA")
+        raise InputError(
+            "cluster.device=cuda: torch sees no GPU here; use cluster.device=cpu, or a torch built for CUDA"
+        )
     kind = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
     os.environ["DS_ACCELERATOR"] = kind
     if kind == "cpu":

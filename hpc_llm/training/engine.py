@@ -6,6 +6,7 @@ The only file of this room that knows DeepSpeed's engine. Facts about it hold fo
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,13 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.model.init import initialise
 from hpc_llm.model.loss import IGNORED
+from hpc_llm.planning.memory import bucket_elements
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.training import optim
+
+# DeepSpeed's shared-memory all-reduce for CPUs is compiled on every rank, and its peers spin for ever on the
+# flags of a rank that died. Gloo reports a lost peer.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 Passes = Sequence[tuple[Tensor, Tensor]]  # per pass tokens and targets, each [micro_batch, seq_len] int64
 
@@ -59,6 +65,7 @@ class Engine:
         # A helper script that DeepSpeed puts beside every checkpoint, outside its own checkpoint seam.
         self._engine._copy_recovery_script = lambda *_: None
         self._zero_stage, self._precision = plan.zero_stage, config.train.precision
+        self._grad_clip = config.optim.grad_clip or math.inf
 
     def train_step(self, passes: Passes, lr: float, flags: Sequence[bool] = ()) -> StepOutput:
         """One optimizer step over the global batch; `flags` come back as how many ranks raised each.
@@ -77,11 +84,15 @@ class Engine:
         for tokens, targets in passes:
             loss = self._engine(self._to_device(tokens), self._to_device(targets))
             self._engine.backward(loss * scale, scale_wrt_gas=False)
+            if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
+                grad_norm = torch.nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._grad_clip)
             self._engine.step()
             loss_sum += loss.detach()
         if self.world_size > 1:
             dist.all_reduce(loss_sum)
-        return StepOutput(loss_sum, counts, self._engine.get_global_grad_norm())
+        if self._zero_stage > 0:
+            grad_norm = self._engine.get_global_grad_norm()
+        return StepOutput(loss_sum, counts, grad_norm)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Passes]) -> float:
@@ -97,9 +108,7 @@ class Engine:
             dist.all_reduce(total)
         return float(total[0] / total[1])
 
-    def save(
-        self, checkpoints: Path, step: int, rank: int, publish: Callable[[Path, list[FileEntry]], None]
-    ) -> None:
+    def save(self, checkpoints: Path, step: int, rank: int, publish: Callable[[Path, list[FileEntry]], None]) -> None:
         """Write checkpoint `step` and publish its manifest on rank 0; SaveFailed on all ranks if any could not."""
         self._engine.checkpoint_engine = ManifestCheckpointEngine(rank, gather_objects, publish)
         folder = folder_of(checkpoints, step)
@@ -111,8 +120,12 @@ class Engine:
         wanted = (self.world_size, self._zero_stage, self._precision, self.optimizer_name)
         if written != wanted:
             labels = ("ranks", "ZeRO stage", "precision", "optimizer")
-            changes = [f"{label} {old} → {new}" for label, old, new in zip(labels, written, wanted, strict=True) if old != new]
-            raise InputError(f"checkpoint of step {manifest.step} cannot be loaded: {', '.join(changes)}; go on as it was saved")
+            changes = [
+                f"{label} {old} → {new}" for label, old, new in zip(labels, written, wanted, strict=True) if old != new
+            ]
+            raise InputError(
+                f"checkpoint of step {manifest.step} cannot be loaded: {', '.join(changes)}; go on as it was saved"
+            )
         folder = folder_of(checkpoints, manifest.step)
         reader = ManifestCheckpointEngine(rank, gather_objects, lambda *_: None)
         reader.vouched = {folder / entry.name: entry for entry in manifest.files}
@@ -134,12 +147,15 @@ class Engine:
 def deepspeed_settings(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
     """DeepSpeed's own configuration for this run."""
     zero: dict[str, Any] = {"stage": plan.zero_stage, "contiguous_gradients": True}
+    # DeepSpeed's default buckets of 5e8 elements would dwarf a small model.
+    zero["reduce_bucket_size"] = zero["allgather_bucket_size"] = bucket_elements(plan.parameters)
     if config.optim.name == "cpu_adam":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.cluster.device != "cpu"}
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
-        "gradient_clipping": config.optim.grad_clip,
+        # At stage 0 DeepSpeed clips without telling the norm: train_step clips there.
+        "gradient_clipping": config.optim.grad_clip if plan.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

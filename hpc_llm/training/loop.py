@@ -176,7 +176,9 @@ class Trainer:
         try:
             self.engine.save(self.attempt.checkpoints, done, self.attempt.rank, self._publish)
         except SaveFailed as error:
-            log.error("step %d could not be saved (%s)%s", done, error, "" if final else "; trying again at the next save")
+            log.error(
+                "step %d could not be saved (%s)%s", done, error, "" if final else "; trying again at the next save"
+            )
             self.attempt.record("save-failed", step=done, why=str(error))
             if self.attempt.rank == 0:
                 retention.remove(manifest.folder_of(self.attempt.checkpoints, done))

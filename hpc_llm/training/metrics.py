@@ -30,7 +30,9 @@ class Pending:
 class Metrics:
     """Turns step outputs into rows for the trackers. `flags` of a step are known once the next one runs."""
 
-    def __init__(self, trackers: Sequence[Tracker], tokens_per_step: int, flops_per_token: float, peak_flops: float) -> None:
+    def __init__(
+        self, trackers: Sequence[Tracker], tokens_per_step: int, flops_per_token: float, peak_flops: float
+    ) -> None:
         self._trackers, self._tokens_per_step = trackers, tokens_per_step
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._pending: Pending | None = None

@@ -43,7 +43,9 @@ def make(config: OptimConfig, named: Iterable[tuple[str, nn.Parameter]], device:
     if operator is not None and not ops.load(operator, device):
         advice = "build it with `python -m hpc_llm.build` where a C++ compiler is"
         if config.name == "fused_lion":
-            raise InputError(f"optim=fused_lion: DeepSpeed's {operator} is not built; {advice}, or choose optim=torch_adam")
+            raise InputError(
+                f"optim=fused_lion: DeepSpeed's {operator} is not built; {advice}, or choose optim=torch_adam"
+            )
         log.warning("DeepSpeed's %s is not built: using torch's fused AdamW instead; %s", operator, advice)
         operator = None
     if operator == "fused_adam":

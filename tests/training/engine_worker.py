@@ -1,0 +1,83 @@
+"""One rank that trains a list of cases in one process and prints each one's losses as JSON.
+
+`python engine_worker.py RANK WORLD_SIZE PORT CASES_JSON`; a case is [precision, zero_stage, micro_batch].
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+
+from hpc_llm.config.compose import compose
+from hpc_llm.model.loss import IGNORED
+from hpc_llm.planning.batch import accumulation, pass_rows
+from hpc_llm.planning.plan import RunPlan, make_plan
+from hpc_llm.slurm.environment import RankEnvironment
+from hpc_llm.training import device as devices
+
+GLOBAL_BATCH, SEQ_LEN, STEPS, VOCAB = 8, 16, 4, 128
+WORDS = [
+    "model.d_model=32",
+    "model.n_heads=2",
+    "model.n_layers=2",
+    f"model.vocab_size={VOCAB}",
+    f"train.global_batch={GLOBAL_BATCH}",
+    f"train.seq_len={SEQ_LEN}",
+    f"train.duration={STEPS}steps",
+    "optim=torch_adam",
+    "optim.lr=0.01",
+    "optim.warmup=1steps",
+    "cluster.device=cpu",
+]
+
+
+def global_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and targets of `step`, [GLOBAL_BATCH, SEQ_LEN]; some targets masked, unevenly over the rows."""
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(0, VOCAB, (GLOBAL_BATCH, SEQ_LEN + 1), generator=generator)
+    targets = tokens[:, 1:].clone()
+    for row in range(GLOBAL_BATCH):
+        targets[row, : row * 2] = IGNORED
+    return tokens[:, :-1].contiguous(), targets
+
+
+def plan_for(precision: str, stage: int, micro: int, world_size: int) -> tuple[object, RunPlan]:
+    words = [f"train.precision={precision}", f"train.zero_stage={stage}", f"train.micro_batch={micro}"]
+    config = compose([*WORDS, *words, f"cluster.gpus_per_node={world_size}"])
+    return config, make_plan(config, None)
+
+
+def main() -> None:
+    rank, world_size, port = map(int, sys.argv[1:4])
+    device = devices.choose_device("cpu", 0)
+    with devices.process_group(RankEnvironment(rank, rank, world_size, world_size, "127.0.0.1", port), device):
+        from hpc_llm.model.transformer import Transformer
+        from hpc_llm.training.engine import Engine
+        from hpc_llm.training.schedule import learning_rate
+
+        results = []
+        for precision, stage, micro in json.loads(sys.argv[4]):
+            config, plan = plan_for(precision, stage, micro, world_size)
+            assert plan.accumulation == accumulation(GLOBAL_BATCH, world_size, micro)
+            engine = Engine(config, plan, lambda config=config: Transformer(config.model, SEQ_LEN), device, rank)
+            losses = []
+            for step in range(STEPS):
+                tokens, targets = global_batch(step)
+                passes = []
+                for index in range(plan.accumulation):
+                    start, end = pass_rows(GLOBAL_BATCH, world_size, micro, rank, index)
+                    own_tokens = torch.zeros(micro, SEQ_LEN, dtype=torch.int64)
+                    own_targets = torch.full((micro, SEQ_LEN), IGNORED)
+                    own_tokens[: end - start], own_targets[: end - start] = tokens[start:end], targets[start:end]
+                    passes.append((own_tokens, own_targets))
+                output = engine.train_step(passes, learning_rate(config.optim, step, STEPS, plan.warmup_steps))
+                losses.append([float(output.loss_sum) / int(output.counts[0]), float(output.grad_norm)])
+            results.append(losses)
+        if rank == 0:
+            print("RESULT " + json.dumps(results), flush=True)
+
+
+if __name__ == "__main__":
+    main()
