@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
@@ -47,7 +47,7 @@ class HashingWriter:
         return self._digest.hexdigest()
 
 
-class ManifestCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
+class ManifestCheckpointEngine(CheckpointEngine):
     """Collects what this rank writes; `commit` lets `publish` make the checkpoint exist, or raises SaveFailed.
 
     publish: called on rank 0 alone with the files of all ranks, in the order of ranks; may raise OSError.
@@ -71,7 +71,7 @@ class ManifestCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
             with Path(path).open("wb") as file:
                 writer = HashingWriter(file)
                 try:
-                    torch.save(state_dict, writer)
+                    torch.save(state_dict, cast("IO[bytes]", writer))
                 except RuntimeError as error:
                     raise writer.error or error from error
                 file.flush()

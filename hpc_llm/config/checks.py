@@ -94,7 +94,7 @@ def _words(config: RunConfig) -> Iterator[str]:
         if not _VARIABLE.fullmatch(variable):
             yield f"cluster.exports.{variable}: a variable's name has letters, digits and '_'"
         elif _SECRET.search(variable):
-            yield f"cluster.exports.{variable}: secrets are not written to files; export {variable} in the shell you submit from"
+            yield f"cluster.exports.{variable}: secrets are not written to files; export it in the shell you submit from"
     dialect = config.cluster.gpu_request
     if not re.fullmatch(r"none|gpus-per-node|gres(:[A-Za-z0-9_.-]+)?", dialect):
         yield f"cluster.gpu_request={dialect!r}: gpus-per-node, gres, gres:TYPE (for example gres:a100) or none"
@@ -123,8 +123,9 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
         yield f"optim.decay_fraction={config.optim.decay_fraction}: has an effect with optim.schedule=wsd alone"
     if config.cluster.launcher == "local":
         for name in _SLURM_ONLY:
-            if getattr(config.cluster, name) != _default(ClusterConfig, name):
-                yield f"cluster.{name}={getattr(config.cluster, name)}: has no effect on cluster=local; choose a Slurm cluster"
+            value = getattr(config.cluster, name)
+            if value != _default(ClusterConfig, name):
+                yield f"cluster.{name}={value}: has no effect on cluster=local; choose a Slurm cluster"
 
 
 def _default(kind: Any, name: str) -> Any:

@@ -242,7 +242,7 @@ def _coerce(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
         )
     try:
         return _convert(kind, value)
-    except ValueError:
+    except (ValueError, OverflowError):
         problems.append(f"{name}={value!r}: {describe(kind)} is expected")
         return None
 
@@ -266,7 +266,7 @@ def _convert(kind: Any, value: Any) -> Any:
         return {str(key): _convert(args[1], item) for key, item in value.items()}
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
+    if kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0:
         return int(value)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)

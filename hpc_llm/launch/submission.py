@@ -47,8 +47,8 @@ def known_data(config: RunConfig) -> DataFacts | None:
     if config.dry_run:
         return None
     raise InputError(
-        f"data={config.data.name}: {source} is not prepared for this tokenizer; "
-        f"type: python -m hpc_llm.prepare data={config.data.name} data.source={source} (and the data.* keys you gave here)"
+        f"data={config.data.name}: {source} is not prepared for this tokenizer; type: "
+        f"python -m hpc_llm.prepare data={config.data.name} data.source={source} (and the keys given here)"
     )
 
 

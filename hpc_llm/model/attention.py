@@ -46,4 +46,4 @@ class Attention(nn.Module):
             qkv = qkv.clamp(-self.clip_qkv, self.clip_qkv)
         q, k, v = qkv.view(batch, seq_len, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # each [B, H, S, head]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_1HSS)
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, seq_len, d_model))  # type: ignore[no-any-return]
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, seq_len, d_model))

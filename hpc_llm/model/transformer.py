@@ -22,7 +22,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.expansion_ratio * config.d_model, config.d_model, bias=False)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.up_proj(x_BSD)))  # type: ignore[no-any-return]
+        return self.down_proj(F.gelu(self.up_proj(x_BSD)))
 
 
 class Block(nn.Module):
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
     def forward(self, x_BSD: Tensor, bias_1HSS: Tensor) -> Tensor:
         x_BSD = x_BSD + self.attn(self.norm_1(x_BSD), bias_1HSS)
-        return x_BSD + self.ffn(self.norm_2(x_BSD))  # type: ignore[no-any-return]
+        return x_BSD + self.ffn(self.norm_2(x_BSD))
 
 
 class Transformer(nn.Module):

@@ -49,7 +49,7 @@ def decide(history: Sequence[Ended], budgets: Budgets) -> Decision:
     if stuck >= budgets.max_no_progress:
         return Decision(
             False,
-            f"{stuck} attempts in a row brought no newer checkpoint (recovery.max_no_progress={budgets.max_no_progress})",
+            f"{stuck} attempts in a row left no newer checkpoint (recovery.max_no_progress={budgets.max_no_progress})",
         )
     failures = sum(end.cause in RETRIED for end in history)
     if failures > budgets.max_crashes:

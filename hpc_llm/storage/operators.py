@@ -22,7 +22,7 @@ def needed(optimizer: str, device: str) -> str | None:
 
 def folder(architecture: str) -> Path:
     """Folder of the operators for this Python, torch (its CUDA with it), DeepSpeed and `architecture`."""
-    cache = os.environ.get("HPC_LLM_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "hpc_llm")
+    cache = os.environ.get("HPC_LLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hpc_llm"
     key = f"py{sys.version_info.major}.{sys.version_info.minor}-torch{version('torch')}-ds{version('deepspeed')}"
     return Path(cache).expanduser() / "ops" / f"{key}-{architecture}"
 

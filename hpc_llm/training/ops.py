@@ -27,7 +27,7 @@ _BUILDERS = {
 
 
 def architecture(device: str) -> str:
-    """What an operator for `device` (cuda, cpu) is compiled for: TORCH_CUDA_ARCH_LIST or this machine's GPU, or its CPU."""
+    """What an operator for `device` is compiled for. cuda: TORCH_CUDA_ARCH_LIST, else the GPU here; cpu: this CPU."""
     if device == "cpu":
         return operators.cpu_architecture()
     given = os.environ.get("TORCH_CUDA_ARCH_LIST") or ".".join(map(str, torch.cuda.get_device_capability()))

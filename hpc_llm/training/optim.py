@@ -22,7 +22,8 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
 
     A parameter counts as a matrix by its full shape, also where ZeRO-3 holds only a part of it.
     """
-    decayed, rest = [], []
+    decayed: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in named:
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
         (decayed if dimensions >= 2 and not name.endswith("wte.weight") else rest).append(parameter)
@@ -48,20 +49,31 @@ def make(config: OptimConfig, named: Iterable[tuple[str, nn.Parameter]], device:
             )
         log.warning("DeepSpeed's %s is not built: using torch's fused AdamW instead; %s", operator, advice)
         operator = None
+    # DeepSpeed's Adam for CPUs keeps beta^step as a running product and begins it anew with pow() after a resume:
+    # the last bit differs. A call on nothing at step 0 before every step makes it pow() always.
     if operator == "fused_adam":
         from deepspeed.ops.adam import FusedAdam
 
-        return FusedAdam(groups, adam_w_mode=True, **adam)  # type: ignore[no-any-return]
+        fused = FusedAdam(groups, adam_w_mode=True, **adam)
+        if device == "cpu":
+            nothing = [[torch.empty(0)] for _ in range(4)]
+            forget = (0, torch.zeros(1, dtype=torch.int32), nothing, config.lr, *config.betas, config.eps, 0, 1, 1, 0.0)
+            fused.register_step_pre_hook(lambda *_: fused.multi_tensor_adam(*forget))
+        return fused
     if operator == "cpu_adam":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **adam)  # type: ignore[no-any-return]
+        offloaded = DeepSpeedCPUAdam(groups, adamw_mode=True, **adam)
+        none = [torch.empty(0) for _ in range(4)]
+        start = (offloaded.opt_id, 0, config.lr, *config.betas, config.eps, 0.0, True, *none)
+        offloaded.register_step_pre_hook(lambda *_: offloaded.ds_opt_adam.adam_update(*start))
+        return offloaded
     if operator == "fused_lion":
         from deepspeed.ops.lion import FusedLion
 
-        return FusedLion(groups, **common)  # type: ignore[no-any-return]
+        return FusedLion(groups, **common)
     if operator == "cpu_lion":
         from deepspeed.ops.lion import DeepSpeedCPULion
 
-        return DeepSpeedCPULion(groups, **common)  # type: ignore[no-any-return]
+        return DeepSpeedCPULion(groups, **common)
     return torch.optim.AdamW(groups, fused=True, **adam)

@@ -1,0 +1,95 @@
+"""Whatever kills a run or harms its checkpoints: it goes on, and ends bit for bit where an undisturbed one does."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_runs import STEPS, Finished, damage, run
+
+from hpc_llm.checkpoint import manifest
+
+pytestmark = pytest.mark.slow
+
+SHAPES = [("bf16", stage) for stage in (1, 2, 3)] + [("fp32", stage) for stage in (0, 1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One root for all runs of this file: they share data and code."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def assert_same(hurt: Finished, plain: Finished) -> None:
+    assert hurt.losses == plain.losses
+    assert sorted(hurt.losses) == list(range(1, STEPS + 1))
+    assert hurt.final_state == plain.final_state
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("precision", "stage"), SHAPES)
+def test_a_run_that_is_killed_filled_up_and_damaged_ends_as_if_nothing_had_been(
+    root: Path, precision: str, stage: int, ranks: int
+) -> None:
+    name = f"{precision}-zero{stage}-{ranks}"
+    words = (f"train.precision={precision}", f"train.zero_stage={stage}", f"cluster.gpus_per_node={ranks}")
+    draw = random.Random(name)
+    plain = run(root, f"{name}-plain", *words)
+    assert plain.status == 0, plain.output
+
+    faults: list[dict[str, Any]] = [
+        {"attempt": 1, "rank": draw.randrange(ranks), "kind": "kill-step", "step": draw.randrange(3, 6)},
+        {"attempt": 2, "rank": 0, "kind": "kill-save", "event": draw.randrange(1, 7)},
+        {"attempt": 3, "rank": ranks - 1, "kind": "full", "after": draw.randrange(1, 3000)},
+    ]
+    hurt = run(root, name, *words, faults=faults)
+    assert hurt.status == 1, hurt.output
+    assert [end["cause"] for end in hurt.named("ended")] == ["killed", "killed", "storage-full"]
+    assert hurt.named("save-failed")[0]["why"] == f"rank {ranks - 1}: No space left on device"
+
+    newest = manifest.newest_step(hurt.layout.checkpoints)
+    damage(hurt, newest, "truncate" if stage % 2 else "flip")
+    hurt = run(root, name, *words)
+    assert hurt.status == 0, hurt.output
+    rejected = hurt.named("checkpoint-rejected")
+    assert [item["step"] for item in rejected] == [newest]
+    assert ("bytes" if stage % 2 else "SHA-256") in rejected[0]["why"]
+    assert f"checkpoint of step {newest} is not valid" in hurt.output
+    assert hurt.named("resumed")[-1]["step"] < newest
+    assert_same(hurt, plain)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_killed_at_every_single_touch_of_a_checkpoint_file_in_turn_ends_the_same(root: Path, rank: int) -> None:
+    words = ("train.zero_stage=2", "cluster.gpus_per_node=2", "recovery.max_crashes=99", "recovery.max_no_progress=99")
+    plain = run(root, f"touch-{rank}-plain", *words)
+    faults = [{"attempt": number, "rank": rank, "kind": "kill-save", "event": number} for number in range(1, 99)]
+    hurt = run(root, f"touch-{rank}", *words, faults=faults)
+    assert hurt.status == 0, hurt.output
+    kills = [end for end in hurt.named("ended") if end["cause"] == "killed"]
+    assert len(kills) >= (10 if rank == 0 else 2), hurt.output
+    assert all(end["first_failed"] == rank for end in kills)
+    assert_same(hurt, plain)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_stops_and_says_so(root: Path) -> None:
+    faults = [{"attempt": 1, "rank": 0, "kind": "kill-step", "step": 5}]
+    hurt = run(root, "lost", "recovery.max_crashes=0", faults=faults)
+    for step in manifest.steps(hurt.layout.checkpoints):
+        damage(hurt, step, "flip")
+    lost = run(root, "lost")
+    assert lost.status == 1
+    assert lost.named("ended")[-1]["cause"] == "checkpoint-unreadable"
+    assert "no valid checkpoint" in lost.output
+    assert "step 4 was saved" in lost.output
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(root: Path) -> None:
+    faults = [{"attempt": 1, "rank": 0, "kind": "nan", "step": 5}]
+    diverged = run(root, "nan", faults=faults)
+    assert diverged.status == 1
+    assert diverged.named("ended")[-1]["cause"] == "diverged"
+    assert manifest.steps(diverged.layout.checkpoints)[-1] == 4
+    assert "step 6: loss nan" in diverged.output

@@ -1,0 +1,105 @@
+"""The step is mathematics: the same losses at any number of ranks, passes and ZeRO stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+WORKER = Path(__file__).with_name("engine_worker.py")
+STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3)}
+MICRO_BATCHES = {1: (8, 3, 2), 2: (4, 2, 1)}  # by ranks: global batch 8 in 1, 3 (the last one short) and 4 passes
+UNEVEN_ON_TWO_RANKS = 3  # 4 rows per rank in passes of 3 and 1
+
+# fp32 sums in another order differ in the last bits: 8 rows × 16 targets give a relative error of about
+# sqrt(128) × 2^-24 = 7e-7 per gradient, and 4 steps of Adam with lr 0.01 carry it on; 1e-5 is 15 times that.
+# bf16 rounds weights and activations to 8 bits, 2^-9 = 2e-3 relative each: the loss, a mean over 80 targets, may
+# be off by some 1e-3; a gradient norm, which those errors reach unaveraged, by some 2^-8 × a few = 2e-2. A pass or
+# a rank whose gradient were lost or counted twice would move the norm by a tenth or more.
+TOLERANCE = {"fp32": (1e-5, 1e-5), "bf16": (4e-3, 2e-2)}  # of loss, of gradient norm
+
+
+@cache
+def losses(world_size: int) -> dict[tuple[str, int, int], list[list[float]]]:
+    """(precision, stage, micro-batch) → [loss, gradient norm] per step, all in one set of processes."""
+    micro = (*MICRO_BATCHES[world_size], *((UNEVEN_ON_TWO_RANKS,) if world_size == 2 else ()))
+    cases = [(precision, stage, m) for precision, stages in STAGES.items() for stage in stages for m in micro]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), str(world_size), str(port), json.dumps(cases)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for rank in range(world_size)
+    ]
+    output = [process.communicate(timeout=300)[0] for process in ranks]
+    assert all(process.returncode == 0 for process in ranks), output
+    found = json.loads(output[0].split("RESULT ")[1].splitlines()[0])
+    return dict(zip(cases, found, strict=True))
+
+
+@cache
+def plain_losses() -> list[list[float]]:
+    """The same training in plain torch, in one big batch: AdamW in fp32, clipping, no DeepSpeed and no loop of ours."""
+    from engine_worker import SEQ_LEN, STEPS, global_batch, plan_for
+
+    from hpc_llm.model.init import initialise
+    from hpc_llm.model.transformer import Transformer
+    from hpc_llm.training.schedule import learning_rate
+
+    config, plan = plan_for("fp32", 0, 8, 1)
+    model = Transformer(config.model, SEQ_LEN)
+    for name, parameter in model.named_parameters():
+        initialise(name, parameter, config.model, config.run.seed)
+    decayed = [p for name, p in model.named_parameters() if p.dim() == 2 and name != "wte.weight"]
+    rest = [p for name, p in model.named_parameters() if p.dim() == 1 or name == "wte.weight"]
+    groups = [{"params": decayed, "weight_decay": config.optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=tuple(config.optim.betas), eps=config.optim.eps)
+    found = []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config.optim, step, STEPS, plan.warmup_steps)
+        tokens, targets = global_batch(step)
+        loss = torch.nn.functional.cross_entropy(model.logits(tokens).flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
+        optimizer.step()
+        found.append([loss.item(), norm.item()])
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("precision", "stage"), [(name, stage) for name, stages in STAGES.items() for stage in stages])
+def test_ranks_and_passes_give_the_losses_of_one_big_batch(precision: str, stage: int, world_size: int) -> None:
+    cases = {key: value for key, value in losses(world_size).items() if key[:2] == (precision, stage)}
+    assert len(cases) == 3 + (world_size == 2)
+    for key, found in cases.items():
+        for column, tolerance in enumerate(TOLERANCE[precision]):
+            here, there = torch.tensor(found)[:, column], torch.tensor(plain_losses())[:, column]
+            torch.testing.assert_close(here, there, rtol=tolerance, atol=0, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_a_step_that_divided_by_passes_instead_of_targets_would_be_noticed() -> None:
+    """The batch masks targets unevenly: the mean of the rows' means is far from the mean over targets."""
+    from engine_worker import global_batch
+
+    _, targets = global_batch(0)
+    counts = (targets != -100).sum(1).float()
+    weights = counts / counts.sum()
+    assert (weights - 1 / len(weights)).abs().max() > 10 * TOLERANCE["bf16"][0]

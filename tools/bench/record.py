@@ -1,0 +1,73 @@
+"""What every row of benchmarks/ carries beside its numbers: machine, versions, command; and how it is appended."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def append(page: Path, introduction: str, title: str, body: Sequence[str], packages: Sequence[str]) -> None:
+    """A dated section at the end of `page`, which begins with `introduction`. Nothing written before is touched."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    if not page.exists():
+        page.write_text(introduction.strip() + "\n")
+    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    facts = [f"- machine: {machine()}", f"- versions: {versions(packages)}", f"- command: `{command()}`"]
+    with page.open("a") as file:
+        file.write("\n".join(["", f"## {now}: {title}", "", *facts, "", *body]) + "\n")
+
+
+def machine() -> str:
+    """Processor, cores, memory and GPUs; no name of the machine."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    words = [f"{model or platform.machine()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB"]
+    try:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        words += subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        words.append("no NVIDIA GPU")
+    return ", ".join(words)
+
+
+def versions(packages: Sequence[str]) -> str:
+    """Python, `packages` and the commit that was measured."""
+    found = ", ".join(f"{name} {version(name)}" for name in packages)
+    return f"Python {platform.python_version()}, {found}, hpc_llm {_commit()}"
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "hpc_llm", "conf").strip()
+        return git("rev-parse", "--short", "HEAD").strip() + (" with local changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "outside git"
+
+
+def command() -> str:
+    return shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """`median (min–max)`."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Lines of a Markdown table."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(map(str, row)) + " |" for row in [header, rule, *rows]]

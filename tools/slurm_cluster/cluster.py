@@ -1,0 +1,403 @@
+"""A whole cluster: brought up, taken down, looked at, and hurt on request."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+from pathlib import Path
+
+from . import conf_files
+from .processes import Daemons
+from .site import ClusterError, Site, load_site, site_file
+
+INSTALL = "apt-get install slurm-wlm slurmdbd munge mariadb-server"
+PROGRAMS = (
+    *("slurmctld", "slurmd", "slurmdbd", "munged", "mungekey", "mariadbd", "mariadb", "mariadb-install-db"),
+    *("scontrol", "sinfo", "squeue", "sbatch", "sacctmgr"),
+)
+# sun_path holds 108 characters, and slurmstepd's sockets add "/spool/n12/n12_JOBID.4294967291".
+MAX_PREFIX_CHARS = 70
+
+
+class Cluster:
+    """One site and its daemons."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.daemons = Daemons(Path(site.prefix))
+
+    @property
+    def daemon_names(self) -> list[str]:
+        """In the order of their start; they are stopped from the end."""
+        database = ["mariadbd", "slurmdbd"] if self.site.accounting else []
+        return ["munged", *database, "slurmctld", *(f"slurmd-{node}" for node in self.site.nodes)]
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs, or is one of which slurmctld was stopped on purpose; anything else is leftovers."""
+        paused = self._paused.exists() and self.daemons.pid("munged") is not None
+        return paused or self.daemons.pid("slurmctld") is not None
+
+    @property
+    def _paused(self) -> Path:
+        return self.site.path("run/ctld-stopped")
+
+    # -- up and down ---------------------------------------------------------------------------------------------
+
+    def up(self) -> None:
+        """Write the files, start every daemon, and return once all nodes are idle."""
+        try:
+            self._write_files()
+            self._start_munged()
+            if self.site.accounting:
+                self._start_mariadb()
+                self._start_slurmdbd()
+            self.start_ctld()
+            self._start_nodes()
+        except BaseException:  # Ctrl-C too; the folder stays for its logs, the next `up` removes it
+            self.stop()
+            raise
+
+    def down(self) -> None:
+        self.stop()
+        shutil.rmtree(self.site.prefix)
+
+    def stop(self) -> None:
+        """Stop every daemon, step and job process, and wait until they are gone.
+
+        slurmctld goes first, so that nothing new is started, and MariaDB and munge die at once: their state goes too.
+        """
+        names = self.daemon_names
+        self.daemons.stop("slurmctld")
+        for name in [name for name in names if name.startswith("slurmd-")]:
+            self.daemons.stop(name, signal.SIGKILL)
+        for name in ("slurmdbd", "mariadbd", "munged"):
+            self.daemons.stop(name, signal.SIGKILL)
+        self.daemons.kill_strays()
+
+    def _write_files(self) -> None:
+        """A folder plain users may read, but for keys, database and state."""
+        os.umask(0o022)
+        for name in ("etc", "run", "log", "dev", "spool", *(f"spool/{node}" for node in self.site.nodes)):
+            self.site.path(name).mkdir(parents=True)
+        for name in ("state", "db"):
+            self.site.path(name).mkdir(mode=0o700)
+        self.site.save()
+        etc = self.site.path("etc")
+        (etc / "gres.conf").write_text(conf_files.gres_conf(self.site))
+        (etc / "cgroup.conf").write_text(conf_files.cgroup_conf(slurm_version()))
+        self.site.slurm_conf.write_text(conf_files.slurm_conf(self.site))
+        for index in range(self.site.gpus_per_node):
+            _make_device(self.site.path(f"dev/gpu{index}"))
+
+    def _start_munged(self) -> None:
+        """A munge of our own: the machine's, where there is one, stays untouched."""
+        key, run = self.site.path("etc/munge.key"), self.site.path("run")
+        _check_output(["mungekey", "--create", f"--keyfile={key}"])
+        places = [f"--key-file={key}", f"--socket={run}/munge.socket", f"--seed-file={run}/munge.seed"]
+        places += [f"--pid-file={run}/munged.munge.pid", f"--log-file={self.site.path('log/munged.log')}"]
+        self.daemons.start("munged", [_program("munged"), "--foreground", *places])
+        self.daemons.await_ready("munged", lambda: _accepts(str(run / "munge.socket")))
+
+    def _start_mariadb(self) -> None:
+        database, unix_socket = self.site.path("db"), str(self.site.path("run/mariadb.socket"))
+        # Small logs and no waiting for the disk: the data die with the cluster.
+        small = ["--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M", "--innodb-flush-log-at-trx-commit=0"]
+        install = [_program("mariadb-install-db"), "--no-defaults", f"--datadir={database}", "--user=root"]
+        _check_output([*install, "--auth-root-authentication-method=normal", "--skip-test-db", *small])
+        serve = [_program("mariadbd"), "--no-defaults", f"--datadir={database}", "--user=root", *small]
+        serve += ["--bind-address=127.0.0.1", f"--port={self.site.mariadb_port}", f"--socket={unix_socket}"]
+        serve += ["--skip-name-resolve", "--skip-sync-frm", f"--pid-file={self.site.path('run/mariadbd.mysql.pid')}"]
+        self.daemons.start("mariadbd", serve)
+        self.daemons.await_ready("mariadbd", lambda: _accepts(unix_socket))
+
+        password = secrets.token_hex(16)
+        statements = (
+            "CREATE DATABASE slurm; "
+            f"CREATE USER slurm@127.0.0.1 IDENTIFIED BY '{password}'; GRANT ALL ON slurm.* TO slurm@127.0.0.1; "
+            f"ALTER USER root@localhost IDENTIFIED BY '{secrets.token_hex(16)}';"
+        )
+        # Through standard input: a password among the arguments is everyone's to read.
+        _check_output([_program("mariadb"), "--no-defaults", f"--socket={unix_socket}", "--user=root"], statements)
+        conf = self.site.path("etc/slurmdbd.conf")
+        conf.touch(mode=0o600)
+        conf.write_text(conf_files.slurmdbd_conf(self.site, password))
+
+    def _start_slurmdbd(self) -> None:
+        self.daemons.start("slurmdbd", [_program("slurmdbd"), "-D"], SLURM_CONF=str(self.site.slurm_conf))
+        self.daemons.await_ready("slurmdbd", lambda: _accepts(("127.0.0.1", self.site.dbd_port)))
+        self._sacctmgr("add", "cluster", conf_files.CLUSTER_NAME)
+        if self.site.preempt_type == "qos":
+            for words in conf_files.qos_commands(self.site, _user_names()):
+                self._sacctmgr(*words)
+
+    def _sacctmgr(self, *words: str) -> None:
+        self.client("sacctmgr", "--immediate", "--quiet", *words)
+
+    def _start_nodes(self) -> None:
+        for node in self.site.nodes:
+            self._start_slurmd(node)
+        for node in self.site.nodes:
+            self.daemons.await_ready(f"slurmd-{node}", lambda node=node: self._node_state(node) == "idle")
+
+    def _start_slurmd(self, node: str) -> None:
+        command = [_program("slurmd"), "-D", "-N", node, "-f", str(self.site.slurm_conf)]
+        self.daemons.start(f"slurmd-{node}", command, SLURM_CONF=str(self.site.slurm_conf))
+
+    # -- asking Slurm --------------------------------------------------------------------------------------------
+
+    def client(self, *command: str) -> str:
+        """What a Slurm command of this cluster prints; its complaint as an error."""
+        return _check_output(list(command), environment=self._client_environment())
+
+    def _client_environment(self) -> dict[str, str]:
+        """The user's environment without the SLURM_* of whatever job or cluster it belongs to."""
+        own = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
+        return own | {"SLURM_CONF": str(self.site.slurm_conf)}
+
+    def _ctld_answers(self) -> bool:
+        # Its port first: a client asked in vain tries again for 10 s and more.
+        if not _accepts(("127.0.0.1", self.site.ctld_port)):
+            return False
+        try:
+            return " is UP" in self.client("scontrol", "ping")
+        except ClusterError:
+            return False
+
+    def _node_state(self, node: str) -> str:
+        """Slurm's long word for it; `*` at its end means that the node does not answer."""
+        try:
+            return self.client("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%T").split()[0]
+        except (ClusterError, IndexError):
+            return "unknown"
+
+    def status(self) -> tuple[str, bool]:
+        """A page to read, and whether slurmctld answers."""
+        answers = self._ctld_answers()
+        lines = [f"prefix   {self.site.prefix}"]
+        # A plain user may not look into root's processes, so has to take Slurm's word for them.
+        if os.geteuid() == 0:
+            running = [f"{name} {self.daemons.pid(name) or 'STOPPED'}" for name in self.daemon_names]
+            lines.append("daemons  " + ", ".join(running))
+        if not answers:
+            return "\n".join([*lines, "slurmctld does not answer"]), False
+        nodes = self.client("sinfo", "--Node", "--format=%6N %.10P %.12T %.5c %.8m %10G %E")
+        jobs = self.client("squeue", "--format=%.12i %.10P %20j %10u %.12T %.10M %.10l %.5D %R")
+        return "\n".join([*lines, "", nodes.rstrip(), "", jobs.rstrip()]), True
+
+    def exports(self) -> str:
+        """Shell words for `eval`."""
+        pairs = {"SLURM_CONF": str(self.site.slurm_conf), "LOCAL_SLURM_DIR": self.site.prefix}
+        return "\n".join(f"export {key}={shlex.quote(value)}" for key, value in pairs.items())
+
+    # -- faults --------------------------------------------------------------------------------------------------
+
+    def start_ctld(self) -> None:
+        if self.daemons.pid("slurmctld") is not None:
+            raise ClusterError("slurmctld runs already", 2)
+        command = [_program("slurmctld"), "-D", "-f", str(self.site.slurm_conf)]
+        self.daemons.start("slurmctld", command, SLURM_CONF=str(self.site.slurm_conf))
+        self.daemons.await_ready("slurmctld", self._ctld_answers)
+        self._paused.unlink(missing_ok=True)
+
+    def stop_ctld(self) -> None:
+        """Stop slurmctld in good order; its state lies in the folder, jobs and nodes go on."""
+        if self.daemons.pid("slurmctld") is None:
+            raise ClusterError("slurmctld is stopped already", 2)
+        self._paused.touch()
+        self.daemons.stop("slurmctld")
+
+    def kill_node(self, node: str) -> None:
+        """SIGKILL to the node's slurmd. Its steps go on running, and Slurm finds out after SlurmdTimeout."""
+        self._check_node(node)
+        if self.daemons.pid(f"slurmd-{node}") is None:
+            raise ClusterError(f"the slurmd of {node} is dead already; tools/local_slurm revive-node {node}", 2)
+        self.daemons.stop(f"slurmd-{node}", signal.SIGKILL)
+
+    def revive_node(self, node: str) -> None:
+        """Start the node's slurmd again; returns once Slurm counts on the node (where slurmctld runs)."""
+        self._check_node(node)
+        name = f"slurmd-{node}"
+        if self.daemons.pid(name) is not None:
+            raise ClusterError(f"the slurmd of {node} runs already", 2)
+        self._start_slurmd(node)
+        if self.daemons.pid("slurmctld") is None:
+            return
+
+        def back() -> bool:
+            state = self._node_state(node)
+            return not state.endswith("*") and not state.startswith(("down", "unknown"))
+
+        self.daemons.await_ready(name, back, timeout_s=30)
+
+    def _check_node(self, node: str) -> None:
+        if node not in self.site.nodes:
+            raise ClusterError(f"no node {node}; the nodes are {', '.join(self.site.nodes)}", 2)
+
+    def preempt(self, job: str, hold_s: int) -> str:
+        """Submit an urgent job that fits only where `job` makes room, and return its id.
+
+        It asks, on the job's nodes, for the job's GPUs and for those idle there. Where several preemptable jobs share
+        a node, which of them goes is Slurm's choice. A job without GPUs is driven out by asking for the whole nodes.
+        """
+        fields = self._job_fields(job)
+        nodes = self.client("scontrol", "show", "hostnames", fields["NodeList"]).split()
+        words = [f"--nodes={len(nodes)}", f"--nodelist={fields['NodeList']}", "--mem=1"]
+        num_gpus = max(self._gpus_idle(node) for node in nodes) + _gpus(fields)
+        words += [f"--gres=gpu:{num_gpus}"] if _gpus(fields) else ["--exclusive"]
+        if self.site.preempt_type == "qos":
+            words.append("--qos=urgent")
+        limit_min = hold_s // 60 + 2
+        words += ["--partition=urgent", "--job-name=urgent", "--no-requeue", f"--time={limit_min}"]
+        words += ["--chdir=/", "--output=/dev/null", f"--wrap=sleep {hold_s}"]
+        return self.client("sbatch", "--parsable", *words).strip().partition(";")[0]
+
+    def _job_fields(self, job: str) -> dict[str, str]:
+        """scontrol's words on one running job."""
+        if not re.fullmatch(r"\d+(_\d+)?", job):
+            raise ClusterError(f"{job!r} is no job id; allowed: 12 or, for a task of an array, 12_3", 2)
+        lines = self.client("scontrol", "show", "job", "--details", "--oneliner", job).splitlines()
+        if len(lines) != 1:
+            raise ClusterError(f"{job} is an array of {len(lines)}; name one task, as {job}_0", 2)
+        pairs = (word.partition("=") for word in lines[0].split())
+        # The first of a name counts: later ones repeat it for each node.
+        fields: dict[str, str] = {}
+        for key, _, value in pairs:
+            fields.setdefault(key, value)
+        if fields["JobState"] != "RUNNING":
+            raise ClusterError(f"job {job} is {fields['JobState']}; only a running job can be preempted", 2)
+        if fields["Partition"] == "urgent" and self.site.preempt_type == "partition":
+            raise ClusterError(f"job {job} is in partition urgent, which nothing preempts", 2)
+        return fields
+
+    def _gpus_idle(self, node: str) -> int:
+        report = self.client("scontrol", "show", "node", "--details", node)
+        used = re.search(r"GresUsed=gpu[^:\s]*:(?:[^:\s(]+:)?(\d+)", report)
+        return self.site.gpus_per_node - (int(used.group(1)) if used else 0)
+
+
+def _gpus(fields: dict[str, str]) -> int:
+    """GPUs of a job on one of its nodes, from `GRES=gpu:2(IDX:0-1)`."""
+    found = re.search(r"gpu(?::[^:(]+)?:(\d+)", fields.get("GRES", ""))
+    return int(found.group(1)) if found else 0
+
+
+# -- before a cluster is started -----------------------------------------------------------------------------------
+
+
+def check_machine() -> None:
+    """Root, and everything installed."""
+    require_root("up")
+    missing = [name for name in PROGRAMS if shutil.which(name, path=_search_path()) is None]
+    if missing:
+        raise ClusterError(f"not installed: {', '.join(missing)}; {INSTALL} (or tools/install_slurm.sh)", 2)
+
+
+def require_root(command: str) -> None:
+    if os.geteuid() != 0:
+        raise ClusterError(f"{command} needs root: slurmd starts jobs as their users; try sudo", 2)
+
+
+def check_prefix(prefix: Path) -> None:
+    """A folder that Slurm can name in its files, and that is ours to fill and later to remove."""
+    if not re.fullmatch(r"/[A-Za-z0-9._/+@-]+", str(prefix)):  # `%`, `#` and blanks mean something in slurm.conf
+        raise ClusterError(f"prefix {str(prefix)!r}: allowed are letters, digits and . _ / + @ -", 2)
+    if len(str(prefix)) > MAX_PREFIX_CHARS:
+        raise ClusterError(f"prefix {prefix} has {len(str(prefix))} characters; sockets allow {MAX_PREFIX_CHARS}", 2)
+    try:
+        found = prefix.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ClusterError(f"prefix {prefix}: {error.strerror}", 2) from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise ClusterError(f"prefix {prefix} must be a folder of root's that nobody else may write to", 2)
+    if not site_file(prefix).exists() and any(prefix.iterdir()):
+        raise ClusterError(f"prefix {prefix} holds other files; name a new or an empty folder", 2)
+
+
+def remove_leftovers(prefix: Path) -> bool:
+    """Clear away a cluster that was killed; refuses where one runs. True where there was something."""
+    site = load_site(prefix)
+    if site is None:
+        return False
+    cluster = Cluster(site)
+    if cluster.is_up:
+        raise ClusterError(f"already up at {prefix} ({site.num_nodes} × {site.gpus_per_node} GPUs); down first", 2)
+    cluster.down()
+    return True
+
+
+def closed_parent(prefix: Path) -> Path | None:
+    """The first folder on the way to the cluster that plain users may not enter."""
+    return next((parent for parent in prefix.parents if not parent.stat().st_mode & stat.S_IXOTH), None)
+
+
+def host_name() -> str:
+    """slurmctld starts only where its configured host is the machine's short name."""
+    return socket.gethostname().partition(".")[0]
+
+
+def slurm_version() -> tuple[int, int]:
+    found = re.search(r"(\d+)\.(\d+)", _check_output([_program("slurmctld"), "-V"]))
+    if found is None:
+        raise ClusterError("slurmctld -V names no version")
+    return int(found.group(1)), int(found.group(2))
+
+
+# -- small tools ---------------------------------------------------------------------------------------------------
+
+
+def _search_path() -> str:
+    return os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name, path=_search_path())
+    if found is None:
+        raise ClusterError(f"not installed: {name}; {INSTALL}", 2)
+    return found
+
+
+def _check_output(command: list[str], text_in: str = "", environment: dict[str, str] | None = None) -> str:
+    """What a command prints; its last complaint as an error."""
+    try:
+        done = subprocess.run(
+            [_program(command[0]), *command[1:]],
+            input=text_in, capture_output=True, text=True, env=environment, timeout=60,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"{command[0]} gave no answer within 60 s") from None
+    if done.returncode:
+        complaint = (done.stderr.strip() or done.stdout.strip() or "no word why").splitlines()[-1]
+        raise ClusterError(f"{Path(command[0]).name}: {complaint}")
+    return done.stdout
+
+
+def _accepts(address: str | tuple[str, int]) -> bool:
+    """Whether somebody listens on a Unix socket (a path) or a port."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.settimeout(2)
+        return probe.connect_ex(address) == 0
+
+
+def _make_device(path: Path) -> None:
+    """A character device that behaves as /dev/null (1, 3): Slurm asks only that it is one."""
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        raise ClusterError(f"mknod {path} is not permitted: a container needs CAP_MKNOD for pretended GPUs") from None
+
+
+def _user_names() -> list[str]:
+    """Root, nobody and the machine's people."""
+    return sorted(user.pw_name for user in pwd.getpwall() if user.pw_uid in (0, 65534) or 1000 <= user.pw_uid < 65534)
