@@ -56,10 +56,10 @@ class Words:
             elif word in ("--run", "-r"):
                 multirun = False
             elif word in ("--config-dir", "-cd") or word.startswith("--config-dir="):
-                given = Path(word.partition("=")[2] if "=" in word else next(rest, "")).expanduser()
-                if not given.is_dir():
+                given = word.partition("=")[2] if "=" in word else next(rest, "")
+                if not given or not Path(given).expanduser().is_dir():
                     raise InputError(f"--config-dir {given}: no such folder")
-                directories.append(given.resolve())
+                directories.append(Path(given).expanduser().resolve())
             elif word.startswith("-") and "=" not in word:
                 raise InputError(
                     f"{word}: unknown flag; allowed: {nearest(word, ['-m', '--config-dir', *HYDRA_FLAGS])}"
@@ -148,8 +148,10 @@ def _checked(words: Words) -> list[Override]:
 
 def _group_problem(override: Override, groups: dict[str, set[str]]) -> str | None:
     group, chosen = override.key_or_group, override.value()
-    if override.is_sweep_override() or override.is_delete() or chosen is None:
+    if override.is_sweep_override() or override.is_delete():
         return None
+    if chosen is None:
+        return f"{group}=null: a preset is expected; allowed: {nearest('', groups[group], most=20)}"
     for name in chosen if isinstance(chosen, list) else [chosen]:
         if str(name) not in groups[group]:
             return f"{group}={name}: no such preset; allowed: {nearest(str(name), groups[group], most=20)}"
@@ -205,7 +207,8 @@ def _compose_one(overrides: list[str], words: Words) -> RunConfig:
     lines = [
         word if word.lstrip("+~").partition("=")[0].partition("@")[0] in groups else _force(word) for word in overrides
     ]
-    path = "[" + ",".join(f"'file://{folder}'" for folder in words.config_dirs[1:]) + "]"
+    quoted = [str(folder).replace("'", r"\'") for folder in words.config_dirs[1:]]
+    path = "[" + ",".join(f"'file://{folder}'" for folder in quoted) + "]"
     try:
         composed = hydra_compose("config", [*lines, f"hydra.searchpath={path}"])
         OmegaConf.set_struct(composed, False)

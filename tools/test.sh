@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# All set-up and the whole suite: ruff, mypy, import rules, unit tests, real training processes, real Slurm.
+#
+#   tools/test.sh            everything this machine can run; says what it leaves out
+#   tools/test.sh --fast     no training processes, no services: two minutes
+#   tools/test.sh … ARGS     further arguments go to pytest
+#
+# With CI=true nothing may be left out.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. tools/environment.sh
+make_environment "[test]"
+fast=
+if [ "${1:-}" = --fast ]; then
+    fast=1
+    shift
+fi
+ruff check .
+ruff format --check .
+mypy
+if [ -n "$fast" ]; then
+    exec python -m pytest -n 2 -m "not slow and not slurm" "$@"
+fi
+for optimizer in fused_adam fused_lion cpu_adam; do
+    python -m hpc_llm.build "optim=$optimizer" cluster.device=cpu
+done
+exec python -m pytest "$@"
