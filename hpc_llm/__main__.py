@@ -12,6 +12,8 @@ VERBS = {
     "plan": "print what a run will need",
     "prepare": "train a tokenizer and tokenise a corpus into shards",
     "build": "compile DeepSpeed's operators once, for all ranks",
+    "status": "where the runs below a root stand",
+    "watchdog": "look after every run below a root: requeued, preempted, lost",
     "train": "one run's ranks; what srun and torchrun start",
 }
 

@@ -19,7 +19,7 @@ from hpc_llm.runs.layout import RunLayout
 from hpc_llm.slurm import environment
 from hpc_llm.slurm.environment import RankEnvironment
 from hpc_llm.storage.files import restrict_access
-from hpc_llm.training.stop import Diverged, StopFlag
+from hpc_llm.training.stop import Diverged, Outcome, StopFlag
 
 log = logging.getLogger("hpc_llm")
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m hpc_llm.train RUN_DIR (a folder made by python -m hpc_llm.submit)", file=sys.stderr)
         return ExitCode.CONFIG_ERROR
     faulthandler.enable()
-    stop = StopFlag()
+    stop = StopFlag(hold_on_sigterm="HPC_LLM_HOLD" in os.environ)
     if "HPC_LLM_SUPERVISOR" in os.environ:
         die_with_parent(int(os.environ["HPC_LLM_SUPERVISOR"]), signal.SIGKILL)
     place = environment.read(os.environ)
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         level=logging.INFO, format=f"%(asctime)s rank {place.rank} %(levelname)s %(message)s", force=True
     )
     try:
-        return ExitCode.COMPLETED if _train(RunLayout(Path(words[0]).absolute()), place, stop) else ExitCode.STOPPED
+        outcome = _train(RunLayout(Path(words[0]).absolute()), place, stop)
     except (InputError, NoValidCheckpoint, SaveFailed, Diverged, attempts.Fenced) as error:
         for line in str(error).splitlines():
             log.error("%s", line)
@@ -47,6 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     except Exception:
         log.exception("rank %d failed", place.rank)
         return ExitCode.CRASHED
+    if outcome is Outcome.HELD:
+        log.info("saved; waiting for Slurm to end the job, or for the supervisor's word that it does")
+    while outcome is Outcome.HELD and stop.hold:
+        signal.pause()
+    return ExitCode.COMPLETED if outcome is Outcome.FINISHED else ExitCode.STOPPED
 
 
 def _exit_code(error: Exception) -> ExitCode:
@@ -60,8 +65,8 @@ def _exit_code(error: Exception) -> ExitCode:
     }[type(error)]
 
 
-def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> bool:
-    """Whether the run got to its end; else it was asked to stop, and saved."""
+def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome:
+    """One attempt; how it ended unless it failed."""
     config, plan = freeze.read_config(layout), freeze.read_plan(layout)
     restrict_access(config.run.group)
     if place.world_size != plan.world_size:

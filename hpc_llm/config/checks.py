@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,8 +15,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 
-_POSITIVE: tuple[Callable[[Any], bool], str] = (lambda value: value > 0, "a number above 0")
-_NOT_NEGATIVE: tuple[Callable[[Any], bool], str] = (lambda value: value >= 0, "0 or more")
+_POSITIVE: tuple[Callable[[Any], bool], str] = (lambda value: 0 < value < math.inf, "a number above 0")
+_NOT_NEGATIVE: tuple[Callable[[Any], bool], str] = (lambda value: 0 <= value < math.inf, "0 or more")
 _FRACTION: tuple[Callable[[Any], bool], str] = (lambda value: 0 < value < 1, "between 0 and 1")
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run.seed": (lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1"),
@@ -42,7 +43,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 _SLURM_ONLY = (
     *("partition", "account", "qos", "constraint", "exclude", "reservation", "cpus_per_gpu", "mem", "time_min"),
-    *("array_throttle", "setup", "wrapper", "sbatch"),
+    *("array_throttle", "setup", "wrapper", "sbatch", "gpu_request", "signal_lead_s"),
 )
 
 
@@ -94,7 +95,7 @@ def _words(config: RunConfig) -> Iterator[str]:
         if not _VARIABLE.fullmatch(variable):
             yield f"cluster.exports.{variable}: a variable's name has letters, digits and '_'"
         elif _SECRET.search(variable):
-            yield f"cluster.exports.{variable}: secrets are not written to files; export it in the shell you submit from"
+            yield f"cluster.exports.{variable}: no secret is written to a file; export it in the shell you submit from"
     dialect = config.cluster.gpu_request
     if not re.fullmatch(r"none|gpus-per-node|gres(:[A-Za-z0-9_.-]+)?", dialect):
         yield f"cluster.gpu_request={dialect!r}: gpus-per-node, gres, gres:TYPE (for example gres:a100) or none"

@@ -14,11 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan
+from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
 
 _PLAIN_EVERY_S = 10.0  # between lines where no terminal can redraw one
-_ERROR_LINES = 8
+_ERROR_LINES = 12  # the end of a traceback
 
 
 class Show:
@@ -30,7 +31,8 @@ class Show:
         self._console = Console(highlight=False)
         self._rows: list[dict[str, Any]] = []
         self._offset = 0
-        self._printed_at, self._told_stopping, self._seen_events = time.monotonic(), False, 0.0
+        self._printed_at, self._printed_step = time.monotonic(), 0
+        self._told_stopping, self._seen_events = False, 0.0
         self._progress: Progress | None = None
 
     def header(self, config: RunConfig) -> None:
@@ -77,7 +79,7 @@ class Show:
         if self._progress is not None:
             self._progress.update(self._task, completed=last["step"], description=text)
         elif time.monotonic() - self._printed_at >= _PLAIN_EVERY_S or last["step"] == self.plan.steps:
-            if last["step"] != getattr(self, "_printed_step", None):
+            if last["step"] != self._printed_step:
                 left = (self.plan.steps - last["step"]) * self.plan.tokens_per_step / last["tokens_per_second"]
                 self._say(f"step {last['step']}/{self.plan.steps}  {text}  {left:.0f} s left")
             self._printed_at, self._printed_step = time.monotonic(), last["step"]
@@ -118,10 +120,13 @@ class Show:
         if rank is None:
             return
         log = self.layout.rank_log(facts["attempt"], rank)
-        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        errors = [line for line in lines if " ERROR " in line] or lines[-_ERROR_LINES:]
-        for line in [*errors[-_ERROR_LINES:], *(lines[-1:] if errors and lines[-1] != errors[-1] else [])]:
-            self._say(f"  {line}")
+        if facts["cause"] == Cause.KILLED:
+            self._say(f"  rank {rank} got SIGKILL from outside: the host ran out of memory, or somebody's hand")
+        else:
+            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            first = next((number for number, line in enumerate(lines) if " ERROR " in line), max(0, len(lines) - 8))
+            for line in lines[first:][-_ERROR_LINES:]:
+                self._say(f"  {line}")
         self._say(f"{facts['why']}; all of rank {rank}: {log}")
 
     def _show_event(self, event: ledger.Event) -> None:

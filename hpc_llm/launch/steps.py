@@ -1,4 +1,4 @@
-"""The ranks of one attempt as local processes. Standard library only.
+"""The ranks of one attempt: local processes, or one srun step. Standard library only.
 
 A step is started, told to stop, and waited for by events: the kernel's SIGCHLD wakes the supervisor.
 """
@@ -6,16 +6,18 @@ A step is started, told to stop, and waited for by events: the kernel's SIGCHLD 
 from __future__ import annotations
 
 import os
+import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 AFTER_FAILURE_S = 5.0  # for the other ranks to print their own errors before they are killed
 AFTER_STOP_S = 120.0  # from the first rank that left as asked to the last
+STOP_SIGNAL = signal.SIGUSR2  # to ranks: save and leave. SIGTERM is Slurm's: save and wait to be killed
 
 
 @dataclass(frozen=True)
@@ -32,37 +34,49 @@ class StepSpec:
 
 @dataclass(frozen=True)
 class StepEnd:
-    """exit_codes by rank, negative for a signal; first_failed: the rank that went first with an error of its own."""
+    """exit_codes by rank as far as known, negative for a signal; first_failed: the rank that failed first."""
 
-    exit_codes: list[int]
+    exit_codes: dict[int, int]
     first_failed: int | None
+
+
+class Step(Protocol):
+    """Running ranks. `poll` is called on every wake-up and after `seconds_to_deadline`."""
+
+    def poll(self) -> StepEnd | None:
+        """The end, once all ranks have left; kills what outlives its deadline."""
+
+    def seconds_to_deadline(self) -> float | None:
+        """How long `poll` may wait to be called again; None: until a process ends."""
+
+    def ask_to_stop(self) -> None:
+        """Every rank is to save at the next step boundary and leave."""
+
+    def kill(self) -> None:
+        """End every rank at once."""
 
 
 class LocalStep:
     """One process per rank on this machine, each a process group of its own."""
 
-    def __init__(self, spec: StepSpec, stop_code: int) -> None:
+    def __init__(self, spec: StepSpec, stop_code: int, port: int) -> None:
         self._stop_code = stop_code
         self._processes: list[subprocess.Popen[bytes]] = []
         self._deadline: float | None = None
-        port = str(_free_port())
-        for rank in range(spec.world_size):
-            with spec.log(rank).open("ab") as log:
-                self._processes.append(
-                    subprocess.Popen(
-                        spec.command,
-                        cwd=spec.directory,
-                        env={**os.environ, **spec.environment, **_rank_environment(rank, spec, port)},
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
         self._first_failed: int | None = None
+        for rank in range(spec.world_size):
+            place = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(spec.world_size),
+                "LOCAL_WORLD_SIZE": str(spec.world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "GLOO_SOCKET_IFNAME": "lo",
+            }
+            self._processes.append(_start(spec, spec.command, place, spec.log(rank)))
 
     def poll(self) -> StepEnd | None:
-        """The end, once all ranks have left; kills what outlives its deadline. Call on every wake-up."""
         codes = [process.poll() for process in self._processes]
         for rank, code in enumerate(codes):
             if code not in (None, 0, self._stop_code) and self._first_failed is None:
@@ -71,7 +85,7 @@ class LocalStep:
             elif code is not None:
                 self._shorten(AFTER_STOP_S)
         if None not in codes:
-            return StepEnd([code for code in codes if code is not None], self._first_failed)
+            return StepEnd({rank: code for rank, code in enumerate(codes) if code is not None}, self._first_failed)
         if self._deadline is not None and time.monotonic() >= self._deadline:
             if self._first_failed is None:
                 self._first_failed = next(rank for rank, code in enumerate(codes) if code is None)
@@ -79,17 +93,14 @@ class LocalStep:
         return None
 
     def seconds_to_deadline(self) -> float | None:
-        """How long `poll` may wait to be called again; None: until a rank ends."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def ask_to_stop(self) -> None:
-        """SIGTERM to every rank: save at the next step boundary and leave."""
         for process in self._processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(STOP_SIGNAL)
 
     def kill(self) -> None:
-        """SIGKILL to every rank and all that it started."""
         for process in self._processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -100,23 +111,81 @@ class LocalStep:
         self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
 
 
-def _rank_environment(rank: int, spec: StepSpec, port: str) -> dict[str, str]:
-    environment = {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(spec.world_size),
-        "LOCAL_WORLD_SIZE": str(spec.world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "PYTHONUNBUFFERED": "1",
-    }
-    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        environment[name] = str(spec.threads_per_rank)
-    return environment
+class SrunStep:
+    """One task per GPU over the allocation's nodes, started by srun, which ends all when one fails."""
+
+    def __init__(self, spec: StepSpec, stop_code: int, options: list[str], place: dict[str, str], log: Path) -> None:
+        self._stop_code, self._log, self._world_size = stop_code, log, spec.world_size
+        command = ["srun", *options, "--", *spec.command]
+        self._process = _start(spec, command, place, log)
+
+    def poll(self) -> StepEnd | None:
+        code = self._process.poll()
+        if code is None:
+            return None
+        if code == 0:
+            return StepEnd(dict.fromkeys(range(self._world_size), 0), None)
+        exits = srun_exits(self._log.read_text(errors="replace"))
+        codes = dict(reversed(exits)) or {0: code}  # the first word on a rank counts
+        first = exits[0] if exits else (0, code)
+        return StepEnd(codes, None if first[1] == self._stop_code else first[0])
+
+    def seconds_to_deadline(self) -> float | None:
+        return None
+
+    def ask_to_stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(STOP_SIGNAL)  # srun hands it to every task
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+_SRUN_ERROR = re.compile(r"srun: error: \S+: tasks? ([\d,\-\[\]]+): (.+)")
+_SIGNALS = {
+    "Killed": signal.SIGKILL,
+    "Terminated": signal.SIGTERM,
+    "Segmentation fault": signal.SIGSEGV,
+    "Aborted": signal.SIGABRT,
+    "Bus error": signal.SIGBUS,
+    "Out Of Memory": signal.SIGKILL,
+}
+
+
+def srun_exits(text: str) -> list[tuple[int, int]]:
+    """(rank, exit code) in the order in which srun reported them; negative for a signal.
+
+    For lines such as `srun: error: n1: tasks 0-1: Exited with exit code 3` and `… task 1: Killed`.
+    """
+    exits = []
+    for ranks, what in _SRUN_ERROR.findall(text):
+        number = re.match(r"Exited with exit code (\d+)", what)
+        code = (
+            int(number[1]) if number else -next((value for name, value in _SIGNALS.items() if what.startswith(name)), 1)
+        )
+        exits += [(rank, code) for rank in _expand(ranks)]
+    return exits
+
+
+def _expand(ranks: str) -> list[int]:
+    """`0-2,5` → [0, 1, 2, 5]."""
+    found: list[int] = []
+    for part in ranks.strip("[]").split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def _start(spec: StepSpec, command: list[str], place: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(spec.threads_per_rank))
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            cwd=spec.directory,
+            env={**os.environ, **threads, "PYTHONUNBUFFERED": "1", **spec.environment, **place},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )

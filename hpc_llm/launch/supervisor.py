@@ -1,7 +1,8 @@
 """Keeps one run alive in its place: attempt after attempt, until it is done, stopped or out of budget.
 
-`python -m hpc_llm.launch.supervisor RUN_DIR`, in the run's code snapshot. Standard library only, so
-that it starts on any node and outside any container.
+`python -m hpc_llm.launch.supervisor RUN_DIR`, in the run's code snapshot: by `submit` on this machine, or
+as the batch shell of a Slurm job. Standard library only, so that it starts on any node and outside any
+container.
 """
 
 from __future__ import annotations
@@ -20,116 +21,150 @@ from typing import Any
 
 from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.launch.parent import die_with_parent
-from hpc_llm.launch.steps import LocalStep, StepEnd, StepSpec
+from hpc_llm.launch.place import LocalPlace, Place, SlurmPlace
+from hpc_llm.launch.steps import Step, StepEnd, StepSpec
 from hpc_llm.recovery.causes import Cause, ExitCode, classify
-from hpc_llm.recovery.policy import Budgets, Decision, Ended, decide
-from hpc_llm.runs import attempts
+from hpc_llm.recovery.history import attempts_since_submission
+from hpc_llm.recovery.policy import Budgets, Decision, decide
+from hpc_llm.runs import attempts, ledger
 from hpc_llm.runs.layout import RunLayout
-from hpc_llm.runs.ledger import Ledger
 from hpc_llm.storage.files import append_line, restrict_access
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+HEARTBEAT_S = 10.0
 BUSY = 75  # exit status where another supervisor holds the run (EX_TEMPFAIL)
 
 
 class Supervisor:
-    """One run's attempts on this machine."""
+    """One run's attempts in one place."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.layout = RunLayout(run_dir.absolute())
+    def __init__(self, run_dir: Path, place: Place) -> None:
+        self.layout, self.place = RunLayout(run_dir.absolute()), place
         self.config: dict[str, Any] = json.loads(self.layout.config.read_text())
         self.plan: dict[str, Any] = json.loads(self.layout.plan.read_text())
         self.signals: list[int] = []
-        self.history: list[Ended] = []
 
     def run(self) -> int:
         """Attempts until the policy says stop; the exit status of the run."""
         restrict_access(self.config["run"]["group"])
-        if "HPC_LLM_PARENT" in os.environ:
-            die_with_parent(int(os.environ["HPC_LLM_PARENT"]), signal.SIGTERM)
-        with self._signals_into_pipe() as wake, _exclusive(self.layout.lock) as free:
-            if not free:
+        with self._signals_into_pipe(), self._alone() as alone:
+            if not alone:
                 print(f"{self.layout.path}: another process is training this run", file=sys.stderr)
                 return BUSY
+            if any(event.event == "completed" for event in ledger.read(self.layout.ledger)):
+                return 0
             while True:
-                cause, decision = self._attempt(wake)
+                cause, decision = self._attempt()
                 if not decision.restart or self.signals:
-                    return _exit_status(cause)
+                    return self._leave(cause)
 
-    def _attempt(self, wake: int) -> tuple[Cause, Decision]:
+    def _leave(self, cause: Cause) -> int:
+        """The exit status; where Slurm is about to requeue the job, once it says so."""
+        if cause not in (Cause.COMPLETED, Cause.FENCED) and not self._place_ends() and self.place.going():
+            while not self._place_ends():
+                self._sleep(None)
+        return _exit_status(cause)
+
+    def _attempt(self) -> tuple[Cause, Decision]:
         number = attempts.claim(self.layout)
-        ledger = Ledger(self.layout.ledger, f"supervisor-{number:04d}")
-        started, start_step = time.time(), newest_step(self.layout.checkpoints)
-        ledger.write("started", attempt=number, host=os.uname().nodename, pid=os.getpid(), checkpoint_step=start_step)
+        book = ledger.Ledger(self.layout.ledger, f"supervisor-{number:04d}")
         log = self.layout.supervisor_log(number)
-        append_line(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {start_step}")
-        step = LocalStep(self._spec(number), ExitCode.STOPPED)
-        end = self._wait(step, wake)
+        began, step_before = time.time(), newest_step(self.layout.checkpoints)
+        book.write("started", attempt=number, checkpoint_step=step_before, **self.place.facts())
+        append_line(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
+        end = self._wait(self.place.start(self._spec(number), number, log), book)
         cause = classify(end.exit_codes, end.first_failed)
-        hours = (time.time() - started) / 3600 * self.plan["world_size"]
-        self.history.append(Ended(cause, start_step, newest_step(self.layout.checkpoints), hours))
-        decision = decide(self.history, self._budgets())
-        ledger.write(
-            "ended",
-            attempt=number,
-            cause=str(cause),
-            exit_codes=end.exit_codes,
-            first_failed=end.first_failed,
-            checkpoint_step=self.history[-1].checkpoint_step,
-            gpu_hours=round(hours, 6),
-            restart=decision.restart and not self.signals,
-            why=decision.why,
-        )
-        append_line(
-            log,
-            f"{_now()} {cause}, exit codes {end.exit_codes}, first to fail: rank {end.first_failed}; {decision.why}",
-        )
+        if cause is Cause.STOPPED and not self.place.parental and not self._place_ends():
+            cause = Cause.TIME_LIMIT
+        hours = (time.time() - began) / 3600 * self.plan["world_size"]
+        facts = {
+            "attempt": number,
+            "cause": str(cause),
+            "exit_codes": {str(rank): code for rank, code in end.exit_codes.items()},
+            "first_failed": end.first_failed,
+            "checkpoint_step": newest_step(self.layout.checkpoints),
+            "gpu_hours": round(hours, 6),
+        }
+        decision = self._decide(facts)
+        append_line(log, f"{_now()} {cause}, exit codes by rank {end.exit_codes}; {decision.why}")
+        if self._place_ends() and cause is not Cause.COMPLETED:
+            return cause, decision  # Slurm tells better than we why this attempt ended
+        book.write("ended", **facts, restart=decision.restart and not self.signals, why=decision.why)
         if cause is Cause.COMPLETED:
-            ledger.write("completed", attempt=number, steps=self.plan["steps"])
+            book.write("completed", attempt=number, steps=self.plan["steps"])
+        if cause is Cause.TIME_LIMIT and (how := self.place.come_back()):
+            book.write("requeued", attempt=number, how=how)
         return cause, decision
 
-    def _wait(self, step: LocalStep, wake: int) -> StepEnd:
+    def _decide(self, ended: dict[str, Any]) -> Decision:
+        recovery, step = self.config["recovery"], ended["checkpoint_step"]
+        events = [*ledger.read(self.layout.ledger), ledger.Event(time.time(), "ended", "", ended)]
+        budgets = Budgets(recovery["max_crashes"], recovery["max_no_progress"], self.config["run"]["max_gpu_hours"])
+        return decide(attempts_since_submission(events, step), budgets)
+
+    def _wait(self, step: Step, book: ledger.Ledger) -> StepEnd:
         """Until all ranks have left. The first stop signal asks them to save, the second kills them."""
         obeyed = 0
-        if self.signals:  # it came between two attempts
-            step.ask_to_stop()
         while (end := step.poll()) is None:
-            if len(self.signals) > obeyed:
-                obeyed = len(self.signals)
+            for number in self.signals[obeyed:]:
+                obeyed += 1
+                book.write("notice", signal=signal.Signals(number).name)
                 step.ask_to_stop() if obeyed == 1 else step.kill()
-            ready, _, _ = select.select([wake], [], [], step.seconds_to_deadline())
-            if ready:
-                os.read(wake, 4096)
+            self._sleep(step.seconds_to_deadline())
         return end
+
+    def _sleep(self, seconds: float | None) -> None:
+        """Until a signal, a child's end, the next heartbeat, or `seconds`."""
+        ready, _, _ = select.select([self._wake], [], [], min(HEARTBEAT_S, seconds or HEARTBEAT_S))
+        if ready:
+            os.read(self._wake, 4096)
+        self.layout.heartbeat.touch()
+
+    def _place_ends(self) -> bool:
+        return any(self.place.ends_with(number) for number in self.signals)
 
     def _spec(self, number: int) -> StepSpec:
         world_size, cluster = self.plan["world_size"], self.config["cluster"]
-        threads = (
-            cluster["threads_per_rank"] or cluster["cpus_per_gpu"] or max(1, len(os.sched_getaffinity(0)) // world_size)
-        )
+        cores = len(os.sched_getaffinity(0)) // world_size
+        command = [cluster["python"] or sys.executable, "-m", "hpc_llm.train", str(self.layout.path)]
+        environment = {**cluster["exports"], "HPC_LLM_ATTEMPT": str(number)}
+        if self.place.parental:
+            environment["HPC_LLM_SUPERVISOR"] = str(os.getpid())
         return StepSpec(
-            command=[cluster["python"] or sys.executable, "-m", "hpc_llm.train", str(self.layout.path)],
+            command=[*cluster["wrapper"], *command],
             directory=self.layout.code,
-            environment={**cluster["exports"], "HPC_LLM_ATTEMPT": str(number), "HPC_LLM_SUPERVISOR": str(os.getpid())},
+            environment=environment,
             world_size=world_size,
-            threads_per_rank=threads,
+            threads_per_rank=cluster["threads_per_rank"] or cluster["cpus_per_gpu"] or max(1, cores),
             log=lambda rank: self.layout.rank_log(number, rank),
         )
 
-    def _budgets(self) -> Budgets:
-        recovery = self.config["recovery"]
-        return Budgets(recovery["max_crashes"], recovery["max_no_progress"], self.config["run"]["max_gpu_hours"])
-
     @contextlib.contextmanager
-    def _signals_into_pipe(self) -> Iterator[int]:
+    def _signals_into_pipe(self) -> Iterator[None]:
         """Signals only note themselves and wake the loop through a pipe."""
-        reader, writer = os.pipe()
+        self._wake, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in STOP_SIGNALS:
             signal.signal(number, lambda got, _: self.signals.append(got))
-        yield reader
+        if "HPC_LLM_PARENT" in os.environ:  # after the handlers: the parent may be dead already
+            die_with_parent(int(os.environ["HPC_LLM_PARENT"]), signal.SIGTERM)
+        yield
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether this process alone holds the run; the kernel lets go when the process dies."""
+        if not self.place.exclusive:
+            yield True
+            return
+        with self.layout.lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            yield True
 
 
 def _now() -> str:
@@ -144,17 +179,14 @@ def _exit_status(cause: Cause) -> int:
     return int(ExitCode.STOPPED) if cause is Cause.STOPPED else 1
 
 
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[bool]:
-    """Whether this process alone holds `path`; the kernel lets go when the process dies."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
+def main() -> int:
+    """Supervise the run directory of the command line, in the allocation if this is its batch shell."""
+    in_slurm = "SLURM_JOB_ID" in os.environ and "SLURM_JOB_NODELIST" in os.environ
+    run_dir = Path(sys.argv[1])
+    launcher = json.loads(RunLayout(run_dir).config.read_text())["cluster"]["launcher"]
+    place: Place = SlurmPlace(dict(os.environ)) if in_slurm and launcher == "slurm" else LocalPlace()
+    return Supervisor(run_dir, place).run()
 
 
 if __name__ == "__main__":
-    sys.exit(Supervisor(Path(sys.argv[1])).run())
+    sys.exit(main())

@@ -1,1 +1,1 @@
-"""What ended an attempt, and what to do about it. Standard library only."""
+"""What ended an attempt, and what to do about it: in the allocation (policy) and outside it (watch, loop)."""

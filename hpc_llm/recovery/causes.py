@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import signal
+from collections.abc import Mapping
 
 
 class ExitCode(enum.IntEnum):
@@ -24,6 +25,7 @@ class Cause(str, enum.Enum):
 
     COMPLETED = "completed"
     STOPPED = "stopped"
+    TIME_LIMIT = "time-limit"
     CRASH = "crash"
     KILLED = "killed"  # SIGKILL from outside: out of memory on the host, or somebody's hand
     CONFIG_ERROR = "config-error"
@@ -31,6 +33,7 @@ class Cause(str, enum.Enum):
     CHECKPOINT_UNREADABLE = "checkpoint-unreadable"
     STORAGE_FULL = "storage-full"
     DIVERGED = "diverged"
+    LOST = "lost"  # the attempt said nothing of its end: its node died, or Slurm took the job away
 
     def __str__(self) -> str:
         return self.value
@@ -46,14 +49,12 @@ _BY_CODE = {
 }
 
 
-def classify(exit_codes: list[int], first_failed: int | None) -> Cause:
+def classify(exit_codes: Mapping[int, int], first_failed: int | None) -> Cause:
     """The cause of an attempt's end.
 
-    exit_codes: of all ranks, negative for a signal. first_failed: the rank that failed first; the
-    ranks after it were killed or aborted because of it and say nothing.
+    exit_codes: by rank, negative for a signal. first_failed: the rank that failed first; the ranks
+    after it were killed or aborted because of it and say nothing.
     """
-    if all(code == ExitCode.COMPLETED for code in exit_codes):
-        return Cause.COMPLETED
-    if first_failed is None:
-        return Cause.STOPPED
-    return _BY_CODE.get(exit_codes[first_failed], Cause.CRASH)
+    if first_failed is not None:
+        return _BY_CODE.get(exit_codes[first_failed], Cause.CRASH)
+    return Cause.STOPPED if any(exit_codes.values()) else Cause.COMPLETED

@@ -42,21 +42,28 @@ def decide(history: Sequence[Ended], budgets: Budgets) -> Decision:
     last = history[-1]
     if last.cause not in RETRIED:
         return Decision(False, f"{last.cause}: not a matter of trying again")
-    spent = sum(end.gpu_hours for end in history)
-    if budgets.max_gpu_hours is not None and spent >= budgets.max_gpu_hours:
-        return Decision(False, f"run.max_gpu_hours={budgets.max_gpu_hours:g} spent")
-    stuck = _without_progress(history)
-    if stuck >= budgets.max_no_progress:
-        return Decision(
-            False,
-            f"{stuck} attempts in a row left no newer checkpoint (recovery.max_no_progress={budgets.max_no_progress})",
-        )
+    if spent := exhausted(history, budgets):
+        return Decision(False, spent)
     failures = sum(end.cause in RETRIED for end in history)
-    if failures > budgets.max_crashes:
-        return Decision(False, f"{failures} crashes (recovery.max_crashes={budgets.max_crashes})")
     return Decision(
         True, f"crash {failures} of at most {budgets.max_crashes}: starting again from step {last.checkpoint_step}"
     )
+
+
+def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:
+    """Which budget is spent, as a phrase; None while there is something left of each."""
+    spent = sum(end.gpu_hours for end in history)
+    if budgets.max_gpu_hours is not None and spent >= budgets.max_gpu_hours:
+        return f"run.max_gpu_hours={budgets.max_gpu_hours:g} spent"
+    stuck = _without_progress(history)
+    if stuck > 0 and stuck >= budgets.max_no_progress:
+        return (
+            f"{stuck} attempts in a row left no newer checkpoint (recovery.max_no_progress={budgets.max_no_progress})"
+        )
+    failures = sum(end.cause in RETRIED for end in history)
+    if failures > budgets.max_crashes:
+        return f"{failures} crashes (recovery.max_crashes={budgets.max_crashes})"
+    return None
 
 
 def _without_progress(history: Sequence[Ended]) -> int:

@@ -26,10 +26,10 @@ from hpc_llm.trackers.protocol import Tracker
 from hpc_llm.training.engine import Engine, gather_objects
 from hpc_llm.training.metrics import Metrics, Pending, measured_peak_flops
 from hpc_llm.training.schedule import learning_rate
-from hpc_llm.training.stop import StopFlag
+from hpc_llm.training.stop import Outcome, StopFlag
 
 log = logging.getLogger(__name__)
-STOP, SAVE = 0, 1  # places among the flags that the ranks agree on with every step
+STOP, HOLD, SAVE = 0, 1, 2  # places among the flags that the ranks agree on with every step
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Attempt:
     record: Callable[..., None]  # one ledger event; rank 0 alone writes
 
 
-def run(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device, stop: StopFlag) -> bool:
-    """Resume and train to the plan's end; whether it got there (else it was asked to stop, and saved)."""
+def run(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device, stop: StopFlag) -> Outcome:
+    """Resume, and train to the plan's end or until asked to stop."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     share = Share(attempt.rank, plan.world_size, config.train.global_batch, plan.micro_batch)
     data = Path(plan.data_directory)
@@ -114,8 +114,8 @@ class Trainer:
         attempt.record("resumed", attempt=attempt.number, step=self._saved_step)
         return self._saved_step
 
-    def train(self, start: int, metrics: Metrics) -> bool:
-        """Steps from `start` to the end of the plan; whether it got there (else it was asked to stop, and saved).
+    def train(self, start: int, metrics: Metrics) -> Outcome:
+        """Steps from `start` to the end of the plan, or until asked to stop; saved at its end either way.
 
         Diverged, SaveFailed (where even the last save failed) and Fenced pass through.
         """
@@ -126,19 +126,19 @@ class Trainer:
             passes = self.batches.step(step)
             data_wait_s = time.perf_counter() - waited
             lr = learning_rate(self.config.optim, step, self.plan.steps, self.plan.warmup_steps)
-            output = self.engine.train_step(passes, lr, flags=(self.stop.signal is not None, self._save_due()))
+            output = self.engine.train_step(passes, lr, flags=(self.stop.stop, self.stop.hold, self._save_due()))
             flags = metrics.push(Pending(step + 1, lr, output, data_wait_s, self._save_wait_s, time.perf_counter()))
             self._save_wait_s = 0.0
             self._boundary(step + 1, metrics, asked_to_save=bool(flags and flags[SAVE]))
             if flags and flags[STOP]:
                 metrics.flush()
                 self._save(step + 1, final=True)
-                return False
+                return Outcome.HELD if flags[HOLD] else Outcome.STOPPED
         metrics.flush()
         if self.plan.steps > start:
             self._evaluate(self.plan.steps, metrics)
         self._save(self.plan.steps, final=True)
-        return True
+        return Outcome.FINISHED
 
     def _boundary(self, done: int, metrics: Metrics, asked_to_save: bool) -> None:
         """What is due after `done` steps; the last step's is left to the end of `train`."""

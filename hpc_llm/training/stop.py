@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import signal
 from types import FrameType
@@ -11,11 +12,24 @@ class Diverged(Exception):
     """Loss or gradient norm is not finite."""
 
 
-class StopFlag:
-    """Set by the first SIGTERM, SIGINT or SIGUSR2; a second SIGINT leaves at once."""
+class Outcome(enum.Enum):
+    """How a loop ended that did not fail."""
 
-    def __init__(self) -> None:
+    FINISHED = "at the end of the plan"
+    STOPPED = "asked to; saved"
+    HELD = "Slurm is about to kill the job: saved, and to be waited for"
+
+
+class StopFlag:
+    """Set by the first SIGTERM, SIGINT or SIGUSR2; a second SIGINT leaves at once.
+
+    hold_on_sigterm: SIGTERM is Slurm's notice of preemption. A process that exits in the grace time ends
+    its job for good; only one that waits to be killed is requeued (measured on Slurm 22.05).
+    """
+
+    def __init__(self, hold_on_sigterm: bool) -> None:
         self.signal: int | None = None
+        self._hold_on_sigterm = hold_on_sigterm
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._note)
 
@@ -23,3 +37,13 @@ class StopFlag:
         if number == signal.SIGINT and self.signal is not None:
             os._exit(128 + number)
         self.signal = number
+
+    @property
+    def stop(self) -> bool:
+        """Whether to save and end the loop."""
+        return self.signal is not None
+
+    @property
+    def hold(self) -> bool:
+        """Whether to wait for the end of the process after that."""
+        return self._hold_on_sigterm and self.signal == signal.SIGTERM

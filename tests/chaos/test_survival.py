@@ -40,7 +40,7 @@ def test_a_run_that_is_killed_filled_up_and_damaged_ends_as_if_nothing_had_been(
     assert plain.status == 0, plain.output
 
     faults: list[dict[str, Any]] = [
-        {"attempt": 1, "rank": draw.randrange(ranks), "kind": "kill-step", "step": draw.randrange(3, 6)},
+        {"attempt": 1, "rank": draw.randrange(ranks), "kind": "kill-step", "step": draw.randrange(4, 7)},
         {"attempt": 2, "rank": 0, "kind": "kill-save", "event": draw.randrange(1, 7)},
         {"attempt": 3, "rank": ranks - 1, "kind": "full", "after": draw.randrange(1, 3000)},
     ]

@@ -70,16 +70,17 @@ def test_an_epoch_of_unknown_length_is_no_number_of_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "300", "steps", "-3steps", "3 4steps", "3stepz", "3Steps", "1e-3tok", "0x10tok", ".5ep", "1_0tok", "nan"]
+    "text",
+    ["", "300", "steps", "-3steps", "3 4steps", "3stepz", "3Steps", "1e-3tok", "0x10tok", ".5ep", "1_0tok", "nan"],
 )
 def test_anything_else_is_refused_with_examples(text: str) -> None:
-    with pytest.raises(InputError, match="^a number and its unit: 4800steps, 1e9tok, 2ep, 90s, 20min, 2h$"):
+    with pytest.raises(InputError, match=r"^a number and its unit: 4800steps, 1e9tok, 2ep, 90s, 20min, 2h$"):
         parse(text, ALL)
 
 
 @pytest.mark.parametrize("text", ["20min", "2ep"])
 def test_a_unit_that_makes_no_sense_here_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="^a number and its unit: 4800steps, 1e9tok$"):
+    with pytest.raises(InputError, match=r"^a number and its unit: 4800steps, 1e9tok$"):
         parse(text, ("steps", "tok"))
 
 

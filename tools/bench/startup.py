@@ -45,7 +45,9 @@ def main() -> None:
     rounds = 2 if arguments.quick else arguments.rounds
 
     with tempfile.TemporaryDirectory() as cache:
-        first = {name: seconds(words, caching(f"{cache}/{number}")) for number, (name, words) in enumerate(COMMANDS.items())}
+        first = {
+            name: seconds(words, caching(f"{cache}/{number}")) for number, (name, words) in enumerate(COMMANDS.items())
+        }
         environment = caching(f"{cache}/{len(COMMANDS) - 1}")
         times: dict[str, list[float]] = {name: [] for name in COMMANDS}
         loads = []

@@ -1,0 +1,174 @@
+"""Where a supervisor keeps its run: on this machine, or in a Slurm allocation. Standard library only.
+
+A place knows how ranks are started, what a signal means, and how to come back when its time is up.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from hpc_llm.launch.steps import LocalStep, SrunStep, Step, StepSpec
+from hpc_llm.recovery.causes import ExitCode
+from hpc_llm.slurm import client
+from hpc_llm.slurm.records import fields_of
+
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST_PORT = 10000
+
+
+class Place(Protocol):
+    """See LocalPlace and SlurmPlace."""
+
+    exclusive: bool  # whether a lock on the run directory tells a living supervisor from a dead one
+    parental: bool  # whether ranks are children of this process and die with it
+
+    def facts(self) -> dict[str, Any]:
+        """What the ledger shall know of it."""
+
+    def start(self, spec: StepSpec, attempt: int, log: Path) -> Step:
+        """Start the ranks; `log` takes what the launcher itself says."""
+
+    def ends_with(self, number: int) -> bool:
+        """Whether signal `number` means that the place itself goes away: save, leave, say no more."""
+
+    def come_back(self) -> str | None:
+        """Once the ranks have saved and left because time is up: have the run started again; how, or None."""
+
+    def going(self) -> bool:
+        """Whether somebody is taking the place away: whoever leaves before that ends the job for good."""
+
+
+class LocalPlace:
+    """Processes of this machine, started by a person who waits for them."""
+
+    exclusive = True
+    parental = True
+
+    def facts(self) -> dict[str, Any]:
+        return {"host": os.uname().nodename, "pid": os.getpid()}
+
+    def start(self, spec: StepSpec, attempt: int, log: Path) -> Step:
+        return LocalStep(spec, ExitCode.STOPPED, pick_port(f"{os.getpid()}/{attempt}"))
+
+    def ends_with(self, number: int) -> bool:
+        return False
+
+    def come_back(self) -> str | None:
+        return None
+
+    def going(self) -> bool:
+        return False
+
+
+class SlurmPlace:
+    """The allocation that this process is the batch shell of.
+
+    No lock: a supervisor whose node is dead to Slurm may live on and hold it. The fence rules (runs.attempts).
+    """
+
+    exclusive = False
+    parental = False
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+        self.job = f"{array}_{task}" if array and task else environment["SLURM_JOB_ID"]
+        self.hosts = client.hostnames(environment["SLURM_JOB_NODELIST"])
+
+    def facts(self) -> dict[str, Any]:
+        restarts = int(self._environment.get("SLURM_RESTART_COUNT", "0"))
+        return {
+            "host": os.uname().nodename,
+            "pid": os.getpid(),
+            "job": self.job,
+            "restarts": restarts,
+            "nodes": self.hosts,
+        }
+
+    def start(self, spec: StepSpec, attempt: int, log: Path) -> Step:
+        tasks_per_node = spec.world_size // len(self.hosts)
+        options = [
+            *("--overlap", f"--nodes={len(self.hosts)}", f"--ntasks={spec.world_size}"),
+            *(f"--ntasks-per-node={tasks_per_node}", f"--nodelist={','.join(self.hosts)}", "--distribution=block"),
+            *(f"--cpus-per-task={spec.threads_per_rank}", "--kill-on-bad-exit=1", "--wait=60", "--export=ALL"),
+            *(f"--output={spec.log(0).parent}/rank-%4t.log", "--open-mode=append", "--input=none"),
+        ]
+        address = master_address(self.hosts[0])
+        place = {"MASTER_ADDR": address, "MASTER_PORT": str(pick_port(f"{self.job}/{attempt}")), "HPC_LLM_HOLD": "1"}
+        if address.startswith("127."):
+            place["GLOO_SOCKET_IFNAME"] = place["NCCL_SOCKET_IFNAME"] = "lo"
+        return SrunStep(spec, ExitCode.STOPPED, options, place, log)
+
+    def ends_with(self, number: int) -> bool:
+        return number == signal.SIGTERM
+
+    def come_back(self) -> str | None:
+        """Requeue this very job or array task, unless somebody is ending it; tried again while slurmctld is away.
+
+        A job that the user cancelled is never requeued: it is COMPLETING by then.
+        """
+        for pause_s in _pauses():
+            try:
+                if not self._running():
+                    return None
+                client.requeue(self.job)
+                return "scontrol requeue"
+            except client.SlurmRefused as error:
+                print(f"{self.job} cannot be requeued: {error}", flush=True)
+                return None
+            except client.SlurmUnavailable:
+                time.sleep(pause_s)
+        return None
+
+    def going(self) -> bool:
+        """Asked before a failed job leaves. While the grace of a preemption runs, PreemptTime is set."""
+        try:
+            return any(job.preempt_time is not None or job.state != "RUNNING" for job in client.show(self.job))
+        except client.SlurmError:
+            return False
+
+    def _running(self) -> bool:
+        return any(job.state == "RUNNING" for job in client.show(self.job))
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds between tries of a Slurm that does not answer: 1, 2, 4 … 30, for half an hour."""
+    waited, pause = 0.0, 1.0
+    while waited < 1800:
+        yield pause
+        waited, pause = waited + pause, min(30.0, 2 * pause)
+
+
+def master_address(host: str) -> str:
+    """An address of `host` that other nodes reach: its name where that resolves, else Slurm's NodeAddr."""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        node = client.call("scontrol", "show", "node", "--oneliner", host)
+        return fields_of(node)["NodeAddr"]
+    return host
+
+
+def pick_port(key: str) -> int:
+    """A free TCP port below the ephemeral range, another one for every `key` as far as there are any."""
+    low, high = _LOWEST_PORT, 32768
+    if _EPHEMERAL.exists():
+        first = int(_EPHEMERAL.read_text().split()[0])
+        high = first if first > low + 1000 else high
+    start = zlib.crc32(key.encode())
+    for offset in range(high - low):
+        port = low + (start + offset) % (high - low)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free TCP port from {low} to {high}")

@@ -1,0 +1,207 @@
+"""Ask Slurm, and tell it: squeue, sacct, scontrol, sbatch. Standard library only.
+
+One call asks for everything at once, and every call ends after a bounded time. A question that failed raises
+SlurmUnavailable: the answer is then not known, and never "gone". What Slurm understood and would not do raises
+SlurmRefused. Both carry Slurm's own words.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from hpc_llm.slurm import records
+from hpc_llm.slurm.records import Job, JobLife, QueuedJob
+
+TIMEOUT_S = 60.0
+_AGAIN_S = 2.0  # between two tries while slurmctld is away
+_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}  # which Slurm, not which job
+_FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCONTROL_", "SLURMD_")
+# What Slurm says when it could not be asked (slurm_errno.c), in any release.
+_UNREACHABLE = re.compile(
+    r"unable to contact slurm controller|socket timed out|connection (refused|timed out|reset|failure)"
+    r"|communication connection failure|zero bytes were transmitted|unexpected message received"
+    r"|backup controller|controller in standby|insane message length|temporarily unable to accept"
+    r"|munge|authentication (plugin|credential)|protocol authentication|unable to connect to database"
+    r"|send/recv|receive operation|transport endpoint|resource temporarily unavailable|no route to host"
+    r"|unable to process configuration|cannot stat file|problem talking to the database|accounting_storage",
+    re.IGNORECASE,
+)
+
+
+class SlurmError(Exception):
+    """One line in Slurm's own words."""
+
+
+class SlurmUnavailable(SlurmError):
+    """Slurm could not be asked, or did not answer in time: nothing is known."""
+
+
+class SlurmRefused(SlurmError):
+    """Slurm answered, and the answer is no."""
+
+
+def queued(*, finished: bool = True) -> list[QueuedJob]:
+    """One squeue for all of this user's jobs, a record per array task; `finished`: those of the last minutes too."""
+    states = ["--states=all"] if finished else []
+    format_ = f"--format={records.SQUEUE_FIELDS}"
+    return records.read_squeue(call("squeue", "--noheader", "--array", f"--user={os.getuid()}", *states, format_))
+
+
+def lives(job_ids: Iterable[int] = (), *, since_s: float) -> list[JobLife]:
+    """One sacct for all lives of jobs (arrays by their id; none given: all of this user's) of the last `since_s`."""
+    which = ",".join(str(job_id) for job_id in job_ids)
+    words = [f"--jobs={which}"] if which else [f"--uid={os.getuid()}"]
+    start = f"--starttime=now-{max(1, round(since_s))}seconds"
+    fields = f"--format={records.SACCT_FIELDS}"
+    text = call("sacct", "--noheader", "--duplicates", "--allocations", "--parsable2", *words, start, fields)
+    return records.read_sacct(text)
+
+
+def show(address: str) -> list[Job]:
+    """`scontrol show job`: one record, one per task for an array's id, none where Slurm does not know it any more."""
+    try:
+        return records.read_jobs(call("scontrol", "show", "job", "--oneliner", address))
+    except SlurmRefused as error:
+        if "invalid job id" in str(error).lower():
+            return []
+        raise
+
+
+def update(address: str, **fields: str) -> None:
+    """`scontrol update`, for example `update("12_3", StartTime="now", ExcNodeList="n7")`."""
+    call("scontrol", "update", f"JobId={address}", *(f"{key}={value}" for key, value in fields.items()))
+
+
+def requeue(address: str) -> None:
+    """`scontrol requeue`. Give `ARRAY_TASK` for a task: an array's own id would requeue all of it."""
+    try:
+        call("scontrol", "requeue", address)
+    except SlurmRefused as error:
+        if "pending execution" not in str(error).lower():  # it is where it should be
+            raise
+
+
+def own_address(environment: Mapping[str, str]) -> str:
+    """What to call the job that `environment` is of: `12`, or `12_3` (the array's own id would name all its tasks)."""
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environment["SLURM_JOB_ID"]
+
+
+def requeue_own(address: str, *, patience_s: float = 120.0) -> str | None:
+    """Requeue the job that this process runs in; how, or None where somebody is ending it or Slurm says no.
+
+    COMPLETING is a scancel or a preemption, which Slurm ends in its own way; so is a grace that runs (PreemptTime).
+    Asked again for `patience_s` while slurmctld is away.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            job = next(iter(show(address)), None)
+            if job is None or job.state != "RUNNING" or job.preempt_time is not None:
+                return None
+            requeue(address)
+            return "requeue"
+        except SlurmRefused:
+            return None
+        except SlurmUnavailable:
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(_AGAIN_S)
+
+
+def node_address(host: str) -> str:
+    """NodeAddr of a node, where its name alone does not resolve."""
+    said = records.fields_of(call("scontrol", "show", "node", "--oneliner", host))
+    return said.get("NodeAddr", host)
+
+
+def release(address: str) -> None:
+    """Let a held job be scheduled again."""
+    call("scontrol", "release", address)
+
+
+def cancel(address: str) -> None:
+    call("scancel", address)
+
+
+def config() -> dict[str, str]:
+    """`scontrol show config`: MaxArraySize, JobRequeue, RequeueExit, KillWait, PreemptMode, …"""
+    return records.read_config(call("scontrol", "show", "config"))
+
+
+def hostnames(node_list: str) -> list[str]:
+    """`n[1-2]` → [n1, n2]."""
+    return call("scontrol", "show", "hostnames", node_list).split()
+
+
+def submit(script: Path, *options: str) -> int:
+    """`sbatch SCRIPT`, its job id. Options here win over those in the script: `--array=3` submits that task alone."""
+    said = call("sbatch", "--parsable", *options, str(script))
+    found = re.match(r"(\d+)", said.strip().splitlines()[-1] if said.strip() else "")
+    if found is None:
+        raise SlurmUnavailable(f"sbatch said no job id: {_line(said)}")
+    return int(found[1])
+
+
+def test_only(text: str) -> str:
+    """What Slurm would do with a batch script, without queueing it: `Job … to start at …`."""
+    done = _run(["sbatch", "--test-only"], text)
+    if done.returncode:
+        raise _error("sbatch", done)
+    return _line(done.stderr + done.stdout)
+
+
+def call(*words: str) -> str:
+    """What a Slurm command prints. SlurmUnavailable or SlurmRefused with its own words where it fails."""
+    done = _run(list(words))
+    if done.returncode:
+        raise _error(words[0], done)
+    return done.stdout
+
+
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without what an enclosing job or a shell's start-up file says to Slurm's commands: only our words count."""
+    kept = {name: value for name, value in environment.items() if name in _KEPT or not name.startswith(_FOREIGN)}
+    return {**kept, "LC_ALL": environment.get("LC_ALL", "C.UTF-8")}
+
+
+def unreachable(words: str) -> bool:
+    """Whether a command's words mean that Slurm could not be asked, rather than that it said no."""
+    return bool(_UNREACHABLE.search(words))
+
+
+def _run(words: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**clean_environment(os.environ), "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0"}
+    try:
+        return subprocess.run(
+            words,
+            input=text,
+            stdin=subprocess.DEVNULL if text is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise SlurmUnavailable(f"{words[0]} is not on PATH") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmUnavailable(f"{words[0]} gave no answer within {TIMEOUT_S:.0f} s") from None
+
+
+def _error(command: str, done: subprocess.CompletedProcess[str]) -> SlurmError:
+    said = _line(done.stderr or done.stdout) or f"no word why (exit status {done.returncode})"
+    kind = SlurmUnavailable if done.returncode < 0 or unreachable(said) else SlurmRefused
+    return kind(f"{command}: {said}")
+
+
+def _line(text: str) -> str:
+    """A command's words as one line, without its own name before each."""
+    words = (re.sub(r"^(sbatch|squeue|sacct|scontrol|scancel): (error: )?", "", line) for line in text.splitlines())
+    return "; ".join(dict.fromkeys(word.strip() for word in words if word.strip()))

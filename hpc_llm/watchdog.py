@@ -1,0 +1,55 @@
+"""`python -m hpc_llm.watchdog RUN_ROOT [--once] [--every SECONDS]`: look after every run below a root.
+
+In tmux, from cron or scrontab (--once), or as a job of its own (sbatch/watchdog.sbatch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+
+from hpc_llm.config import verbs
+from hpc_llm.config.errors import InputError
+
+EVERY_S = 60.0  # shared systems ask not to be polled more often
+
+
+def main(words: list[str] | None = None) -> int:
+    """0 after a pass with --once, or when stopped."""
+    return verbs.run("watchdog", _watch, words, hydra=False)
+
+
+def _watch(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m hpc_llm.watchdog", description=__doc__)
+    parser.add_argument("root", type=Path, metavar="RUN_ROOT")
+    parser.add_argument("--once", action="store_true", help="one pass, then leave")
+    parser.add_argument("--every", type=float, default=EVERY_S, metavar="SECONDS", help="between passes (default 60)")
+    given = parser.parse_args(words)
+    if not given.root.is_dir():
+        raise InputError(f"{given.root}: no such folder; give the run.root of your runs, for example ./runs")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    while True:
+        one_pass(given.root)
+        if given.once:
+            return 0
+        time.sleep(given.every)
+
+
+def one_pass(root: Path) -> None:
+    """Look at all runs and act; prints a line per act."""
+    from hpc_llm.recovery import loop
+
+    with loop.only_watchdog(root) as alone:
+        if not alone:
+            return
+        for run in loop.act(loop.look(root)):
+            print(
+                f"{time.strftime('%H:%M:%S')} {run.layout.name}: {run.action.act.value} ({run.action.why})", flush=True
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

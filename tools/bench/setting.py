@@ -1,0 +1,151 @@
+"""What every arm of the training benchmark starts from: a case, a clock, a model, batches of made-up tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.data.loader import Batches, Share
+from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest
+from hpc_llm.data.shards import ShardSet, ShardWriter
+from hpc_llm.model.init import initialise
+from hpc_llm.model.transformer import Transformer
+from hpc_llm.planning.hardware import GIB, GPUS
+from hpc_llm.planning.plan import RunPlan
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one process measures."""
+
+    arm: str  # bare, deepspeed or ours
+    words: list[str]  # overrides that describe model, batch, precision, optimizer
+    device: str  # cpu or cuda
+    warmup: int  # steps of the first turn
+    turn_steps: int  # steps timed per turn; one more comes before them, for caches and queues to fill
+    most_turns: int  # beside the first
+
+
+class Enough(BaseException):
+    """The parent said stop: the loop is left where its next step would begin."""
+
+
+class Clock:
+    """Notes where steps begin: by the CPU's clock, on a GPU by events, so that no step waits for the device."""
+
+    def __init__(self, device: torch.device, case: Case) -> None:
+        self._cuda, self._case = device.type == "cuda", case
+        self._ticks: list[Any] = []
+        self._left, self._turns = 0, 0
+
+    def tick(self) -> None:
+        """Begin a step; between turns, wait to be told. Enough when told to stop."""
+        if self._left == 0:
+            self._note()
+            print("\n@turn", json.dumps(self._seconds()[1:]), flush=True)
+            if sys.stdin.readline().strip() != "go":
+                raise Enough
+            self._ticks, self._left = [], self._case.turn_steps + 1 if self._turns else self._case.warmup
+            self._turns += 1
+        self._note()
+        self._left -= 1
+
+    def _note(self) -> None:
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._ticks.append(event)
+        else:
+            self._ticks.append(time.perf_counter())
+
+    def _seconds(self) -> list[float]:
+        pairs = list(zip(self._ticks[:-1], self._ticks[1:], strict=True))
+        if self._cuda:
+            torch.cuda.synchronize()
+            return [begun.elapsed_time(ended) / 1000 for begun, ended in pairs]
+        return [ended - begun for begun, ended in pairs]
+
+
+@dataclass
+class Setting:
+    """Everything that an arm starts from, and the losses it leaves."""
+
+    config: RunConfig
+    plan: RunPlan
+    shards: ShardSet
+    device: torch.device
+    clock: Clock
+    num_steps: int  # at most
+    folder: Path
+    losses: list[Any]
+
+    @property
+    def share(self) -> Share:
+        return Share(0, 1, self.config.train.global_batch, self.plan.micro_batch)
+
+    def model(self) -> Transformer:
+        model = Transformer(self.config.model, self.config.train.seq_len, self.plan.activation_checkpointing)
+        for name, parameter in model.named_parameters():
+            initialise(name, parameter, self.config.model, self.config.run.seed)
+        return model.to(self.device)
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Tokens and targets of every step, all read before the clock first ticks, which it does for each."""
+        with Batches(self.shards, self.config.run.seed, self.config.train.seq_len, self.share) as batches:
+            ready = [batches.step(step) for step in range(self.num_steps)]
+        for ((tokens, targets),) in ready:
+            self.clock.tick()
+            yield tokens.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
+
+def make_shards(folder: Path, vocab_size: int, num_tokens: int) -> ShardSet:
+    """Skewed random tokens in the project's own format: time per step does not depend on what they say."""
+    tokens = (vocab_size * np.random.default_rng(0).random(num_tokens) ** 3).astype(np.int64)
+    with ShardWriter(folder, "train", vocab_size) as writer:
+        writer.append(tokens, text_bytes=num_tokens)
+    manifest = Manifest(
+        version=FORMAT_VERSION,
+        dtype=writer.dtype.name,
+        vocab_size=vocab_size,
+        padded_vocab_size=vocab_size,
+        eos_id=0,
+        tokenizer_sha256="",
+        documents={"in": 1, "train": 1, "heldout": 0, "rejects": 0},
+        tokens={"train": num_tokens, "heldout": 0},
+        bytes_per_token=1.0,
+        unigram_entropy=math.log(vocab_size),
+        recipe={},
+        sentencepiece="",
+        shards={"train": writer.shards, "heldout": []},
+    )
+    (folder / MANIFEST).write_text(manifest.to_json())
+    return ShardSet(folder, "train", manifest)
+
+
+def gpu_words(device: str) -> list[str]:
+    """Tells the plan which GPU this is: its peak and memory."""
+    if device == "cpu":
+        return ["cluster.device=cpu"]
+    name, total = torch.cuda.get_device_name().lower(), torch.cuda.get_device_properties(0).total_memory / GIB
+    alike = [key for key in GPUS if key.split("-")[0] in name]
+    nearest = min(alike, key=lambda key: abs(GPUS[key].memory_gib - total), default="null")
+    return ["cluster.device=cuda", f"cluster.gpu={nearest}"]
+
+
+def memory(device: torch.device) -> dict[str, int]:
+    """Peak bytes: on a CPU the process's, on a GPU torch's tensors and, with context and cache, the device's."""
+    if device.type == "cpu":
+        return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    free, total = torch.cuda.mem_get_info()
+    return {"peak": torch.cuda.max_memory_allocated(), "device": total - free}

@@ -1,0 +1,274 @@
+"""Our loop ÷ a bare PyTorch loop, with DeepSpeed's own share apart; appended to benchmarks/training.md.
+
+`python tools/bench/train.py [--quick] [--rounds N] [--device cuda --models mpt-125m,mpt-350m --seq-len 2048]`
+
+In a round every arm (see arms.py) is a fresh process. They take turns of a few steps each, so that whatever else
+the machine does meets all of them; a turn in which other processes took more than `--max-others` of the cores is
+taken again, and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import IO, Any
+
+import psutil
+import record
+
+# "small" is the shape that the published CPU figures of other trainers were measured with.
+SHAPES = {
+    "small": ["model=mpt-tiny", "model.name=small", "model.vocab_size=8192", "train.seq_len=512"],
+}
+BATCH = {"small": 8, "mpt-tiny": 16}  # sequences per step; 8 for all others
+ARMS = {  # name → (what arms.py runs, optimizer)
+    "bare": ("bare", "torch_adam"),
+    "deepspeed": ("deepspeed", "torch_adam"),
+    "ours": ("ours", "torch_adam"),
+    "deepspeed, FusedAdam": ("deepspeed", "fused_adam"),
+    "ours, FusedAdam": ("ours", "fused_adam"),
+}
+RATIOS = [("ours", "bare"), ("deepspeed", "bare"), ("ours", "deepspeed")]
+FUSED = [(f"{above}, FusedAdam", below) for above, below in RATIOS[:2]] + [("ours, FusedAdam", "deepspeed, FusedAdam")]
+TARGET = 1.03
+TURNS_TRIED = 4  # times the turns that are wanted, before a round makes do with busy ones
+INTRODUCTION = f"""
+# Training steps
+
+What a step of our loop costs beyond a bare PyTorch loop with the same model, weights, batches and optimizer, and how
+much of that is DeepSpeed's own. The aim: ours ÷ bare ≤ {TARGET}. `tools/bench/arms.py` says what each arm does.
+
+- A round starts one process per arm; they take turns of a few steps. A step's time runs from the beginning of a step
+  to that of the next (on a GPU between events); the first step of a turn is left out. A round's figure is the median
+  over the steps of its turns; ratios are taken within a round; shown are the median over rounds (least–greatest).
+- One pass per step: all that a step costs beside the model weighs most. No checkpoint and no evaluation is included.
+- "others" is the share of all cores that other processes took meanwhile, at worst; "turns" are those used of those
+  taken: busy ones are taken again.
+- MFU = tokens/s × (6·N + 12·L·d·s) ÷ dense bf16 peak, N parameters, L layers, d width, s sequence length.
+- memory: the plan's total against torch's peak of allocated tensors and all that is taken on the device (context and
+  cache with it); on a CPU, for information, how much the process's peak resident memory grew.
+
+Written by `tools/bench/train.py`; sections are only ever added.
+"""
+
+
+@dataclass
+class Runner:
+    """One arm's process."""
+
+    process: subprocess.Popen[str]
+    errors: IO[str]
+    steps_s: list[float] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, name: str, words: list[str], arguments: argparse.Namespace) -> Runner:
+        arm, optim = ARMS[name]
+        case = {
+            "arm": arm,
+            "words": [*words, f"optim={optim}"],
+            "device": arguments.device,
+            "warmup": arguments.warmup,
+            "turn_steps": arguments.turn_steps,
+            "most_turns": arguments.turns * TURNS_TRIED,
+        }
+        threads = {"OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
+        errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 – as long as the process
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("arms.py")), json.dumps(case)],
+            cwd=record.ROOT,
+            env={**os.environ, **threads, "PYTHONPATH": str(record.ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        return cls(process, errors)
+
+    def turn(self) -> tuple[list[float], float]:
+        """Seconds of the steps of one turn, and the share of the cores that others took meanwhile."""
+        busy = others(psutil.Process(self.process.pid))
+        self.say("go")
+        return self.read("@turn"), busy()
+
+    def stop(self) -> None:
+        self.say("stop")
+        self.result = self.read("@result")
+        self.process.communicate()
+
+    def say(self, word: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+
+    def read(self, mark: str) -> Any:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(mark):
+                return json.loads(line.removeprefix(mark))
+        self.errors.seek(0)
+        sys.exit(f"an arm failed:\n{self.errors.read()}")
+
+
+def others(process: psutil.Process) -> Callable[[], float]:
+    """Call the result later: the share of all cores that anything but `process` took from now to then."""
+
+    def used() -> tuple[float, float]:
+        times, own = psutil.cpu_times(), process.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        return sum(times[:8]) - idle - own.user - own.system, sum(times[:8])
+
+    before = used()
+    return lambda: max(0.0, used()[0] - before[0]) / max(0.01, used()[1] - before[1])
+
+
+def wait_for_quiet(share: float, patience_s: float) -> None:
+    """Until the cores are less busy than `share` for a second, but no longer than patience. The arms wait too."""
+    deadline = time.monotonic() + patience_s
+    while psutil.cpu_percent(interval=1.0) / 100 > share and time.monotonic() < deadline:
+        pass
+
+
+@dataclass
+class Round:
+    step_s: dict[str, float]  # median, by arm
+    results: dict[str, dict[str, Any]]
+    others: float
+    turns_taken: int
+
+
+def one_round(words: list[str], arms: list[str], number: int, arguments: argparse.Namespace) -> Round:
+    runners = {name: Runner.start(name, words, arguments) for name in arms}
+    for runner in runners.values():
+        runner.read("@turn")  # everything is built
+    for runner in runners.values():
+        runner.turn()  # warm-up
+    kept, worst, taken = 0, 0.0, 0
+    while kept < arguments.turns:
+        wait_for_quiet(arguments.max_others, arguments.patience)
+        turns, busiest = {}, 0.0
+        first = (number + taken) % len(arms)
+        for name in arms[first:] + arms[:first]:
+            turns[name], share = runners[name].turn()
+            busiest = max(busiest, share)
+        taken += 1
+        if busiest > arguments.max_others and arguments.turns * TURNS_TRIED - taken > arguments.turns - kept:
+            continue
+        kept, worst = kept + 1, max(worst, busiest)
+        for name, seconds in turns.items():
+            runners[name].steps_s += seconds
+    for runner in runners.values():
+        runner.stop()
+    results = {name: runner.result for name, runner in runners.items()}
+    return Round({name: median(runner.steps_s) for name, runner in runners.items()}, results, worst, taken)
+
+
+def lines_of(case: str, rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
+    """A case's tables: arms, ratios, raw rounds."""
+    arms = list(rounds[0].step_s)
+    plan = rounds[0].results["ours"]["plan"]
+    rows = []
+    for name in arms:
+        steps = [each.step_s[name] for each in rounds]
+        speed = plan["tokens_per_step"] / median(steps)
+        peak = plan["peak_tflops"]
+        memory = rounds[0].results[name]["memory"]
+        rows.append([
+            name, record.spread([1000 * step for step in steps], 1), f"{speed:,.0f}",
+            f"{speed * plan['flops_per_token'] / (peak * 1e12):.1%}" if peak else "–",
+            f"{plan['memory_total'] / 2**30:.2f}",
+            " / ".join(f"{size / 2**30:.2f}" for size in memory.values()),
+            f"{rounds[0].results[name]['losses'][-1]:.4f}",
+        ])  # fmt: skip
+    pairs = [pair for pair in RATIOS + FUSED if set(pair) <= set(arms)]
+    ratios = {pair: [each.step_s[pair[0]] / each.step_s[pair[1]] for each in rounds] for pair in pairs}
+    return [
+        f"### {case}",
+        "",
+        f"{plan['parameters'] / 1e6:.1f} M parameters, {plan['tokens_per_step']:,} tokens per step, "
+        f"ZeRO-{plan['zero_stage']}, {rounds[0].results['ours']['threads']} threads.",
+        "",
+        *record.table(["arm", "step ms", "tokens/s", "MFU", "planned GiB", "measured GiB", "loss"], rows),
+        "",
+        *record.table(
+            ["ratio", "median (least–greatest)"],
+            [[f"{above} ÷ {below}", record.spread(values, 3)] for (above, below), values in ratios.items()],
+        ),
+        "",
+        f"ours ÷ bare ≤ {TARGET}: {'held' if median(ratios['ours', 'bare']) <= TARGET else 'MISSED'}",
+        "",
+        *record.table(
+            ["round", "others", "turns", *(f"{name}, ms" for name in arms)],
+            [
+                [number + 1, f"{each.others:.0%}", f"{arguments.turns}/{each.turns_taken}"]
+                + [f"{1000 * each.step_s[name]:.1f}" for name in arms]
+                for number, each in enumerate(rounds)
+            ],
+        ),
+        "",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--models", default="mpt-tiny,small", help="presets, or small")
+    parser.add_argument("--precisions", help="default bf16,fp32; on a GPU bf16")
+    parser.add_argument("--arms", help="of " + "; ".join(ARMS) + " (separated by ;)", default=";".join(ARMS))
+    parser.add_argument("--words", nargs="*", default=[], help="further overrides, such as train.zero_stage=0")
+    parser.add_argument("--seq-len", type=int)
+    parser.add_argument("--batch", type=int, help="sequences per step")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3, help="per arm and round")
+    parser.add_argument("--turn-steps", type=int, help="timed steps per turn; default 3, on a GPU 20")
+    parser.add_argument("--warmup", type=int, default=4, help="steps")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--max-others", type=float, default=0.1, help="share of the cores, see above")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for quiet before turns")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: mpt-tiny, bf16, 1 round, 1 turn")
+    parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "training.md")
+    arguments = parser.parse_args()
+    arguments.turn_steps = arguments.turn_steps or (20 if arguments.device == "cuda" else 3)
+    arguments.precisions = arguments.precisions or ("bf16" if arguments.device == "cuda" else "bf16,fp32")
+    if arguments.quick:
+        arguments.rounds, arguments.turns, arguments.precisions = 1, 1, "bf16"
+        arguments.models = arguments.models.partition(",")[0]
+
+    body = []
+    for model in arguments.models.split(","):
+        for precision in arguments.precisions.split(","):
+            words = words_of(model, precision, arguments)
+            arms = arguments.arms.split(";")
+            rounds = [one_round(words, arms, number, arguments) for number in range(arguments.rounds)]
+            lines = lines_of(f"{model}, {precision}", rounds, arguments)
+            print("\n".join(lines), flush=True)
+            body += lines
+    if arguments.device == "cpu":
+        body.append("No NVIDIA GPU was at hand for this section: it has no rows of one.")
+    record.append(arguments.out, INTRODUCTION, f"training on {arguments.device}", body, ["torch", "deepspeed"])
+
+
+def words_of(model: str, precision: str, arguments: argparse.Namespace) -> list[str]:
+    """Overrides: constant learning rate, one pass per step, neither save nor evaluation on the way."""
+    batch = arguments.batch or BATCH.get(model, 8)
+    far = "1000000000steps"
+    return [
+        *SHAPES.get(model, [f"model={model}"]),
+        *([f"train.seq_len={arguments.seq_len}"] if arguments.seq_len else []),
+        *(f"train.global_batch={batch}", f"train.micro_batch={batch}", f"train.precision={precision}"),
+        *("optim.schedule=constant", "optim.warmup=1steps", f"train.eval_every={far}", f"checkpoint.every={far}"),
+        *arguments.words,
+    ]
+
+
+if __name__ == "__main__":
+    main()
