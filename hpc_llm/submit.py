@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 
 from hpc_llm.config import verbs
-from hpc_llm.config.compose import compose_all
+from hpc_llm.config.compose import compose_sweep
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.launch.submission import examine
+from hpc_llm.launch import sweep
+from hpc_llm.launch.submission import examine_all
 from hpc_llm.planning.render import render
 
 
@@ -19,26 +20,16 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _submit(words: list[str]) -> int:
-    configs = compose_all(words)
-    problems: list[str] = []
-    for config in configs:
-        try:
-            plan = examine(config)
-        except InputError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
-            continue
-        if config.dry_run and not problems:
-            print(render(config, plan))
-            if config.cluster.launcher == "slurm":
-                print("\n" + _script(config))
-    if problems:
-        raise InputError(problems)
+    configs = sweep.named(compose_sweep(words))
+    launchers = {config.cluster.launcher for config in configs}
+    if len(launchers) > 1:
+        raise InputError("cluster: a sweep runs here or on a cluster, not both; leave cluster=local out of it")
+    if launchers == {"slurm"}:
+        return _on_cluster(configs, words)
+    plans = examine_all(configs)
     if configs[0].dry_run:
+        print("\n\n".join(map(render, configs, plans)))
         return 0
-    if configs[0].cluster.launcher == "slurm":
-        raise InputError(
-            f"cluster={configs[0].cluster.name}: submission to Slurm is not part of this version; use dry_run=true"
-        )
     from hpc_llm.launch import local  # rich takes 0.1 s to import, and a dry run needs none of it
 
     for config in configs:
@@ -47,13 +38,23 @@ def _submit(words: list[str]) -> int:
     return 0
 
 
-def _script(config: RunConfig) -> str:
-    from hpc_llm.launch.sbatch import render_script
-    from hpc_llm.runs.freeze import layout_for
+def _on_cluster(configs: list[RunConfig], words: list[str]) -> int:
+    from hpc_llm.launch import cluster, show_submission
+    from hpc_llm.slurm.client import SlurmUnavailable
 
-    layout = layout_for(config)
-    python = config.cluster.python or sys.executable
-    return render_script(config, run_dir=str(layout.path), python=str(Path(python)), name=layout.name)
+    configs = [cluster.with_site_defaults(config, os.environ) for config in configs]
+    plans = examine_all(configs)
+    try:
+        if configs[0].dry_run:
+            show_submission.dry_run(configs, plans)
+        elif configs[0].test_only:
+            print("\n".join(cluster.estimates(configs)))
+        else:
+            return show_submission.outcome(cluster.submit(configs, words), configs)
+    except SlurmUnavailable as error:
+        print(f"submit: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

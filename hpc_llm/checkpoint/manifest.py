@@ -51,9 +51,14 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
+def folders(checkpoints: Path) -> list[Path]:
+    """Folders of checkpoints, with a manifest or without; not what somebody else put beside them."""
+    return [path for path in checkpoints.glob("step-[0-9]*") if path.name.removeprefix("step-").isdecimal()]
+
+
 def steps(checkpoints: Path) -> list[int]:
     """Steps of the checkpoints that have a manifest, ascending. Nothing is verified."""
-    return sorted(int(path.parent.name.partition("-")[2]) for path in checkpoints.glob(f"step-[0-9]*/{NAME}"))
+    return sorted(int(path.name.removeprefix("step-")) for path in folders(checkpoints) if (path / NAME).exists())
 
 
 def newest_step(checkpoints: Path) -> int:
@@ -81,7 +86,7 @@ def read(folder: Path) -> Manifest:
         raise ManifestError(f"format {manifest.format}, this program reads {FORMAT}")
     if manifest.step != int(folder.name.partition("-")[2]):
         raise ManifestError(f"manifest of step {manifest.step} in {folder.name}")
-    if any(Path(entry.name).name != entry.name for entry in manifest.files):
+    if any(entry.name in ("", "..") or Path(str(entry.name)).name != entry.name for entry in manifest.files):
         raise ManifestError("a file name leads out of the folder")
     return manifest
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from hpc_llm.checkpoint.manifest import NAME, folder_of, steps
+from hpc_llm.checkpoint.manifest import NAME, folder_of, folders, steps
 
 
 def to_delete(present: Iterable[int], keep: int, permanent_every: int | None) -> list[int]:
@@ -25,7 +25,7 @@ def prune(checkpoints: Path, keep: int, permanent_every: int | None) -> list[int
     gone = to_delete(present, keep, permanent_every)
     for step in gone:
         remove(folder_of(checkpoints, step))
-    for folder in checkpoints.glob("step-[0-9]*"):
+    for folder in folders(checkpoints):
         if not (folder / NAME).exists() and present and folder < folder_of(checkpoints, present[-1]):
             remove(folder)
     return gone

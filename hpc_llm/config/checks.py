@@ -11,7 +11,7 @@ from typing import Any
 from hpc_llm.config.schema import ClusterConfig, RunConfig
 
 VOCAB_MULTIPLE = 128  # embeddings padded to it: worth up to 4 MFU points (MPT-7B)
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,-]{0,99}")  # `=` and `,`: lr=1e-4,seed=2 names a sweep's run
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 
@@ -85,10 +85,11 @@ def _shapes(config: RunConfig) -> Iterator[str]:
 
 
 def _words(config: RunConfig) -> Iterator[str]:
-    name = config.run.name
-    if name is not None and not _NAME.fullmatch(name):
+    for key, name in (("run.name", config.run.name), ("run.sweep", config.run.sweep)):
+        if name is None or _NAME.fullmatch(name):
+            continue
         yield (
-            f"run.name={name!r}: up to 100 letters, digits, '.', '_' and '-' that do not begin with '.' or '-'; "
+            f"{key}={name!r}: up to 100 letters, digits, '.', '_' and '-' that do not begin with '.' or '-'; "
             f"for example {re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')[:100] or 'my-run'}"
         )
     for variable in config.cluster.exports:

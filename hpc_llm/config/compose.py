@@ -145,13 +145,14 @@ def _hydra(words: Words) -> Iterator[None]:
 def _checked(words: Words) -> list[Override]:
     """The overrides with every unknown key, group or preset reported at once."""
     groups = _groups(words.config_dirs)
-    parser, checked, good, problems = OverridesParser.create(_Presets(groups)), [], [], []  # type: ignore[arg-type]
+    parser, checked, good, problems = OverridesParser.create(), [], [], []
     for word in words.overrides:
         try:
             override = parser.parse_override(word)
         except HydraException:
             problems.append(f"{word!r}: key=value is expected, in Hydra's override syntax (quote values with spaces)")
             continue
+        override.config_loader = _Presets(groups)  # type: ignore[assignment]
         key = override.key_or_group
         problem = _group_problem(override, groups) if key in groups else _key_problem(key)
         if problem:
@@ -183,7 +184,7 @@ def _group_problem(override: Override, groups: dict[str, set[str]]) -> str | Non
     group = override.key_or_group
     if override.is_delete():
         return None
-    chosen = list(override.sweep_string_iterator()) if override.is_sweep_override() else override.value()
+    chosen: Any = list(override.sweep_string_iterator()) if override.is_sweep_override() else override.value()
     if override.is_sweep_override() and any(name.startswith("[") for name in chosen):
         return None  # lists of presets are Hydra's to judge
     if chosen is None:
@@ -237,15 +238,16 @@ class _Column:
 
 
 def _columns(overrides: list[Override], multirun: bool) -> list[_Column]:
-    columns = []
-    for override in overrides:
+    columns: dict[str, _Column] = {}
+    for position, override in enumerate(overrides):
         words = [override.input_line or ""]
         if override.is_sweep_override():
             if not multirun:
                 raise InputError(f"{override.input_line}: several values are a sweep; add -m")
             words = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        columns.append(_Column(override, words))
-    return columns
+        # As Hydra's sweeper: of a word given twice the last one counts, in the place of the first.
+        columns[override.get_key_element() if multirun else str(position)] = _Column(override, words)
+    return list(columns.values())
 
 
 def _compose_columns(columns: list[_Column], words: Words) -> list[Choice]:
@@ -284,12 +286,13 @@ def _compose_columns(columns: list[_Column], words: Words) -> list[Choice]:
 
 def _late_values(column: _Column, columns: list[_Column], words: Words) -> dict[str, Any]:
     """Word → value for a swept column of scalars whose key no other word touches; else empty, for Hydra to do."""
-    override = column.override
+    override, groups = column.override, _groups(words.config_dirs)
     key = override.key_or_group
-    touched = (f"{other.override.key_or_group}." for other in columns if other is not column)
+    others = [other.override.key_or_group for other in columns if other is not column]
+    touched = (f"{other}." for other in others if other not in groups)
     if (
         not column.swept
-        or key in _groups(words.config_dirs)
+        or key in groups
         or key.partition(".")[0] == "hydra"
         or override.package is not None
         or override.is_delete()

@@ -24,6 +24,7 @@ class RunSection:
     """Which run this is and where it lies."""
 
     name: str | None = None  # null: derived from model, data and a hash of the configuration
+    sweep: str | None = None  # folder below root that the runs of a sweep share; `-m` sets it
     root: str = "./runs"
     seed: int = 17
     group: str | None = None  # Unix group that may read the run; null keeps it private
@@ -265,7 +266,9 @@ def _convert(kind: Any, value: Any) -> Any:
     if origin is list and isinstance(value, (list, tuple)):
         return [_convert(args[0], item) for item in value]
     if origin is dict and isinstance(value, Mapping):
-        return {str(key): _convert(args[1], item) for key, item in value.items()}
+        words = {True: "true", False: "false"}  # cluster.sbatch.contiguous=true
+        items = ((key, words[item] if isinstance(item, bool) else item) for key, item in value.items())
+        return {str(key): _convert(args[1], item) for key, item in items}
     if kind is bool and isinstance(value, bool):
         return value
     if kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0:

@@ -61,9 +61,9 @@ def options(config: RunConfig, *, run_dir: str, name: str, indices: tuple[int, .
         yield Option("signal", f"B:{SIGNAL}@{cluster.signal_lead_s}")
     yield Option("requeue")  # the site's JobRequeue may be 0
     yield Option("open-mode", "append")  # or a requeue truncates the log
-    # Slurm's own log. Outside an array %a is 4294967294, so a single job is named by its id alone. A literal
-    # % is doubled: Slurm expands patterns in this option, not in --chdir.
-    pattern = "%A_%a" if indices else "%j"
+    # Slurm's own log. The tasks of an array write into their runs' folders and share one file for what goes wrong
+    # before that. A literal % is doubled: Slurm expands patterns in this option, not in --chdir.
+    pattern = "%A" if indices else "%j"
     yield Option("output", f"{run_dir.replace('%', '%%')}/slurm/{pattern}.log", "run.root")
     yield Option("chdir", run_dir if indices else f"{run_dir}/code", "run.root")
     yield from _placement(cluster)
@@ -113,20 +113,18 @@ def array_spec(indices: tuple[int, ...], throttle: int | None = None) -> str:
 
 def _body(cluster: ClusterConfig, run_dir: str, python: str, array: Mapping[int, str] | None) -> Iterator[str]:
     yield "set -eo pipefail  # not -u: the functions of environment modules read unset variables"
-    yield from cluster.setup
-    yield from (f"export {name}={shlex.quote(value)}" for name, value in cluster.exports.items())
-    yield ""
     if array:
         yield "run_dirs=("
         yield from (f"  [{index}]={shlex.quote(path)}" for index, path in sorted(array.items()))
         yield ")"
         yield "run_dir=${run_dirs[$SLURM_ARRAY_TASK_ID]:?no run has this array index}"
+        yield 'exec >>"$run_dir/slurm/${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}.log" 2>&1'
     else:
         yield f"run_dir={shlex.quote(run_dir)}"
+    yield from cluster.setup
+    yield from (f"export {name}={shlex.quote(value)}" for name, value in cluster.exports.items())
     # Where --chdir fails Slurm falls back to /tmp, and python -m would import whatever lies there.
     yield 'cd -- "$run_dir/code"'
-    if array and set(array.values()) != {run_dir}:
-        yield 'exec >>"$run_dir/slurm/${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}.log" 2>&1'
     if cluster.wrapper:
         yield f"# The supervisor starts the ranks, each step inside: {shlex.join(cluster.wrapper)}"
     yield f'exec {shlex.quote(python)} -m hpc_llm.launch.supervisor "$run_dir"'

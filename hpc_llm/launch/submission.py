@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_llm.config.errors import InputError
@@ -11,26 +14,74 @@ from hpc_llm.data import manifest
 from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
 from hpc_llm.runs import preflight
 
+_MOST_PROBLEMS = 20  # lines that a person reads; a sweep can have thousands
+
 
 def examine(config: RunConfig) -> RunPlan:
     """The plan of `config` as far as it is known before its data is prepared; InputError with all that is wrong."""
-    problems: list[str] = []
-    data, plan = None, None
-    if not config.dry_run:
-        problems += preflight.problems(config)
-    try:
-        data = known_data(config)
-    except InputError as error:
-        problems += error.problems
-    try:
-        plan = make_plan(config, data, memory_available=_host_memory(config))
-    except InputError as error:
-        problems += error.problems
-    if plan is not None and not config.dry_run and not problems:
-        problems += preflight.room_problems(config, plan)
-    if problems or plan is None:
-        raise InputError(problems)
-    return plan
+    return examine_all([config])[0]
+
+
+def examine_all(configs: Sequence[RunConfig]) -> list[RunPlan]:
+    """The plans of all runs; what they have in common (root, quota, data) is looked at once."""
+    look = _Look()
+    problems: dict[str, None] = {}
+    plans: list[RunPlan] = []
+    for config in configs:
+        try:
+            plans.append(look.plan(config))
+        except InputError as error:
+            problems.update(dict.fromkeys(error.problems))
+    if not problems and not configs[0].dry_run:
+        problems.update(dict.fromkeys(preflight.room_problems(list(zip(configs, plans, strict=True)))))
+    if problems:
+        lines = list(problems)
+        more = [f"… and {len(lines) - _MOST_PROBLEMS} more"] if len(lines) > _MOST_PROBLEMS else []
+        raise InputError(lines[:_MOST_PROBLEMS] + more)
+    return plans
+
+
+class _Look:
+    """Looks at folders and data, at each once."""
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[str, str | None], list[str]] = {}
+        self._data: dict[str, DataFacts | InputError | None] = {}
+
+    def plan(self, config: RunConfig) -> RunPlan:
+        problems: list[str] = []
+        data, plan = None, None
+        if not config.dry_run:
+            problems += self._place(config) or preflight.name_problems(config)
+        try:
+            data = self._known_data(config)
+        except InputError as error:
+            problems += error.problems
+        try:
+            plan = make_plan(config, data, memory_available=_host_memory(config))
+        except InputError as error:
+            problems += error.problems
+        if problems or plan is None:
+            raise InputError(problems)
+        return plan
+
+    def _place(self, config: RunConfig) -> list[str]:
+        where = (config.run.root, config.run.group)
+        if where not in self._places:
+            self._places[where] = preflight.place_problems(config)
+        return self._places[where]
+
+    def _known_data(self, config: RunConfig) -> DataFacts | None:
+        key = json.dumps([config.run.root, config.dry_run, dataclasses.asdict(config.data)])
+        if key not in self._data:
+            try:
+                self._data[key] = known_data(config)
+            except InputError as error:
+                self._data[key] = error
+        found = self._data[key]
+        if isinstance(found, InputError):
+            raise found
+        return found
 
 
 def known_data(config: RunConfig) -> DataFacts | None:

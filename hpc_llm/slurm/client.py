@@ -144,7 +144,7 @@ def submit(script: Path, *options: str) -> int:
     said = call("sbatch", "--parsable", *options, str(script))
     found = re.match(r"(\d+)", said.strip().splitlines()[-1] if said.strip() else "")
     if found is None:
-        raise SlurmUnavailable(f"sbatch said no job id: {_line(said)}")
+        raise SlurmUnavailable(f"sbatch said no job id: {one_line(said)}")
     return int(found[1])
 
 
@@ -153,7 +153,7 @@ def test_only(text: str) -> str:
     done = _run(["sbatch", "--test-only"], text)
     if done.returncode:
         raise _error("sbatch", done)
-    return _line(done.stderr + done.stdout)
+    return one_line(done.stderr + done.stdout)
 
 
 def call(*words: str) -> str:
@@ -196,12 +196,12 @@ def _run(words: list[str], text: str | None = None) -> subprocess.CompletedProce
 
 
 def _error(command: str, done: subprocess.CompletedProcess[str]) -> SlurmError:
-    said = _line(done.stderr or done.stdout) or f"no word why (exit status {done.returncode})"
+    said = one_line(done.stderr or done.stdout) or f"no word why (exit status {done.returncode})"
     kind = SlurmUnavailable if done.returncode < 0 or unreachable(said) else SlurmRefused
     return kind(f"{command}: {said}")
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     """A command's words as one line, without its own name before each."""
     words = (re.sub(r"^(sbatch|squeue|sacct|scontrol|scancel): (error: )?", "", line) for line in text.splitlines())
     return "; ".join(dict.fromkeys(word.strip() for word in words if word.strip()))

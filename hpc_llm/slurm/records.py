@@ -42,6 +42,11 @@ class QueuedJob:
         """Whether it is queued or holds nodes."""
         return self.state not in ENDED
 
+    @property
+    def array_id(self) -> int:
+        """What sbatch said: the array's number for a task, its own for a job by itself."""
+        return int(self.address.partition("_")[0])
+
 
 @dataclass(frozen=True)
 class JobLife:

@@ -32,6 +32,7 @@ class Case:
     arm: str  # bare, deepspeed or ours
     words: list[str]  # overrides that describe model, batch, precision, optimizer
     device: str  # cpu or cuda
+    clock: str  # on a CPU: wall, or cpu, the CPU time of the process's threads
     warmup: int  # steps of the first turn
     turn_steps: int  # steps timed per turn; one more comes before them, for caches and queues to fill
     most_turns: int  # beside the first
@@ -46,6 +47,7 @@ class Clock:
 
     def __init__(self, device: torch.device, case: Case) -> None:
         self._cuda, self._case = device.type == "cuda", case
+        self._now = time.process_time if case.clock == "cpu" else time.perf_counter
         self._ticks: list[Any] = []
         self._left, self._turns = 0, 0
 
@@ -67,7 +69,7 @@ class Clock:
             event.record()
             self._ticks.append(event)
         else:
-            self._ticks.append(time.perf_counter())
+            self._ticks.append(self._now())
 
     def _seconds(self) -> list[float]:
         pairs = list(zip(self._ticks[:-1], self._ticks[1:], strict=True))

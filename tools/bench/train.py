@@ -53,6 +53,8 @@ much of that is DeepSpeed's own. The aim: ours ÷ bare ≤ {TARGET}. `tools/benc
 - One pass per step: all that a step costs beside the model weighs most. No checkpoint and no evaluation is included.
 - "others" is the share of all cores that other processes took meanwhile, at worst; "turns" are those used of those
   taken: busy ones are taken again.
+- `--clock cpu` takes the CPU time of a process's threads for its steps instead: a machine that others use disturbs it
+  less, but only with `--threads 1` does it mean what a user waits for (waiting threads spin). Provisional.
 - MFU = tokens/s × (6·N + 12·L·d·s) ÷ dense bf16 peak, N parameters, L layers, d width, s sequence length.
 - memory: the plan's total against torch's peak of allocated tensors and all that is taken on the device (context and
   cache with it); on a CPU, for information, how much the process's peak resident memory grew.
@@ -77,6 +79,7 @@ class Runner:
             "arm": arm,
             "words": [*words, f"optim={optim}"],
             "device": arguments.device,
+            "clock": arguments.clock,
             "warmup": arguments.warmup,
             "turn_steps": arguments.turn_steps,
             "most_turns": arguments.turns * TURNS_TRIED,
@@ -195,7 +198,8 @@ def lines_of(case: str, rounds: list[Round], arguments: argparse.Namespace) -> l
         f"### {case}",
         "",
         f"{plan['parameters'] / 1e6:.1f} M parameters, {plan['tokens_per_step']:,} tokens per step, "
-        f"ZeRO-{plan['zero_stage']}, {rounds[0].results['ours']['threads']} threads.",
+        f"ZeRO-{plan['zero_stage']}, {rounds[0].results['ours']['threads']} threads, "
+        + ("events on the GPU." if arguments.device == "cuda" else f"{arguments.clock} time."),
         "",
         *record.table(["arm", "step ms", "tokens/s", "MFU", "planned GiB", "measured GiB", "loss"], rows),
         "",
@@ -232,6 +236,7 @@ def main() -> None:
     parser.add_argument("--turn-steps", type=int, help="timed steps per turn; default 3, on a GPU 20")
     parser.add_argument("--warmup", type=int, default=4, help="steps")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a machine that is not quiet")
     parser.add_argument("--max-others", type=float, default=0.1, help="share of the cores, see above")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for quiet before turns")
     parser.add_argument("--quick", action="store_true", help="a smoke run: mpt-tiny, bf16, 1 round, 1 turn")

@@ -71,15 +71,12 @@ class Cluster:
         shutil.rmtree(self.site.prefix)
 
     def stop(self) -> None:
-        """Stop every daemon, step and job process, and wait until they are gone.
+        """Kill every daemon, step and job process, and wait until they are gone.
 
-        slurmctld goes first, so that nothing new is started, and MariaDB and munge die at once: their state goes too.
+        Killed, not asked: their state goes too, and an orderly end of slurmctld takes seconds. From slurmctld and
+        the nodes down to munge, so that nothing new is started meanwhile.
         """
-        names = self.daemon_names
-        self.daemons.stop("slurmctld")
-        for name in [name for name in names if name.startswith("slurmd-")]:
-            self.daemons.stop(name, signal.SIGKILL)
-        for name in ("slurmdbd", "mariadbd", "munged"):
+        for name in reversed(self.daemon_names):
             self.daemons.stop(name, signal.SIGKILL)
         self.daemons.kill_strays()
 
@@ -344,6 +341,15 @@ def closed_parent(prefix: Path) -> Path | None:
 def host_name() -> str:
     """slurmctld starts only where its configured host is the machine's short name."""
     return socket.gethostname().partition(".")[0]
+
+
+def name_is_loopback() -> bool:
+    """Whether the machine's name means 127.0.0.1 and nothing else."""
+    try:
+        found = socket.getaddrinfo(host_name(), None, socket.AF_INET)
+    except socket.gaierror:
+        return False
+    return {address[4][0] for address in found} == {"127.0.0.1"}
 
 
 def slurm_version() -> tuple[int, int]:

@@ -42,7 +42,7 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=5
 MpiDefault=none
 SwitchType=switch/none
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+{_listening(site)}
 {gpu_types}
 SlurmdParameters=config_overrides
 
@@ -72,6 +72,16 @@ JobRequeue={int(site.requeue)}
 {nodes}
 {_partitions(site)}
 """
+
+
+def _listening(site: Site) -> str:
+    """Slurm can bind to the address of the machine's own name only, so loopback alone needs a name that means it.
+
+    Elsewhere (Debian gives 127.0.1.1, a server its own address) slurmctld would not hear 127.0.0.1 at all.
+    """
+    if site.name_is_loopback:
+        return "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny"
+    return "# Bound to every address, because the machine's name is not 127.0.0.1; munge's key keeps strangers out."
 
 
 def _preemption(site: Site) -> str:

@@ -24,6 +24,7 @@ class Site:
 
     prefix: str
     hostname: str
+    name_is_loopback: bool = False
     num_nodes: int = 2
     gpus_per_node: int = 2
     preempt_mode: str = "REQUEUE"

@@ -1,0 +1,205 @@
+"""Runs on a cluster: examine, freeze, render, submit, and back at the prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.launch import local, sending
+from hpc_llm.launch.parts import Part, divide
+from hpc_llm.launch.submission import examine_all
+from hpc_llm.runs import freeze, ledger
+from hpc_llm.runs.layout import RunLayout, SweepLayout
+from hpc_llm.slurm import client
+from hpc_llm.slurm.records import QueuedJob
+from hpc_llm.storage.files import restrict_access
+
+_LOCK_S = 120  # another submission into the same root takes seconds
+_SITE_KEYS = ("account", "partition", "qos", "constraint", "reservation")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One accepted sbatch and its runs, with how Slurm calls each: `12`, or `12_3` in an array."""
+
+    job_id: int
+    part: Part
+    runs: dict[str, RunLayout]  # by address
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a submission did, and which runs it left alone and why."""
+
+    jobs: list[Job]
+    left: dict[Path, str]
+
+
+def with_site_defaults(config: RunConfig, environment: Mapping[str, str]) -> RunConfig:
+    """SBATCH_ACCOUNT and its like of the user's shell, as if given here: what holds is then frozen and can be seen."""
+    given = {key: environment.get(f"SBATCH_{key.upper()}") for key in _SITE_KEYS}
+    found: dict[str, Any] = {
+        key: value for key, value in given.items() if value and getattr(config.cluster, key) is None
+    }
+    return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, **found)) if found else config
+
+
+def estimates(configs: Sequence[RunConfig]) -> list[str]:
+    """What Slurm would do with each job or array (`sbatch --test-only`); nothing is queued or written."""
+    _require_sbatch()
+    try:
+        return [f"{part.name}: {client.test_only(part.text)}" for part in divide(configs, _most_tasks(configs))]
+    except client.SlurmRefused as error:
+        raise InputError(_refusal(configs[0], error)) from None
+
+
+def submit(configs: Sequence[RunConfig], words: list[str]) -> Outcome:
+    """Freeze the runs and submit them, a sweep as arrays; those that are queued or complete are left alone.
+
+    InputError with what the user can mend, in Slurm's words where they are Slurm's; SlurmUnavailable where Slurm does
+    not answer. Then nothing that this call made is left, but for arrays that were accepted before.
+    """
+    _require_sbatch()
+    restrict_access(configs[0].run.group)
+    _prepare(configs)
+    plans = dict(zip(map(_place, configs), examine_all(configs), strict=True))
+    root = freeze.root_of(configs[0])
+    freeze.make_folder(root, configs[0].run.group)
+    try:
+        with FileLock(root / ".submit.lock", timeout=_LOCK_S):
+            queue = client.queued()
+            left = _left_alone(configs, [job for job in queue if job.live])
+            todo = [config for config in configs if _place(config) not in left]
+            parts = divide(todo, _most_tasks(todo))
+            frozen = freeze.freeze_all([(config, plans[_place(config)]) for config in todo])
+            return Outcome(_send_all(parts, frozen, {job.array_id for job in queue}, words), left)
+    except client.SlurmRefused as error:
+        raise InputError(_refusal(configs[0], error)) from None
+    except Timeout:
+        raise InputError(f"run.root={root}: another submission has been under way for {_LOCK_S} s; try again") from None
+
+
+def _left_alone(configs: Sequence[RunConfig], live: Sequence[QueuedJob]) -> dict[Path, str]:
+    """The runs that must not be submitted (again), each with the reason."""
+    by_address = {job.address: job for job in live}
+    by_folder = {job.work_dir: job for job in live if "_" not in job.address}
+    left: dict[Path, str] = {}
+    noted: set[int] = set()
+    for config in configs:
+        layout = freeze.layout_for(config)
+        if not layout.path.exists():
+            continue
+        events = ledger.read(layout.ledger)
+        addresses = [str(event.facts["job"]) for event in events if event.facts.get("job")]
+        noted.update(int(address.partition("_")[0]) for address in addresses)
+        found = next((by_address[name] for name in reversed(addresses) if name in by_address), None)
+        if job := found or by_folder.get(str(layout.code)):
+            left[layout.path] = f"job {job.address} is {job.state}"
+        elif any(event.event == "completed" for event in events):
+            left[layout.path] = "complete"
+    _refuse_lost_arrays(configs, live, noted)
+    return left
+
+
+def _refuse_lost_arrays(configs: Sequence[RunConfig], live: Sequence[QueuedJob], noted: set[int]) -> None:
+    """An array whose acceptance never reached us is queued all the same: its runs must not go out twice."""
+    folders = {str(freeze.layout_for(config).path.parent) for config in configs if config.run.sweep is not None}
+    lost = {job.array_id: job for job in live if job.work_dir in folders and job.array_id not in noted}
+    known = {_array_of(run) for folder in folders if lost for run in SweepLayout(Path(folder)).runs()}
+    for number, job in lost.items():
+        if number not in known:
+            raise InputError(
+                f"run.sweep={configs[0].run.sweep}: array {number} of this sweep ({job.name}) is queued, though an "
+                f"earlier submit could not learn of it; wait for it, or scancel {number} and submit again"
+            )
+
+
+def _array_of(run: RunLayout) -> int | None:
+    addresses = [str(event.facts["job"]) for event in ledger.read(run.ledger) if event.facts.get("job")]
+    return int(addresses[-1].partition("_")[0]) if addresses else None
+
+
+def _send_all(parts: Sequence[Part], frozen: Sequence[freeze.Frozen], known: set[int], words: list[str]) -> list[Job]:
+    """Submit part after part. Where one is not accepted, what was made for it and those after it is removed."""
+    made = {run.layout.path: run for run in frozen}
+    jobs: list[Job] = []
+    for position, part in enumerate(parts):
+        try:
+            part.write()
+            job_id = sending.send(part.script, name=part.name, work_dir=part.work_dir, known=known)
+        except sending.Unknown:
+            raise  # the job may be there, and then it needs its folders
+        except BaseException as error:
+            _undo(parts[position:], made)
+            if jobs and isinstance(error, client.SlurmError):
+                accepted = ", ".join(str(job.job_id) for job in jobs)
+                raise type(error)(f"{error}; submitted before: {accepted}; the same words submit the rest") from None
+            raise
+        part.link()
+        job = Job(job_id, part, dict(zip(part.addresses(job_id), part.runs, strict=True)))
+        _note(job, words)
+        jobs.append(job)
+    return jobs
+
+
+def _undo(parts: Sequence[Part], made: Mapping[Path, freeze.Frozen]) -> None:
+    for part in parts:
+        freeze.discard(made[run.path] for run in part.runs)
+        if not part.array:
+            continue
+        part.script.unlink(missing_ok=True)
+        folder = SweepLayout(part.work_dir)
+        if not folder.runs() and not folder.script(1).exists():
+            shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def _note(job: Job, words: list[str]) -> None:
+    for address, run in job.runs.items():
+        task = int(address.partition("_")[2]) if job.part.array else None
+        facts = {"job": address, "job_id": job.job_id, "array_task": task, "host": os.uname().nodename}
+        ledger.Ledger(run.ledger, "submit").write("submitted", **facts, words=words)
+
+
+def _most_tasks(configs: Sequence[RunConfig]) -> int:
+    """Tasks that this Slurm takes in one array: MaxArraySize caps the index, max_array_tasks their number."""
+    if not any(config.run.sweep for config in configs):
+        return 1
+    said = client.config()
+    most = int(said.get("MaxArraySize", "1001"))
+    options = dict(word.strip().partition("=")[::2] for word in said.get("SchedulerParameters", "").split(","))
+    limit = options.get("max_array_tasks", "")
+    return max(1, min(most, int(limit)) if limit.isdigit() else most)
+
+
+def _prepare(configs: Sequence[RunConfig]) -> None:
+    """Data that prepares itself, and operators for CPUs: once for all runs that share them."""
+    from hpc_llm.data.manifest import directory_for
+
+    for config in {directory_for(config): config for config in configs if config.data.name == "stdlib"}.values():
+        local._prepare(config)
+    for config in {config.optim.name: config for config in configs if config.cluster.device == "cpu"}.values():
+        local._build(config)
+
+
+def _place(config: RunConfig) -> Path:
+    return freeze.layout_for(config).path
+
+
+def _require_sbatch() -> None:
+    if shutil.which("sbatch") is None:
+        raise InputError(
+            "sbatch is not on PATH: submit where Slurm is (a login node), or add dry_run=true for plan and script"
+        )
+
+
+def _refusal(config: RunConfig, error: client.SlurmError) -> str:
+    return f"cluster={config.cluster.name}: {error}"

@@ -1,0 +1,64 @@
+"""A batch script → a job id, through submitit. The only file that imports it.
+
+submitit would pickle a function and write a script of its own around it. Here it hands over the script of the run
+directory: no pickle to refer to code that changes, and nothing of submitit's is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from hpc_llm.slurm import client
+
+SBATCH_TIMEOUT_S = 100  # sbatch itself waits MessageTimeout (10 s, on large sites 60 s or more) and tries again
+_TIMED_OUT, _NO_SIGNAL = 124, 125  # exit statuses of timeout(1): the time was up; from here on it tells of signals
+
+
+class ScriptExecutor(submitit.SlurmExecutor):
+    """Submits `script` as it is."""
+
+    def __init__(self, script: Path, folder: str) -> None:
+        super().__init__(folder)
+        self._script = script
+
+    def submit_script(self) -> int:
+        """The job id; for an array, the array's."""
+        return int(self._submit_command("").job_id)
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        return self._script.read_text()
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        # The run directory's own file, so that `scontrol show job` names it, in an environment that says nothing to
+        # Slurm. timeout(1) also takes sbatch out of the terminal's reach: Ctrl-C cannot kill it half-way.
+        ours = client.clean_environment(os.environ)
+        removed = [word for name in os.environ if name not in ours for word in ("-u", name)]
+        return ["timeout", str(SBATCH_TIMEOUT_S), "env", *removed, "sbatch", str(self._script)]
+
+
+def submit(script: Path) -> int:
+    """The id of the job (for an array, of the array) that `sbatch script` made.
+
+    SlurmRefused: there is no job. SlurmUnavailable: nobody knows; look for it by its name before trying again.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+            return ScriptExecutor(script, folder).submit_script()
+    except FailedSubmissionError as error:
+        raise client.SlurmUnavailable(" ".join(str(error).split())) from None
+    except FailedJobError as error:
+        cause = error.__cause__
+        code = cause.returncode if isinstance(cause, subprocess.CalledProcessError) else -1
+        if code == _TIMED_OUT:
+            raise client.SlurmUnavailable(f"sbatch: no answer within {SBATCH_TIMEOUT_S} s") from None
+        said = client.one_line(str(error)) or f"ended with status {code}"
+        lost = code < 0 or code >= _NO_SIGNAL or client.unreachable(said)
+        raise (client.SlurmUnavailable if lost else client.SlurmRefused)(f"sbatch: {said}") from None

@@ -1,0 +1,91 @@
+"""What one sbatch submits: a run by itself, or an array of runs of the same shape. No Slurm here."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.launch import sweep
+from hpc_llm.launch.sbatch import render_script
+from hpc_llm.runs import freeze
+from hpc_llm.runs.layout import RunLayout, SweepLayout
+from hpc_llm.storage.files import write_atomic
+
+_SCRIPT_BYTES = 3_000_000  # Slurm takes 4 MB (MAX_BATCH_SCRIPT_SIZE)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One script and the runs it starts; in an array, the task's index is the run's place in `runs`."""
+
+    name: str  # of the job
+    script: Path
+    text: str
+    work_dir: Path
+    runs: list[RunLayout]
+    array: bool
+
+    def addresses(self, job_id: int) -> list[str]:
+        """How Slurm calls each run's job."""
+        return [f"{job_id}_{index}" for index in range(len(self.runs))] if self.array else [str(job_id)]
+
+    def write(self) -> None:
+        """The script; for an array, into the sweep's folder."""
+        if self.array:
+            SweepLayout(self.work_dir).slurm.mkdir(exist_ok=True)
+        write_atomic(self.script, self.text)
+
+    def link(self) -> None:
+        """Once it is accepted: the script of an array is each of its runs' job.sbatch."""
+        for run in self.runs if self.array else []:
+            link = run.script.with_name(f".{run.script.name}.{os.getpid()}")
+            link.symlink_to(os.path.relpath(self.script, run.path))
+            link.replace(run.script)
+
+
+def divide(configs: Sequence[RunConfig], most: int) -> list[Part]:
+    """The parts of a submission, none with more than `most` runs; InputError where a script cannot be written."""
+    single = [_single(config) for config in configs if config.run.sweep is None]
+    swept = [config for config in configs if config.run.sweep is not None]
+    arrays = list(sweep.arrays(swept, min(most, _tasks_in_a_script(swept)))) if swept else []
+    number = _next_number(SweepLayout(freeze.layout_for(swept[0]).path.parent)) if swept else 1
+    throttles = sweep.throttles(swept[0].cluster.array_throttle, len(arrays)) if swept else []
+    pairs = enumerate(zip(arrays, throttles, strict=True), start=number)
+    return single + [_array(runs, throttle, index) for index, (runs, throttle) in pairs]
+
+
+def _single(config: RunConfig) -> Part:
+    layout = freeze.layout_for(config)
+    text = render_script(config, run_dir=str(layout.path), python=_python(config), name=layout.name)
+    return Part(layout.name, layout.script, text, layout.code, [layout], array=False)
+
+
+def _array(configs: list[RunConfig], throttle: int | None, number: int) -> Part:
+    layouts = [freeze.layout_for(config) for config in configs]
+    folder = SweepLayout(layouts[0].path.parent)
+    name = f"{folder.path.name}-{number}" if number > 1 else folder.path.name
+    config = dataclasses.replace(configs[0], cluster=dataclasses.replace(configs[0].cluster, array_throttle=throttle))
+    tasks = {index: str(layout.path) for index, layout in enumerate(layouts)}
+    text = render_script(config, run_dir=str(folder.path), python=_python(config), name=name, array=tasks)
+    return Part(name, folder.script(number), text, folder.path, layouts, array=True)
+
+
+def _next_number(folder: SweepLayout) -> int:
+    number = 1
+    while folder.script(number).exists():
+        number += 1
+    return number
+
+
+def _tasks_in_a_script(configs: Sequence[RunConfig]) -> int:
+    longest = max(len(str(freeze.layout_for(config).path)) for config in configs)
+    return _SCRIPT_BYTES // (4 * longest + 16)  # four bytes a character and the index
+
+
+def _python(config: RunConfig) -> str:
+    return config.cluster.python or sys.executable

@@ -1,0 +1,54 @@
+"""One batch script handed to Slurm once: where the answer is lost, the job is looked for before anything else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from hpc_llm.slurm import client
+
+LOOK_S = 20.0  # a slow slurmctld may still take a submission whose sbatch has given up
+PATIENCE_S = 60.0  # with a slurmctld that does not answer at all
+_AGAIN_S = 1.0
+
+
+class Unknown(client.SlurmUnavailable):
+    """Nobody can say whether the job exists."""
+
+
+def send(script: Path, *, name: str, work_dir: Path, known: Collection[int]) -> int:
+    """The id of the job (or array) that `script` makes, submitted once.
+
+    `known` are the ids of this user's jobs from before. SlurmRefused: Slurm said no. SlurmUnavailable: the answer was
+    lost and there is no such job. Unknown: it was lost and Slurm does not say.
+    """
+    from hpc_llm.launch import executor  # submitit takes 0.1 s to import
+
+    try:
+        return executor.submit(script)
+    except client.SlurmUnavailable as error:
+        found = _look_for(name, work_dir, known, str(error))
+        if found is None:
+            raise client.SlurmUnavailable(f"{error}; no job {name} is queued, so nothing was submitted") from None
+        return found
+
+
+def _look_for(name: str, work_dir: Path, known: Collection[int], why: str) -> int | None:
+    """The new job of this name and folder, once Slurm answers; None where it has none after LOOK_S."""
+    start = time.monotonic()
+    while True:
+        try:
+            jobs = client.queued()
+        except client.SlurmUnavailable as error:
+            if time.monotonic() - start > PATIENCE_S:
+                raise Unknown(
+                    f"{why}; then {error}: whether job {name} was taken is not known; "
+                    f"squeue --me --name={name} tells once Slurm answers, and submitting again looks first"
+                ) from None
+        else:
+            ours = (job.array_id for job in jobs if job.name == name and job.work_dir == str(work_dir))
+            found = max((number for number in ours if number not in known), default=None)
+            if found is not None or time.monotonic() - start > LOOK_S:
+                return found
+        time.sleep(_AGAIN_S)

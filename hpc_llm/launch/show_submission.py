@@ -1,0 +1,82 @@
+"""What a person sees of a submission: job ids, folders, and what to type next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.launch.cluster import Job, Outcome
+from hpc_llm.launch.parts import divide
+from hpc_llm.planning.plan import RunPlan
+from hpc_llm.planning.render import render
+from hpc_llm.runs import freeze
+from hpc_llm.storage import operators
+
+_MOST_TASKS = 1001  # of an array where nobody asks Slurm: its default MaxArraySize
+
+
+def dry_run(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> None:
+    """The plan of every run and the script of every job; nothing is asked or written."""
+    scripts = [part.text for part in divide(configs, _MOST_TASKS)]
+    if len(configs) == 1:
+        print(f"{render(configs[0], plans[0])}\n\n{scripts[0]}")
+        return
+    names = (
+        f"# {freeze.run_name(config)}\n{render(config, plan)}" for config, plan in zip(configs, plans, strict=True)
+    )
+    print("\n\n".join([*names, *scripts]))
+
+
+def outcome(done: Outcome, configs: Sequence[RunConfig]) -> int:
+    """Say what was submitted and what was not; the exit status. InputError where nothing could be."""
+    if not done.jobs and len(configs) == 1:
+        ((path, why),) = done.left.items()
+        if why != "complete":
+            raise InputError(f"run.name={path.name}: {why}: {path} is submitted already; scancel it first, or wait")
+    if configs[0].json:
+        runs = [{"job": address, "run_dir": str(run.path)} for job in done.jobs for address, run in job.runs.items()]
+        print(json.dumps(runs, indent=2))
+        return 0
+    for job in done.jobs:
+        print(f"submitted: {_called(job)}")
+    if len(configs) == 1:
+        ((path),) = [freeze.layout_for(configs[0]).path]
+        print(f"run directory: {path}" if done.jobs else f"{path} is complete: nothing left to train")
+    else:
+        _left(done, len(configs))
+        print(f"run directories: {freeze.layout_for(configs[0]).path.parent}/*/")
+    if done.jobs:
+        _next(done, configs)
+    return 0
+
+
+def _called(job: Job) -> str:
+    if not job.part.array:
+        return f"job {job.job_id} ({job.part.name})"
+    return f"array {job.job_id} ({job.part.name}), {len(job.runs):,} runs"
+
+
+def _left(done: Outcome, num_runs: int) -> None:
+    if not done.left:
+        return
+    complete = sum(why == "complete" for why in done.left.values())
+    queued = len(done.left) - complete
+    print(f"left alone: of {num_runs:,} runs {complete:,} are complete and {queued:,} queued or running")
+
+
+def _next(done: Outcome, configs: Sequence[RunConfig]) -> None:
+    numbers = ",".join(str(job.job_id) for job in done.jobs)
+    root = shlex.quote(str(freeze.root_of(configs[0])))
+    print("next:")
+    print(f"  squeue --jobs={numbers}")
+    print(f"  python -m hpc_llm.status {root}")
+    print(f"  python -m hpc_llm.watchdog {root}      # keeps them going: in tmux, or sbatch/watchdog.sbatch")
+    print(f"  scancel {numbers.replace(',', ' ')}")
+    gpu = next((config for config in configs if config.cluster.device != "cpu"), None)
+    if gpu is not None and operators.needed(gpu.optim.name, "cuda"):
+        print(
+            f"  python -m hpc_llm.build +cluster={gpu.cluster.name} optim={gpu.optim.name}      # once, if not done yet"
+        )

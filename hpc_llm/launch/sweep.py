@@ -1,0 +1,107 @@
+"""Names for the runs of a sweep, and which of them share an array: pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from hpc_llm.config.compose import Choice
+from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.runs.freeze import identity
+
+_MOST_CHARACTERS = 80
+
+
+def named(choices: Sequence[Choice]) -> list[RunConfig]:
+    """The configurations with run.sweep and run.name set, so that every run has a folder of its own.
+
+    A sweep is called as run.sweep or run.name says; without them its name comes from what its runs learn, so that
+    the same words mean the same sweep again. InputError where two runs would have the same folder.
+    """
+    configs = [choice.config for choice in choices]
+    if len(configs) == 1:
+        return configs
+    chosen = "run.name" in choices[0].swept
+    names = [str(config.run.name) for config in configs] if chosen else run_names([choice.swept for choice in choices])
+    sweeps = [config.run.sweep or (None if chosen else config.run.name) for config in configs]
+    derived = None if all(sweeps) else derived_name(configs)
+    placed = [
+        dataclasses.replace(config, run=dataclasses.replace(config.run, name=name, sweep=sweep or derived))
+        for config, name, sweep in zip(configs, names, sweeps, strict=True)
+    ]
+    twice = Counter((config.run.root, config.run.sweep, config.run.name) for config in placed)
+    if repeated := sorted(str(name) for (_, _, name), count in twice.items() if count > 1):
+        raise InputError(f"run.name={repeated[0]}: several runs of this sweep have it; sweep distinct values")
+    return placed
+
+
+def run_names(swept: Sequence[dict[str, str]]) -> list[str]:
+    """`lr=1e-4,seed=2` from {optim.lr: 0.0001, run.seed: 2}: the swept keys, as short as they stay distinct."""
+    keys = _short_keys(list(swept[0]))
+    names = [",".join(f"{keys[key]}={_plain(value)}" for key, value in choice.items()) for choice in swept]
+    seen = Counter(names)
+    return [
+        name
+        if seen[name] == 1 and len(name) <= _MOST_CHARACTERS
+        else f"{name[: _MOST_CHARACTERS - 9]}-{_digest(choice)}"
+        for name, choice in zip(names, swept, strict=True)
+    ]
+
+
+def derived_name(configs: Sequence[RunConfig]) -> str:
+    """The name of a sweep that nobody named."""
+    models = {config.model.name for config in configs}
+    digest = hashlib.sha256(json.dumps([identity(config) for config in configs], sort_keys=True).encode()).hexdigest()
+    return f"{models.pop() if len(models) == 1 else 'models'}-sweep-{digest[:8]}"
+
+
+def arrays(configs: Sequence[RunConfig], most: int) -> Iterator[list[RunConfig]]:
+    """The runs as arrays of at most `most`: one resource shape each, in order."""
+    shapes: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        shape = json.dumps(dataclasses.asdict(config.cluster), sort_keys=True)  # all that a script's header says
+        shapes.setdefault(shape, []).append(config)
+    for same in shapes.values():
+        yield from (same[start : start + most] for start in range(0, len(same), most))
+
+
+def throttles(throttle: int | None, num_arrays: int) -> list[int | None]:
+    """cluster.array_throttle shared out: Slurm applies it to each array, the user means the sweep."""
+    if throttle is None:
+        return [None] * num_arrays
+    share, rest = divmod(throttle, num_arrays)
+    return [max(1, share + (number < rest)) for number in range(num_arrays)]
+
+
+def _short_keys(keys: list[str]) -> dict[str, str]:
+    """Each key's shortest end that no other key has: optim.lr → lr, beside model.recipe.lr → optim.lr."""
+
+    def end(key: str, parts: int) -> str:
+        return ".".join(key.split(".")[-parts:])
+
+    short = {}
+    for key in keys:
+        lengths = range(1, key.count(".") + 2)
+        distinct = (n for n in lengths if not any(end(key, n) == end(other, n) for other in keys if other != key))
+        short[key] = end(key, next(distinct, lengths[-1]))
+    return short
+
+
+def _plain(value: str) -> str:
+    """A value as part of a folder's name; numbers as short as they go (0.0001 → 1e-4)."""
+    try:
+        number = float(value)
+    except ValueError:
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-")
+    mantissa, _, exponent = f"{number:e}".partition("e")
+    scientific = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent or 0)}"
+    return scientific if float(scientific) == number and len(scientific) < len(value) else value
+
+
+def _digest(choice: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(choice).encode()).hexdigest()[:8]

@@ -1,0 +1,239 @@
+"""RunConfig + RunPlan → a run directory that nothing outside can change any more."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_llm.config import schema
+from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.plan import MemoryEstimate, RunPlan
+from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
+from hpc_llm.storage.files import fsync_directory, share_with_group, write_atomic
+
+PACKAGE = Path(__file__).resolve().parent.parent
+_THREADS = 16  # waiting for fsync, most of the time
+
+# Keys that change neither the samples nor the mathematics: a run may go on with others.
+_MACHINE_KEYS = (
+    *(
+        "run.name",
+        "run.sweep",
+        "run.root",
+        "run.group",
+        "run.max_gpu_hours",
+        "cluster",
+        "checkpoint",
+        "recovery",
+        "trackers",
+    ),
+    *("data.out", "data.workers", "train.micro_batch", "train.activation_checkpointing", "train.eval_every"),
+    *("train.zero_stage", "dry_run", "test_only", "local", "json"),
+)
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The part of the configuration that decides what is learned."""
+    plain = schema.to_dict(config)
+    for key in _MACHINE_KEYS:
+        *path, last = key.split(".")
+        section = plain
+        for part in path:
+            section = section[part]
+        section.pop(last, None)
+    return plain
+
+
+def run_name(config: RunConfig) -> str:
+    """`run.name`, or a name that the same configuration always gets."""
+    if config.run.name is not None:
+        return config.run.name
+    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
+    return f"{config.model.name}-{config.data.name}-{digest[:8]}"
+
+
+def root_of(config: RunConfig) -> Path:
+    """The folder of all runs, absolute."""
+    return Path(config.run.root).expanduser().absolute()
+
+
+def layout_for(config: RunConfig) -> RunLayout:
+    """Where this configuration's run lies, or would: <root>/<name>, in a sweep <root>/<sweep>/<name>."""
+    return RunLayout(root_of(config) / (config.run.sweep or "") / run_name(config))
+
+
+def differences(config: RunConfig, layout: RunLayout) -> list[str]:
+    """The keys in which `config` asks for another training than the run already frozen there."""
+    there, here = identity(read_config(layout)), identity(config)
+    old, new = _flat(there), _flat(here)
+    return [f"{key}={old.get(key)}, now {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A run directory; `new`: it was not there before."""
+
+    layout: RunLayout
+    new: bool
+
+
+def freeze(config: RunConfig, plan: RunPlan) -> RunLayout:
+    """Make the run directory, whole or not at all; an existing run of the same identity gets the new machine.
+
+    The code of an existing run stays the one it was frozen with. InputError where the run differs.
+    """
+    return freeze_all([(config, plan)])[0].layout
+
+
+def freeze_all(runs: Sequence[tuple[RunConfig, RunPlan]]) -> list[Frozen]:
+    """`freeze` for all runs of a submission, with one snapshot of the code per root; all of them or none."""
+    snapshots: dict[Path, Path] = {}
+    for config, _ in runs:
+        root = root_of(config)
+        for folder in dict.fromkeys((root, layout_for(config).path.parent, root / CODE_FOLDER)):
+            make_folder(folder, config.run.group)
+        if root not in snapshots:
+            snapshots[root] = snapshot_code(root)
+    with ThreadPoolExecutor(_THREADS if len(runs) > 1 else 1) as pool:
+        tasks = [pool.submit(_freeze, config, plan, snapshots[root_of(config)]) for config, plan in runs]
+    done = [task.result() for task in tasks if task.exception() is None]
+    for error in (error for task in tasks if (error := task.exception()) is not None):
+        discard(done)
+        raise error
+    for folder in {frozen.layout.path.parent for frozen in done if frozen.new}:
+        fsync_directory(folder)
+    return done
+
+
+def discard(runs: Iterable[Frozen]) -> None:
+    """Remove what a submission made that came to nothing; runs that were there before stay."""
+    for frozen in runs:
+        if frozen.new:
+            shutil.rmtree(frozen.layout.path, ignore_errors=True)
+
+
+def _freeze(config: RunConfig, plan: RunPlan, snapshot: Path) -> Frozen:
+    layout = layout_for(config)
+    if layout.path.exists():
+        if changed := differences(config, layout):
+            raise InputError(conflict(layout, changed))
+        for path, text in _documents(layout, config, plan).items():
+            write_atomic(path, text)
+        return Frozen(layout, new=False)
+    partial = RunLayout(Path(tempfile.mkdtemp(prefix=f".{layout.name}.partial-", dir=layout.path.parent)))
+    try:
+        share_with_group(partial.path, config.run.group)
+        partial.make_folders()
+        partial.code.symlink_to(os.path.relpath(snapshot, layout.path))
+        for path, text in _documents(partial, config, plan).items():
+            _write_durably(path, text)
+        fsync_directory(partial.path)
+        partial.path.rename(layout.path)
+    except BaseException as error:
+        shutil.rmtree(partial.path, ignore_errors=True)
+        if isinstance(error, OSError) and layout.path.exists():  # another submission of the same run was faster
+            return _freeze(config, plan, snapshot)
+        raise
+    return Frozen(layout, new=True)
+
+
+def conflict(layout: RunLayout, changed: list[str]) -> str:
+    """One line for a run name that is taken by another configuration."""
+    return (
+        f"run.name={layout.name}: {layout.path} holds a run with another configuration ({'; '.join(changed[:4])}"
+        f"{'; …' if len(changed) > 4 else ''}); choose another run.name or remove that folder"
+    )
+
+
+def snapshot_code(root: Path) -> Path:
+    """A copy of this package's source below `root`, one per content; made once, never changed."""
+    files = sorted(
+        path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if "conf" not in path.relative_to(PACKAGE).parts
+    )
+    texts = {file: (PACKAGE / file).read_bytes() for file in files}  # read once: what is hashed is what is copied
+    digest = hashlib.sha256()
+    for file, text in texts.items():
+        digest.update(f"{file}\0{len(text)}\0".encode() + text)
+    folder = root / CODE_FOLDER / digest.hexdigest()[:16]
+    if folder.exists():
+        return folder
+    # Other machines write here too, and process ids are theirs alone: the host's name tells them apart.
+    partial = folder.with_name(f"{folder.name}.partial-{os.uname().nodename}-{os.getpid()}")
+    try:
+        for file, text in texts.items():
+            target = partial / PACKAGE.name / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(text)
+        partial.rename(folder)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not folder.exists():  # else another submission of the same code was faster
+            raise
+    return folder
+
+
+def read_config(layout: RunLayout) -> RunConfig:
+    """The frozen configuration; InputError if `layout` is no run."""
+    return schema.build(RunConfig, _read(layout.config))
+
+
+def read_plan(layout: RunLayout) -> RunPlan:
+    """The frozen plan; InputError if `layout` is no run."""
+    plain = _read(layout.plan)
+    try:
+        return RunPlan(**{**plain, "memory": MemoryEstimate(**plain["memory"])})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{layout.plan}: not a plan of this version ({error}); submit the run again") from None
+
+
+def _documents(layout: RunLayout, config: RunConfig, plan: RunPlan) -> dict[Path, str]:
+    """What is written of a run, by file: the plan, and last the configuration."""
+    frozen = dataclasses.replace(config, run=dataclasses.replace(config.run, name=run_name(config)))
+    return {layout.plan: _as_json(dataclasses.asdict(plan)), layout.config: _as_json(schema.to_dict(frozen))}
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def _write_durably(path: Path, text: str) -> None:
+    """A new file in a folder that nobody sees yet: one fsync where write_atomic needs two and a rename."""
+    with path.open("x") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def make_folder(folder: Path, group: str | None) -> None:
+    """A folder for runs: private, or shared with `group`; one that is there stays as it is."""
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        share_with_group(folder, group)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"{path.parent}: no run directory (it has no {path.name}); make one with python -m hpc_llm.submit"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); the run directory is damaged") from None
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves = {}
+    for key, value in tree.items():
+        leaves.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return leaves

@@ -1,0 +1,100 @@
+"""Names inside a run directory. No other file knows one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CODE_FOLDER = ".code"  # snapshots of the source, one per content hash, shared by the runs of a root
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Where everything of one run lies. Standard library only: the batch shell reads it too."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def code(self) -> Path:
+        return self.path / "code"
+
+    @property
+    def script(self) -> Path:
+        return self.path / "job.sbatch"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger"
+
+    @property
+    def slurm(self) -> Path:
+        return self.path / "slurm"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
+
+    def attempt(self, number: int) -> Path:
+        return self.attempts / f"{number:04d}"
+
+    def supervisor_log(self, number: int) -> Path:
+        return self.attempt(number) / "supervisor.log"
+
+    def rank_log(self, number: int, rank: int) -> Path:
+        return self.attempt(number) / f"rank-{rank:04d}.log"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def heartbeat(self) -> Path:
+        """Touched by the living supervisor every few seconds."""
+        return self.path / "heartbeats" / "supervisor"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    def make_folders(self) -> None:
+        """The folders that must stand before a job writes into them."""
+        for folder in (self.ledger, self.slurm, self.attempts, self.checkpoints, self.heartbeat.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class SweepLayout:
+    """The folder of a sweep, <root>/<sweep>: its runs, and one script for each of its arrays."""
+
+    path: Path
+
+    @property
+    def slurm(self) -> Path:
+        return self.path / "slurm"
+
+    def script(self, number: int) -> Path:
+        """job.sbatch, job-2.sbatch, … A script that was submitted is never written again: its tasks refer to it."""
+        return self.path / (f"job-{number}.sbatch" if number > 1 else "job.sbatch")
+
+    def runs(self) -> list[RunLayout]:
+        return [RunLayout(path.parent) for path in sorted(self.path.glob("[!.]*/config.json"))]

@@ -1,0 +1,114 @@
+"""What can be refused by looking at this machine's files, before the queue."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.plan import RunPlan
+from hpc_llm.runs import freeze
+from hpc_llm.runs.layout import RunLayout
+
+_PROBE_BYTES = 1 << 20
+
+
+def problems(config: RunConfig) -> list[str]:
+    """Mistakes in where the run is to lie: root, group, name, quota. A dry run writes no probe."""
+    return place_problems(config) or name_problems(config)
+
+
+def place_problems(config: RunConfig) -> list[str]:
+    """What is wrong with root, group or quota: the same for all runs of a sweep."""
+    root = freeze.root_of(config)
+    found = _root_problems(root) or ([] if config.dry_run else _probe_problems(root))
+    return found + (_group_problems(config.run.group) if config.run.group is not None else [])
+
+
+def name_problems(config: RunConfig) -> list[str]:
+    """Whether something else lies where the run is to lie."""
+    layout = freeze.layout_for(config)
+    folder = RunLayout(layout.path.parent)
+    if config.run.sweep is not None and folder.config.exists():
+        return [f"run.sweep={folder.name}: {folder.path} is a run and no sweep; choose another run.name"]
+    if not layout.path.exists():
+        return []
+    if not layout.config.exists():
+        return [f"run.name={layout.name}: {layout.path} is there and is no run of ours; choose another run.name"]
+    changed = freeze.differences(config, layout)
+    return [freeze.conflict(layout, changed)] if changed else []
+
+
+def room_problems(runs: Sequence[tuple[RunConfig, RunPlan]]) -> list[str]:
+    """Too little free space for the checkpoints that the runs keep, plus one that each is writing."""
+    needed: dict[str, int] = {}
+    for config, plan in runs:
+        size = plan.checkpoint_bytes * (config.checkpoint.keep + 1)
+        needed[config.run.root] = needed.get(config.run.root, 0) + size
+    keep = runs[0][0].checkpoint.keep
+    of = f"the checkpoints of {len(runs)} runs" if len(runs) > 1 else f"checkpoint.keep={keep} checkpoints"
+    written = "those being written" if len(runs) > 1 else "the one being written"
+    found = []
+    for root, size in needed.items():
+        state = os.statvfs(_existing(Path(root).expanduser().absolute()))
+        if (free := state.f_bavail * state.f_frsize) < size:
+            found.append(
+                f"run.root={root}: {free / 2**30:.1f} GiB free, {size / 2**30:.1f} GiB needed for {of} and {written}; "
+                "choose another run.root or free space"
+            )
+    return found
+
+
+def _root_problems(root: Path) -> list[str]:
+    existing = _existing(root)
+    if existing == root and not root.is_dir():
+        return [f"run.root={root}: a folder is expected, this is a file"]
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return [f"run.root={root}: {existing} is not writable for you; choose a folder of yours with run.root=…"]
+    if existing == root and root.stat().st_mode & stat.S_IWOTH:
+        return [
+            f"run.root={root}: world-writable, anybody could change your runs; "
+            f"chmod o-w {root}, or choose another run.root"
+        ]
+    return []
+
+
+def _probe_problems(root: Path) -> list[str]:
+    probe = _existing(root) / f".hpc_llm-probe-{os.getpid()}"
+    try:
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        return [
+            f"run.root={root}: nothing can be written there ({error.strerror}); "
+            "free space or quota, or choose another run.root"
+        ]
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(b"\0" * _PROBE_BYTES)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return [
+            f"run.root={root}: {'no space or quota is left' if full else error.strerror} (writing 1 MiB failed); "
+            "free some, or choose another run.root"
+        ]
+    finally:
+        probe.unlink(missing_ok=True)
+    return []
+
+
+def _group_problems(group: str) -> list[str]:
+    mine = {entry.gr_name for entry in grp.getgrall() if entry.gr_gid in {*os.getgroups(), os.getgid()}}
+    if group in mine:
+        return []
+    return [f"run.group={group}: not one of your groups; allowed: {', '.join(sorted(mine))}"]
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder at or above `path` that is there, as far as this user may look."""
+    return next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110 – it never raises

@@ -1,0 +1,212 @@
+"""All ranks agree on the newest checkpoint that is whole. Ranks are threads that meet at every gather."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpc_llm.checkpoint import manifest
+from hpc_llm.checkpoint.choose import Choice, newest_valid
+from hpc_llm.checkpoint.errors import NoValidCheckpoint
+from hpc_llm.checkpoint.manifest import NAME, FileEntry, Manifest, folder_of
+from hpc_llm.storage.files import sha256_file
+
+FILES = ("model-0.pt", "model-1.pt", "optim-0.pt", "optim-1.pt", "rng.pt")
+_LIMIT_S = 20.0  # a rank that does not come to a gather fails the test
+
+
+class Ranks:
+    """As many threads as ranks; `gather` gives every one of them the objects of all."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._meet = threading.Barrier(world_size, timeout=_LIMIT_S)
+        self._slots: list[Any] = [None] * world_size
+
+    def run(self, story: Callable[[int, Callable[[Any], list[Any]]], Any]) -> list[Any]:
+        """What `story(rank, gather)` returned or raised on every rank."""
+
+        def one(rank: int) -> Any:
+            def gather(value: Any) -> list[Any]:
+                self._slots[rank] = value
+                self._meet.wait()
+                all_of_them = list(self._slots)
+                self._meet.wait()
+                return all_of_them
+
+            try:
+                return story(rank, gather)
+            except NoValidCheckpoint as error:
+                return error
+            except BaseException:
+                self._meet.abort()
+                raise
+
+        with ThreadPoolExecutor(self.world_size) as pool:
+            return list(pool.map(one, range(self.world_size)))
+
+
+def choose(checkpoints: Path, world_size: int = 2, known_steps: int = 0) -> Any:
+    """What all ranks agree on: a Choice, or NoValidCheckpoint."""
+    found = Ranks(world_size).run(lambda rank, gather: newest_valid(checkpoints, known_steps, rank, world_size, gather))
+    assert len({str(each) for each in found}) == 1, "ranks disagree"
+    return found[0]
+
+
+def chosen(checkpoints: Path, world_size: int = 2, known_steps: int = 0) -> Choice:
+    found = choose(checkpoints, world_size, known_steps)
+    assert isinstance(found, Choice)
+    return found
+
+
+def checkpoint(checkpoints: Path, step: int) -> Path:
+    folder = folder_of(checkpoints, step)
+    folder.mkdir(parents=True)
+    for name in FILES:
+        (folder / name).write_bytes(f"{name} of {step}".encode() * 10)
+    files = [FileEntry(name, (folder / name).stat().st_size, sha256_file(folder / name)) for name in FILES]
+    manifest.publish(folder, Manifest(step, step * 64, 1, 2, 1, "bf16", "torch_adam", {}, files))
+    return folder
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "content does not match its SHA-256": lambda folder: flip(folder / FILES[0]),
+    "bytes, ": lambda folder: cut(folder / FILES[1]),
+    "No such file or directory": lambda folder: (folder / FILES[4]).unlink(),
+    "manifest unreadable": lambda folder: cut(folder / NAME) or cut(folder / NAME),  # type: ignore[func-returns-value]
+    "format 9": lambda folder: (folder / NAME).write_text((folder / NAME).read_text().replace('mat": 1', 'mat": 9')),
+    "manifest of step": lambda folder: (folder / NAME).write_text(
+        (folder / NAME).read_text().replace('"step": ', '"step": 9')
+    ),
+}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5, 8])
+def test_all_ranks_take_the_newest(tmp_path: Path, world_size: int) -> None:
+    for step in (10, 30, 20):
+        checkpoint(tmp_path, step)
+    choice = chosen(tmp_path, world_size, known_steps=30)
+    assert choice.manifest == manifest.read(folder_of(tmp_path, 30))
+    assert choice.rejected == []
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("why", DAMAGE)
+def test_a_damaged_one_is_passed_over_for_the_newest_whole_one_and_why(
+    tmp_path: Path, world_size: int, why: str
+) -> None:
+    for step in (10, 20, 30):
+        checkpoint(tmp_path, step)
+    DAMAGE[why](folder_of(tmp_path, 30))
+    choice = chosen(tmp_path, world_size, known_steps=30)
+    assert choice.manifest == manifest.read(folder_of(tmp_path, 20))
+    ((step, reason),) = choice.rejected
+    assert step == 30
+    assert why in reason
+
+
+def test_damage_that_one_rank_alone_sees_counts_for_all(tmp_path: Path) -> None:
+    for step in (10, 20):
+        checkpoint(tmp_path, step)
+    flip(folder_of(tmp_path, 20) / FILES[3])  # of five files and four ranks, the fourth rank's only one
+    choice = chosen(tmp_path, world_size=4)
+    assert choice.manifest is not None
+    assert choice.manifest.step == 10
+    assert choice.rejected == [(20, f"{FILES[3]}: content does not match its SHA-256")]
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 7])
+def test_every_file_is_looked_at_whatever_the_number_of_ranks(tmp_path: Path, world_size: int) -> None:
+    for name in FILES:
+        flip(checkpoint(tmp_path / name, 10) / name)
+        found = choose(tmp_path / name, world_size)
+        assert str(found).endswith(f"step 10: {name}: content does not match its SHA-256")
+
+
+def test_a_rejected_checkpoint_is_not_tried_again(tmp_path: Path) -> None:
+    for step in (10, 20):
+        checkpoint(tmp_path, step)
+    flip(folder_of(tmp_path, 20) / FILES[0])
+    assert [step for step, _ in chosen(tmp_path).rejected] == [20]
+    again = chosen(tmp_path, known_steps=20)
+    assert again.rejected == []
+    assert again.manifest is not None
+    assert again.manifest.step == 10
+    assert (folder_of(tmp_path, 20) / manifest.REJECTED).exists()
+
+
+def test_a_save_that_was_cut_short_is_no_checkpoint(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 10)
+    (checkpoint(tmp_path, 20) / NAME).unlink()
+    choice = chosen(tmp_path)
+    assert choice.manifest is not None
+    assert (choice.manifest.step, choice.rejected) == (10, [])
+
+
+@pytest.mark.parametrize("folder", ["there", "not-there"])
+def test_a_new_run_starts_from_zero(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "there").mkdir()
+    assert chosen(tmp_path / folder) == Choice(None, [])
+
+
+def test_a_run_that_ought_to_have_checkpoints_never_starts_from_zero(tmp_path: Path) -> None:
+    for step in (10, 20):
+        flip(checkpoint(tmp_path, step) / FILES[step // 10])
+    found = choose(tmp_path)
+    assert isinstance(found, NoValidCheckpoint)
+    first, *reasons = str(found).splitlines()
+    assert first == (
+        f"no valid checkpoint in {tmp_path}, though step 20 was saved; "
+        "bring one back, or choose another run.name to start anew"
+    )
+    assert reasons == [
+        f"  step 20: {FILES[2]}: content does not match its SHA-256",
+        f"  step 10: {FILES[1]}: content does not match its SHA-256",
+    ]
+
+
+def test_what_the_ledger_knew_counts_where_nothing_is_left(tmp_path: Path) -> None:
+    found = choose(tmp_path, known_steps=500)
+    assert isinstance(found, NoValidCheckpoint)
+    assert "though step 500 was saved" in str(found)
+
+
+@settings(max_examples=25)
+@given(
+    world_size=st.integers(1, 4),
+    story=st.dictionaries(st.integers(1, 9), st.sampled_from([None, None, *DAMAGE]), max_size=5),
+)
+def test_the_choice_is_always_the_newest_undamaged(
+    tmp_path_factory: pytest.TempPathFactory, world_size: int, story: dict[int, str | None]
+) -> None:
+    checkpoints = tmp_path_factory.mktemp("checkpoints")
+    for step, why in story.items():
+        folder = checkpoint(checkpoints, step)
+        if why is not None:
+            DAMAGE[why](folder)
+    whole = [step for step, why in story.items() if why is None]
+    found = choose(checkpoints, world_size)
+    if whole:
+        assert found.manifest.step == max(whole)
+        assert [step for step, _ in found.rejected] == sorted((s for s in story if s > max(whole)), reverse=True)
+    elif story:
+        assert isinstance(found, NoValidCheckpoint)
+    else:
+        assert found == Choice(None, [])

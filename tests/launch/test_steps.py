@@ -1,0 +1,474 @@
+"""Ranks as real processes: started, watched, asked to stop, killed. Every wait is for an event.
+
+The ranks here are tiny programs: `$RANK` tells them apart, `leave`, `wait` and `tell` are what they can do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from hpc_llm.launch import steps, supervisor
+from hpc_llm.launch.place import LocalPlace
+from hpc_llm.launch.steps import STOP_SIGNAL, LocalStep, StepEnd, StepSpec
+from hpc_llm.planning.plan import make_plan
+from hpc_llm.recovery.causes import ExitCode
+from hpc_llm.runs import freeze, ledger
+from hpc_llm.runs.layout import RunLayout
+from tests.configs import make_config
+
+STOPPED = int(ExitCode.STOPPED)
+_LIMIT_S = 30.0  # a wait for an event that takes longer has failed
+
+PROGRAM = f"""
+import os, signal, sys
+RANK, ATTEMPT = int(os.environ["RANK"]), int(os.environ.get("HPC_LLM_ATTEMPT", "0"))
+ASKED = signal.Signals({int(STOP_SIGNAL)})
+signal.pthread_sigmask(signal.SIG_BLOCK, [ASKED, signal.SIGTERM])
+
+def tell(word):
+    with open(os.environ["PIPE"], "w") as pipe:
+        pipe.write(f"{{RANK}} {{word}}\\n")
+
+def wait(*numbers):
+    return signal.sigwait(numbers or [ASKED])
+
+def leave(code):
+    sys.exit(code)
+
+def hang():
+    while True:
+        signal.pause()
+"""
+
+
+@dataclass
+class Pipe:
+    """What ranks tell the test, line by line."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        os.mkfifo(self.path)
+        self._file = os.open(self.path, os.O_RDWR)
+        self._read = b""
+
+    def lines(self, number: int) -> list[str]:
+        """The next `number` lines, sorted; waits for them."""
+        while self._read.count(b"\n") < number:
+            assert select.select([self._file], [], [], _LIMIT_S)[0], f"told so far: {self._read!r}"
+            self._read += os.read(self._file, 4096)
+        *lines, self._read = self._read.split(b"\n", number)
+        return sorted(line.decode() for line in lines)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Pipe]:
+    found = Pipe(tmp_path / "pipe")
+    yield found
+    os.close(found._file)
+
+
+@pytest.fixture
+def wake() -> Iterator[int]:
+    """The end of a pipe into which the kernel's SIGCHLD writes, as in the supervisor."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.signal(signal.SIGCHLD, lambda *_: None)
+    fd_before = signal.set_wakeup_fd(writer)
+    yield reader
+    signal.set_wakeup_fd(fd_before)
+    signal.signal(signal.SIGCHLD, before)
+    os.close(reader)
+    os.close(writer)
+
+
+def spec(folder: Path, program: str, world_size: int = 1, **environment: str) -> StepSpec:
+    command = [sys.executable, "-I", "-S", "-c", PROGRAM + program]
+    environment = {"PIPE": str(folder / "pipe"), **environment}
+    return StepSpec(command, folder, environment, world_size, 3, lambda rank: folder / f"{rank}.log")
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Any]:
+    """Starts steps; none of their processes outlives the test."""
+    running: list[LocalStep] = []
+
+    def start(program: str, world_size: int = 1, **environment: str) -> LocalStep:
+        running.append(LocalStep(spec(tmp_path, program, world_size, **environment), STOPPED, 12345))
+        return running[-1]
+
+    yield start
+    for step in running:
+        step.kill()
+
+
+def finished(step: LocalStep, wake: int) -> StepEnd:
+    """The end of a step, waited for as the supervisor does: by SIGCHLD, and by the step's own deadline."""
+    while (end := step.poll()) is None:
+        seconds = step.seconds_to_deadline()
+        ready, _, _ = select.select([wake], [], [], _LIMIT_S if seconds is None else seconds)
+        assert ready or seconds is not None, "no rank ended"
+        if ready:
+            os.read(wake, 4096)
+    return end
+
+
+def until_one_left(step: LocalStep, wake: int) -> None:
+    """Until the step has seen that a rank has left, and has set the others a deadline."""
+    while step.poll() is None and step.seconds_to_deadline() is None:
+        assert select.select([wake], [], [], _LIMIT_S)[0]
+        os.read(wake, 4096)
+
+
+def wait_for_end(pid_file: int) -> None:
+    assert select.select([pid_file], [], [], _LIMIT_S)[0], "the process lives on"
+    os.close(pid_file)
+
+
+def test_all_ranks_that_end_well(started: Any, wake: int) -> None:
+    assert finished(started("leave(0)", world_size=3), wake) == StepEnd({0: 0, 1: 0, 2: 0}, None)
+
+
+def test_a_rank_knows_its_place(started: Any, wake: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "77")
+    monkeypatch.setenv("INHERITED", "yes")
+    monkeypatch.setenv("SET_BY_USER", "before")
+    step = started("import json; print(json.dumps(dict(os.environ)))", world_size=2, SET_BY_USER="a b", RANK="9")
+    assert finished(step, wake).exit_codes == {0: 0, 1: 0}
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.log").read_text())
+        expected = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "12345",
+            "OMP_NUM_THREADS": "3",
+            "PYTHONUNBUFFERED": "1",
+            "INHERITED": "yes",
+            "SET_BY_USER": "a b",
+        }
+        assert {name: found[name] for name in expected} == expected
+
+
+def test_a_rank_runs_in_the_folder_of_the_code_and_reads_nothing(started: Any, wake: int, tmp_path: Path) -> None:
+    assert finished(started("print(os.getcwd(), repr(sys.stdin.read()))"), wake).exit_codes == {0: 0}
+    assert (tmp_path / "0.log").read_text() == f"{tmp_path} ''\n"
+
+
+def test_both_outputs_are_appended_to_the_ranks_log(started: Any, wake: int, tmp_path: Path) -> None:
+    (tmp_path / "0.log").write_text("before\n")
+    finished(started("os.write(1, b'out\\n'); os.write(2, b'err\\n')"), wake)
+    assert (tmp_path / "0.log").read_text() == "before\nout\nerr\n"
+
+
+def test_the_first_rank_to_fail_is_found_and_the_others_are_killed(
+    started: Any, wake: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "AFTER_FAILURE_S", 0.0)
+    end = finished(started("leave(3) if RANK == 1 else hang()", world_size=3), wake)
+    assert end == StepEnd({0: -signal.SIGKILL, 1: 3, 2: -signal.SIGKILL}, first_failed=1)
+
+
+@pytest.mark.parametrize("how", ["os.kill(os.getpid(), signal.SIGKILL)", "os.abort()"])
+def test_a_rank_that_dies_of_a_signal_has_failed(
+    started: Any, wake: int, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(steps, "AFTER_FAILURE_S", 0.0)
+    end = finished(started(f"hang() if RANK == 0 else {how}", world_size=2), wake)
+    assert end.first_failed == 1
+    assert end.exit_codes[1] in (-signal.SIGKILL, -signal.SIGABRT)
+
+
+def test_after_a_failure_the_others_may_still_say_why_they_end(started: Any, wake: int, pipe: Pipe) -> None:
+    """Rank 0 sees its peer vanish, and ends with an error of its own well before it would be killed."""
+    step = started("leave(3) if RANK == 1 else (tell('ready'), wait(), leave(4))", world_size=2)
+    pipe.lines(1)
+    until_one_left(step, wake)
+    step.ask_to_stop()
+    assert finished(step, wake) == StepEnd({0: 4, 1: 3}, first_failed=1)
+
+
+def test_while_all_ranks_run_there_is_nothing_to_wait_for_but_them(started: Any, pipe: Pipe) -> None:
+    step = started("tell('ready'); hang()", world_size=2)
+    pipe.lines(2)
+    assert step.poll() is None
+    assert step.seconds_to_deadline() is None
+
+
+def test_asked_to_stop_every_rank_saves_and_leaves(started: Any, wake: int, pipe: Pipe) -> None:
+    step = started("tell('ready'); tell(wait(ASKED, signal.SIGTERM).name); leave(80)", world_size=3)
+    assert pipe.lines(3) == ["0 ready", "1 ready", "2 ready"]
+    step.ask_to_stop()
+    asked = signal.Signals(STOP_SIGNAL).name
+    assert pipe.lines(3) == [f"0 {asked}", f"1 {asked}", f"2 {asked}"]
+    assert finished(step, wake) == StepEnd(dict.fromkeys(range(3), STOPPED), None)
+
+
+def test_a_rank_that_is_done_needs_not_be_asked(started: Any, wake: int, pipe: Pipe) -> None:
+    step = started("leave(0) if RANK == 0 else (tell('ready'), wait(), leave(80))", world_size=2)
+    pipe.lines(1)
+    until_one_left(step, wake)
+    step.ask_to_stop()
+    step.ask_to_stop()
+    assert finished(step, wake) == StepEnd({0: 0, 1: STOPPED}, None)
+
+
+def test_a_rank_that_does_not_leave_with_the_others_is_killed_and_named(
+    started: Any, wake: int, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "AFTER_STOP_S", 0.0)
+    step = started("tell('ready'); hang() if RANK == 1 else (wait(), leave(80))", world_size=2)
+    pipe.lines(2)
+    step.ask_to_stop()
+    assert finished(step, wake) == StepEnd({0: STOPPED, 1: -signal.SIGKILL}, first_failed=1)
+
+
+CHILD = """
+if os.fork() == 0:
+    tell(os.getpid())
+    hang()
+"""
+
+
+def test_kill_ends_a_rank_that_does_not_listen_and_all_that_it_started(started: Any, wake: int, pipe: Pipe) -> None:
+    step = started(CHILD + "tell('ready'); hang()")
+    told = [line.split()[1] for line in pipe.lines(2)]
+    child = os.pidfd_open(int(next(word for word in told if word != "ready")))
+    step.ask_to_stop()
+    assert step.poll() is None
+    step.kill()
+    assert finished(step, wake).exit_codes == {0: -signal.SIGKILL}
+    wait_for_end(child)
+
+
+@pytest.mark.xfail(strict=True, reason="kill() passes over ranks that have left, and what they started lives on")
+def test_what_a_failed_rank_started_does_not_outlive_the_step(
+    started: Any, wake: int, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data worker of a crashed rank holds its GPU's memory and makes the next attempt fail too."""
+    monkeypatch.setattr(steps, "AFTER_FAILURE_S", 0.0)
+    step = started("hang() if RANK else None" + CHILD + "leave(3)", world_size=2)
+    pid = int(pipe.lines(1)[0].split()[1])
+    child = os.pidfd_open(pid)
+    assert finished(step, wake).first_failed == 0
+    try:
+        assert select.select([child], [], [], 0.5)[0]
+    finally:
+        os.close(child)
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.xfail(strict=True, reason="a rank that dies of the very request to stop counts as failed")
+def test_a_rank_that_is_asked_before_it_listens_has_stopped_and_not_failed(started: Any, wake: int, pipe: Pipe) -> None:
+    """Ctrl-C while Python starts: nothing was trained, nothing is to be saved, nothing went wrong."""
+    step = started("signal.pthread_sigmask(signal.SIG_UNBLOCK, [ASKED]); tell('ready'); hang()")
+    pipe.lines(1)
+    step.ask_to_stop()
+    assert finished(step, wake).first_failed is None
+
+
+def test_a_program_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
+    nowhere = replace(spec(tmp_path, ""), command=["/no/such/python"])
+    with pytest.raises(FileNotFoundError):
+        LocalStep(nowhere, STOPPED, 12345)
+
+
+@dataclass
+class Run:
+    """A frozen run whose ranks are a program of ours, supervised by a real process."""
+
+    layout: RunLayout
+    running: list[subprocess.Popen[str]]
+
+    def supervise(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "hpc_llm.launch.supervisor", str(self.layout.path)]
+        hidden = ("HPC_LLM_PARENT", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "PYTHONPATH")
+        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        environment["PIPE"] = str(self.layout.path.parent / "pipe")
+        self.running.append(
+            subprocess.Popen(
+                command,
+                cwd=self.layout.code,
+                env=environment,
+                text=True,
+                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        )
+        return self.running[-1]
+
+    def status(self) -> int:
+        """Supervised to its end; the exit status, or the complaint that a traceback is."""
+        process = self.supervise()
+        _, complaints = process.communicate(timeout=_LIMIT_S)
+        assert "Traceback" not in complaints, complaints
+        return process.returncode
+
+    def facts(self, event: str) -> list[dict[str, Any]]:
+        return [found.facts for found in ledger.read(self.layout.ledger) if found.event == event]
+
+    @property
+    def causes(self) -> list[str]:
+        return [facts["cause"] for facts in self.facts("ended")]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Any]:
+    """Makes a run of `world_size` ranks whose python is `program`."""
+    made: list[Run] = []
+
+    def make(program: str, world_size: int = 1, *words: str) -> Run:
+        python = tmp_path / "python"
+        code = (PROGRAM + program).replace("'", "'\\''")
+        python.write_text(f"#!/bin/sh\nexec '{sys.executable}' -I -S -c '{code}' \"$@\"\n")
+        python.chmod(0o755)
+        config = make_config(f"run.root={tmp_path}", "run.name=first", f"cluster.python={python}", *words)
+        config = replace(config, cluster=replace(config.cluster, gpus_per_node=world_size))
+        made.append(Run(freeze.freeze(config, make_plan(config, None)), []))
+        return made[-1]
+
+    yield make
+    for process in (process for each in made for process in each.running):
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def test_a_run_that_completes_is_told_of_and_not_begun_again(run: Any) -> None:
+    story = run("print(sys.argv[1:]); leave(0)", 2)
+    assert story.status() == 0
+    assert [event.event for event in ledger.read(story.layout.ledger)] == ["started", "ended", "completed"]
+    assert story.facts("ended")[0]["exit_codes"] == {"0": 0, "1": 0}
+    assert story.layout.rank_log(1, 1).read_text() == f"['-m', 'hpc_llm.train', '{story.layout.path}']\n"
+    assert story.status() == 0
+    assert len(story.facts("started")) == 1
+
+
+def test_a_crash_is_tried_again_in_place(run: Any) -> None:
+    story = run("leave(3 if ATTEMPT == 1 else 0)")
+    assert story.status() == 0
+    assert story.causes == ["crash", "completed"]
+    assert story.facts("ended")[0]["first_failed"] == 0
+    assert [facts["restart"] for facts in story.facts("ended")] == [True, False]
+    assert "exit codes" in story.layout.supervisor_log(1).read_text()
+
+
+def test_a_run_that_always_crashes_stops_when_its_budget_is_spent(run: Any) -> None:
+    story = run("leave(1)", 1, "recovery.max_crashes=2", "recovery.max_no_progress=9")
+    assert story.status() == 1
+    assert story.causes == ["crash"] * 3
+    assert story.facts("ended")[-1]["why"] == "3 crashes (recovery.max_crashes=2)"
+
+
+def test_a_run_without_progress_stops(run: Any) -> None:
+    story = run("leave(1)", 1, "recovery.max_crashes=9", "recovery.max_no_progress=2")
+    assert story.status() == 1
+    assert story.causes == ["crash"] * 2
+
+
+@pytest.mark.parametrize(("code", "status"), [(2, 2), (84, 1), (82, 1)])
+def test_what_is_no_matter_of_trying_again_is_tried_once(run: Any, code: int, status: int) -> None:
+    story = run(f"leave({code})")
+    assert story.status() == status
+    assert len(story.causes) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_a_run_saves_and_says_so(run: Any, pipe: Pipe, number: int) -> None:
+    story = run("tell('ready'); wait(); leave(80)", 2)
+    process = story.supervise()
+    pipe.lines(2)
+    process.send_signal(number)
+    process.communicate(timeout=_LIMIT_S)
+    assert process.returncode == STOPPED
+    assert story.causes == ["stopped"]
+    assert story.facts("ended")[0]["restart"] is False
+
+
+def test_asked_twice_a_run_leaves_at_once(run: Any, pipe: Pipe) -> None:
+    story = run("tell('ready'); wait(); tell('asked'); hang()")
+    process = story.supervise()
+    assert pipe.lines(1) == ["0 ready"]
+    process.send_signal(signal.SIGINT)
+    assert pipe.lines(1) == ["0 asked"]
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=_LIMIT_S)
+    assert process.returncode == 1
+    assert story.facts("ended")[0]["exit_codes"] == {"0": -signal.SIGKILL}
+
+
+def test_a_run_that_crashes_after_it_was_asked_to_stop_is_not_begun_again(run: Any, pipe: Pipe) -> None:
+    story = run("tell('ready'); wait(); leave(1)")
+    process = story.supervise()
+    pipe.lines(1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=_LIMIT_S)
+    assert story.causes == ["crash"]
+    assert story.facts("ended")[0]["restart"] is False
+
+
+def test_two_supervisors_never_train_one_run(run: Any, pipe: Pipe) -> None:
+    story = run("tell('ready'); wait(); leave(80)")
+    first = story.supervise()
+    pipe.lines(1)
+    second = story.supervise()
+    _, complaint = second.communicate(timeout=_LIMIT_S)
+    assert second.returncode == supervisor.BUSY
+    assert complaint == f"{story.layout.path}: another process is training this run\n"
+    assert len(story.facts("started")) == 1
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=_LIMIT_S) == STOPPED
+
+
+def test_a_supervisor_that_is_killed_lets_go_of_its_run(run: Any, pipe: Pipe) -> None:
+    story = run("tell('ready'); wait() if ATTEMPT == 1 else None; leave(0)")
+    first = story.supervise()
+    pipe.lines(1)
+    rank = os.pidfd_open(psutil.Process(first.pid).children()[0].pid)
+    first.kill()
+    first.communicate(timeout=_LIMIT_S)
+    assert story.status() == 0
+    assert [facts["attempt"] for facts in story.facts("started")] == [1, 2]
+    signal.pidfd_send_signal(rank, signal.SIGKILL)
+    os.close(rank)
+
+
+def test_a_supervisor_needs_nothing_of_the_checkout(run: Any, tmp_path: Path) -> None:
+    """The code is the run's own: the place that it was submitted from may change or vanish."""
+    story = run("leave(0)")
+    moved = tmp_path / "copy"
+    shutil.copytree(story.layout.code.resolve(), moved)
+    process = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(moved)!r}); sys.argv[1:] = "
+         f"[{str(story.layout.path)!r}]; from hpc_llm.launch.supervisor import main; sys.exit(main())"],
+        cwd="/", env={"PIPE": ""}, capture_output=True, text=True, timeout=_LIMIT_S, check=False,
+    )  # fmt: skip
+    assert (process.returncode, process.stderr) == (0, "")
+    assert story.causes == ["completed"]
+
+
+@pytest.mark.xfail(strict=True, reason="`seconds or HEARTBEAT_S` takes 0.0 for None")
+def test_a_deadline_that_has_come_is_not_slept_over(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    story = run("leave(0)")
+    waited: list[float] = []
+    monkeypatch.setattr(select, "select", lambda *given: waited.append(given[3]) or ([], [], []))
+    watching = supervisor.Supervisor(story.layout.path, LocalPlace())
+    watching._wake = 0
+    watching._sleep(0.0)
+    watching._sleep(None)
+    assert waited == [0.0, supervisor.HEARTBEAT_S]

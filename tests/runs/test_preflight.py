@@ -1,0 +1,124 @@
+"""What this machine's files forbid, said before the queue. File modes are tried as a user without privileges."""
+
+from __future__ import annotations
+
+import grp
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.launch.submission import examine
+from hpc_llm.planning.plan import make_plan
+from hpc_llm.runs import preflight
+from tests.configs import make_config
+from tests.runs.machine import as_nobody, folder_of_root, in_child, limit_file_size
+
+
+def run(root: Path | str, name: str = "first", **more: object) -> RunConfig:
+    config = make_config()
+    return replace(config, run=replace(config.run, root=str(root), name=name), **more)  # type: ignore[arg-type]
+
+
+def test_a_folder_of_ones_own_is_fine(tmp_path: Path) -> None:
+    for root in (tmp_path, tmp_path / "new", tmp_path / "new" / "below"):
+        assert preflight.problems(run(root)) == []
+    assert list(tmp_path.iterdir()) == []  # the probe is gone
+
+
+def test_anothers_folder_is_refused() -> None:
+    with folder_of_root(0o555) as folder:
+        for root in (folder, folder / "new" / "below"):
+            assert as_nobody(partial(preflight.problems, run(root))) == [
+                f"run.root={root}: {folder} is not writable for you; choose a folder of yours with run.root=…"
+            ]
+
+
+def test_a_folder_that_one_may_write_but_not_enter_is_refused() -> None:
+    with folder_of_root(0o666) as folder:
+        (line,) = as_nobody(partial(preflight.problems, run(folder)))
+        assert line.startswith(f"run.root={folder}: {folder} is not writable for you")
+
+
+@pytest.mark.parametrize("name", ["there", "new"])
+def test_a_folder_that_one_may_not_look_into_is_refused(name: str) -> None:
+    with folder_of_root(0o755) as folder:
+        (folder / "there").mkdir()
+        folder.chmod(0)
+        assert as_nobody(partial(preflight.problems, run(folder / name))) == [
+            f"run.root={folder / name}: {folder} is not writable for you; choose a folder of yours with run.root=…"
+        ]
+
+
+@pytest.mark.xfail(strict=True, reason="known_data looks for the data's manifest with Path.exists, which raises")
+def test_submission_refuses_it_too() -> None:
+    def refused(config: RunConfig) -> list[str]:
+        try:
+            examine(config)
+        except InputError as error:
+            return error.problems
+        return []
+
+    with folder_of_root(0) as folder:
+        (line,) = as_nobody(partial(refused, run(folder / "runs")))
+        assert line.startswith(f"run.root={folder / 'runs'}: {folder} is not writable for you")
+
+
+def test_a_dry_run_writes_no_probe() -> None:
+    """It looks at modes alone: a full disk does not matter to it."""
+    with folder_of_root(0o700) as folder:
+
+        def story(dry_run: bool) -> list[str]:
+            limit_file_size(1 << 10)
+            return preflight.problems(run(folder, dry_run=dry_run))
+
+        assert in_child(partial(story, True)) == (0, [])
+        status, (line,) = in_child(partial(story, False))
+        assert status == 0
+        assert line == (
+            f"run.root={folder}: File too large (writing 1 MiB failed); free some, or choose another run.root"
+        )
+        assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(("mode", "refused"), [(0o777, True), (0o1777, True), (0o702, True), (0o775, False)])
+def test_a_root_that_anybody_may_write_is_refused(tmp_path: Path, mode: int, refused: bool) -> None:
+    root = tmp_path / "runs"
+    root.mkdir()
+    root.chmod(mode)
+    found = preflight.problems(run(root))
+    assert [line.partition(",")[0] for line in found] == ([f"run.root={root}: world-writable"] if refused else [])
+    assert preflight.problems(run(root / "mine")) == []  # a private folder in /tmp is fine
+
+
+def test_ones_own_groups_are_allowed_and_no_others(tmp_path: Path) -> None:
+    mine = grp.getgrgid(os.getgid()).gr_name
+    config = run(tmp_path)
+    assert preflight.problems(replace(config, run=replace(config.run, group=mine))) == []
+    (line,) = preflight.problems(replace(config, run=replace(config.run, group="no-such-group")))
+    assert line.startswith("run.group=no-such-group: not one of your groups; allowed: ")
+    assert mine in line.rpartition("allowed: ")[2].split(", ")
+
+
+def test_room_for_the_checkpoints_is_asked_for(tmp_path: Path) -> None:
+    config = run(tmp_path)
+    plan = make_plan(config, None)
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    assert preflight.room_problems([(config, replace(plan, checkpoint_bytes=free // 4))]) == []
+    (line,) = preflight.room_problems([(config, replace(plan, checkpoint_bytes=free))])
+    assert line.startswith(f"run.root={tmp_path}: ")
+    assert "needed for checkpoint.keep=2 checkpoints and the one being written" in line
+    keeping_one = replace(config, checkpoint=replace(config.checkpoint, keep=1))
+    plan = replace(plan, checkpoint_bytes=free // 5 * 2)
+    assert preflight.room_problems([(keeping_one, plan)]) == []
+    assert len(preflight.room_problems([(config, plan)])) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="Path.expanduser raises RuntimeError for a user that does not exist")
+def test_the_home_of_a_user_that_does_not_exist_is_no_root() -> None:
+    (line,) = preflight.problems(run("~no-such-user/runs"))
+    assert line.startswith("run.root=~no-such-user/runs: ")
