@@ -10,6 +10,7 @@ from hpc_llm.config.errors import nearest
 VERBS = {
     "submit": "run the main job: here, or on a cluster with +cluster=NAME",
     "plan": "print what a run will need",
+    "freeze": "make a run directory for a batch script written by hand",
     "prepare": "train a tokenizer and tokenise a corpus into shards",
     "build": "compile DeepSpeed's operators once, for all ranks",
     "status": "where the runs below a root stand",

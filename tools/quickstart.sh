@@ -7,4 +7,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/environment.sh
 make_environment ""
-exec python -m hpc_llm.submit "$@"
+exec python -m hpc_llm.submit local=true "$@"  # even where Slurm is installed: this is a try-out

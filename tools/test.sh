@@ -21,6 +21,7 @@ mypy
 if [ -n "$fast" ]; then
     exec python -m pytest -n 2 -m "not slow and not slurm" "$@"
 fi
+tools/install_slurm.sh
 for optimizer in fused_adam fused_lion cpu_adam; do
     python -m hpc_llm.build "optim=$optimizer" cluster.device=cpu
 done

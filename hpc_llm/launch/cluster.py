@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,22 @@ def estimates(configs: Sequence[RunConfig]) -> list[str]:
         raise InputError(_refusal(configs[0], error)) from None
 
 
+def freeze_here(config: RunConfig, words: list[str]) -> RunLayout:
+    """Freeze one run for the job that this process is in (or will be submitted by hand); its directory."""
+    restrict_access(config.run.group)
+    examine_all([config])
+    _prepare([config])
+    (plan,) = examine_all([config])
+    with _alone(config):
+        (part,) = divide([config], 1)
+        layout = freeze.freeze(config, plan)
+        part.write()
+    if "SLURM_JOB_ID" in os.environ:
+        address = client.own_address(os.environ)
+        _note(Job(int(address.partition("_")[0]), part, {address: layout}), words)
+    return layout
+
+
 def submit(configs: Sequence[RunConfig], words: list[str]) -> Outcome:
     """Freeze the runs and submit them, a sweep as arrays; those that are queued or complete are left alone.
 
@@ -72,20 +90,32 @@ def submit(configs: Sequence[RunConfig], words: list[str]) -> Outcome:
     restrict_access(configs[0].run.group)
     _prepare(configs)
     plans = dict(zip(map(_place, configs), examine_all(configs), strict=True))
-    root = freeze.root_of(configs[0])
-    freeze.make_folder(root, configs[0].run.group)
-    try:
-        with FileLock(root / ".submit.lock", timeout=_LOCK_S):
-            queue = client.queued()
-            left = _left_alone(configs, [job for job in queue if job.live])
-            todo = [config for config in configs if _place(config) not in left]
+    with _alone(configs[0]):
+        queue = client.queued()
+        left = _left_alone(configs, [job for job in queue if job.live])
+        todo = [config for config in configs if _place(config) not in left]
+        try:
             parts = divide(todo, _most_tasks(todo))
             frozen = freeze.freeze_all([(config, plans[_place(config)]) for config in todo])
             return Outcome(_send_all(parts, frozen, {job.array_id for job in queue}, words), left)
-    except client.SlurmRefused as error:
-        raise InputError(_refusal(configs[0], error)) from None
+        except client.SlurmRefused as error:
+            raise InputError(_refusal(configs[0], error)) from None
+
+
+@contextlib.contextmanager
+def _alone(config: RunConfig) -> Iterator[None]:
+    """One submission at a time below a root."""
+    root = freeze.root_of(config)
+    freeze.make_folder(root, config.run.group)
+    lock = FileLock(root / ".submit.lock")
+    try:
+        lock.acquire(timeout=_LOCK_S)
     except Timeout:
         raise InputError(f"run.root={root}: another submission has been under way for {_LOCK_S} s; try again") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _left_alone(configs: Sequence[RunConfig], live: Sequence[QueuedJob]) -> dict[Path, str]:
@@ -134,21 +164,36 @@ def _send_all(parts: Sequence[Part], frozen: Sequence[freeze.Frozen], known: set
     jobs: list[Job] = []
     for position, part in enumerate(parts):
         try:
-            part.write()
-            job_id = sending.send(part.script, name=part.name, work_dir=part.work_dir, known=known)
+            with _signals_later():
+                part.write()
+                job_id = sending.send(part.script, name=part.name, work_dir=part.work_dir, known=known)
+                part.link()
+                jobs.append(Job(job_id, part, dict(zip(part.addresses(job_id), part.runs, strict=True))))
+                _note(jobs[-1], words)
         except sending.Unknown:
             raise  # the job may be there, and then it needs its folders
         except BaseException as error:
-            _undo(parts[position:], made)
+            _undo(parts[max(position, len(jobs)) :], made)
             if jobs and isinstance(error, client.SlurmError):
                 accepted = ", ".join(str(job.job_id) for job in jobs)
                 raise type(error)(f"{error}; submitted before: {accepted}; the same words submit the rest") from None
             raise
-        part.link()
-        job = Job(job_id, part, dict(zip(part.addresses(job_id), part.runs, strict=True)))
-        _note(job, words)
-        jobs.append(job)
     return jobs
+
+
+@contextlib.contextmanager
+def _signals_later() -> Iterator[None]:
+    """Ctrl-C, or the end of an ssh connection, counts once the job is noted in the run's ledger."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda got, _: came.append(got)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for got in came:
+        signal.raise_signal(got)
 
 
 def _undo(parts: Sequence[Part], made: Mapping[Path, freeze.Frozen]) -> None:
@@ -164,9 +209,9 @@ def _undo(parts: Sequence[Part], made: Mapping[Path, freeze.Frozen]) -> None:
 
 def _note(job: Job, words: list[str]) -> None:
     for address, run in job.runs.items():
-        task = int(address.partition("_")[2]) if job.part.array else None
-        facts = {"job": address, "job_id": job.job_id, "array_task": task, "host": os.uname().nodename}
-        ledger.Ledger(run.ledger, "submit").write("submitted", **facts, words=words)
+        task = address.partition("_")[2]
+        facts = {"job": address, "job_id": job.job_id, "array_task": int(task) if task else None}
+        ledger.Ledger(run.ledger, "submit").write("submitted", **facts, host=os.uname().nodename, words=words)
 
 
 def _most_tasks(configs: Sequence[RunConfig]) -> int:

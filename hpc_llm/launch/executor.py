@@ -19,7 +19,8 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from hpc_llm.slurm import client
 
 SBATCH_TIMEOUT_S = 100  # sbatch itself waits MessageTimeout (10 s, on large sites 60 s or more) and tries again
-_TIMED_OUT, _NO_SIGNAL = 124, 125  # exit statuses of timeout(1): the time was up; from here on it tells of signals
+_TIMED_OUT = 124  # timeout(1)'s own exit status
+_SIGNALS = range(129, 193)  # 128 + the signal that ended sbatch; 255 is its own, for options it does not know
 
 
 class ScriptExecutor(submitit.SlurmExecutor):
@@ -59,6 +60,7 @@ def submit(script: Path) -> int:
         code = cause.returncode if isinstance(cause, subprocess.CalledProcessError) else -1
         if code == _TIMED_OUT:
             raise client.SlurmUnavailable(f"sbatch: no answer within {SBATCH_TIMEOUT_S} s") from None
-        said = client.one_line(str(error)) or f"ended with status {code}"
-        lost = code < 0 or code >= _NO_SIGNAL or client.unreachable(said)
-        raise (client.SlurmUnavailable if lost else client.SlurmRefused)(f"sbatch: {said}") from None
+        said = client.one_line(str(error))
+        lost = code < 0 or code in _SIGNALS or not said or client.unreachable(said)
+        kind = client.SlurmUnavailable if lost else client.SlurmRefused
+        raise kind(f"sbatch: {said or f'ended with status {code}'}") from None

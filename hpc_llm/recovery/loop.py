@@ -119,9 +119,8 @@ def _carry_out(run: Seen) -> dict[str, Any]:
 def _resubmit(layout: RunLayout, address: str) -> str:
     """The frozen script again: a single job's, or its task of the sweep's; the new address."""
     task = address.partition("_")[2]
-    if not task:
-        return str(client.submit(layout.script))
-    return f"{client.submit(RunLayout(layout.path.parent).script, f'--array={task}')}_{task}"
+    job_id = client.submit(layout.script, *([f"--array={task}"] if task else []))
+    return f"{job_id}_{task}" if task else str(job_id)
 
 
 def _is_final(event: ledger.Event) -> bool:

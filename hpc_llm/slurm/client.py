@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hpc_llm.slurm import records
@@ -28,7 +28,7 @@ _UNREACHABLE = re.compile(
     r"|backup controller|controller in standby|insane message length|temporarily unable to accept"
     r"|munge|authentication (plugin|credential)|protocol authentication|unable to connect to database"
     r"|send/recv|receive operation|transport endpoint|resource temporarily unavailable|no route to host"
-    r"|unable to process configuration|cannot stat file|problem talking to the database|accounting_storage",
+    r"|unable to process configuration|configuration source|cannot stat file|problem talking to the database",
     re.IGNORECASE,
 )
 
@@ -152,7 +152,7 @@ def test_only(text: str) -> str:
     """What Slurm would do with a batch script, without queueing it: `Job … to start at …`."""
     done = _run(["sbatch", "--test-only"], text)
     if done.returncode:
-        raise _error("sbatch", done)
+        raise _error(("sbatch",), done)
     return one_line(done.stderr + done.stdout)
 
 
@@ -160,7 +160,7 @@ def call(*words: str) -> str:
     """What a Slurm command prints. SlurmUnavailable or SlurmRefused with its own words where it fails."""
     done = _run(list(words))
     if done.returncode:
-        raise _error(words[0], done)
+        raise _error(words, done)
     return done.stdout
 
 
@@ -195,10 +195,11 @@ def _run(words: list[str], text: str | None = None) -> subprocess.CompletedProce
         raise SlurmUnavailable(f"{words[0]} gave no answer within {TIMEOUT_S:.0f} s") from None
 
 
-def _error(command: str, done: subprocess.CompletedProcess[str]) -> SlurmError:
+def _error(words: Sequence[str], done: subprocess.CompletedProcess[str]) -> SlurmError:
     said = one_line(done.stderr or done.stdout) or f"no word why (exit status {done.returncode})"
-    kind = SlurmUnavailable if done.returncode < 0 or unreachable(said) else SlurmRefused
-    return kind(f"{command}: {said}")
+    question = words[0] in ("squeue", "sacct") or words[1:2] == ("show",)
+    known = "invalid job id" in said.lower() or not (question or done.returncode < 0 or unreachable(said))
+    return (SlurmRefused if known else SlurmUnavailable)(f"{words[0]}: {said}")
 
 
 def one_line(text: str) -> str:

@@ -288,6 +288,13 @@ def test_a_disk_too_small_for_the_checkpoints(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="Path.expanduser raises where there is no such user")
+@pytest.mark.parametrize("key", ["run.root", "data.source", "data.out", "data.tokenizer"])
+def test_the_home_of_a_user_that_does_not_exist(refusals: Refusals, key: str) -> None:
+    lines = refusals("data=files", "data.source=/no/such", f"{key}='~no-such-user/x'")
+    assert f"{key}=~no-such-user/x: there is no user no-such-user; give another path" in lines
+
+
 def test_a_group_that_one_is_not_in(refusals: Refusals) -> None:
     (line,) = refusals("run.group=no-such-group")
     assert line.startswith("run.group=no-such-group: not one of your groups; allowed: ")

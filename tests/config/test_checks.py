@@ -103,7 +103,7 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     (
         ["cluster.exports.WANDB_API_KEY=x", CLUSTER],
         [
-            "cluster.exports.WANDB_API_KEY: secrets are not written to files; export it in the shell you submit from",
+            "cluster.exports.WANDB_API_KEY: no secret is written to a file; export it in the shell you submit from",
         ],
     ),
     (

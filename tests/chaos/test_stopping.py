@@ -1,0 +1,169 @@
+"""Ctrl-C, signals, vanished parents, other optimizers, no compiler: what a user meets at the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from local_runs import TINY, Finished, run
+
+from hpc_llm.checkpoint import manifest
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.trackers import jsonl
+
+pytestmark = pytest.mark.slow
+
+LONG = ("train.duration=3000steps", "checkpoint.every=10000steps", "train.eval_every=10000steps", "optim.warmup=2steps")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    """Wait for `condition`, which other processes make true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} after {seconds} s"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def started(root: Path, name: str) -> Iterator[tuple[subprocess.Popen[str], RunLayout]]:
+    """A long run that has trained some steps."""
+    layout = RunLayout(root / name)
+    command = [sys.executable, "-m", "hpc_llm.submit", *TINY, *LONG, f"run.root={root}", f"run.name={name}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        until(lambda: len(jsonl.read(layout.metrics)) > 20, "steps")
+        yield process, layout
+    finally:
+        process.kill()
+        process.wait()
+
+
+def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_bit(root: Path) -> None:
+    words = ("train.duration=400steps", "checkpoint.every=10000steps")
+    plain = run(root, "plain", *words)
+    layout = RunLayout(root / "stopped")
+    command = [sys.executable, "-m", "hpc_llm.submit", *TINY, *words, f"run.root={root}", "run.name=stopped"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until(lambda: len(jsonl.read(layout.metrics)) > 20, "steps")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    stopped = manifest.newest_step(layout.checkpoints)
+    assert 0 < stopped < 400
+    assert f"newest checkpoint: step {stopped}" in output
+    assert "go on with: python -m hpc_llm.submit" in output
+
+    again = run(root, "stopped", *words)
+    assert again.status == 0, again.output
+    assert f"going on from the checkpoint of step {stopped}" in again.output
+    assert again.losses == plain.losses
+    last = [manifest.read(manifest.folder_of(one.layout.checkpoints, 400)).files for one in (again, plain)]
+    assert last[0] == last[1]
+
+    third = run(root, "stopped", *words)
+    assert third.status == 0
+    assert "is complete" in third.output
+    assert third.layout.attempts.joinpath("0003").exists() is False
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_leaves_nobody_behind(root: Path) -> None:
+    with started(root, "twice") as (process, layout):
+        family = descendants(process)
+        ranks = [one for one in family if "hpc_llm.train" in " ".join(one.cmdline())]
+        assert ranks
+        for rank in ranks:
+            rank.suspend()  # it cannot save
+        process.send_signal(signal.SIGINT)
+        until(lambda: any("notice" in path.read_text() for path in layout.ledger.glob("supervisor-*")), "first notice")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) != 0
+        assert psutil.wait_procs(family, timeout=10)[1] == []
+        assert manifest.steps(layout.checkpoints) == []
+
+
+def test_a_submit_that_is_killed_takes_its_ranks_with_it_and_they_save_first(root: Path) -> None:
+    with started(root, "orphaned") as (process, layout):
+        family = descendants(process)
+        process.kill()
+        assert psutil.wait_procs(family, timeout=60)[1] == []
+        assert manifest.newest_step(layout.checkpoints) > 0
+
+
+def test_a_run_that_somebody_trains_already_is_left_alone(root: Path) -> None:
+    with started(root, "busy") as (_, layout):
+        second = run(root, "busy", *LONG)
+        assert second.status == 1
+        assert "another process is training this run" in second.output
+        assert not layout.attempt(2).exists()
+
+
+@pytest.mark.parametrize("optimizer", ["fused_lion", "cpu_adam", "torch_adam"])
+def test_every_optimizer_trains_and_resumes_to_the_bit(root: Path, optimizer: str) -> None:
+    words = (f"optim={optimizer}", "optim.warmup=2steps", "train.zero_stage=2", "cluster.gpus_per_node=2")
+    plain = run(root, f"{optimizer}-plain", *words)
+    assert plain.status == 0, plain.output
+    faults = [{"attempt": 1, "rank": 1, "kind": "kill-step", "step": 5}]
+    hurt = run(root, optimizer, *words, faults=faults)
+    assert hurt.status == 0, hurt.output
+    assert hurt.losses == plain.losses
+    assert hurt.final_state == plain.final_state
+    written = manifest.read(manifest.folder_of(hurt.layout.checkpoints, 8)).optimizer
+    expected = {"fused_lion": "deepspeed.DeepSpeedCPULion", "cpu_adam": "deepspeed.DeepSpeedCPUAdam"}
+    assert written == expected.get(optimizer, "torch.AdamW")
+
+
+def test_without_a_compiler_the_trainer_says_so_and_uses_torchs_adam(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPC_LLM_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    bare = run(root, "bare")
+    assert bare.status == 0, bare.output
+    assert "no C++ compiler" in bare.output
+    log = bare.layout.rank_log(1, 0).read_text()
+    assert "DeepSpeed's fused_adam is not built: using torch's fused AdamW instead" in log
+    assert manifest.read(manifest.folder_of(bare.layout.checkpoints, 8)).optimizer == "torch.AdamW"
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused_in_one_line(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [{"attempt": 1, "rank": 0, "kind": "kill-step", "step": 5}]
+    run(root, "changed", "recovery.max_crashes=0", faults=faults)
+    monkeypatch.setenv("HPC_LLM_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    changed: Finished = run(root, "changed")
+    assert changed.status == 2
+    assert "optimizer deepspeed.FusedAdam → torch.AdamW" in changed.output
+
+
+def test_a_disk_that_is_really_full_costs_no_checkpoint(root: Path, tmp_path: Path) -> None:
+    """A file system of a few hundred KiB: the first save fits, later ones do not, and the run says so."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    script = f"""
+        mount -t tmpfs -o size=1m none {tmp_path}
+        exec {sys.executable} -m hpc_llm.submit {" ".join(f"'{word}'" for word in TINY)} \
+            run.root={tmp_path} run.name=small data.out={root}/.shared-data checkpoint.keep=1 model.d_model=64
+    """
+    command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", script]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
+    assert done.returncode == 2, done.stdout
+    assert "GiB free" in done.stdout

@@ -1,0 +1,68 @@
+"""Metrics reach their files, and a resumed run leaves no row twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hpc_llm.trackers import jsonl
+from hpc_llm.trackers.jsonl import JsonlTracker
+from hpc_llm.trackers.tensorboard import TensorboardTracker
+
+
+def rows(first: int, last: int) -> list[dict[str, float | int]]:
+    return [{"step": step, "loss": 1 / (3 * step)} for step in range(first, last + 1)]
+
+
+def test_resuming_cuts_the_rows_after_the_checkpoint_and_a_torn_last_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path, 0, lambda: None)
+    for row in rows(1, 9):
+        tracker.log(row)
+    tracker.close()
+    with path.open("a") as file:
+        file.write('{"step": 10, "lo')
+    tracker = JsonlTracker(path, 6, lambda: None)
+    tracker.log({"step": 7, "loss": 0.5})
+    tracker.close()
+    assert jsonl.read(path) == [*rows(1, 6), {"step": 7, "loss": 0.5}]
+
+
+def test_losses_survive_the_file_to_the_last_bit(tmp_path: Path) -> None:
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl", 0, lambda: None)
+    for row in rows(1, 50):
+        tracker.log(row)
+    assert jsonl.read(tmp_path / "metrics.jsonl") == rows(1, 50)
+
+
+def test_a_fenced_attempt_writes_no_row(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise RuntimeError("fenced")
+
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl", 0, refuse)
+    with pytest.raises(RuntimeError):
+        tracker.log({"step": 1})
+    assert jsonl.read(tmp_path / "metrics.jsonl") == []
+
+
+def test_tensorboard_gets_every_nth_step_and_every_held_out_loss(tmp_path: Path) -> None:
+    tracker = TensorboardTracker(tmp_path, 0, every=4)
+    for row in rows(1, 9):
+        tracker.log(row)
+    tracker.log({"step": 9, "heldout_loss": 2.5})
+    tracker.close()
+    found = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in found.Scalars("loss")] == [1, 4, 8]
+    assert [(event.step, event.value) for event in found.Scalars("heldout_loss")] == [(9, 2.5)]
+
+
+def test_a_resumed_run_shows_no_step_twice_in_tensorboard(tmp_path: Path) -> None:
+    for start, last in ((0, 8), (4, 12)):
+        tracker = TensorboardTracker(tmp_path, start, every=1)
+        for row in rows(start + 1, last):
+            tracker.log(row)
+        tracker.close()
+    found = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in found.Scalars("loss")] == list(range(1, 13))

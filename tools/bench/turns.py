@@ -1,0 +1,148 @@
+"""Arms as processes that take turns, so that whatever else the machine does meets all of them alike."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import IO, Any
+
+import psutil
+import record
+
+ARMS = {  # name → (what arms.py runs, optimizer)
+    "bare": ("bare", "torch_adam"),
+    "deepspeed": ("deepspeed", "torch_adam"),
+    "ours": ("ours", "torch_adam"),
+    "deepspeed, FusedAdam": ("deepspeed", "fused_adam"),
+    "ours, FusedAdam": ("ours", "fused_adam"),
+}
+TURNS_TRIED = 4  # times the turns that are wanted, before a round makes do with busy ones
+
+
+@dataclass
+class Runner:
+    """One arm's process."""
+
+    process: subprocess.Popen[str]
+    errors: IO[str]
+    steps_s: list[float] = field(default_factory=list)
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, name: str, words: list[str], arguments: argparse.Namespace) -> Runner:
+        arm, optim = ARMS[name]
+        case = {
+            "arm": arm,
+            "words": [*words, f"optim={optim}"],
+            "device": arguments.device,
+            "clock": arguments.clock,
+            "warmup": arguments.warmup,
+            "turn_steps": arguments.turn_steps,
+            "most_turns": arguments.turns * TURNS_TRIED,
+        }
+        threads = {"OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
+        errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 – as long as the process
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("arms.py")), json.dumps(case)],
+            cwd=record.ROOT,
+            env={**os.environ, **threads, "PYTHONPATH": str(record.ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        return cls(process, errors)
+
+    def turn(self) -> tuple[list[float], float]:
+        """Seconds of the steps of one turn, and the share of the cores that others took meanwhile."""
+        busy = others(psutil.Process(self.process.pid))
+        self.say("go")
+        return self.read("@turn"), busy()
+
+    def stop(self) -> None:
+        self.say("stop")
+        self.result = self.read("@result")
+        self.process.communicate()
+
+    def say(self, word: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+
+    def read(self, mark: str) -> Any:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(mark):
+                return json.loads(line.removeprefix(mark))
+        self.errors.seek(0)
+        sys.exit(f"an arm failed:\n{self.errors.read()}")
+
+
+def others(process: psutil.Process) -> Callable[[], float]:
+    """Call the result later: the share of all cores that anything but `process` took from now to then."""
+
+    def used() -> tuple[float, float]:
+        times, own = psutil.cpu_times(), process.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        return sum(times[:8]) - idle - own.user - own.system, sum(times[:8])
+
+    before = used()
+    return lambda: max(0.0, used()[0] - before[0]) / max(0.01, used()[1] - before[1])
+
+
+def wait_for_quiet(share: float, patience_s: float) -> None:
+    """Until the cores are less busy than `share` for a second, but no longer than patience. The arms wait too."""
+    deadline = time.monotonic() + patience_s
+    while psutil.cpu_percent(interval=1.0) / 100 > share and time.monotonic() < deadline:
+        pass
+
+
+@dataclass
+class Round:
+    """What the arms' processes of one round measured, by arm."""
+
+    step_s: dict[str, float]  # median
+    fastest_s: dict[str, float]
+    results: dict[str, dict[str, Any]]
+    others: float
+    turns_taken: int
+
+
+def one_round(words: list[str], arms: list[str], number: int, arguments: argparse.Namespace) -> Round:
+    runners = {name: Runner.start(name, words, arguments) for name in arms}
+    for runner in runners.values():
+        runner.read("@turn")  # everything is built
+    for runner in runners.values():
+        runner.turn()  # warm-up
+    kept, worst, taken = 0, 0.0, 0
+    while kept < arguments.turns:
+        wait_for_quiet(arguments.max_others, arguments.patience)
+        turns, busiest = {}, 0.0
+        first = (number + taken) % len(arms)
+        for name in arms[first:] + arms[:first]:
+            turns[name], share = runners[name].turn()
+            busiest = max(busiest, share)
+        taken += 1
+        if busiest > arguments.max_others and arguments.turns * TURNS_TRIED - taken > arguments.turns - kept:
+            continue
+        kept, worst = kept + 1, max(worst, busiest)
+        for name, seconds in turns.items():
+            runners[name].steps_s += seconds
+    for runner in runners.values():
+        runner.stop()
+    return Round(
+        {name: median(runner.steps_s) for name, runner in runners.items()},
+        {name: min(runner.steps_s) for name, runner in runners.items()},
+        {name: runner.result for name, runner in runners.items()},
+        worst,
+        taken,
+    )
