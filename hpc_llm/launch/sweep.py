@@ -94,13 +94,12 @@ def _short_keys(keys: list[str]) -> dict[str, str]:
 
 def _plain(value: str) -> str:
     """A value as part of a folder's name; numbers as short as they go (0.0001 → 1e-4)."""
-    try:
-        number = float(value)
-    except ValueError:
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-")
-    mantissa, _, exponent = f"{number:e}".partition("e")
-    scientific = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent or 0)}"
-    return scientific if float(scientific) == number and len(scientific) < len(value) else value
+    if re.fullmatch(r"-?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]{1,2})?", value):
+        mantissa, _, exponent = f"{float(value):e}".partition("e")
+        scientific = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+        if float(scientific) == float(value) and len(scientific) < len(value):
+            return scientific
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-")
 
 
 def _digest(choice: dict[str, str]) -> str:

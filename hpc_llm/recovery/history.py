@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import Ended
@@ -20,7 +21,7 @@ def attempts_since_submission(events: Sequence[Event], newest_checkpoint: int) -
     ended = {event.facts["attempt"]: event.facts for event in events if event.event == "ended"}
     numbers = sorted(started)
     found = []
-    for number, successor in zip(numbers, [*numbers[1:], None], strict=True):
+    for number, successor in zip_longest(numbers, numbers[1:]):
         facts = ended.get(number, {})
         after = newest_checkpoint if successor is None else started[successor].facts["checkpoint_step"]
         found.append(

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -64,11 +65,20 @@ def run_facts(layout: RunLayout) -> RunFacts:
 
 def look(root: Path) -> list[Seen]:
     """Every run below `root` and what ought to be done about it; two calls of Slurm for all."""
-    runs = [(layout, run_facts(layout)) for layout in find_runs(root)]
+    runs = list(_readable(root))
     open_runs = [facts for _, facts in runs if facts.address and not facts.completed and facts.final is None]
     jobs = _Answers(open_runs)
     now = time.time()
     return [Seen(layout, facts, job := jobs(facts), decide(facts, job, now)) for layout, facts in runs]
+
+
+def _readable(root: Path) -> Iterator[tuple[RunLayout, RunFacts]]:
+    """Runs with their facts; one that cannot be read keeps nobody from looking after the others."""
+    for layout in find_runs(root):
+        try:
+            yield layout, run_facts(layout)
+        except (OSError, ValueError, KeyError) as error:
+            print(f"{layout.path}: passed over, it cannot be read ({error!r})", file=sys.stderr)
 
 
 def act(seen: Iterable[Seen]) -> list[Seen]:

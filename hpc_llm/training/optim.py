@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def make(config: OptimConfig, named: Iterable[tuple[str, nn.Parameter]], device:
         if device == "cpu":
             nothing = [[torch.empty(0)] for _ in range(4)]
             forget = (0, torch.zeros(1, dtype=torch.int32), nothing, config.lr, *config.betas, config.eps, 0, 1, 1, 0.0)
-            fused.register_step_pre_hook(lambda *_: fused.multi_tensor_adam(*forget))
+            _before_each_step(fused, lambda: fused.multi_tensor_adam(*forget))
         return fused
     if operator == "cpu_adam":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -66,7 +66,7 @@ def make(config: OptimConfig, named: Iterable[tuple[str, nn.Parameter]], device:
         offloaded = DeepSpeedCPUAdam(groups, adamw_mode=True, **adam)
         none = [torch.empty(0) for _ in range(4)]
         start = (offloaded.opt_id, 0, config.lr, *config.betas, config.eps, 0.0, True, *none)
-        offloaded.register_step_pre_hook(lambda *_: offloaded.ds_opt_adam.adam_update(*start))
+        _before_each_step(offloaded, lambda: offloaded.ds_opt_adam.adam_update(*start))
         return offloaded
     if operator == "fused_lion":
         from deepspeed.ops.lion import FusedLion
@@ -77,3 +77,10 @@ def make(config: OptimConfig, named: Iterable[tuple[str, nn.Parameter]], device:
 
         return DeepSpeedCPULion(groups, **common)
     return torch.optim.AdamW(groups, fused=True, **adam)
+
+
+def _before_each_step(optimizer: torch.optim.Optimizer, call: Callable[[], object]) -> None:
+    def hook(*_: object) -> None:  # torch would take a result for the step's new arguments
+        call()
+
+    optimizer.register_step_pre_hook(hook)

@@ -12,8 +12,8 @@ from typing import Any
 
 from hpc_llm.checkpoint import manifest
 from hpc_llm.runs import ledger
-from hpc_llm.runs.ledger import Event
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.ledger import Event
 from hpc_llm.storage.files import sha256_file
 from hpc_llm.trackers import jsonl
 
@@ -34,6 +34,7 @@ class Finished:
     status: int
     output: str
     layout: RunLayout
+    last: int = STEPS
 
     @property
     def losses(self) -> dict[int, float]:
@@ -50,8 +51,29 @@ class Finished:
     @property
     def final_state(self) -> dict[str, str]:
         """SHA-256 by file of the last checkpoint: weights, master weights and optimizer states of every rank."""
-        found = manifest.read(manifest.folder_of(self.layout.checkpoints, STEPS))
+        found = manifest.read(manifest.folder_of(self.layout.checkpoints, self.last))
         return {entry.name: entry.sha256 for entry in found.files}
+
+    @property
+    def final_tensors(self) -> dict[str, bytes]:
+        """Every tensor of the last checkpoint by its place in the states, as bytes."""
+        import torch
+
+        found: dict[str, bytes] = {}
+
+        def walk(value: Any, place: str) -> None:
+            if isinstance(value, torch.Tensor):
+                found[place] = value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            elif isinstance(value, dict):
+                for key, inner in value.items():
+                    walk(inner, f"{place}/{key}")
+            elif isinstance(value, (list, tuple)):
+                for index, inner in enumerate(value):
+                    walk(inner, f"{place}/{index}")
+
+        for name in self.final_state:
+            walk(torch.load(manifest.folder_of(self.layout.checkpoints, self.last) / name, weights_only=False), name)
+        return found
 
 
 def run(root: Path, name: str, *words: str, faults: list[dict[str, Any]] | None = None) -> Finished:

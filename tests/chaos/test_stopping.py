@@ -123,7 +123,8 @@ def test_every_optimizer_trains_and_resumes_to_the_bit(root: Path, optimizer: st
     hurt = run(root, optimizer, *words, faults=faults)
     assert hurt.status == 0, hurt.output
     assert hurt.losses == plain.losses
-    assert hurt.final_state == plain.final_state
+    assert len(plain.final_tensors) > 10
+    assert hurt.final_tensors == plain.final_tensors  # not the files: DeepSpeed's Lion adds a key when it is loaded
     written = manifest.read(manifest.folder_of(hurt.layout.checkpoints, 8)).optimizer
     expected = {"fused_lion": "deepspeed.DeepSpeedCPULion", "cpu_adam": "deepspeed.DeepSpeedCPUAdam"}
     assert written == expected.get(optimizer, "torch.AdamW")
@@ -159,7 +160,7 @@ def test_a_disk_that_is_really_full_costs_no_checkpoint(root: Path, tmp_path: Pa
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     script = f"""
-        mount -t tmpfs -o size=1m none {tmp_path}
+        mount -t tmpfs -o size=1m,mode=0700 none {tmp_path}
         exec {sys.executable} -m hpc_llm.submit {" ".join(f"'{word}'" for word in TINY)} \
             run.root={tmp_path} run.name=small data.out={root}/.shared-data checkpoint.keep=1 model.d_model=64
     """

@@ -188,7 +188,7 @@ def test_what_the_ledger_knew_counts_where_nothing_is_left(tmp_path: Path) -> No
     assert "though step 500 was saved" in str(found)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     world_size=st.integers(1, 4),
     story=st.dictionaries(st.integers(1, 9), st.sampled_from([None, None, *DAMAGE]), max_size=5),

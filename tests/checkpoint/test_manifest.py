@@ -63,7 +63,7 @@ def damage_of(folder: Path) -> list[str]:
     return manifest.verify(folder, manifest.read(folder).files)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     step=st.integers(0, 10**8 - 1),
     content=st.dictionaries(NAMES, st.binary(max_size=50), max_size=4),
@@ -125,7 +125,7 @@ def test_a_truncated_file_is_named_with_both_sizes(tmp_path: Path) -> None:
     assert damage_of(folder) == ["model.pt: 693 bytes, 700 expected"]
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(position=st.integers(0, 699), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_found(published: tuple[Path, str], position: int, bit: int) -> None:
     folder, text = published
@@ -202,7 +202,7 @@ def test_no_manifest_is_no_checkpoint(tmp_path: Path) -> None:
         manifest.read(folder)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_a_manifest_cut_anywhere_is_refused(published: tuple[Path, str], data: st.DataObject) -> None:
     folder, whole = published

@@ -38,6 +38,7 @@ def leavings(checkpoints: Path, step: int) -> Path:
     return folder
 
 
+@settings(deadline=None)
 @given(STEPS, KEEP, PERMANENT)
 def test_the_newest_and_the_permanent_stay_and_no_others(present: set[int], keep: int, permanent: int | None) -> None:
     gone = set(to_delete(present, keep, permanent))
@@ -47,12 +48,14 @@ def test_the_newest_and_the_permanent_stay_and_no_others(present: set[int], keep
     assert len(present - gone) >= min(keep, len(present))
 
 
+@settings(deadline=None)
 @given(STEPS, KEEP, PERMANENT)
 def test_pruning_twice_is_pruning_once(present: set[int], keep: int, permanent: int | None) -> None:
     left = present - set(to_delete(present, keep, permanent))
     assert to_delete(left, keep, permanent) == []
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100), KEEP, st.integers(1, 10))
 def test_a_run_that_saves_and_prunes_keeps_what_one_that_prunes_once_keeps(saves: int, keep: int, nth: int) -> None:
     every = 20
@@ -64,7 +67,7 @@ def test_a_run_that_saves_and_prunes_keeps_what_one_that_prunes_once_keeps(saves
     assert left == all_of_them - set(to_delete(all_of_them, keep, nth * every))
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(present=st.sets(st.integers(1, 30), max_size=6), cut_short=st.sets(st.integers(1, 30), max_size=4), keep=KEEP)
 def test_pruning_leaves_whole_checkpoints_alone_and_clears_leavings_that_are_past(
     tmp_path_factory: pytest.TempPathFactory, present: set[int], cut_short: set[int], keep: int

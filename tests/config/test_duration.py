@@ -6,7 +6,7 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_llm.config.duration import SECONDS, UNITS, Duration, parse
@@ -16,28 +16,33 @@ ALL = ("steps", "tok", "ep", "s", "min", "h")
 SPACES = st.sampled_from(["", " ", "  "])
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=1, max_value=10**15), st.sampled_from(sorted(UNITS)), SPACES)
 def test_whole_amounts_are_read_exactly(amount: int, unit: str, space: str) -> None:
     assert parse(f"{amount}{space}{unit}", ALL) == Duration(amount, UNITS[unit])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 999), st.integers(0, 12), st.sampled_from(["e", "E", "e+"]), st.sampled_from(ALL))
 def test_amounts_are_read_as_powers_of_ten_too(digits: int, exponent: int, sign: str, unit: str) -> None:
     assert parse(f"{digits}{sign}{exponent}{unit}", ALL) == Duration(digits * 10**exponent, unit)
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=1e-3, max_value=1e15, allow_nan=False), st.sampled_from(ALL))
 def test_what_is_shown_can_be_typed_again(amount: float, unit: str) -> None:
     shown = str(Duration(float(f"{amount:g}"), unit))
     assert str(parse(shown, ALL)) == shown
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**13), st.integers(1, 10**7))
 def test_steps_cover_the_tokens_and_no_step_more(tokens: int, tokens_per_step: int) -> None:
     steps = parse(f"{tokens}tok", ("tok",)).steps(tokens_per_step)
     assert (steps - 1) * tokens_per_step < tokens <= steps * tokens_per_step
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100), st.integers(1, 10**9), st.integers(1, 10**6))
 def test_epochs_cover_the_data_and_no_step_more(epochs: int, tokens_per_epoch: int, tokens_per_step: int) -> None:
     steps = parse(f"{epochs}ep", ("ep",)).steps(tokens_per_step, tokens_per_epoch)

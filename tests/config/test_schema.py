@@ -88,7 +88,7 @@ def problems(data: Any) -> list[str]:
     return raised.value.problems
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(anything_of(RunConfig))
 def test_any_configuration_survives_json(config: RunConfig) -> None:
     assert build(RunConfig, json.loads(json.dumps(to_dict(config)))) == config
@@ -200,6 +200,7 @@ def test_a_number_beyond_floating_point_is_refused() -> None:
     assert problems(data)[0].endswith("000: a number is expected")
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=10**15, max_value=10**500))
 def test_whole_numbers_of_any_size_stay_exact(number: int) -> None:
     data = good()
@@ -222,6 +223,7 @@ def test_types_are_described_in_a_users_words(kind: Any, words: str) -> None:
     assert describe(kind) == words
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=30, unique=True), st.data())
 def test_a_word_itself_is_always_its_nearest_spelling(allowed: list[str], data: st.DataObject) -> None:
     word = data.draw(st.sampled_from(allowed))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_llm.config.checks import problems
@@ -44,6 +44,7 @@ def test_runs_are_called_by_what_the_sweep_varies(swept: list[dict[str, str]], n
 values = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), max_size=120)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(values, values), min_size=2, max_size=6, unique=True))
 def test_names_are_distinct_folders_that_a_run_may_have(pairs: Sequence[tuple[str, str]]) -> None:
     names = run_names([{"optim.schedule": first, "data.source": second} for first, second in pairs])

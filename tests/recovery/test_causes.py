@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_llm.recovery.causes import Cause, ExitCode, classify
@@ -43,6 +43,7 @@ def test_the_first_rank_to_fail_says_what_ended_the_attempt(
     assert classify(dict(enumerate(exit_codes)), first_failed) is cause
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-64, 255), min_size=1, max_size=8), st.data())
 def test_what_other_ranks_leave_with_changes_nothing(exit_codes: list[int], data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, len(exit_codes) - 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_llm.recovery.causes import Cause
@@ -108,6 +108,7 @@ def lived(ends: list[Ended], budgets: Budgets) -> list[Ended]:
     return ends
 
 
+@settings(deadline=None)
 @given(st.lists(ENDS | CRASHES, min_size=1, max_size=12), BUDGETS)
 def test_no_story_starts_again_more_often_than_its_budgets_allow(ends: list[Ended], budgets: Budgets) -> None:
     attempts = lived(ends, budgets)
@@ -123,6 +124,7 @@ def test_no_story_starts_again_more_often_than_its_budgets_allow(ends: list[Ende
         assert row < budgets.max_no_progress
 
 
+@settings(deadline=None)
 @given(st.lists(CRASHES, min_size=1, max_size=10), BUDGETS)
 def test_a_run_stops_only_where_a_budget_is_spent(ends: list[Ended], budgets: Budgets) -> None:
     attempts = lived(ends, budgets)
@@ -137,12 +139,14 @@ def test_a_run_stops_only_where_a_budget_is_spent(ends: list[Ended], budgets: Bu
     )
 
 
+@settings(deadline=None)
 @given(st.lists(CRASHES, min_size=1, max_size=8), BUDGETS, st.integers(0, 3), st.integers(0, 3))
 def test_more_budget_never_stops_a_run_earlier(ends: list[Ended], less: Budgets, crashes: int, nothing: int) -> None:
     more = Budgets(less.max_crashes + crashes, less.max_no_progress + nothing, None)
     assert len(lived(ends, more)) >= len(lived(ends, less))
 
 
+@settings(deadline=None)
 @given(st.lists(CRASHES, min_size=2, max_size=8), BUDGETS)
 def test_a_run_that_was_stopped_stays_stopped_however_it_fails_again(ends: list[Ended], budgets: Budgets) -> None:
     """Crashes and hours never come back; progress alone may give a run that ran in place another chance."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_llm.runs import ledger
@@ -39,6 +39,7 @@ def test_writers_are_merged_by_time(tmp_path: Path) -> None:
     assert names(tmp_path) == ["submitted", "started", "resumed", "checkpointed", "ended"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5)), max_size=30))
 def test_no_event_is_lost_and_each_writers_order_stays(
     tmp_path_factory: pytest.TempPathFactory, story: list[tuple[str, int]]
@@ -62,6 +63,7 @@ def test_an_empty_or_missing_ledger_has_no_events(tmp_path: Path) -> None:
     assert ledger.read(tmp_path / "no-such") == []
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_last_line_cut_anywhere_is_passed_over(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("ledger")

@@ -352,9 +352,7 @@ def test_a_job_that_comes_late_is_still_found(submit: Submit, sbatch_is: Callabl
 
 
 def test_with_slurmctld_away_nothing_is_submitted_and_nothing_left(
-    make_slurm: Callable[..., SlurmCluster],
-    submit_to: Callable[[SlurmCluster], Submit],
-    monkeypatch: pytest.MonkeyPatch,
+    make_slurm: Callable[..., SlurmCluster], submit_to: Callable[[SlurmCluster], Submit]
 ) -> None:
     slurm = make_slurm("--no-accounting")
     submit = submit_to(slurm)

@@ -1,0 +1,80 @@
+"""Training runs on a real Slurm for the survival tests: submitted as a user does, looked after by the watchdog."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from local_runs import TINY, Finished
+
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.trackers import jsonl
+
+if TYPE_CHECKING:
+    from conftest import SlurmCluster
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STEPS = 600  # about ten seconds of steps with four ranks on two cores: time enough to be hit
+WORDS = (
+    *(word for word in TINY if not word.startswith(("local=", "cluster.", "checkpoint.", "train.duration"))),
+    *("+cluster=local-slurm", f"train.duration={STEPS}steps", "checkpoint.every=100steps", "checkpoint.keep=100"),
+    *("train.eval_every=100000steps", "recovery.max_no_progress=10"),
+)
+
+
+@dataclass
+class SlurmRuns:
+    """Runs below one root on one cluster."""
+
+    slurm: SlurmCluster
+    root: Path
+    user: str | None = None
+
+    def submit(self, name: str, *words: str) -> RunLayout:
+        """`submit` from the checkout; the run's directory."""
+        command = [sys.executable, "-m", "hpc_llm.submit", *WORDS, f"run.root={self.root}", f"run.name={name}", *words]
+        self.slurm.run(*command, user=self.user)
+        return RunLayout(self.root / name)
+
+    def job_of(self, run: RunLayout) -> str:
+        """Its job's id, of the last submission."""
+        found = re.findall(r'"event": "(?:re)?submitted".*?"job": "([\d_]+)"', self.ledger_text(run))
+        return str(found[-1])
+
+    def ledger_text(self, run: RunLayout) -> str:
+        return "".join(path.read_text() for path in sorted(run.ledger.glob("*.jsonl")))
+
+    def steps(self, run: RunLayout) -> int:
+        return max((int(row["step"]) for row in jsonl.read(run.metrics)), default=0)
+
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 180) -> None:
+        """Wait for `condition`, with a pass of the watchdog every second, as a user's watchdog would every minute."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, f"not within {timeout_s:g} s: {what}"
+            self.watch()
+            time.sleep(0.5)
+
+    def watch(self) -> None:
+        """One pass of the watchdog."""
+        self.slurm.run(sys.executable, "-m", "hpc_llm.watchdog", str(self.root), "--once", user=self.user)
+
+    def until_trained(self, run: RunLayout, steps: int) -> None:
+        self.until(lambda: self.steps(run) >= steps, f"{run.name} at step {steps}")
+
+    def finish(self, run: RunLayout, timeout_s: float = 300) -> Finished:
+        """Once the run says that it is complete."""
+        self.until(lambda: '"completed", "attempt"' in self.ledger_text(run), f"{run.name} complete", timeout_s)
+        return Finished(0, "", run, last=STEPS)
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """`status --json` by run."""
+        import json
+
+        done = self.slurm.run(sys.executable, "-m", "hpc_llm.status", str(self.root), "--json", user=self.user)
+        return {row["name"]: row for row in json.loads(done.stdout)}

@@ -1,0 +1,248 @@
+"""Whatever Slurm does to a job: the run reaches its end, bit for bit where an undisturbed one does."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from local_runs import Finished
+from slurm_runs import STEPS, SlurmRuns
+
+from hpc_llm.checkpoint import manifest
+
+if TYPE_CHECKING:
+    from conftest import SlurmCluster
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="session")
+def plain(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The run that nobody disturbs; all others are compared with it."""
+    runs = SlurmRuns(_session_cluster, tmp_path_factory.mktemp("plain"))
+    done = runs.finish(runs.submit("plain"))
+    assert len(done.named("started")) == 1
+    return done
+
+
+@pytest.fixture
+def runs(slurm: SlurmCluster, tmp_path: Path) -> SlurmRuns:
+    return SlurmRuns(slurm, tmp_path / "runs")
+
+
+def assert_same(hurt: Finished, plain: Finished) -> None:
+    assert sorted(hurt.losses) == list(range(1, STEPS + 1))
+    assert hurt.losses == plain.losses
+    assert hurt.final_state == plain.final_state
+
+
+def preempted(runs: SlurmRuns, plain: Finished, attempts: int = 2) -> Finished:
+    """A run that is preempted once, half-way; at its end."""
+    run = runs.submit("preempted")
+    runs.until_trained(run, 150)
+    runs.slurm.tool("preempt", runs.job_of(run))
+    runs.until(lambda: run.attempt(2).exists(), "a second attempt")
+    done = runs.finish(run)
+    assert_same(done, plain)
+    assert len(done.named("started")) == attempts
+    assert done.named("resumed")[0]["step"] >= 150  # what was trained before the notice is not lost
+    return done
+
+
+def test_a_run_preempted_with_grace_saves_waits_is_requeued_and_expedited(runs: SlurmRuns, plain: Finished) -> None:
+    done = preempted(runs, plain)
+    assert "waiting for Slurm to end the job" in done.layout.rank_log(1, 0).read_text()
+    (expedited,) = done.named("expedited")
+    assert "to wait after a requeue" in expedited["why"]
+    assert done.named("started")[1]["job"] == done.named("started")[0]["job"]
+    assert runs.status()["preempted"]["state"] == "completed"
+    assert runs.status()["preempted"]["restarts"] == 1
+
+
+def test_a_run_preempted_without_grace_is_requeued_too(
+    make_slurm: Callable[..., SlurmCluster], tmp_path: Path, plain: Finished
+) -> None:
+    preempted(SlurmRuns(make_slurm("--grace-time", "0"), tmp_path), plain)
+
+
+@pytest.mark.parametrize("grace", ["0", "5"])
+def test_where_preemption_cancels_the_watchdog_submits_the_run_again(
+    make_slurm: Callable[..., SlurmCluster], tmp_path: Path, plain: Finished, grace: str
+) -> None:
+    done = preempted(SlurmRuns(make_slurm("--preempt-mode", "CANCEL", "--grace-time", grace), tmp_path), plain)
+    (again,) = done.named("resubmitted")
+    assert again["why"] == "PREEMPTED"
+    first, second = done.named("started")
+    assert first["job"] != second["job"]
+
+
+def test_a_site_without_accounting_that_requeues_nothing_by_itself_loses_no_run(
+    make_slurm: Callable[..., SlurmCluster], tmp_path: Path, plain: Finished
+) -> None:
+    preempted(SlurmRuns(make_slurm("--no-accounting", "--no-requeue"), tmp_path), plain)
+
+
+def test_a_plain_user_needs_no_root_for_any_of_it(slurm: SlurmCluster, plain: Finished) -> None:
+    user = "nobody"
+    folder = slurm.work / "of-nobody"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
+    if not os.access(Path(__file__), os.R_OK) or Path.home() in Path(shutil.which("python") or "/").parents:
+        pytest.fail("the checkout and its interpreter must be readable for everybody")
+    slurm.env = {**slurm.env, "HOME": str(folder), "HPC_LLM_CACHE": os.environ.get("HPC_LLM_CACHE", "")}
+    preempted(SlurmRuns(slurm, folder / "runs", user=user), plain)
+
+
+def test_a_run_that_meets_its_time_limit_twice_saves_before_it_and_goes_on(runs: SlurmRuns, plain: Finished) -> None:
+    """The notice is sent by hand, as Slurm sends it: `--signal=B:USR2` reaches the batch shell alone."""
+    run = runs.submit("limited")
+    for attempt, step in ((1, 100), (2, 300)):
+        runs.until_trained(run, step)
+        runs.slurm.run("scancel", "--batch", "--signal=USR2", runs.job_of(run))
+        runs.until(lambda number=attempt: run.attempt(number + 1).exists(), f"attempt {attempt + 1}")
+    done = runs.finish(run)
+    assert_same(done, plain)
+    assert [end["cause"] for end in done.named("ended")] == ["time-limit", "time-limit", "completed"]
+    assert [one["how"] for one in done.named("requeued")] == ["scontrol requeue"] * 2
+
+
+def test_slurm_itself_sends_the_notice_before_the_limit(runs: SlurmRuns) -> None:
+    words = ("train.duration=1000000steps", "cluster.time_min=1", "cluster.signal_lead_s=20", "checkpoint.keep=2")
+    run = runs.submit("short", *words)
+    runs.until(lambda: '"requeued"' in runs.ledger_text(run), "a requeue", 150)
+    assert manifest.newest_step(run.checkpoints) > 0
+    ended = [one for one in Finished(0, "", run).named("ended")]
+    assert [one["cause"] for one in ended] == ["time-limit"]
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_node_that_dies_and_comes_back_while_the_next_attempt_runs_writes_nothing(
+    runs: SlurmRuns, plain: Finished, node: int
+) -> None:
+    """0 is the batch host, where the supervisor and rank 0 live on; 1 has two of the other ranks."""
+    run = runs.submit("bereft")
+    runs.until_trained(run, 150)
+    name = Finished(0, "", run).named("started")[0]["nodes"][node]
+    runs.slurm.tool("kill-node", name)
+    runs.until(lambda: runs.slurm.node_state(name).startswith("down"), f"{name} down", 90)
+    runs.slurm.tool("revive-node", name)
+    done = runs.finish(run)
+    assert_same(done, plain)
+    assert len(done.named("started")) >= 2
+
+
+def test_a_slurmctld_that_is_away_for_a_while_costs_nothing(runs: SlurmRuns, plain: Finished) -> None:
+    run = runs.submit("headless")
+    runs.until_trained(run, 100)
+    runs.slurm.tool("ctld-stop")
+    try:
+        before = runs.steps(run)
+        runs.until(lambda: runs.steps(run) > min(before + 100, STEPS - 1), "steps without slurmctld")
+    finally:
+        runs.slurm.tool("ctld-start")
+    assert_same(runs.finish(run), plain)
+
+
+@pytest.mark.parametrize("phase", ["queued", "starting", "training", "grace"])
+def test_a_run_that_its_user_cancels_stays_cancelled(runs: SlurmRuns, phase: str) -> None:
+    words = ["cluster.sbatch.hold=true"] if phase == "queued" else []
+    run = runs.submit("cancelled", *words, "train.duration=1000000steps")
+    job = runs.job_of(run)
+    if phase == "starting":
+        runs.until(lambda: run.attempt(1).exists(), "an attempt")
+    elif phase in ("training", "grace"):
+        runs.until_trained(run, 50)
+    if phase == "grace":
+        runs.slurm.tool("preempt", job)
+        runs.until(lambda: "PreemptTime=None" not in runs.slurm.run("scontrol", "show", "job", job).stdout, "grace")
+    runs.slurm.run("scancel", job)
+    runs.until(lambda: runs.status()["cancelled"]["state"] == "cancelled", "cancelled in status", 120)
+    for _ in range(3):
+        runs.watch()
+    assert runs.slurm.job(job)["JobState"] == "CANCELLED"
+    assert '"resubmitted"' not in runs.ledger_text(run)
+    assert not run.attempt(2).exists()
+
+
+def test_of_an_array_only_the_preempted_task_is_requeued_and_all_end(runs: SlurmRuns) -> None:
+    words = ("-m", "run.seed=range(6)", "cluster.array_throttle=2", "cluster.nodes=1", "run.sweep=six")
+    words = (*words, "train.duration=150steps", "cluster.gpus_per_node=1", "checkpoint.keep=2")
+    runs.submit("array", *words)
+    folders = sorted(path.parent for path in runs.root.glob("*/*/config.json"))
+    assert len(folders) == 6
+    first = next(iter_started(runs, folders))
+    runs.slurm.tool("preempt", first["job"])
+    runs.until(lambda: all("completed" in row["state"] for row in runs.status().values()), "six complete", 400)
+    restarts = {name: row["restarts"] for name, row in runs.status().items()}
+    assert sum(restarts.values()) == 1, restarts
+
+
+def iter_started(runs: SlurmRuns, folders: list[Path]) -> Any:
+    """Facts of tasks that train."""
+    from hpc_llm.runs.layout import RunLayout
+
+    found: list[dict[str, Any]] = []
+
+    def trains() -> bool:
+        for folder in folders:
+            run = RunLayout(folder)
+            if runs.steps(run) >= 20:
+                found.extend(Finished(0, "", run).named("started"))
+                return True
+        return False
+
+    runs.until(trains, "a task that trains")
+    yield from found
+
+
+def test_conf_and_source_edited_while_queued_and_between_attempts_change_nothing(
+    slurm: SlurmCluster, tmp_path: Path, plain: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout of its own is submitted from, and vandalised twice."""
+    from slurm_runs import REPOSITORY
+
+    checkout = tmp_path / "checkout"
+    shutil.copytree(REPOSITORY / "hpc_llm", checkout / "hpc_llm", symlinks=True)
+    shutil.copytree(REPOSITORY / "conf", checkout / "conf")
+    slurm.env = {**slurm.env, "PYTHONPATH": str(checkout)}
+    runs = SlurmRuns(slurm, tmp_path / "runs")
+    run = runs.submit("frozen", "cluster.sbatch.hold=true")
+    slurm.env = {name: value for name, value in slurm.env.items() if name != "PYTHONPATH"}
+    (checkout / "conf" / "optim" / "fused_adam.yaml").write_text("name: fused_adam\nlr: 1000\n")
+    (checkout / "hpc_llm" / "model" / "transformer.py").write_text("raise SystemExit('edited')\n")
+    runs.slurm.run("scontrol", "release", runs.job_of(run))
+    runs.until_trained(run, 150)
+    (checkout / "hpc_llm" / "train.py").write_text("raise SystemExit('edited')\n")
+    runs.slurm.run("scancel", "--batch", "--signal=USR2", runs.job_of(run))
+    done = runs.finish(run)
+    assert_same(done, plain)
+    assert len(done.named("started")) == 2
+
+
+def test_a_rank_that_dies_is_started_again_in_the_same_allocation(runs: SlurmRuns, plain: Finished) -> None:
+    run = runs.submit("crashed")
+    runs.until_trained(run, 150)
+    (pid,) = (int(one) for one in os.listdir("/proc") if one.isdigit() and is_rank(int(one), run.path, 2))
+    os.kill(pid, signal.SIGKILL)
+    done = runs.finish(run)
+    assert_same(done, plain)
+    assert [end["cause"] for end in done.named("ended")] == ["killed", "completed"]
+    assert done.named("ended")[0]["first_failed"] == 2
+    first, second = done.named("started")
+    assert first["job"] == second["job"] and second["restarts"] == 0
+
+
+def is_rank(pid: int, run: Path, rank: int) -> bool:
+    """Whether process `pid` is that rank of the run."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"hpc_llm.train" in words and str(run).encode() in words and f"SLURM_PROCID={rank}".encode() in environment
