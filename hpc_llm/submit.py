@@ -6,7 +6,7 @@ import os
 import sys
 
 from hpc_llm.config import verbs
-from hpc_llm.config.compose import compose_sweep
+from hpc_llm.config.compose import compose_sweep, sound_part
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch import sweep
@@ -20,7 +20,10 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _submit(words: list[str]) -> int:
-    configs = sweep.named(compose_sweep(words))
+    try:
+        configs = sweep.named(compose_sweep(words))
+    except InputError as error:
+        raise InputError([*error.problems, *_further(words, error.problems)]) from error
     launchers = {config.cluster.launcher for config in configs}
     if len(launchers) > 1:
         raise InputError("cluster: a sweep runs here or on a cluster, not both; leave cluster=local out of it")
@@ -36,6 +39,16 @@ def _submit(words: list[str]) -> int:
         if status := local.run(config, words):
             return status
     return 0
+
+
+def _further(words: list[str], problems: list[str]) -> list[str]:
+    """What else is wrong with the words that mean something."""
+    try:
+        if configs := sound_part(words, problems):
+            examine_all(configs)
+    except InputError as error:
+        return [problem for problem in error.problems if problem not in problems]
+    return []
 
 
 def _on_cluster(configs: list[RunConfig], words: list[str]) -> int:

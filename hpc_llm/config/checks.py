@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from hpc_llm.config.schema import ClusterConfig, RunConfig
@@ -49,7 +50,27 @@ _SLURM_ONLY = (
 
 def problems(config: RunConfig) -> list[str]:
     """Everything wrong with `config` as far as it alone can tell, one sentence each."""
-    return [*_ranges(config), *_shapes(config), *_words(config), *_combinations(config), *_without_effect(config)]
+    return [
+        *_ranges(config),
+        *_shapes(config),
+        *_words(config),
+        *unknown_homes(config),
+        *_combinations(config),
+        *_without_effect(config),
+    ]
+
+
+def unknown_homes(config: RunConfig) -> list[str]:
+    """Paths below the home of a user that does not exist. Path.expanduser raises for them: look at these first."""
+    run, data = config.run, config.data
+    paths = {"run.root": run.root, "data.source": data.source, "data.out": data.out, "data.tokenizer": data.tokenizer}
+    found = []
+    for key, path in paths.items():
+        try:
+            Path(path or "").expanduser()
+        except RuntimeError:
+            found.append(f"{key}={path}: there is no user {str(path)[1:].partition('/')[0]}; give another path")
+    return found
 
 
 def padded_vocab(vocab_size: int) -> int:

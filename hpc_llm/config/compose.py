@@ -7,6 +7,8 @@ the user sees every mistake at once.
 from __future__ import annotations
 
 import itertools
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hpc_llm.config import schema
+from hpc_llm.config import completion, schema
 from hpc_llm.config.errors import InputError, nearest
 from hpc_llm.config.schema import RunConfig
 
@@ -95,6 +97,20 @@ def compose_sweep(argv: Sequence[str]) -> list[Choice]:
         return _compose_columns(_columns(_checked(words), words.multirun), words)
 
 
+def sound_part(argv: Sequence[str], problems: Sequence[str]) -> list[RunConfig]:
+    """What `argv` describes without the words that `problems` name, to look for further mistakes in the same go.
+
+    Empty where a preset is wrong: what its values would have meant for the others, nobody knows.
+    """
+    blamed = {re.split("[=:]", problem, maxsplit=1)[0].lstrip("'") for problem in problems}
+    if blamed & set(_groups(Words.parse(argv).config_dirs)):
+        return []
+    try:
+        return compose_all([word for word in argv if word.partition("=")[0].lstrip("+~") not in blamed])
+    except InputError:
+        return []
+
+
 def wants_hydra(argv: Sequence[str]) -> bool:
     """Whether `argv` asks for one of Hydra's own answers (--cfg, --help, --info, completion)."""
     return any(word.split("=")[0] in HYDRA_FLAGS for word in argv)
@@ -106,6 +122,11 @@ def answer_as_hydra(argv: Sequence[str], program: str) -> None:
 
     import hydra
 
+    if "install=bash" in argv:
+        print(completion.script(), end="")
+        return
+    if "COMP_LINE" in os.environ:
+        os.environ["COMP_LINE"] = completion.as_one_program(os.environ["COMP_LINE"])
     own = Path.cwd() / "conf"
     more = ["--config-dir", str(own)] if own.is_dir() and own.resolve() != CONF.resolve() else []
 

@@ -5,6 +5,7 @@ A step is started, told to stop, and waited for by events: the kernel's SIGCHLD 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -79,12 +80,13 @@ class LocalStep:
     def poll(self) -> StepEnd | None:
         codes = [process.poll() for process in self._processes]
         for rank, code in enumerate(codes):
-            if code not in (None, 0, self._stop_code) and self._first_failed is None:
+            if code not in (None, 0, self._stop_code, -STOP_SIGNAL) and self._first_failed is None:
                 self._first_failed = rank
                 self._shorten(AFTER_FAILURE_S)
             elif code is not None:
                 self._shorten(AFTER_STOP_S)
         if None not in codes:
+            self.kill()  # what ranks have started and left behind
             return StepEnd({rank: code for rank, code in enumerate(codes) if code is not None}, self._first_failed)
         if self._deadline is not None and time.monotonic() >= self._deadline:
             if self._first_failed is None:
@@ -101,8 +103,8 @@ class LocalStep:
                 process.send_signal(STOP_SIGNAL)
 
     def kill(self) -> None:
-        for process in self._processes:
-            if process.poll() is None:
+        for process in self._processes:  # of those that have left too: their group lives while what they started does
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
         self._deadline = None
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpc_llm.config import checks
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import manifest
@@ -49,7 +50,8 @@ class _Look:
         self._data: dict[str, DataFacts | InputError | None] = {}
 
     def plan(self, config: RunConfig) -> RunPlan:
-        problems: list[str] = []
+        if problems := checks.unknown_homes(config):
+            raise InputError(problems)
         data, plan = None, None
         if not config.dry_run:
             problems += self._place(config) or preflight.name_problems(config)
@@ -87,13 +89,13 @@ class _Look:
 def known_data(config: RunConfig) -> DataFacts | None:
     """Facts of the run's data where it is prepared; None where the run may prepare it, or for a dry run."""
     directory = manifest.directory_for(config)
-    if (directory / manifest.MANIFEST).exists():
+    if os.path.exists(directory / manifest.MANIFEST):  # noqa: PTH110 – Path.exists raises where one may not look
         manifest.check_recipe(manifest.read_manifest(directory), config.data, directory)
         return manifest.facts(directory)
     if config.data.name == "stdlib":
         return None
     source = config.data.source
-    if source is not None and not Path(source).expanduser().exists():
+    if source is not None and not os.path.exists(Path(source).expanduser()):  # noqa: PTH110
         raise InputError(f"data.source={source}: no such file or folder")
     if config.dry_run:
         return None

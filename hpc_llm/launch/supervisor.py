@@ -115,7 +115,8 @@ class Supervisor:
 
     def _sleep(self, seconds: float | None) -> None:
         """Until a signal, a child's end, the next heartbeat, or `seconds`."""
-        ready, _, _ = select.select([self._wake], [], [], min(HEARTBEAT_S, seconds or HEARTBEAT_S))
+        most = HEARTBEAT_S if seconds is None else min(HEARTBEAT_S, seconds)
+        ready, _, _ = select.select([self._wake], [], [], most)
         if ready:
             os.read(self._wake, 4096)
         self.layout.heartbeat.touch()

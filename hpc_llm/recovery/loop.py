@@ -18,7 +18,7 @@ from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import Budgets
 from hpc_llm.recovery.watch import NOTHING, Act, Action, JobFacts, RunFacts, decide
 from hpc_llm.runs import ledger
-from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.layout import CONFIG_FILE, RunLayout
 from hpc_llm.slurm import client
 from hpc_llm.slurm.records import JobLife, QueuedJob
 
@@ -38,7 +38,7 @@ class Seen:
 
 def find_runs(root: Path) -> list[RunLayout]:
     """All runs at or below `root`: its own, <root>/<name> and <root>/<sweep>/<name>."""
-    patterns = ("config.json", "[!.]*/config.json", "[!.]*/[!.]*/config.json")
+    patterns = (CONFIG_FILE, f"[!.]*/{CONFIG_FILE}", f"[!.]*/[!.]*/{CONFIG_FILE}")
     found = [path.parent for pattern in patterns for path in root.glob(pattern)]
     return [RunLayout(path) for path in sorted(found)]
 

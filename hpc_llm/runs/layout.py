@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+CONFIG_FILE = "config.json"  # what makes a folder a run
 CODE_FOLDER = ".code"  # snapshots of the source, one per content hash, shared by the runs of a root
 
 
@@ -20,7 +21,7 @@ class RunLayout:
 
     @property
     def config(self) -> Path:
-        return self.path / "config.json"
+        return self.path / CONFIG_FILE
 
     @property
     def plan(self) -> Path:

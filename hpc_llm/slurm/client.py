@@ -18,6 +18,7 @@ from hpc_llm.slurm import records
 from hpc_llm.slurm.records import Job, JobLife, QueuedJob
 
 TIMEOUT_S = 60.0
+EXPEDITE_AFTER_S = 3
 _AGAIN_S = 2.0  # between two tries while slurmctld is away
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}  # which Slurm, not which job
 _FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCONTROL_", "SLURMD_")
@@ -84,6 +85,16 @@ def requeue(address: str) -> None:
     except SlurmRefused as error:
         if "pending execution" not in str(error).lower():  # it is where it should be
             raise
+
+
+def expedite(address: str) -> None:
+    """Let a requeued job that is PENDING start now, instead of after Slurm's 121 s (cred_expire).
+
+    Not in the very second of its requeue: slurmd has revoked the job's credential as of then, by its own clock, says
+    "already killed, do not launch" and the job is FAILED for good (measured, 22.05.8: `now` in the same second 2 of 2
+    lost, now+1 3 of 3 well). The margin is for clocks that differ.
+    """
+    update(address, StartTime=f"now+{EXPEDITE_AFTER_S}")
 
 
 def own_address(environment: Mapping[str, str]) -> str:

@@ -34,9 +34,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """One whole line at the end of `path` in a single write, so that readers see it whole."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        os.write(descriptor, line.encode() + b"\n")
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # the disk was full, or a writer died
+        os.write(descriptor, b"\n" * torn + line.encode() + b"\n")
     finally:
         os.close(descriptor)
 

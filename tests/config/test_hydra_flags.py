@@ -107,7 +107,6 @@ def test_completion_proposes_presets(tmp_path: Path) -> None:
     assert shown.split() == ["model=mpt-125m", "model=mpt-13b", "model=mpt-1b"]
 
 
-@pytest.mark.xfail(strict=True, reason="Hydra's completion takes one word for the program, ours are two and three")
 @pytest.mark.parametrize("program", ["hpc-llm submit", "python -m hpc_llm.submit"])
 def test_completion_works_in_a_real_shell(tmp_path: Path, program: str) -> None:
     line = f"{program} model=mpt-1"

@@ -26,7 +26,7 @@ def test_every_mistake_is_a_line_and_status_2(tmp_path: Path, capsys: pytest.Cap
     words = ["data=files", "data.source=/no/such", f"data.out={tmp_path / 'data'}"]
     assert main(words) == 2
     assert capsys.readouterr().err == (
-        "data.source=/no/such: no such file or folder; give an existing one with data.source=PATH\n"
+        "prepare: data.source=/no/such: no such file or folder; give an existing one with data.source=PATH\n"
     )
     assert main(["data.vocabsize=3", "data.worker=2"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2

@@ -257,7 +257,6 @@ def test_kill_ends_a_rank_that_does_not_listen_and_all_that_it_started(started: 
     wait_for_end(child)
 
 
-@pytest.mark.xfail(strict=True, reason="kill() passes over ranks that have left, and what they started lives on")
 def test_what_a_failed_rank_started_does_not_outlive_the_step(
     started: Any, wake: int, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,7 +273,6 @@ def test_what_a_failed_rank_started_does_not_outlive_the_step(
         os.close(child)
 
 
-@pytest.mark.xfail(strict=True, reason="a rank that dies of the very request to stop counts as failed")
 def test_a_rank_that_is_asked_before_it_listens_has_stopped_and_not_failed(started: Any, wake: int, pipe: Pipe) -> None:
     """Ctrl-C while Python starts: nothing was trained, nothing is to be saved, nothing went wrong."""
     step = started("signal.pthread_sigmask(signal.SIG_UNBLOCK, [ASKED]); tell('ready'); hang()")
@@ -463,7 +461,6 @@ def test_a_supervisor_needs_nothing_of_the_checkout(run: Any, tmp_path: Path) ->
     assert story.causes == ["completed"]
 
 
-@pytest.mark.xfail(strict=True, reason="`seconds or HEARTBEAT_S` takes 0.0 for None")
 def test_a_deadline_that_has_come_is_not_slept_over(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     story = run("leave(0)")
     waited: list[float] = []

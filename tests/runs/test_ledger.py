@@ -125,7 +125,6 @@ def test_readers_never_see_half_a_line(tmp_path: Path) -> None:
     assert all(all_at_once(4, story))
 
 
-@pytest.mark.xfail(strict=True, reason="append_line does not look whether the line before it is whole")
 def test_a_writer_that_comes_back_after_a_torn_line_is_heard(tmp_path: Path) -> None:
     """`submit` writes under one name again and again; the disk was full when it wrote last."""
 

@@ -54,7 +54,6 @@ def test_a_folder_that_one_may_not_look_into_is_refused(name: str) -> None:
         ]
 
 
-@pytest.mark.xfail(strict=True, reason="known_data looks for the data's manifest with Path.exists, which raises")
 def test_submission_refuses_it_too() -> None:
     def refused(config: RunConfig) -> list[str]:
         try:

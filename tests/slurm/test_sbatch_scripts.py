@@ -72,7 +72,7 @@ def test_train_freezes_once_and_every_life_of_the_job_takes_that_run(
     (tmp_path / "stay").unlink()
     slurm.run("scontrol", "requeue", job)
     slurm.wait_state(job, "PENDING")
-    slurm.run("scontrol", "update", f"jobid={job}", "StartTime=now")
+    slurm.run("scontrol", "update", f"jobid={job}", "StartTime=now+2")  # at once, slurmd would refuse: client.expedite
     slurm.wait_state(job, {"COMPLETED", "FAILED"})
     assert str(run.code.resolve()) in (tmp_path / "seen").read_text()
     first, second = (tmp_path / "seen").read_text().splitlines()

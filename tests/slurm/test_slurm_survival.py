@@ -117,8 +117,7 @@ def test_slurm_itself_sends_the_notice_before_the_limit(runs: SlurmRuns) -> None
     run = runs.submit("short", *words)
     runs.until(lambda: '"requeued"' in runs.ledger_text(run), "a requeue", 150)
     assert manifest.newest_step(run.checkpoints) > 0
-    ended = [one for one in Finished(0, "", run).named("ended")]
-    assert [one["cause"] for one in ended] == ["time-limit"]
+    assert [one["cause"] for one in Finished(0, "", run).named("ended")] == ["time-limit"]
 
 
 @pytest.mark.parametrize("node", [0, 1])
@@ -228,7 +227,11 @@ def test_conf_and_source_edited_while_queued_and_between_attempts_change_nothing
 def test_a_rank_that_dies_is_started_again_in_the_same_allocation(runs: SlurmRuns, plain: Finished) -> None:
     run = runs.submit("crashed")
     runs.until_trained(run, 150)
-    (pid,) = (int(one) for one in os.listdir("/proc") if one.isdigit() and is_rank(int(one), run.path, 2))
+    (pid,) = (
+        int(one)
+        for one in (path.name for path in Path("/proc").iterdir())
+        if one.isdigit() and is_rank(int(one), run.path, 2)
+    )
     os.kill(pid, signal.SIGKILL)
     done = runs.finish(run)
     assert_same(done, plain)
