@@ -23,10 +23,11 @@ def _prepare(words: list[str]) -> int:
     from hpc_llm.config import checks
     from hpc_llm.config.compose import compose
     from hpc_llm.data.manifest import MANIFEST, directory_for
+    from hpc_llm.runs import preflight
     from hpc_llm.storage.files import restrict_access
 
     config = compose(words)
-    if problems := checks.problems(config):
+    if problems := [*checks.problems(config), *preflight.unknown_homes(config)]:
         raise InputError(problems)
     directory = directory_for(config)
     known = (directory / MANIFEST).exists()

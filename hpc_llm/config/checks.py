@@ -6,7 +6,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from hpc_llm.config.schema import ClusterConfig, RunConfig
@@ -54,23 +53,9 @@ def problems(config: RunConfig) -> list[str]:
         *_ranges(config),
         *_shapes(config),
         *_words(config),
-        *unknown_homes(config),
         *_combinations(config),
         *_without_effect(config),
     ]
-
-
-def unknown_homes(config: RunConfig) -> list[str]:
-    """Paths below the home of a user that does not exist. Path.expanduser raises for them: look at these first."""
-    run, data = config.run, config.data
-    paths = {"run.root": run.root, "data.source": data.source, "data.out": data.out, "data.tokenizer": data.tokenizer}
-    found = []
-    for key, path in paths.items():
-        try:
-            Path(path or "").expanduser()
-        except RuntimeError:
-            found.append(f"{key}={path}: there is no user {str(path)[1:].partition('/')[0]}; give another path")
-    return found
 
 
 def padded_vocab(vocab_size: int) -> int:

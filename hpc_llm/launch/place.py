@@ -8,19 +8,17 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from hpc_llm.launch.steps import LocalStep, SrunStep, Step, StepSpec
 from hpc_llm.recovery.causes import ExitCode
 from hpc_llm.slurm import client
-from hpc_llm.slurm.records import fields_of
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST_PORT = 10000
+PATIENCE_S = 1800.0  # with a slurmctld that is away
 
 
 class Place(Protocol):
@@ -78,8 +76,7 @@ class SlurmPlace:
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
-        array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
-        self.job = f"{array}_{task}" if array and task else environment["SLURM_JOB_ID"]
+        self.job = client.own_address(environment)
         self.hosts = client.hostnames(environment["SLURM_JOB_NODELIST"])
 
     def facts(self) -> dict[str, Any]:
@@ -110,22 +107,8 @@ class SlurmPlace:
         return number == signal.SIGTERM
 
     def come_back(self) -> str | None:
-        """Requeue this very job or array task, unless somebody is ending it; tried again while slurmctld is away.
-
-        A job that the user cancelled is never requeued: it is COMPLETING by then.
-        """
-        for pause_s in _pauses():
-            try:
-                if not self._running():
-                    return None
-                client.requeue(self.job)
-                return "scontrol requeue"
-            except client.SlurmRefused as error:
-                print(f"{self.job} cannot be requeued: {error}", flush=True)
-                return None
-            except client.SlurmUnavailable:
-                time.sleep(pause_s)
-        return None
+        """Requeue this very job or array task, unless somebody is ending it: a user's scancel is final."""
+        return client.requeue_own(self.job, patience_s=PATIENCE_S)
 
     def going(self) -> bool:
         """Asked before a failed job leaves. While the grace of a preemption runs, PreemptTime is set."""
@@ -134,25 +117,13 @@ class SlurmPlace:
         except client.SlurmError:
             return False
 
-    def _running(self) -> bool:
-        return any(job.state == "RUNNING" for job in client.show(self.job))
-
-
-def _pauses() -> Iterator[float]:
-    """Seconds between tries of a Slurm that does not answer: 1, 2, 4 … 30, for half an hour."""
-    waited, pause = 0.0, 1.0
-    while waited < 1800:
-        yield pause
-        waited, pause = waited + pause, min(30.0, 2 * pause)
-
 
 def master_address(host: str) -> str:
     """An address of `host` that other nodes reach: its name where that resolves, else Slurm's NodeAddr."""
     try:
         socket.getaddrinfo(host, None)
     except OSError:
-        node = client.call("scontrol", "show", "node", "--oneliner", host)
-        return fields_of(node)["NodeAddr"]
+        return client.node_address(host)
     return host
 
 

@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc_llm.config import checks
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import manifest
@@ -50,7 +49,7 @@ class _Look:
         self._data: dict[str, DataFacts | InputError | None] = {}
 
     def plan(self, config: RunConfig) -> RunPlan:
-        if problems := checks.unknown_homes(config):
+        if problems := preflight.unknown_homes(config):
             raise InputError(problems)
         data, plan = None, None
         if not config.dry_run:

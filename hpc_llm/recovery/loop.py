@@ -116,7 +116,7 @@ def _carry_out(run: Seen) -> dict[str, Any]:
     address = run.facts.address
     assert address is not None
     if run.action.act is Act.EXPEDITE:
-        client.update(address, StartTime="now")
+        client.expedite(address)
     elif run.action.act is Act.RELEASE:
         client.release(address)
     elif run.action.act is Act.REQUEUE:

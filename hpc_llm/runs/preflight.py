@@ -43,6 +43,19 @@ def name_problems(config: RunConfig) -> list[str]:
     return [freeze.conflict(layout, changed)] if changed else []
 
 
+def unknown_homes(config: RunConfig) -> list[str]:
+    """Paths below the home of a user that does not exist. Path.expanduser raises for them: look at these first."""
+    run, data = config.run, config.data
+    paths = {"run.root": run.root, "data.source": data.source, "data.out": data.out, "data.tokenizer": data.tokenizer}
+    found = []
+    for key, path in paths.items():
+        try:
+            Path(path or "").expanduser()
+        except RuntimeError:
+            found.append(f"{key}={path}: there is no user {str(path)[1:].partition('/')[0]}; give another path")
+    return found
+
+
 def room_problems(runs: Sequence[tuple[RunConfig, RunPlan]]) -> list[str]:
     """Too little free space for the checkpoints that the runs keep, plus one that each is writing."""
     needed: dict[str, int] = {}

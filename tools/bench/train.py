@@ -25,7 +25,7 @@ BATCH = {"small": 8, "mpt-tiny": 16}  # sequences per step; 8 for all others
 RATIOS = [("ours", "bare"), ("deepspeed", "bare"), ("ours", "deepspeed")]
 FUSED = [(f"{above}, FusedAdam", below) for above, below in RATIOS[:2]] + [("ours, FusedAdam", "deepspeed, FusedAdam")]
 TARGET = 1.03
-QUIET = 0.1  # share of the cores that others may take before a figure is called provisional
+QUIET = 0.1  # share of the cores that others may take before a figure decides nothing
 INTRODUCTION = f"""
 # Training steps
 
@@ -87,8 +87,8 @@ def lines_of(rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
             ],
         ),
         "",
-        f"ours ÷ bare ≤ {TARGET}: {verdict}"
-        + (f"; provisional: other processes took up to {busy:.0%} of the cores" if busy > QUIET else ""),
+        f"ours ÷ bare ≤ {TARGET}: "
+        + (verdict if busy <= QUIET else f"not decided, other processes took up to {busy:.0%} of the cores"),
         "",
         *record.table(
             ["round", "others", "turns", *(f"{name}, ms" for name in arms)],
