@@ -25,4 +25,5 @@ tools/install_slurm.sh
 for optimizer in fused_adam fused_lion cpu_adam; do
     python -m hpc_llm.build "optim=$optimizer" cluster.device=cpu
 done
-exec python -m pytest "$@"
+python -m pytest -n 2 -m "not slurm" "$@"
+exec python -m pytest -m slurm "$@"  # one cluster at a time

@@ -109,7 +109,7 @@ def test_a_run_that_meets_its_time_limit_twice_saves_before_it_and_goes_on(runs:
     done = runs.finish(run)
     assert_same(done, plain)
     assert [end["cause"] for end in done.named("ended")] == ["time-limit", "time-limit", "completed"]
-    assert [one["how"] for one in done.named("requeued")] == ["scontrol requeue"] * 2
+    assert [one["how"] for one in done.named("requeued")] == ["requeue"] * 2
 
 
 def test_slurm_itself_sends_the_notice_before_the_limit(runs: SlurmRuns) -> None:
