@@ -381,7 +381,8 @@ def test_members_read_a_shared_run_and_others_do_not(root_was_there: bool) -> No
     with folder_of_root(0o755) as folder:
         root = folder / "runs"
         if root_was_there:
-            root.mkdir(mode=0o755)
+            root.mkdir()
+            root.chmod(0o755)  # whatever umask another test has left
         shared_modes(root, group.gr_name)
         layout = RunLayout(root / "first")
         assert readable(layout, group.gr_gid)

@@ -34,10 +34,11 @@ class SlurmRuns:
     slurm: SlurmCluster
     root: Path
     user: str | None = None
+    python: str = sys.executable
 
     def submit(self, name: str, *words: str) -> RunLayout:
         """`submit` from the checkout; the run's directory."""
-        command = [sys.executable, "-m", "hpc_llm.submit", *WORDS, f"run.root={self.root}", f"run.name={name}", *words]
+        command = [self.python, "-m", "hpc_llm.submit", *WORDS, f"run.root={self.root}", f"run.name={name}", *words]
         self.slurm.run(*command, user=self.user)
         return RunLayout(self.root / name)
 
@@ -62,19 +63,19 @@ class SlurmRuns:
 
     def watch(self) -> None:
         """One pass of the watchdog."""
-        self.slurm.run(sys.executable, "-m", "hpc_llm.watchdog", str(self.root), "--once", user=self.user)
+        self.slurm.run(self.python, "-m", "hpc_llm.watchdog", str(self.root), "--once", user=self.user)
 
     def until_trained(self, run: RunLayout, steps: int) -> None:
         self.until(lambda: self.steps(run) >= steps, f"{run.name} at step {steps}")
 
-    def finish(self, run: RunLayout, timeout_s: float = 300) -> Finished:
+    def finish(self, run: RunLayout, timeout_s: float = 300, steps: int = STEPS) -> Finished:
         """Once the run says that it is complete."""
         self.until(lambda: '"completed", "attempt"' in self.ledger_text(run), f"{run.name} complete", timeout_s)
-        return Finished(0, "", run, last=STEPS)
+        return Finished(0, "", run, last=steps)
 
     def status(self) -> dict[str, dict[str, Any]]:
         """`status --json` by run."""
         import json
 
-        done = self.slurm.run(sys.executable, "-m", "hpc_llm.status", str(self.root), "--json", user=self.user)
+        done = self.slurm.run(self.python, "-m", "hpc_llm.status", str(self.root), "--json", user=self.user)
         return {row["name"]: row for row in json.loads(done.stdout)}
