@@ -170,7 +170,7 @@ def test_git_ignores_no_source() -> None:
     assert done.stdout.splitlines() == []
 
 
-HOMES = re.compile(r"(?<![\w.$~}])/(?:home|Users)/(?!me\b|you\b|user\b)[a-z]\w*|/root/\w|/work/(?:main|shared)\b")
+HOMES = re.compile(r"(?<![\w.$~}])/(?:home|Users)/(?!me\b|you\b|user\b)[a-z]\w*|/root/\w")
 
 
 def test_no_tracked_file_knows_somebodys_home() -> None:

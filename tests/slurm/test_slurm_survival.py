@@ -152,8 +152,10 @@ def test_a_node_that_dies_and_comes_back_while_the_next_attempt_runs_writes_noth
     runs.until_trained(run, 150)
     name = Finished(0, "", run).named("started")[0]["nodes"][node]
     runs.slurm.tool("kill-node", name)
-    runs.until(lambda: runs.slurm.node_state(name).startswith("down"), f"{name} down", 90)
-    runs.slurm.tool("revive-node", name)
+    try:
+        runs.until(lambda: runs.slurm.node_state(name).startswith("down"), f"{name} down", 90)
+    finally:
+        runs.slurm.tool("revive-node", name)
     done = runs.finish(run, steps=LONG_STEPS)
     assert_same(done, plain_long)
     assert len(done.named("started")) >= 2

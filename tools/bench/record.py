@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+ALLOCATOR_SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE", "PYTORCH_", "LD_PRELOAD")
 
 
 def append(page: Path, introduction: str, title: str, body: Sequence[str], packages: Sequence[str]) -> None:
@@ -59,7 +60,9 @@ def _commit() -> str:
 
 
 def command() -> str:
-    return shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
+    """What was typed, with the environment that changes how memory is allocated."""
+    settings = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(ALLOCATOR_SETTINGS)]
+    return shlex.join([*settings, "python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
 
 
 def spread(values: Sequence[float], digits: int) -> str:
