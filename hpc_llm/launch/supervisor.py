@@ -74,8 +74,9 @@ class Supervisor:
         append_line(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
         end = self._wait(self.place.start(self._spec(number), number, log), book)
         cause = classify(end.exit_codes, end.first_failed)
-        if cause is Cause.STOPPED and not self.place.parental and not self._place_ends():
-            cause = Cause.TIME_LIMIT
+        if cause is Cause.STOPPED and not self.place.parental:
+            # Without a notice to this process it was Slurm that told the ranks: the job is being taken away.
+            cause = Cause.TIME_LIMIT if signal.SIGUSR2 in self.signals else Cause.LOST
         hours = (time.time() - began) / 3600 * self.plan["world_size"]
         facts = {
             "attempt": number,
@@ -87,7 +88,7 @@ class Supervisor:
         }
         decision = self._decide(facts)
         append_line(log, f"{_now()} {cause}, exit codes by rank {end.exit_codes}; {decision.why}")
-        if self._place_ends() and cause is not Cause.COMPLETED:
+        if cause is Cause.LOST or (self._place_ends() and cause is not Cause.COMPLETED):
             return cause, decision  # Slurm tells better than we why this attempt ended
         book.write("ended", **facts, restart=decision.restart and not self.signals, why=decision.why)
         if cause is Cause.COMPLETED:
