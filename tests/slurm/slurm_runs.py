@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from conftest import SlurmCluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STEPS = 600  # about ten seconds of steps with four ranks on two cores: time enough to be hit
+STEPS = 1500  # half a minute of steps with four ranks on two cores: time enough to be hit
 WORDS = (
     *(word for word in TINY if not word.startswith(("local=", "cluster.", "checkpoint.", "train.duration"))),
-    *("+cluster=local-slurm", f"train.duration={STEPS}steps", "checkpoint.every=100steps", "checkpoint.keep=100"),
+    *("+cluster=local-slurm", f"train.duration={STEPS}steps", "checkpoint.every=250steps", "checkpoint.keep=100"),
     *("train.eval_every=100000steps", "recovery.max_no_progress=10"),
 )
 
