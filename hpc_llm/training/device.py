@@ -36,8 +36,9 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
 def _keep_memory() -> None:
     """Have glibc keep freed memory instead of handing it back.
 
-    The buffers of every step otherwise come as fresh pages: 90,000 page faults a step, and 499 instead of 321 ms
-    (mpt-tiny, bf16, 2 threads; benchmarks/training.md). Elsewhere than on glibc nothing happens.
+    The buffers of every step otherwise come as fresh pages, some 90,000 faults a step. Set through the environment,
+    not yet through this call, it took a bare loop from 499 to 321 ms, in two runs one after the other (mpt-tiny,
+    bf16, 2 threads; benchmarks/training.md). Elsewhere than on glibc nothing happens.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
