@@ -81,6 +81,8 @@ def _shapes(config: RunConfig) -> Iterator[str]:
             f"train.seq_len={train.seq_len}: at most model.max_seq_len={model.max_seq_len} of {model.name}; "
             f"lower it or set model.max_seq_len={train.seq_len}"
         )
+    if data.name != "stdlib" and data.source is None and not data.sources:
+        yield "data.source: missing; give a folder or a file of text with data.source=PATH"
     if data.vocab_size is None and data.tokenizer is None:
         yield "data.vocab_size=null: the number of pieces to train, or data.tokenizer=PATH of a SentencePiece model"
     if data.vocab_size is not None and not data.vocab_size <= model.vocab_size <= padded_vocab(data.vocab_size):

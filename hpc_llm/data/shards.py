@@ -22,17 +22,19 @@ def dtype_for(vocab_size: int) -> np.dtype:
 
 
 class ShardWriter:
-    """Documents of one split, appended into shards of at most `shard_tokens` tokens (a longer document has its own).
+    """Documents of one split of one source, appended into shards of at most `shard_tokens` tokens.
 
-    Use it in a `with`: once that is left, files are complete and fsynced, `shards` lists them, and `token_counts`
-    (int64 [vocab_size]) says how often each token occurs.
+    A longer document has a shard of its own. Use it in a `with`: once that is left, files are complete and fsynced,
+    `shards` lists them, and `token_counts` (int64 [vocab_size]) says how often each token occurs.
     """
 
-    def __init__(self, directory: Path, split: str, vocab_size: int, shard_tokens: int = SHARD_TOKENS) -> None:
+    def __init__(
+        self, directory: Path, split: str, source: str, vocab_size: int, shard_tokens: int = SHARD_TOKENS
+    ) -> None:
         self.dtype = dtype_for(vocab_size)
         self.shards: list[Shard] = []
         self.token_counts = np.zeros(vocab_size, np.int64)
-        self._directory, self._split, self._shard_tokens = directory, split, shard_tokens
+        self._directory, self._split, self._source, self._shard_tokens = directory, split, source, shard_tokens
         self._file: BinaryIO | None = None
         self._offsets = array("Q", [0])
 
@@ -47,7 +49,7 @@ class ShardWriter:
         if self._file is not None and self._offsets[-1] + tokens.size > self._shard_tokens:
             self.close()
         if self._file is None:
-            self._name = f"{self._split}-{len(self.shards):05d}"
+            self._name = f"{self._split}-{self._source}-{len(self.shards):05d}"
             self._file = (self._directory / f"{self._name}.bin").open("wb", buffering=1 << 20)
             self._digest = hashlib.sha256()
             self._offsets = array("Q", [0])
@@ -73,6 +75,7 @@ class ShardWriter:
         self.shards.append(
             Shard(
                 file=f"{self._name}.bin",
+                source=self._source,
                 tokens=self._offsets[-1],
                 documents=len(self._offsets) - 1,
                 text_bytes=self._text_bytes,
@@ -83,26 +86,25 @@ class ShardWriter:
 
 
 class ShardSet:
-    """Tokens of one split, memory-mapped.
+    """Tokens of one split, of all sources or of one, memory-mapped.
 
     Sample i at a sequence length is seq_len + 1 consecutive tokens of one shard; samples of a shard start every
     seq_len tokens, so that each token is a target exactly once, but for a shard's first and its last few.
     """
 
-    def __init__(self, directory: Path, split: str, manifest: Manifest) -> None:
-        self.directory, self.split, self.manifest = directory, split, manifest
-        self._shards = [
-            _map(directory, shard, np.dtype(manifest.dtype).newbyteorder("<")) for shard in manifest.shards[split]
-        ]
+    def __init__(self, directory: Path, split: str, manifest: Manifest, source: str | None = None) -> None:
+        self.directory, self.split, self.manifest, self.source = directory, split, manifest, source
+        own = [shard for shard in manifest.shards[split] if source in (None, shard.source)]
+        self.num_tokens = sum(shard.tokens for shard in own)
+        self._shards = [_map(directory, shard, np.dtype(manifest.dtype).newbyteorder("<")) for shard in own]
 
     @classmethod
-    def open(cls, directory: Path, split: str) -> ShardSet:
-        """Shards of `split` (train or heldout). Reads no token; InputError if a file is missing or of a wrong size."""
-        return cls(directory, split, read_manifest(directory))
+    def open(cls, directory: Path, split: str, source: str | None = None) -> ShardSet:
+        """Shards of `split` (train or heldout), of one source or (None) of all.
 
-    @property
-    def num_tokens(self) -> int:
-        return self.manifest.tokens[self.split]
+        Reads no token; InputError if a file is missing or of a wrong size.
+        """
+        return cls(directory, split, read_manifest(directory), source)
 
     def num_samples(self, seq_len: int) -> int:
         """Samples of seq_len + 1 tokens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hpc_llm.config import checks
 from hpc_llm.config.errors import InputError, nearest
@@ -27,6 +27,7 @@ class DataFacts:
     heldout_tokens: int
     vocab_size: int  # pieces of the tokenizer, unpadded
     unigram_entropy: float  # nats per token: held-out text under the training text's unigram distribution
+    source_tokens: dict[str, int] = field(default_factory=dict)  # training tokens of each source
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data.loader import Batches, Share
-from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest
+from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, SourceFacts
 from hpc_llm.data.shards import ShardSet, ShardWriter
 from hpc_llm.model.init import initialise
 from hpc_llm.model.transformer import Transformer
@@ -114,21 +114,25 @@ class Setting:
 def make_shards(folder: Path, vocab_size: int, num_tokens: int) -> ShardSet:
     """Skewed random tokens in the project's own format: time per step does not depend on what they say."""
     tokens = (vocab_size * np.random.default_rng(0).random(num_tokens) ** 3).astype(np.int64)
-    with ShardWriter(folder, "train", vocab_size) as writer:
+    with ShardWriter(folder, "train", "random", vocab_size) as writer:
         writer.append(tokens, text_bytes=num_tokens)
+    documents = {"in": 1, "train": 1, "heldout": 0, "rejects": 0, "duplicates": 0}
+    counts = {"train": num_tokens, "heldout": 0}
     manifest = Manifest(
         version=FORMAT_VERSION,
         dtype=writer.dtype.name,
         vocab_size=vocab_size,
         padded_vocab_size=vocab_size,
         eos_id=0,
+        tokenizer="",
         tokenizer_sha256="",
-        documents={"in": 1, "train": 1, "heldout": 0, "rejects": 0},
-        tokens={"train": num_tokens, "heldout": 0},
+        documents=documents,
+        tokens=counts,
         bytes_per_token=1.0,
         unigram_entropy=math.log(vocab_size),
         recipe={},
-        sentencepiece="",
+        library="",
+        sources={"random": SourceFacts(documents, 0, counts, num_tokens, [])},
         shards={"train": writer.shards, "heldout": []},
     )
     (folder / MANIFEST).write_text(manifest.to_json())
