@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hpc_llm.config import order_checks
 from hpc_llm.config.schema import ClusterConfig, RunConfig
 
 VOCAB_MULTIPLE = 128  # embeddings padded to it: worth up to 4 MFU points (MPT-7B)
@@ -55,6 +56,7 @@ def problems(config: RunConfig) -> list[str]:
         *_words(config),
         *_combinations(config),
         *_without_effect(config),
+        *order_checks.problems(config),
     ]
 
 

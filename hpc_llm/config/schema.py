@@ -98,6 +98,9 @@ class DataConfig(ReadingConfig):
     tokenizer_sample_mb: float = 32.0  # text that the tokenizer is trained on
     workers: int | Auto = "auto"  # processes that tokenise; auto: one per core
     max_reject_fraction: float = 0.2  # of documents; above it preparation stops
+    mixture: dict[str, dict[str, float]] = field(default_factory=dict)  # weights of the sources from 1e9tok, … on
+    packing: Literal["concatenated", "best_fit"] = "concatenated"  # best_fit: whole documents, apart in attention
+    mask_boundaries: bool = False  # concatenated: the first token of a document is no target
 
     @property
     def source_names(self) -> list[str]:
@@ -128,6 +131,7 @@ class TrainConfig:
     duration: str  # 4800steps, 1e9tok, 2ep
     seq_len: int  # tokens
     global_batch: int  # sequences per optimizer step over all ranks
+    seq_len_warmup: dict[str, str] = field(default_factory=dict)  # shorter sequences at first: {512: 1e9tok, …}
     micro_batch: int | Auto = "auto"  # sequences per rank and forward pass
     zero_stage: int | Auto = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
