@@ -59,7 +59,9 @@ def whole_step(config: RunConfig, plan: RunPlan, step: int, world_size: int, mic
     global_batch = config.train.global_batch
     passes = []
     for rank in range(world_size):
-        with Batches(stream.training(config, plan), Share(rank, world_size, global_batch, micro_batch)) as batches:
+        with Batches(
+            stream.training(config, plan, Path(plan.data_directory)), Share(rank, world_size, global_batch, micro_batch)
+        ) as batches:
             passes += batches.step(step)
     rows = [torch.cat(part) for part in zip(*passes, strict=True)]
     real = (rows[1] != IGNORED).view(-1, config.train.seq_len).any(1)
@@ -89,7 +91,7 @@ def test_the_machine_changes_nothing_in_any_step_of_any_kind_of_run(
 
 
 def test_every_step_has_the_shares_of_its_phase(data: Path) -> None:
-    mixture = stream.training(*run(data, global_batch=10)).mixture
+    mixture = stream.training(*run(data, global_batch=10), data).mixture
     for step in range(10):
         assert np.bincount(mixture.step(step).sources, minlength=3).tolist() == [2, 3, 5]
     counted = np.bincount(np.concatenate([mixture.step(step).sources for step in range(20, 40)]), minlength=3)
@@ -98,7 +100,7 @@ def test_every_step_has_the_shares_of_its_phase(data: Path) -> None:
 
 def test_rows_come_from_the_source_that_the_mixture_names(data: Path) -> None:
     config, plan = run(data)
-    made = stream.training(config, plan)
+    made = stream.training(config, plan, Path(plan.data_directory))
     with Batches(made, Share(0, 1, 8, 8)) as batches:
         for step in (0, 25, 3):
             ((tokens, targets),) = batches.step(step)
@@ -129,8 +131,8 @@ def test_a_documents_first_token_is_no_target_where_boundaries_are_masked(data: 
 
 @pytest.mark.parametrize("packing", ["concatenated", "best_fit"])
 def test_held_out_text_is_packed_like_the_rest(data: Path, packing: str) -> None:
-    config, plan = run(data, packing=packing)
-    samples = stream.heldout(config, plan)
+    config, _ = run(data, packing=packing)
+    samples = stream.heldout(config, data)
     batches = list(heldout_batches(samples, Share(0, 1, 8, 8), 10**6))
     assert len(batches) == -(-samples.num_samples // 8)
     assert len(batches[0][0]) == (3 if packing == "best_fit" else 2)
@@ -140,13 +142,13 @@ def test_data_without_its_pack_is_refused(data: Path) -> None:
     config, plan = run(data, packing="best_fit")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, seq_len=8))
     with pytest.raises(InputError, match=r"pack-8: missing or damaged; pack again: python -m hpc_llm\.prepare"):
-        stream.training(config, plan)
+        stream.training(config, plan, Path(plan.data_directory))
 
 
 def test_text_shorter_than_a_sample_is_refused(data: Path) -> None:
     config, plan = run(data)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, seq_len=10**6))
     with pytest.raises(InputError, match=r"train\.seq_len=1000000: the train text in .* has \d+ tokens"):
-        stream.training(config, plan)
+        stream.training(config, plan, Path(plan.data_directory))
     with pytest.raises(InputError, match="the heldout text"):
-        stream.heldout(config, plan)
+        stream.heldout(config, data)
