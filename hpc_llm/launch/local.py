@@ -11,7 +11,7 @@ from types import FrameType
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.launch import supervisor
+from hpc_llm.launch import show_preparation, supervisor
 from hpc_llm.launch.show import Show
 from hpc_llm.launch.submission import examine
 from hpc_llm.recovery.causes import ExitCode
@@ -51,10 +51,9 @@ def run(config: RunConfig, words: list[str]) -> int:
 
 
 def _prepare(config: RunConfig) -> None:
-    from hpc_llm import prepare
     from hpc_llm.data.manifest import directory_for
 
-    prepare.prepare_shown(config, directory_for(config))
+    show_preparation.prepare_shown(config, directory_for(config))
 
 
 def _build(config: RunConfig) -> None:

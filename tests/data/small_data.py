@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from hpc_llm.config.schema import DataConfig, RunConfig, build
+from hpc_llm.config.schema import DataConfig, RunConfig, build, to_dict
 
 
 def run_config(**data: Any) -> RunConfig:
@@ -26,7 +26,8 @@ def run_config(**data: Any) -> RunConfig:
             "trackers": {},
         },
     )
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
+    plain = {**to_dict(config.data), **data}
+    return dataclasses.replace(config, data=build(DataConfig, plain))
 
 
 def data_config(**data: Any) -> DataConfig:
