@@ -18,6 +18,7 @@ from hpc_llm.data.shards import SHARD_TOKENS, ShardFile, dtype_for, shard_name
 from hpc_llm.data.split import HELDOUT, TRAIN
 from hpc_llm.data.tokenise import Tokenised
 
+_COUNTED = 1 << 20  # at once: bincount makes 8 bytes of a token
 SPLITS = {"train": TRAIN, "heldout": HELDOUT}
 
 
@@ -82,7 +83,8 @@ def assemble(shard: PlannedShard, vocab_size: int, folder: Path, out: Path) -> i
     for stretch in shard.stretches:
         for tokens, lengths, num_bytes in _runs(stretch, SPLITS[shard.split], dtype_for(vocab_size)):
             file.append(tokens, lengths, num_bytes)
-            counts += np.bincount(tokens, minlength=vocab_size)
+            for start in range(0, tokens.size, _COUNTED):
+                counts += np.bincount(tokens[start : start + _COUNTED], minlength=vocab_size)
     made = dataclasses.replace(file.close(), file=f"{shard.name}.bin")
     for suffix in (".bin", ".idx"):
         (out.parent / (temporary + suffix)).replace(folder / (shard.name + suffix))

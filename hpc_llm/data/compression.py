@@ -81,7 +81,7 @@ class _Zstandard(io.RawIOBase):
     def _unpack(self) -> bool:
         """Unpack some more; False at the end."""
         packed = self._raw.read(_MOST_PACKED)
-        if not packed and self._within:
+        if not packed and self._within and not self._ready:
             raise EOFError
         found = bool(packed)
         while packed:
