@@ -50,7 +50,8 @@ def run_facts(layout: RunLayout) -> RunFacts:
     submissions = [event for event in events if event.event in SUBMISSIONS]
     last = submissions[-1] if submissions else None
     since = last.time if last else 0.0
-    final = [event for event in events if event.time >= since and _is_final(event)]
+    newest = max((event.facts["attempt"] for event in events if event.event == "started"), default=0)
+    final = [event for event in events if event.time >= since and _is_final(event, newest)]
     recovery = config["recovery"]
     return RunFacts(
         address=str(last.facts["job"]) if last and last.facts.get("job") else None,
@@ -133,10 +134,13 @@ def _resubmit(layout: RunLayout, address: str) -> str:
     return f"{job_id}_{task}" if task else str(job_id)
 
 
-def _is_final(event: ledger.Event) -> bool:
+def _is_final(event: ledger.Event, newest_attempt: int) -> bool:
+    """Whether the run ended with it. What an attempt says that another one has followed ends nothing."""
     if event.event in ("cancelled", "given-up"):
         return True
-    return event.event == "ended" and not event.facts.get("restart") and event.facts.get("cause") != "time-limit"
+    if event.event != "ended" or event.facts.get("attempt", newest_attempt) < newest_attempt:
+        return False
+    return not event.facts.get("restart") and event.facts.get("cause") not in ("time-limit", "fenced")
 
 
 class _Answers:

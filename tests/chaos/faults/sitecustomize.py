@@ -5,6 +5,7 @@ JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its atte
     {"kind": "kill-step", "step": K}     SIGKILL oneself before optimizer step K (from 0)
     {"kind": "kill-save", "event": K}    SIGKILL oneself at the K-th touch of a file below checkpoints/
                                          (open for writing, rename, mkdir, remove, rmdir)
+    {"kind": "stall-save", "event": K, "mark": PATH}   write PATH at that touch, and go no further
     {"kind": "full", "after": BYTES}     ENOSPC once that many bytes went into checkpoint files
     {"kind": "nan", "step": K}           the weights turn NaN before step K
 
@@ -17,6 +18,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 WATCHED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 
@@ -25,7 +27,14 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _kill_at_event(number: int) -> None:
+def _stall(mark: str) -> None:
+    with open(mark, "w"):  # noqa: PTH123 – no imports before the program's own
+        pass
+    while True:
+        time.sleep(3600)
+
+
+def _at_save_event(number: int, action) -> None:  # type: ignore[no-untyped-def]
     seen = 0
 
     def hook(event: str, arguments: tuple) -> None:
@@ -37,7 +46,7 @@ def _kill_at_event(number: int) -> None:
         if "/checkpoints/step-" in path and writing:
             seen += 1
             if seen == number:
-                _die()
+                action()
 
     sys.addaudithook(hook)
 
@@ -108,10 +117,13 @@ def _poison() -> None:
 
 
 for fault in json.loads(os.environ.get("HPC_LLM_FAULTS", "[]")):
-    if os.environ.get("RANK") != str(fault["rank"]) or os.environ.get("HPC_LLM_ATTEMPT") != str(fault["attempt"]):
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
+    if rank != str(fault["rank"]) or os.environ.get("HPC_LLM_ATTEMPT") != str(fault["attempt"]):
         continue
     if fault["kind"] == "kill-save":
-        _kill_at_event(fault["event"])
+        _at_save_event(fault["event"], _die)
+    elif fault["kind"] == "stall-save":
+        _at_save_event(fault["event"], lambda mark=fault["mark"]: _stall(mark))
     elif fault["kind"] == "full":
         _full_after(fault["after"])
     elif fault["kind"] == "kill-step":
