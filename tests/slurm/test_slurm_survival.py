@@ -35,11 +35,15 @@ def plain(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFacto
     return done
 
 
+ON_ONE_NODE_STEPS = 4000
+ON_ONE_NODE = ("cluster.nodes=1", f"train.duration={ON_ONE_NODE_STEPS}steps")
+
+
 @pytest.fixture(scope="session")
 def plain_on_one_node(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The same with the two ranks of one node: other sums, so other last bits."""
+    """With the two ranks of one node, which are faster and add up otherwise; long enough for the node to die."""
     runs = SlurmRuns(_session_cluster, tmp_path_factory.mktemp("plain"))
-    return runs.finish(runs.submit("plain", "cluster.nodes=1"))
+    return runs.finish(runs.submit("plain", *ON_ONE_NODE), steps=ON_ONE_NODE_STEPS)
 
 
 @pytest.fixture
@@ -169,7 +173,7 @@ def test_ranks_that_train_on_where_slurm_believes_them_dead_write_nothing(
     spare: SlurmRuns, plain_on_one_node: Finished
 ) -> None:
     """The network's part is played by SIGSTOP: neither srun nor the supervisor hears that the node is lost."""
-    run = spare.submit("undead", "cluster.nodes=1")
+    run = spare.submit("undead", *ON_ONE_NODE)
     spare.until_trained(run, 150)
     (node,) = Finished(0, "", run).named("started")[0]["nodes"]
     deaf = processes(run.path, "hpc_llm.launch.supervisor") + processes(run.path, "srun")
@@ -183,9 +187,9 @@ def test_ranks_that_train_on_where_slurm_believes_them_dead_write_nothing(
     for pid in deaf:
         os.kill(pid, signal.SIGCONT)
     spare.slurm.tool("revive-node", node)
-    done = spare.finish(run)
+    done = spare.finish(run, steps=ON_ONE_NODE_STEPS)
     assert_same(done, plain_on_one_node)
-    assert "a newer attempt" in done.layout.rank_log(1, 0).read_text()
+    assert "is not the newest any more" in done.layout.rank_log(1, 0).read_text()
     assert spare.status()["undead"]["state"] == "completed"
 
 
