@@ -15,6 +15,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.recovery.causes import ExitCode
 from hpc_llm.runs import attempts, freeze, ledger
+from hpc_llm.runs.heartbeat import Heart, Phase
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.slurm import environment
 from hpc_llm.slurm.environment import RankEnvironment
@@ -74,6 +75,7 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
             f"{layout.path}: planned for {plan.world_size} ranks, started with {place.world_size}; "
             f"start {plan.world_size}, or submit it again for the machine you want"
         )
+    beat = _heart(layout, place)
     # torch takes seconds to import: a user's mistakes are reported before.
     from hpc_llm.training import device as devices
 
@@ -92,8 +94,24 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
             known_steps=_known_steps(layout),
             check_fence=attempts.Fence(layout, number).check,
             record=_recorder(layout, number, place.rank),
+            beat=beat,
         )
-        return loop.run(config, plan, attempt, device, stop)
+        try:
+            outcome = loop.run(config, plan, attempt, device, stop)
+        finally:
+            beat(0, Phase.LEAVING)
+        if outcome is Outcome.HELD:
+            beat(0, Phase.HOLDING)
+        return outcome
+
+
+def _heart(layout: RunLayout, place: RankEnvironment) -> Callable[[int, Phase], None]:
+    """Signs of life for the supervisor, from the first rank of each node."""
+    attempt = os.environ.get("HPC_LLM_ATTEMPT")
+    if attempt is None or place.local_rank != 0:
+        return lambda step, phase: None
+    node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
+    return Heart(layout.node_heartbeat(node), int(attempt)).beat
 
 
 def _known_steps(layout: RunLayout) -> int:

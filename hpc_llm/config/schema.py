@@ -155,6 +155,8 @@ class RecoveryConfig:
 
     max_crashes: int = 3
     max_no_progress: int = 3  # attempts in a row that end without a newer checkpoint
+    hang_floor_s: float = 300.0  # no shorter silence of all ranks is a hang; above it 20 times what a step takes
+    start_timeout_s: float = 1800.0  # the same until the first steps are done, and in a first save or evaluation
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class Cause(str, enum.Enum):
     CHECKPOINT_UNREADABLE = "checkpoint-unreadable"
     STORAGE_FULL = "storage-full"
     DIVERGED = "diverged"
+    HANG = "hang"  # no rank gave a sign of life; the supervisor ended them
     LOST = "lost"  # the attempt said nothing of its end: its node died, or Slurm took the job away
 
     def __str__(self) -> str:

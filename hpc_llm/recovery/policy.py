@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hpc_llm.recovery.causes import Cause
 
-RETRIED = (Cause.CRASH, Cause.KILLED)
+RETRIED = (Cause.CRASH, Cause.KILLED, Cause.HANG)
 
 
 @dataclass(frozen=True)

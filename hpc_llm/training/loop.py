@@ -21,6 +21,7 @@ from hpc_llm.data.loader import Batches, Passes, Share, heldout_batches
 from hpc_llm.data.shards import ShardSet
 from hpc_llm.model.transformer import Transformer
 from hpc_llm.planning.plan import RunPlan
+from hpc_llm.runs.heartbeat import Phase
 from hpc_llm.trackers.jsonl import JsonlTracker
 from hpc_llm.trackers.protocol import Tracker
 from hpc_llm.training.engine import Engine, gather_objects
@@ -44,6 +45,7 @@ class Attempt:
     known_steps: int  # newest step that the ledger knows to have been saved
     check_fence: Callable[[], None]  # raises if a newer attempt exists
     record: Callable[..., None]  # one ledger event; rank 0 alone writes
+    beat: Callable[[int, Phase], None]  # a sign of life: steps done, and what comes now
 
 
 def run(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device, stop: StopFlag) -> Outcome:
@@ -129,6 +131,7 @@ class Trainer:
             output = self.engine.train_step(passes, lr, flags=(self.stop.stop, self.stop.hold, self._save_due()))
             flags = metrics.push(Pending(step + 1, lr, output, data_wait_s, self._save_wait_s, time.perf_counter()))
             self._save_wait_s = 0.0
+            self.attempt.beat(step + 1, Phase.TRAINING)
             self._boundary(step + 1, metrics, asked_to_save=bool(flags and flags[SAVE]))
             if flags and flags[STOP]:
                 metrics.flush()
@@ -155,6 +158,7 @@ class Trainer:
             metrics.restart_clock()
 
     def _evaluate(self, done: int, metrics: Metrics) -> None:
+        self.attempt.beat(done, Phase.EVALUATING)
         loss = self.engine.evaluate(self.heldout)
         metrics.log({"step": done, "heldout_loss": loss})
         log.info("step %d/%d: held-out loss %.4f", done, self.plan.steps, loss)
@@ -169,6 +173,7 @@ class Trainer:
         if done == self._saved_step:
             return
         begun = time.perf_counter()
+        self.attempt.beat(done, Phase.SAVING)
         if self.attempt.rank == 0:
             self.attempt.check_fence()
             retention.remove(manifest.folder_of(self.attempt.checkpoints, done))  # left by an attempt that died

@@ -8,6 +8,7 @@ JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its atte
     {"kind": "stall-save", "event": K, "mark": PATH}   write PATH at that touch, and go no further
     {"kind": "full", "after": BYTES}     ENOSPC once that many bytes went into checkpoint files
     {"kind": "nan", "step": K}           the weights turn NaN before step K
+    {"kind": "stop-step", "step": K}     SIGSTOP oneself before step K: hangs, with all who wait for this rank
 
 Audit hooks see what the interpreter does to files: the program under test has no test hooks.
 """
@@ -128,5 +129,7 @@ for fault in json.loads(os.environ.get("HPC_LLM_FAULTS", "[]")):
         _full_after(fault["after"])
     elif fault["kind"] == "kill-step":
         _at_step(fault["step"], _die)
+    elif fault["kind"] == "stop-step":
+        _at_step(fault["step"], lambda: os.kill(os.getpid(), signal.SIGSTOP))
     elif fault["kind"] == "nan":
         _at_step(fault["step"], _poison)
