@@ -13,6 +13,7 @@ from pathlib import Path
 from hpc_llm.checkpoint.errors import NoValidCheckpoint, SaveFailed
 from hpc_llm.config.errors import InputError
 from hpc_llm.launch.parent import die_with_parent
+from hpc_llm.planning.plan import with_micro_batch
 from hpc_llm.recovery.causes import ExitCode
 from hpc_llm.runs import attempts, freeze, ledger
 from hpc_llm.runs.heartbeat import Heart, Phase
@@ -45,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         for line in str(error).splitlines():
             log.error("%s", line)
         return _exit_code(error)
-    except Exception:
+    except Exception as error:
         log.exception("rank %d failed", place.rank)
-        return ExitCode.CRASHED
+        return _crash_code(error)
     if outcome is Outcome.HELD:
         log.info("saved; waiting for Slurm to end the job, or for the supervisor's word that it does")
     while outcome is Outcome.HELD and stop.hold:
@@ -66,10 +67,20 @@ def _exit_code(error: Exception) -> ExitCode:
     }[type(error)]
 
 
+def _crash_code(error: Exception) -> ExitCode:
+    """Out of memory is told apart by type on a GPU, and by torch's words on a host."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's: torch may not have been imported
+        return ExitCode.GPU_OUT_OF_MEMORY
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return ExitCode.OUT_OF_MEMORY
+    return ExitCode.CRASHED
+
+
 def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome:
     """One attempt; how it ended unless it failed."""
     config, plan = freeze.read_config(layout), freeze.read_plan(layout)
     restrict_access(config.run.group)
+    plan = with_micro_batch(plan, config, int(os.environ.get("HPC_LLM_MICRO_BATCH", plan.micro_batch)))
     if place.world_size != plan.world_size:
         raise InputError(
             f"{layout.path}: planned for {plan.world_size} ranks, started with {place.world_size}; "

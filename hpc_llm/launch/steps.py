@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from hpc_llm.recovery.causes import ExitCode
+
 AFTER_FAILURE_S = 5.0  # for the other ranks to print their own errors before they are killed
 AFTER_STOP_S = 120.0  # from the first rank that left as asked to the last
 AFTER_ABORT_S = 5.0  # for hung ranks to write their stacks
@@ -210,7 +212,6 @@ _SIGNALS = {
     "Segmentation fault": signal.SIGSEGV,
     "Aborted": signal.SIGABRT,
     "Bus error": signal.SIGBUS,
-    "Out Of Memory": signal.SIGKILL,
 }
 
 
@@ -222,9 +223,12 @@ def srun_exits(text: str) -> list[tuple[int, int]]:
     exits = []
     for ranks, what in _SRUN_ERROR.findall(text):
         number = re.match(r"Exited with exit code (\d+)", what)
-        code = (
-            int(number[1]) if number else -next((value for name, value in _SIGNALS.items() if what.startswith(name)), 1)
-        )
+        if what.startswith("Out Of Memory"):  # a cgroup's limit: the rank itself could say nothing
+            code = int(ExitCode.OUT_OF_MEMORY)
+        elif number:
+            code = int(number[1])
+        else:
+            code = -next((value for name, value in _SIGNALS.items() if what.startswith(name)), 1)
         exits += [(rank, code) for rank in _expand(ranks)]
     return exits
 

@@ -23,6 +23,7 @@ from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.launch.place import LocalPlace, Place, SlurmPlace
 from hpc_llm.launch.steps import Step, StepEnd, StepSpec
+from hpc_llm.recovery import errors
 from hpc_llm.recovery.causes import Cause, ExitCode, classify
 from hpc_llm.recovery.hang import Hang, HangWatch
 from hpc_llm.recovery.history import attempts_since_submission
@@ -34,6 +35,7 @@ from hpc_llm.storage.files import append_line, restrict_access
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 HEARTBEAT_S = 10.0
 LOOKS_PER_FLOOR = 8  # at the ranks' heartbeats, within recovery.hang_floor_s
+SPOKEN = (Cause.CRASH, Cause.KILLED, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)  # whose logs are searched
 BUSY = 75  # exit status where another supervisor holds the run (EX_TEMPFAIL)
 
 
@@ -75,7 +77,10 @@ class Supervisor:
         book.write("started", attempt=number, checkpoint_step=step_before, **self.place.facts())
         append_line(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
         end, hang = self._wait(self.place.start(self._spec(number), number, log), number, book)
-        cause = Cause.HANG if hang else classify(end.exit_codes, end.first_failed)
+        cause, failure = Cause.HANG if hang else classify(end.exit_codes, end.first_failed), None
+        if cause in SPOKEN:
+            failure = errors.first(errors.tails(self.layout.attempt(number).glob("rank-*.log")))
+            cause = errors.refine(cause, failure)
         if cause is Cause.STOPPED and not self.place.parental:
             # Without a notice to this process it was Slurm that told the ranks: the job is being taken away.
             cause = Cause.TIME_LIMIT if signal.SIGUSR2 in self.signals else Cause.LOST
@@ -85,11 +90,14 @@ class Supervisor:
             "cause": str(cause),
             "exit_codes": {str(rank): code for rank, code in end.exit_codes.items()},
             "first_failed": end.first_failed,
+            **({"error": failure.error, "error_rank": failure.rank} if failure else {}),
             "checkpoint_step": newest_step(self.layout.checkpoints),
             "gpu_hours": round(hours, 6),
         }
         decision = self._decide(facts)
         append_line(log, f"{_now()} {cause}, exit codes by rank {end.exit_codes}; {decision.why}")
+        if failure:
+            append_line(log, failure.text)
         if cause is Cause.LOST or (self._place_ends() and cause is not Cause.COMPLETED):
             return cause, decision  # Slurm tells better than we why this attempt ended
         book.write("ended", **facts, restart=decision.restart and not self.signals, why=decision.why)
@@ -134,11 +142,18 @@ class Supervisor:
     def _place_ends(self) -> bool:
         return any(self.place.ends_with(number) for number in self.signals)
 
+    def _micro_batch(self) -> int:
+        """Sequences per rank and pass: the plan's, halved for each time it was too much for the GPU."""
+        ends = [event.facts for event in ledger.read(self.layout.ledger) if event.event == "ended"]
+        too_much = sum(end["cause"] == Cause.GPU_OUT_OF_MEMORY for end in ends)
+        return max(1, self.plan["micro_batch"] >> too_much)
+
     def _spec(self, number: int) -> StepSpec:
         world_size, cluster = self.plan["world_size"], self.config["cluster"]
         cores = len(os.sched_getaffinity(0)) // world_size
         command = [cluster["python"] or sys.executable, "-m", "hpc_llm.train", str(self.layout.path)]
         environment = {**cluster["exports"], "HPC_LLM_ATTEMPT": str(number)}
+        environment["HPC_LLM_MICRO_BATCH"] = str(self._micro_batch())
         if self.place.parental:
             environment["HPC_LLM_SUPERVISOR"] = str(os.getpid())
         return StepSpec(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpc_llm.config import checks
 from hpc_llm.config.errors import InputError, nearest
@@ -66,6 +66,12 @@ class RunPlan:
     # data
     data_directory: str
     unigram_entropy: float | None
+
+
+def with_micro_batch(plan: RunPlan, config: RunConfig, micro_batch: int) -> RunPlan:
+    """The same mathematics in passes of another size."""
+    passes = accumulation(config.train.global_batch, plan.world_size, micro_batch)
+    return replace(plan, micro_batch=micro_batch, accumulation=passes)
 
 
 def make_plan(config: RunConfig, data: DataFacts | None, *, memory_available: int | None = None) -> RunPlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,9 @@ _LOGGED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) rank (\d+) (\w+) 
 _TRACEBACK = "Traceback (most recent call last):"
 # Words of the libraries themselves; a rank that raises them may have had no chance to choose its exit code.
 _SAID: dict[Cause, re.Pattern[str]] = {
-    Cause.GPU_OUT_OF_MEMORY: re.compile(
-        r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY"
-    ),
+    Cause.GPU_OUT_OF_MEMORY: re.compile(r"CUDA out of memory|OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY"),
     Cause.OUT_OF_MEMORY: re.compile(r"DefaultCPUAllocator: can't allocate memory|^MemoryError", re.MULTILINE),
-    Cause.NODE_FAILURE: re.compile(
-        r"uncorrectable ECC|NVRM: Xid|\bXid \(|CUDA error: uncorrectable|GPU has fallen off"
-    ),
+    Cause.NODE_FAILURE: re.compile(r"uncorrectable ECC|\bXid \(|fallen off the bus"),
     Cause.STORAGE_FULL: re.compile(r"No space left on device|Disk quota exceeded"),
 }
 
@@ -38,10 +34,10 @@ class Failure:
 def failures(log: str) -> list[Failure]:
     """Every ERROR that a rank's log holds, in order."""
     heads = list(_LOGGED.finditer(log))
-    ends = [head.start() for head in heads[1:]] + [len(log)]
+    ends = [*(head.start() for head in heads[1:]), len(log)]
     return [
         Failure(head[1], int(head[2]), _in_a_line(log[head.end() : end]), log[head.start() : end].rstrip())
-        for head, end in zip(heads, ends, strict=True)
+        for head, end in zip(heads, ends, strict=False)
         if head[3] == "ERROR"
     ]
 
@@ -58,10 +54,10 @@ def refine(cause: Cause, failure: Failure | None) -> Cause:
     return next((better for better, words in _SAID.items() if words.search(failure.text)), cause)
 
 
-def tails(paths: Mapping[int, Path] | Iterable[Path]) -> list[str]:
+def tails(paths: Iterable[Path]) -> list[str]:
     """The ends of log files; of one that cannot be read, nothing."""
     found = []
-    for path in paths.values() if isinstance(paths, Mapping) else paths:
+    for path in paths:
         try:
             with path.open("rb") as file:
                 file.seek(0, 2)
@@ -73,7 +69,7 @@ def tails(paths: Mapping[int, Path] | Iterable[Path]) -> list[str]:
 
 
 def _in_a_line(text: str) -> str:
-    """The exception's own line where there is a traceback (the first one's: what came of it follows), else the first."""
+    """The exception's own line where there is a traceback (the first: others came of it), else the first line."""
     _, found, trace = text.partition(_TRACEBACK)
     lines = (trace if found else text).strip("\n").splitlines()
     if not found:

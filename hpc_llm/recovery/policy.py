@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hpc_llm.recovery.causes import Cause
 
-RETRIED = (Cause.CRASH, Cause.KILLED, Cause.HANG)
+RETRIED = (Cause.CRASH, Cause.KILLED, Cause.HANG, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)

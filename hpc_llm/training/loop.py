@@ -100,7 +100,8 @@ class Trainer:
 
     def resume(self) -> int:
         """Load the newest checkpoint that all ranks find whole; the number of steps it has done, 0 if none."""
-        attempt = self.attempt
+        attempt, plan = self.attempt, self.plan
+        log.info("micro-batch %d, %d passes, ZeRO %d", plan.micro_batch, plan.accumulation, plan.zero_stage)
         chosen = choose.newest_valid(
             attempt.checkpoints, attempt.known_steps, attempt.rank, self.plan.world_size, gather_objects
         )

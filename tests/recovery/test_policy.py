@@ -92,7 +92,7 @@ def test_what_is_no_matter_of_trying_again_never_is(cause: Cause, state: str) ->
 
 
 def test_crashes_are_the_only_causes_tried_again_in_place() -> None:
-    assert set(RETRIED) == {Cause.CRASH, Cause.KILLED}
+    assert set(RETRIED) == {Cause.CRASH, Cause.KILLED, Cause.HANG, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY}
 
 
 def test_other_causes_do_not_use_up_crashes() -> None:

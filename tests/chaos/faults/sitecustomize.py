@@ -8,6 +8,7 @@ JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its atte
     {"kind": "stall-save", "event": K, "mark": PATH}   write PATH at that touch, and go no further
     {"kind": "full", "after": BYTES}     ENOSPC once that many bytes went into checkpoint files
     {"kind": "nan", "step": K}           the weights turn NaN before step K
+    {"kind": "raise", "step": K, "error": E}  before step K: E is gpu-memory, host-memory (that really runs out), or bug
     {"kind": "stop-step", "step": K}     SIGSTOP oneself before step K: hangs, with all who wait for this rank
 
 Audit hooks see what the interpreter does to files: the program under test has no test hooks.
@@ -104,6 +105,19 @@ def _at_step(number: int, action) -> None:  # type: ignore[no-untyped-def]
     sys.meta_path.insert(0, Finder())
 
 
+def _raise(error: str) -> None:
+    import torch
+
+    if error == "gpu-memory":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    if error == "host-memory":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+        torch.ones(2**30)
+    raise ValueError("a bug of the user's")
+
+
 def _poison() -> None:
     import gc
 
@@ -129,6 +143,8 @@ for fault in json.loads(os.environ.get("HPC_LLM_FAULTS", "[]")):
         _full_after(fault["after"])
     elif fault["kind"] == "kill-step":
         _at_step(fault["step"], _die)
+    elif fault["kind"] == "raise":
+        _at_step(fault["step"], lambda error=fault["error"]: _raise(error))
     elif fault["kind"] == "stop-step":
         _at_step(fault["step"], lambda: os.kill(os.getpid(), signal.SIGSTOP))
     elif fault["kind"] == "nan":
