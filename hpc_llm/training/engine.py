@@ -25,11 +25,12 @@ from hpc_llm.model.init import initialise
 from hpc_llm.model.loss import IGNORED
 from hpc_llm.planning.memory import bucket_elements
 from hpc_llm.planning.plan import RunPlan
-from hpc_llm.training import optim
+from hpc_llm.training import optim, startup
 
 # DeepSpeed's shared-memory all-reduce for CPUs is compiled on every rank, and its peers spin for ever on the
 # flags of a rank that died. Gloo reports a lost peer.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+startup.leave_optimizers_uncompiled()
 
 Passes = Sequence[tuple[Tensor, Tensor]]  # per pass tokens and targets, each [micro_batch, seq_len] int64
 
@@ -61,7 +62,8 @@ class Engine:
         optimizer_device = "cpu" if config.optim.name == "cpu_adam" else device.type
         optimizer = optim.make(config.optim, model.named_parameters(), optimizer_device)
         self.optimizer_name = f"{type(optimizer).__module__.partition('.')[0]}.{type(optimizer).__name__}"
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        with startup.compiling_later():
+            self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         # A helper script that DeepSpeed puts beside every checkpoint, outside its own checkpoint seam.
         self._engine._copy_recovery_script = lambda *_: None
         self._zero_stage, self._precision = plan.zero_stage, config.train.precision

@@ -304,6 +304,22 @@ def test_a_rank_that_dies_is_started_again_in_the_same_allocation(runs: SlurmRun
     assert first["job"] == second["job"] and second["restarts"] == 0
 
 
+def test_a_rank_that_stops_answering_is_found_and_the_step_started_again(runs: SlurmRuns, plain: Finished) -> None:
+    run = runs.submit("hung", "recovery.hang_floor_s=10")
+    runs.until_trained(run, 300)
+    (pid,) = pids_of_rank(run.path, 3)
+    os.kill(pid, signal.SIGSTOP)
+    done = runs.finish(run)
+    assert_same(done, plain)
+    (hang,) = done.named("hang")
+    assert hang["phase"] == "training"
+    assert [end["cause"] for end in done.named("ended")] == ["hang", "completed"]
+    for rank in range(4):
+        assert "Fatal Python error: Aborted" in run.rank_log(1, rank).read_text()
+    first, second = done.named("started")
+    assert first["job"] == second["job"] and second["restarts"] == 0
+
+
 def processes(run: Path, program: str) -> list[int]:
     """Pids of the run's processes with this word on their command line."""
     found = []
