@@ -46,6 +46,17 @@ def prepare_shown(config: RunConfig, directory: Path) -> None:
 
     with _progress() as on_progress:
         prepare(config, directory, on_progress)
+    pack_shown(config, directory)
+
+
+def pack_shown(config: RunConfig, directory: Path) -> None:
+    """data.packs.ensure with its progress shown, where the run packs its documents."""
+    if config.data.packing != "best_fit":
+        return
+    from hpc_llm.data import packs
+
+    with _progress() as on_progress:
+        packs.ensure(directory, config.train.seq_len, on_progress)
 
 
 def _summary(directory: Path, words: list[str]) -> None:

@@ -80,7 +80,11 @@ def _build(config: DataConfig, folder: Path, report: OnProgress) -> None:
         model = tokenizer.load(config) if config.tokenizer else _train(config, kept, heldout, report)
         write_atomic(folder / manifest.TOKENIZER, model)
         vocab_size = tokenizer.Tokenizer(model).vocab_size
-        with ShardWriter(folder, "train", vocab_size) as train, ShardWriter(folder, "heldout", vocab_size) as held:
+        name = config.name
+        with (
+            ShardWriter(folder, "train", name, vocab_size) as train,
+            ShardWriter(folder, "heldout", name, vocab_size) as held,
+        ):
             for document, encoded in _encode(kept, folder / manifest.TOKENIZER, workers, report):
                 if encoded.reject:
                     rejects[document.name] = encoded.reject
@@ -173,19 +177,22 @@ def _manifest(
     tokens = {name: sum(shard.tokens for shard in split.shards) for name, split in splits.items()}
     counts = {name: sum(shard.documents for shard in split.shards) for name, split in splits.items()}
     text_bytes = sum(shard.text_bytes for split in splits.values() for shard in split.shards)
+    documents = {"in": num_documents, **counts, "rejects": num_rejects, "duplicates": 0}
     return manifest.Manifest(
         version=manifest.FORMAT_VERSION,
         dtype=train.dtype.name,
         vocab_size=pieces.vocab_size,
         padded_vocab_size=padded_vocab(pieces.vocab_size),
         eos_id=pieces.eos_id,
+        tokenizer=manifest.TOKENIZER,
         tokenizer_sha256=hashlib.sha256(model).hexdigest(),
-        documents={"in": num_documents, **counts, "rejects": num_rejects},
+        documents=documents,
         tokens=tokens,
         bytes_per_token=text_bytes / sum(tokens.values()),
         unigram_entropy=_unigram_entropy(train.token_counts, heldout.token_counts),
         recipe=manifest.recipe(config),
-        sentencepiece=sentencepiece.__version__,
+        library=f"sentencepiece {sentencepiece.__version__}",
+        sources={config.name: manifest.SourceFacts(documents, 0, tokens, text_bytes, [])},
         shards={name: split.shards for name, split in splits.items()},
     )
 

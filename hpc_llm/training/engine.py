@@ -32,7 +32,7 @@ from hpc_llm.training import optim, startup
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 startup.leave_optimizers_uncompiled()
 
-Passes = Sequence[tuple[Tensor, Tensor]]  # per pass tokens and targets, each [micro_batch, seq_len] int64
+Passes = Sequence[tuple[Tensor, ...]]  # per pass tokens, targets and, where packed, documents; see data.loader
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class Engine:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        num_targets = sum(int((targets != IGNORED).sum()) for _, targets in passes)
+        num_targets = sum(int((targets != IGNORED).sum()) for _, targets, *_ in passes)
         counts = torch.tensor([num_targets, *map(int, flags)], dtype=torch.int64).to(self._device, non_blocking=True)
         if self.world_size > 1:
             dist.all_reduce(counts)
         scale = self.world_size / counts[0].float()
         loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
-        for tokens, targets in passes:
-            loss = self._engine(self._to_device(tokens), self._to_device(targets))
+        for arrays in passes:
+            loss = self._engine(*map(self._to_device, arrays))
             self._engine.backward(loss * scale, scale_wrt_gas=False)
             if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 grad_norm = torch.nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._grad_clip)
@@ -101,9 +101,9 @@ class Engine:
         """Mean loss in nats per target token over `batches` of this rank and all others."""
         self._engine.eval()
         total = torch.zeros(2, dtype=torch.float64)
-        for tokens, targets in (one for passes in batches for one in passes):
-            total[0] += self._engine(self._to_device(tokens), self._to_device(targets)).double().cpu()
-            total[1] += int((targets != IGNORED).sum())
+        for arrays in (one for passes in batches for one in passes):
+            total[0] += self._engine(*map(self._to_device, arrays)).double().cpu()
+            total[1] += int((arrays[1] != IGNORED).sum())
         self._engine.train()
         total = total.to(self._device)
         if self.world_size > 1:

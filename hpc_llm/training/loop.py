@@ -17,8 +17,8 @@ from hpc_llm.checkpoint import choose, manifest, retention
 from hpc_llm.checkpoint.errors import SaveFailed
 from hpc_llm.checkpoint.manifest import FileEntry, Manifest
 from hpc_llm.config.schema import RunConfig
+from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Passes, Share, heldout_batches
-from hpc_llm.data.shards import ShardSet
 from hpc_llm.model.transformer import Transformer
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs.heartbeat import Phase
@@ -52,12 +52,11 @@ def run(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device
     """Resume, and train to the plan's end or until asked to stop."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     share = Share(attempt.rank, plan.world_size, config.train.global_batch, plan.micro_batch)
-    data = Path(plan.data_directory)
     seq_len, checkpointing = config.train.seq_len, plan.activation_checkpointing
     engine = Engine(config, plan, lambda: Transformer(config.model, seq_len, checkpointing), device, attempt.rank)
-    with Batches(ShardSet.open(data, "train"), config.run.seed, seq_len, share) as batches:
-        heldout = list(heldout_batches(ShardSet.open(data, "heldout"), seq_len, share, config.train.eval_batches))
-        trainer = Trainer(config, plan, attempt, engine, batches, heldout, stop)
+    with Batches(stream.training(config, plan), share, pinned=device.type == "cuda") as batches:
+        heldout = heldout_batches(stream.heldout(config, plan), share, config.train.eval_batches)
+        trainer = Trainer(config, plan, attempt, engine, batches, list(heldout), stop)
         start = trainer.resume()
         metrics = open_metrics(config, plan, attempt, device, start)
         try:

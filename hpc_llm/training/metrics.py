@@ -65,6 +65,7 @@ class Metrics:
                 "lr": pending.lr,
                 "grad_norm": grad_norm,
                 "tokens": pending.step * self._tokens_per_step,
+                "masked": round(1 - num_targets / self._tokens_per_step, 6),
                 "tokens_per_second": round(tokens_per_second, 1),
                 "mfu": round(tokens_per_second * self._flops_per_token / self._peak_flops, 4),
                 "memory_gib": round(peak_memory_bytes() / 2**30, 3),

@@ -213,7 +213,7 @@ def test_a_corpus_without_text(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     words = ["data=files", "data.source=empty", "data.out=out", "data.workers=1"]
     (line,) = refused(python("-m", "hpc_llm.prepare", *words, cwd=tmp_path), "prepare")
-    assert line.startswith(f"data.source={tmp_path / 'empty'}: no file in it ends in .md, .py, .txt")
+    assert line.startswith(f"data.source={tmp_path / 'empty'}: no file in it ends in .arrow, .json, .jsonl, ")
 
 
 @pytest.mark.parametrize("name", ["a b", "a;rm", "$(id)", "../../etc"])

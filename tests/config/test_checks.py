@@ -138,6 +138,7 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     ),
     (["cluster.nodes=2"], ["cluster.nodes=2: 1 on cluster=local; ranks are cluster.gpus_per_node=N"]),
     (["test_only=true"], ["test_only=true: asks Slurm, so it needs a cluster, for example +cluster=a100x64"]),
+    (["data=files"], ["data.source: missing; give a folder or a file of text with data.source=PATH"]),
     (
         ["data.source=/text"],
         ["data.source=/text: data=stdlib has its own source; use data=files data.source=…"],

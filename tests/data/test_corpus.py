@@ -45,7 +45,7 @@ def test_missing_source_is_named() -> None:
 
 def test_folder_without_a_fitting_file_says_what_it_looked_for(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a")
-    with pytest.raises(InputError, match=r"no file in it ends in \.md, \.py, \.txt; .*data\.suffixes"):
+    with pytest.raises(InputError, match=r"no file in it ends in \.arrow, \.json, .*data\.suffixes"):
         names(source=str(tmp_path))
 
 

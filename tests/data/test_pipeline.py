@@ -71,7 +71,9 @@ def test_manifest_says_what_lies_there(prepared: Path, corpus: Path) -> None:
 
 
 def test_unigram_entropy_is_the_loss_of_a_model_without_context(prepared: Path) -> None:
-    train, heldout = (np.fromfile(prepared / f"{split}-00000.bin", "<u2").tolist() for split in ("train", "heldout"))
+    train, heldout = (
+        np.fromfile(prepared / f"{split}-files-00000.bin", "<u2").tolist() for split in ("train", "heldout")
+    )
     counts = collections.Counter(train)
     loss = -sum(math.log((counts[token] + 1) / (len(train) + 512)) for token in heldout)
     assert facts(prepared).unigram_entropy == pytest.approx(loss / len(heldout))
@@ -208,7 +210,7 @@ def test_folder_of_other_things_is_left_alone(corpus: Path, tmp_path: Path) -> N
 def test_brought_tokenizer_is_used_as_it_is(prepared: Path, corpus: Path, tmp_path: Path) -> None:
     model = prepared / "tokenizer.model"
     prepare(config_for(corpus, tokenizer=str(model), vocab_size=None), tmp_path / "data")
-    for name in ("tokenizer.model", "train-00000.bin", "heldout-00000.bin"):
+    for name in ("tokenizer.model", "train-files-00000.bin", "heldout-files-00000.bin"):
         assert (tmp_path / "data" / name).read_bytes() == (prepared / name).read_bytes()
 
 

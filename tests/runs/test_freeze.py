@@ -90,7 +90,8 @@ def with_another(config: RunConfig, key: str) -> RunConfig:
     for part in path:
         section = section[part]
     given = section[last]
-    for other in (7, 0.125, "other", True, False, ["other"], [0.125], {"A": "other"}, "fp32", "torch_adam", "linear"):
+    others = (7, 0.125, "other", True, False, ["other"], [0.125], {"A": "other"}, {"a": {"path": "other"}})
+    for other in (*others, "fp32", "torch_adam", "linear", "line"):
         section[last] = other
         if other != given:
             try:
