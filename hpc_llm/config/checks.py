@@ -110,6 +110,8 @@ def _words(config: RunConfig) -> Iterator[str]:
             f"{key}={name!r}: up to 100 letters, digits, '.', '_' and '-' that do not begin with '.' or '-'; "
             f"for example {re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')[:100] or 'my-run'}"
         )
+    if re.match(r"http://(?!127\.0\.0\.1[:/])|(?!https?://)\w+://", " ".join(config.recovery.notify)):
+        yield f"recovery.notify={config.recovery.notify}: an https:// address, a command's words, or [$VARIABLE]"
     for variable in config.cluster.exports:
         if not _VARIABLE.fullmatch(variable):
             yield f"cluster.exports.{variable}: a variable's name has letters, digits and '_'"

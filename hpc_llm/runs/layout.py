@@ -95,6 +95,33 @@ class RunLayout:
 
 
 @dataclass(frozen=True)
+class RootLayout:
+    """What lies in a root beside its runs."""
+
+    path: Path
+
+    @property
+    def watch_lock(self) -> Path:
+        """Held by the watchdog that makes its pass."""
+        return self.path / ".watchdog.lock"
+
+    @property
+    def census(self) -> Path:
+        """What the watchdog's last pass knew of every run: a cache, which may be removed."""
+        return self.path / ".watchdog.json"
+
+    @property
+    def last_pass(self) -> Path:
+        """When and where a watchdog was last alive."""
+        return self.path / ".watchdog.pass"
+
+    @property
+    def nodes(self) -> Path:
+        """Evidence against nodes, a file for each writer."""
+        return self.path / ".nodes"
+
+
+@dataclass(frozen=True)
 class SweepLayout:
     """The folder of a sweep, <root>/<sweep>: its runs, and one script for each of its arrays."""
 

@@ -148,6 +148,10 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ["optim.decay_fraction=0.5: has an effect with optim.schedule=wsd alone"],
     ),
     (
+        ["recovery.notify=['http://example.org/x']"],
+        ["recovery.notify=['http://example.org/x']: an https:// address, a command's words, or [$VARIABLE]"],
+    ),
+    (
         ["recovery.max_skips=5"],
         ["recovery.max_skips=5: has an effect with recovery.on_divergence=skip alone"],
     ),
