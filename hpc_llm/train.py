@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hpc_llm.checkpoint.errors import NoValidCheckpoint, SaveFailed
 from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.planning.plan import with_micro_batch
 from hpc_llm.recovery.causes import ExitCode
@@ -105,6 +106,8 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
             known_steps=_known_steps(layout),
             check_fence=attempts.Fence(layout, number).check,
             record=_recorder(layout, number, place.rank),
+            skipped=tuple(devices.broadcast(_skipped(layout, config) if place.rank == 0 else [])),
+            divergence=layout.divergence(number),
             beat=beat,
         )
         try:
@@ -129,6 +132,13 @@ def _known_steps(layout: RunLayout) -> int:
     """The newest step that the ledger knows to have been saved; 0 for none."""
     events = ledger.read(layout.ledger)
     return max((event.facts["step"] for event in events if event.event == "checkpointed"), default=0)
+
+
+def _skipped(layout: RunLayout, config: RunConfig) -> list[int]:
+    """Steps of the data's order that earlier attempts diverged in, where these are to be left out."""
+    if config.recovery.on_divergence != "skip":
+        return []
+    return [event.facts["data_step"] for event in ledger.read(layout.ledger) if event.event == "diverged"]
 
 
 def _recorder(layout: RunLayout, number: int, rank: int) -> Callable[..., None]:

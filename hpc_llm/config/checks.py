@@ -42,12 +42,13 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("recovery.max_crashes", "recovery.max_no_progress", "recovery.max_hangs"), _NOT_NEGATIVE),
     **dict.fromkeys(("recovery.max_node_failures", "recovery.max_launch_failures"), _NOT_NEGATIVE),
     **dict.fromkeys(("recovery.max_out_of_memory", "recovery.max_divergences"), _NOT_NEGATIVE),
-    **dict.fromkeys(("recovery.max_preemptions", "recovery.max_skips", "recovery.max_excluded_nodes"), _NOT_NEGATIVE),
+    **dict.fromkeys(("recovery.max_preemptions", "recovery.max_excluded_nodes"), _NOT_NEGATIVE),
     **dict.fromkeys(
         ("recovery.hang_floor_s", "recovery.start_timeout_s"),
         (lambda value: 10 <= value < math.inf, "10 seconds or more"),
     ),
     "recovery.node_exclusion_h": _POSITIVE,
+    "recovery.spike_threshold": _POSITIVE,
     "trackers.tensorboard.every": _POSITIVE,
 }
 _SLURM_ONLY = (
@@ -144,7 +145,7 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
     if config.optim.schedule != "wsd" and config.optim.decay_fraction != default["decay_fraction"]:
         yield f"optim.decay_fraction={config.optim.decay_fraction}: has an effect with optim.schedule=wsd alone"
     if config.recovery.on_divergence == "stop":
-        for name in ("max_skips", "max_divergences"):
+        for name in ("max_divergences",):
             if (value := getattr(config.recovery, name)) != _default(RecoveryConfig, name):
                 yield f"recovery.{name}={value}: has an effect with recovery.on_divergence=skip alone"
     if config.cluster.launcher == "local":

@@ -197,7 +197,7 @@ class RecoveryConfig:
     max_preemptions: int | None = None  # null: without bound
     max_no_progress: int = 3  # attempts in a row that end without a newer checkpoint
     on_divergence: Literal["stop", "skip"] = "stop"  # skip: roll back and leave the batch out
-    max_skips: int = 3  # batches that a run may leave out
+    spike_threshold: float | None = None  # nats above the last steps' median loss: such a leap is a divergence too
     hang_floor_s: float = 300.0  # no shorter silence of all ranks is a hang; above it 20 times what a step takes
     start_timeout_s: float = 1800.0  # the same until the first steps are done, and in a first save or evaluation
     successor: bool = False  # each job queues one that waits for its end: a watchdog that needs no process

@@ -108,10 +108,9 @@ class Supervisor:
         return cause, decision
 
     def _decide(self, ended: dict[str, Any]) -> Decision:
-        recovery, step = self.config["recovery"], ended["checkpoint_step"]
+        step = ended["checkpoint_step"]
         events = [*ledger.read(self.layout.ledger), ledger.Event(time.time(), "ended", "", ended)]
-        budgets = Budgets(recovery["max_crashes"], recovery["max_no_progress"], self.config["run"]["max_gpu_hours"])
-        return decide(attempts_since_submission(events, step), budgets)
+        return decide(attempts_since_submission(events, step), Budgets.of(self.config))
 
     def _wait(self, step: Step, attempt: int, book: ledger.Ledger) -> tuple[StepEnd, Hang | None]:
         """Until all ranks have left. The first stop signal asks them to save, the second kills them; a hang aborts."""

@@ -68,6 +68,9 @@ class RunLayout:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def divergence(self, number: int) -> Path:
+        return self.attempt(number) / "diverged.json"
+
     def stacks(self, number: int) -> Path:
         """Where py-spy's view of hung ranks goes."""
         return self.attempt(number) / "stacks.txt"

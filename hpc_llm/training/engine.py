@@ -26,6 +26,7 @@ from hpc_llm.model.loss import IGNORED
 from hpc_llm.planning.memory import bucket_elements
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.training import optim, startup
+from hpc_llm.training.divergence import first_not_finite
 
 # DeepSpeed's shared-memory all-reduce for CPUs is compiled on every rank, and its peers spin for ever on the
 # flags of a rank that died. Gloo reports a lost peer.
@@ -109,6 +110,14 @@ class Engine:
         if self.world_size > 1:
             dist.all_reduce(total)
         return float(total[0] / total[1])
+
+    @torch.no_grad()
+    def first_not_finite(self, passes: Passes) -> str | None:
+        """The first module, in the order of the forward pass, whose output on some rank's `passes` is not finite."""
+        with first_not_finite(self._engine.module) as found:
+            for inputs in passes:
+                self._engine(*map(self._to_device, inputs))
+        return next((names[0] for names in gather_objects(found) if names), None)
 
     def save(self, checkpoints: Path, step: int, rank: int, publish: Callable[[Path, list[FileEntry]], None]) -> None:
         """Write checkpoint `step` and publish its manifest on rank 0; SaveFailed on all ranks if any could not."""

@@ -7,7 +7,7 @@ JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its atte
                                          (open for writing, rename, mkdir, remove, rmdir)
     {"kind": "stall-save", "event": K, "mark": PATH}   write PATH at that touch, and go no further
     {"kind": "full", "after": BYTES}     ENOSPC once that many bytes went into checkpoint files
-    {"kind": "nan", "step": K}           the weights turn NaN before step K
+    {"kind": "nan", "step": K, "layer": L}   the weights turn NaN before step K; of parameters named L… if it is given
     {"kind": "raise", "step": K, "error": E}  before step K: E is gpu-memory, host-memory (that really runs out), or bug
     {"kind": "stop-step", "step": K}     SIGSTOP oneself before step K: hangs, with all who wait for this rank
 
@@ -118,7 +118,7 @@ def _raise(error: str) -> None:
     raise ValueError("a bug of the user's")
 
 
-def _poison() -> None:
+def _poison(layer: str) -> None:
     import gc
 
     import torch
@@ -127,8 +127,9 @@ def _poison() -> None:
     for found in gc.get_objects():
         if isinstance(found, torch.nn.Module):
             with torch.no_grad():
-                for parameter in found.parameters():
-                    parameter.fill_(float("nan"))
+                for name, parameter in found.named_parameters():
+                    if layer in name:
+                        parameter.fill_(float("nan"))
 
 
 for fault in json.loads(os.environ.get("HPC_LLM_FAULTS", "[]")):
@@ -148,4 +149,5 @@ for fault in json.loads(os.environ.get("HPC_LLM_FAULTS", "[]")):
     elif fault["kind"] == "stop-step":
         _at_step(fault["step"], lambda: os.kill(os.getpid(), signal.SIGSTOP))
     elif fault["kind"] == "nan":
-        _at_step(fault["step"], _poison)
+        layer = fault.get("layer", "")
+        _at_step(fault["step"], lambda layer=layer: _poison(layer))
