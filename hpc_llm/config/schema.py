@@ -99,6 +99,9 @@ class DataConfig(ReadingConfig):
     tokenizer_sample_mb: float = 32.0  # text that the tokenizer is trained on
     workers: int | Auto = "auto"  # processes that tokenise; auto: one per core
     max_reject_fraction: float = 0.2  # of documents; above it preparation stops
+    mixture: dict[str, dict[str, float]] = field(default_factory=dict)  # weights of the sources from 1e9tok, … on
+    packing: Literal["concatenated", "best_fit"] = "concatenated"  # best_fit: whole documents, apart in attention
+    mask_boundaries: bool = False  # concatenated: the first token of a document is no target
 
     @property
     def source_names(self) -> list[str]:
@@ -129,6 +132,7 @@ class TrainConfig:
     duration: str  # 4800steps, 1e9tok, 2ep
     seq_len: int  # tokens
     global_batch: int  # sequences per optimizer step over all ranks
+    seq_len_warmup: dict[str, str] = field(default_factory=dict)  # shorter sequences at first: {512: 1e9tok, …}
     micro_batch: int | Auto = "auto"  # sequences per rank and forward pass
     zero_stage: int | Auto = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -186,7 +190,21 @@ class RecoveryConfig:
     """Budgets of unattended restarts, one per cause; no progress stops a run whatever the cause."""
 
     max_crashes: int = 3
+    max_hangs: int = 3
+    max_node_failures: int = 10  # nodes that died under the run, and failures of nodes that were then excluded
+    max_launch_failures: int = 5  # jobs that Slurm could not start
+    max_out_of_memory: int = 1  # on GPU and host each; the next attempt takes half the micro-batch
+    max_divergences: int = 3  # with on_divergence=skip
+    max_preemptions: int | None = None  # null: without bound
     max_no_progress: int = 3  # attempts in a row that end without a newer checkpoint
+    on_divergence: Literal["stop", "skip"] = "stop"  # skip: roll back and leave the batch out
+    spike_threshold: float | None = None  # nats above the last steps' median loss: such a leap is a divergence too
+    hang_floor_s: float = 300.0  # no shorter silence of all ranks is a hang; above it 20 times what a step takes
+    start_timeout_s: float = 1800.0  # the same until the first steps are done, and in a first save or evaluation
+    successor: bool = False  # each job queues one that waits for its end: a watchdog that needs no process
+    node_exclusion_h: float = 24.0  # how long a node with evidence against it is left out
+    max_excluded_nodes: int = 8  # at once, below one root
+    notify: list[str] = field(default_factory=list)  # a command, [URL] or [$VARIABLE] that holds a URL
 
 
 @dataclass(frozen=True)

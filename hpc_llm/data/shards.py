@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.data.manifest import PREPARE, Manifest, Shard, read_manifest
@@ -113,9 +114,11 @@ class ShardSet:
 
     def __init__(self, directory: Path, split: str, manifest: Manifest, source: str | None = None) -> None:
         self.directory, self.split, self.manifest, self.source = directory, split, manifest, source
-        own = [shard for shard in manifest.shards[split] if source in (None, shard.source)]
-        self.num_tokens = sum(shard.tokens for shard in own)
-        self._shards = [_map(directory, shard, np.dtype(manifest.dtype).newbyteorder("<")) for shard in own]
+        self.shards = [shard for shard in manifest.shards[split] if source in (None, shard.source)]
+        self.num_tokens = sum(shard.tokens for shard in self.shards)
+        dtype = np.dtype(manifest.dtype).newbyteorder("<")
+        self.arrays = [_map(directory, shard, dtype) for shard in self.shards]
+        self._by_length: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
 
     @classmethod
     def open(cls, directory: Path, split: str, source: str | None = None) -> ShardSet:
@@ -127,22 +130,39 @@ class ShardSet:
 
     def num_samples(self, seq_len: int) -> int:
         """Samples of seq_len + 1 tokens."""
-        return int(self._samples_up_to(seq_len)[-1])
+        return int(self._windows(seq_len)[1][-1])
 
     def gather(self, sample_ids: np.ndarray, seq_len: int) -> np.ndarray:
         """Samples `sample_ids` (int [n], each in [0, num_samples)): int64 [n, seq_len + 1]."""
-        ends = self._samples_up_to(seq_len)
         out = np.empty((len(sample_ids), seq_len + 1), np.int64)
-        numbers = np.searchsorted(ends, sample_ids, side="right") - 1
-        for row, (sample, number) in enumerate(zip(sample_ids.tolist(), numbers.tolist(), strict=True)):
-            start = (sample - int(ends[number])) * seq_len
-            out[row] = self._shards[number][start : start + seq_len + 1]
+        self.gather_into(out, np.arange(len(sample_ids)), sample_ids, seq_len)
         return out
 
-    def _samples_up_to(self, seq_len: int) -> np.ndarray:
-        """Number of samples before each shard, and in all: int64 [shards + 1]."""
-        counts = [max(0, (len(tokens) - 1) // seq_len) for tokens in self._shards]
-        return np.cumsum([0, *counts], dtype=np.int64)
+    def gather_into(self, out: np.ndarray, rows: np.ndarray, sample_ids: np.ndarray, seq_len: int) -> None:
+        """As `gather`, into `rows` (int [n]) of `out` (int64 [any, seq_len + 1])."""
+        windows, ends = self._windows(seq_len)
+        if len(windows) == 1:
+            out[rows] = windows[0][sample_ids]  # twice as fast as row by row
+            return
+        numbers = np.searchsorted(ends, sample_ids, side="right") - 1
+        places = sample_ids - ends[numbers]
+        for row, number, place in zip(rows.tolist(), numbers.tolist(), places.tolist(), strict=True):
+            out[row] = windows[number][place]
+
+    def _windows(self, seq_len: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Samples of each shard as overlapping views [samples, seq_len + 1], and how many come before each and in all.
+
+        The second is int64 [shards + 1].
+        """
+        if seq_len not in self._by_length:
+            counts = [max(0, (len(tokens) - 1) // seq_len) for tokens in self.arrays]
+            size = np.dtype(self.manifest.dtype).itemsize
+            views = [
+                as_strided(tokens, (count, seq_len + 1), (size * seq_len, size), writeable=False)
+                for tokens, count in zip(self.arrays, counts, strict=True)
+            ]
+            self._by_length[seq_len] = views, np.cumsum([0, *counts], dtype=np.int64)
+        return self._by_length[seq_len]
 
 
 def _map(directory: Path, shard: Shard, dtype: np.dtype) -> np.ndarray:

@@ -23,6 +23,17 @@ def prepare_shown(config: RunConfig, directory: Path) -> None:
 
     with progress() as report:
         prepare(config, directory, report, say)
+    pack_shown(config, directory)
+
+
+def pack_shown(config: RunConfig, directory: Path) -> None:
+    """data.packs.ensure with its progress shown, where the run packs its documents."""
+    if config.data.packing != "best_fit":
+        return
+    from hpc_llm.data import packs
+
+    with progress() as report:
+        packs.ensure(directory, config.train.seq_len, lambda stage, done, total: report(stage, done, total, 0))
 
 
 def say(line: str) -> None:

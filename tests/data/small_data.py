@@ -6,6 +6,11 @@ import dataclasses
 from typing import Any
 
 from hpc_llm.config.schema import DataConfig, RunConfig, build, to_dict
+from hpc_llm.data.mixture import Mixture
+from hpc_llm.data.samples import Concatenated
+from hpc_llm.data.shards import ShardSet
+from hpc_llm.data.stream import Stream
+from hpc_llm.planning.mixture import Phase, Source, stages
 
 
 def run_config(**data: Any) -> RunConfig:
@@ -32,3 +37,11 @@ def run_config(**data: Any) -> RunConfig:
 
 def data_config(**data: Any) -> DataConfig:
     return run_config(**data).data
+
+
+def one_source(shards: ShardSet, seed: int, seq_len: int, global_batch: int) -> Stream:
+    """The stream of a run on `shards` alone, called corpus, documents concatenated."""
+    samples = Concatenated(shards, seq_len)
+    source = Source("corpus", samples.num_samples)
+    parts = stages([Phase(0, {"corpus": 1.0})], [source], global_batch, steps=10**9)
+    return Stream(Mixture(seed, [source], parts, global_batch), [samples], [(0, seq_len)])

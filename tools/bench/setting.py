@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from hpc_llm.config.schema import RunConfig
+from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Share
 from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, SourceFacts
-from hpc_llm.data.shards import ShardSet, ShardWriter
+from hpc_llm.data.shards import ShardWriter
 from hpc_llm.model.init import initialise
 from hpc_llm.model.transformer import Transformer
 from hpc_llm.planning.hardware import GIB, GPUS
@@ -85,7 +86,6 @@ class Setting:
 
     config: RunConfig
     plan: RunPlan
-    shards: ShardSet
     device: torch.device
     clock: Clock
     num_steps: int  # at most
@@ -104,17 +104,17 @@ class Setting:
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Tokens and targets of every step, all read before the clock first ticks, which it does for each."""
-        with Batches(self.shards, self.config.run.seed, self.config.train.seq_len, self.share) as batches:
+        with Batches(stream.training(self.config, self.plan), self.share) as batches:
             ready = [batches.step(step) for step in range(self.num_steps)]
         for ((tokens, targets),) in ready:
             self.clock.tick()
             yield tokens.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
 
-def make_shards(folder: Path, vocab_size: int, num_tokens: int) -> ShardSet:
+def make_shards(folder: Path, source: str, vocab_size: int, num_tokens: int) -> None:
     """Skewed random tokens in the project's own format: time per step does not depend on what they say."""
     tokens = (vocab_size * np.random.default_rng(0).random(num_tokens) ** 3).astype(np.int64)
-    with ShardWriter(folder, "train", "random", vocab_size) as writer:
+    with ShardWriter(folder, "train", source, vocab_size) as writer:
         writer.append(tokens, text_bytes=num_tokens)
     documents = {"in": 1, "train": 1, "heldout": 0, "rejects": 0, "duplicates": 0}
     counts = {"train": num_tokens, "heldout": 0}
@@ -132,11 +132,10 @@ def make_shards(folder: Path, vocab_size: int, num_tokens: int) -> ShardSet:
         unigram_entropy=math.log(vocab_size),
         recipe={},
         library="",
-        sources={"random": SourceFacts(documents, 0, counts, num_tokens, [])},
+        sources={source: SourceFacts(documents, 0, counts, num_tokens, [])},
         shards={"train": writer.shards, "heldout": []},
     )
     (folder / MANIFEST).write_text(manifest.to_json())
-    return ShardSet(folder, "train", manifest)
 
 
 def gpu_words(device: str) -> list[str]:
