@@ -45,10 +45,9 @@ def one_pass(root: Path) -> None:
     with loop.only_watchdog(root) as alone:
         if not alone:
             return
-        for run in loop.act(loop.look(root)):
-            print(
-                f"{time.strftime('%H:%M:%S')} {run.layout.name}: {run.action.act.value} ({run.action.why})", flush=True
-            )
+        for run in loop.one_pass(root):
+            what = f"{run.decision.action.value} ({run.decision.why})"
+            print(f"{time.strftime('%H:%M:%S')} {run.record.layout.name}: {what}", flush=True)
 
 
 if __name__ == "__main__":

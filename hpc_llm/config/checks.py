@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hpc_llm.config import order_checks
-from hpc_llm.config.schema import ClusterConfig, RunConfig
+from hpc_llm.config import data_checks, order_checks
+from hpc_llm.config.schema import ClusterConfig, RecoveryConfig, RunConfig
 
 VOCAB_MULTIPLE = 128  # embeddings padded to it: worth up to 4 MFU points (MPT-7B)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,-]{0,99}")  # `=` and `,`: lr=1e-4,seed=2 names a sweep's run
@@ -39,7 +39,16 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("cluster.threads_per_rank", "cluster.time_min", "cluster.array_throttle"), _POSITIVE),
     "cluster.signal_lead_s": (lambda value: 0 <= value <= 65535, "seconds from 0 to 65535 (Slurm's limit)"),
     "cluster.expected_mfu": (lambda value: 0 < value <= 1, "above 0, at most 1"),
-    **dict.fromkeys(("recovery.max_crashes", "recovery.max_no_progress"), _NOT_NEGATIVE),
+    **dict.fromkeys(("recovery.max_crashes", "recovery.max_no_progress", "recovery.max_hangs"), _NOT_NEGATIVE),
+    **dict.fromkeys(("recovery.max_node_failures", "recovery.max_launch_failures"), _NOT_NEGATIVE),
+    **dict.fromkeys(("recovery.max_out_of_memory", "recovery.max_divergences"), _NOT_NEGATIVE),
+    **dict.fromkeys(("recovery.max_preemptions", "recovery.max_excluded_nodes"), _NOT_NEGATIVE),
+    **dict.fromkeys(
+        ("recovery.hang_floor_s", "recovery.start_timeout_s"),
+        (lambda value: 10 <= value < math.inf, "10 seconds or more"),
+    ),
+    "recovery.node_exclusion_h": _POSITIVE,
+    "recovery.spike_threshold": _POSITIVE,
     "trackers.tensorboard.every": _POSITIVE,
 }
 _SLURM_ONLY = (
@@ -56,6 +65,7 @@ def problems(config: RunConfig) -> list[str]:
         *_words(config),
         *_combinations(config),
         *_without_effect(config),
+        *data_checks.problems(config.data),
         *order_checks.problems(config),
     ]
 
@@ -83,8 +93,6 @@ def _shapes(config: RunConfig) -> Iterator[str]:
             f"train.seq_len={train.seq_len}: at most model.max_seq_len={model.max_seq_len} of {model.name}; "
             f"lower it or set model.max_seq_len={train.seq_len}"
         )
-    if data.name != "stdlib" and data.source is None and not data.sources:
-        yield "data.source: missing; give a folder or a file of text with data.source=PATH"
     if data.vocab_size is None and data.tokenizer is None:
         yield "data.vocab_size=null: the number of pieces to train, or data.tokenizer=PATH of a SentencePiece model"
     if data.vocab_size is not None and not data.vocab_size <= model.vocab_size <= padded_vocab(data.vocab_size):
@@ -102,6 +110,8 @@ def _words(config: RunConfig) -> Iterator[str]:
             f"{key}={name!r}: up to 100 letters, digits, '.', '_' and '-' that do not begin with '.' or '-'; "
             f"for example {re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')[:100] or 'my-run'}"
         )
+    if re.match(r"http://(?!127\.0\.0\.1[:/])|(?!https?://)\w+://", " ".join(config.recovery.notify)):
+        yield f"recovery.notify={config.recovery.notify}: an https:// address, a command's words, or [$VARIABLE]"
     for variable in config.cluster.exports:
         if not _VARIABLE.fullmatch(variable):
             yield f"cluster.exports.{variable}: a variable's name has letters, digits and '_'"
@@ -128,12 +138,16 @@ def _combinations(config: RunConfig) -> Iterator[str]:
 
 
 def _without_effect(config: RunConfig) -> Iterator[str]:
-    if config.data.name == "stdlib" and config.data.source is not None:
-        yield f"data.source={config.data.source}: data=stdlib has its own source; use data=files data.source=…"
     default = {field.name: field.default for field in dataclasses.fields(type(config.optim))}
     if config.optim.schedule != "wsd" and config.optim.decay_fraction != default["decay_fraction"]:
         yield f"optim.decay_fraction={config.optim.decay_fraction}: has an effect with optim.schedule=wsd alone"
+    if config.recovery.on_divergence == "stop":
+        for name in ("max_divergences",):
+            if (value := getattr(config.recovery, name)) != _default(RecoveryConfig, name):
+                yield f"recovery.{name}={value}: has an effect with recovery.on_divergence=skip alone"
     if config.cluster.launcher == "local":
+        if config.recovery.successor:
+            yield "recovery.successor=true: has no effect on cluster=local; choose a Slurm cluster"
         for name in _SLURM_ONLY:
             value = getattr(config.cluster, name)
             if value != _default(ClusterConfig, name):

@@ -92,6 +92,7 @@ class DataConfig(ReadingConfig):
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # empty: data.source alone, called data.name
     out: str | None = None  # folder of the shards; null: <run.root>/.data/<name>-<hash>
     tokenizer: str | None = None  # a SentencePiece model or a tokenizer.json to use; null trains one
+    eos_token: str | None = None  # what ends a document in a brought tokenizer; null: its own end of text
     vocab_size: int | None = None  # pieces to train; null: what the given tokenizer has
     heldout_fraction: float = 0.02  # of documents, chosen by a hash of their text
     deduplicate: bool = True  # a text is kept once, over all sources
@@ -189,7 +190,21 @@ class RecoveryConfig:
     """Budgets of unattended restarts, one per cause; no progress stops a run whatever the cause."""
 
     max_crashes: int = 3
+    max_hangs: int = 3
+    max_node_failures: int = 10  # nodes that died under the run, and failures of nodes that were then excluded
+    max_launch_failures: int = 5  # jobs that Slurm could not start
+    max_out_of_memory: int = 1  # on GPU and host each; the next attempt takes half the micro-batch
+    max_divergences: int = 3  # with on_divergence=skip
+    max_preemptions: int | None = None  # null: without bound
     max_no_progress: int = 3  # attempts in a row that end without a newer checkpoint
+    on_divergence: Literal["stop", "skip"] = "stop"  # skip: roll back and leave the batch out
+    spike_threshold: float | None = None  # nats above the last steps' median loss: such a leap is a divergence too
+    hang_floor_s: float = 300.0  # no shorter silence of all ranks is a hang; above it 20 times what a step takes
+    start_timeout_s: float = 1800.0  # the same until the first steps are done, and in a first save or evaluation
+    successor: bool = False  # each job queues one that waits for its end: a watchdog that needs no process
+    node_exclusion_h: float = 24.0  # how long a node with evidence against it is left out
+    max_excluded_nodes: int = 8  # at once, below one root
+    notify: list[str] = field(default_factory=list)  # a command, [URL] or [$VARIABLE] that holds a URL
 
 
 @dataclass(frozen=True)

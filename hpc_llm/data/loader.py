@@ -83,6 +83,14 @@ class Batches:
         chunk = self._chunks[0]
         return chunk.passes.result()[step - chunk.steps.start]
 
+    def samples(self, step: int) -> list[tuple[str, int]]:
+        """Source and sample of every row of the global batch of `step`."""
+        rows = self._stream.mixture.step(step)
+        return [
+            (self._stream.mixture.sources[source].name, sample)
+            for source, sample in zip(rows.sources.tolist(), rows.samples.tolist(), strict=True)
+        ]
+
     def close(self) -> None:
         """End the thread; whatever it reads just now is waited for."""
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hpc_llm.config import checks
 from hpc_llm.config.errors import InputError, nearest
@@ -73,6 +73,12 @@ class RunPlan:
     phases: list[Phase]  # mixtures, the first from step 0
     seq_lens: list[tuple[int, int]]  # first step, sequence length from then on
     source_epochs: dict[str, float]  # how often each source is read in all; empty before the data is prepared
+
+
+def with_micro_batch(plan: RunPlan, config: RunConfig, micro_batch: int) -> RunPlan:
+    """The same mathematics in passes of another size."""
+    passes = accumulation(config.train.global_batch, plan.world_size, micro_batch)
+    return replace(plan, micro_batch=micro_batch, accumulation=passes)
 
 
 def make_plan(config: RunConfig, data: DataFacts | None, *, memory_available: int | None = None) -> RunPlan:

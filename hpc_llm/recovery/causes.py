@@ -18,22 +18,33 @@ class ExitCode(enum.IntEnum):
     CHECKPOINT_UNREADABLE = 82  # the ledger knows of checkpoints and none is valid
     STORAGE_FULL = 83  # the last save found no room
     DIVERGED = 84  # loss or gradient is not finite
+    OUT_OF_MEMORY = 85  # of the host
+    GPU_OUT_OF_MEMORY = 86
 
 
 class Cause(str, enum.Enum):
     """Why an attempt ended."""
 
     COMPLETED = "completed"
-    STOPPED = "stopped"
+    STOPPED = "stopped"  # by Ctrl-C or SIGTERM, where it was typed
+    CANCELLED = "cancelled"  # by its user's scancel
     TIME_LIMIT = "time-limit"
+    PREEMPTED = "preempted"
+    NODE_FAILURE = "node-failure"  # Slurm lost a node of the job
+    LAUNCH_FAILED = "launch-failed"  # Slurm could not start the job, or it ended before an attempt began
+    ORPHANED = "orphaned"  # Slurm says RUNNING and nobody is in it
     CRASH = "crash"
     KILLED = "killed"  # SIGKILL from outside: out of memory on the host, or somebody's hand
-    CONFIG_ERROR = "config-error"
-    FENCED = "fenced"
+    OUT_OF_MEMORY = "out-of-memory"  # of the host
+    GPU_OUT_OF_MEMORY = "gpu-out-of-memory"
+    HANG = "hang"  # no rank gave a sign of life; the supervisor ended them
+    DIVERGED = "diverged"
     CHECKPOINT_UNREADABLE = "checkpoint-unreadable"
     STORAGE_FULL = "storage-full"
-    DIVERGED = "diverged"
+    CONFIG_ERROR = "config-error"
+    FENCED = "fenced"
     LOST = "lost"  # the attempt said nothing of its end: its node died, or Slurm took the job away
+    UNKNOWN = "unknown"  # somebody says that it ended, and nobody how
 
     def __str__(self) -> str:
         return self.value
@@ -45,6 +56,8 @@ _BY_CODE = {
     ExitCode.CHECKPOINT_UNREADABLE: Cause.CHECKPOINT_UNREADABLE,
     ExitCode.STORAGE_FULL: Cause.STORAGE_FULL,
     ExitCode.DIVERGED: Cause.DIVERGED,
+    ExitCode.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
+    ExitCode.GPU_OUT_OF_MEMORY: Cause.GPU_OUT_OF_MEMORY,
     -signal.SIGKILL: Cause.KILLED,
 }
 

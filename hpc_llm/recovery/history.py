@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import Any
 
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import Ended
 from hpc_llm.runs.ledger import Event
 
 
-def attempts_since_submission(events: Sequence[Event], newest_checkpoint: int) -> list[Ended]:
-    """One Ended per attempt after the last `submitted`, oldest first.
+def attempts_since_submission(
+    events: Sequence[Event], newest_checkpoint: int, world_size: int | None = None
+) -> list[Ended]:
+    """One Ended per attempt after the last `submitted`, and one per job that never began, oldest first.
 
     An attempt that says nothing of its end was lost with its node or killed by Slurm. newest_checkpoint:
-    the newest valid step now, for the last attempt.
+    the newest valid step now, for the last attempt. With `world_size` the hours of such attempts count too.
     """
     last = max((event.time for event in events if event.event == "submitted"), default=0.0)
-    started = {event.facts["attempt"]: event for event in events if event.event == "started" and event.time >= last}
-    ended = {event.facts["attempt"]: event.facts for event in events if event.event == "ended"}
-    numbers = sorted(started)
-    found = []
-    for number, successor in zip_longest(numbers, numbers[1:]):
+    since = [event for event in events if event.time >= last]
+    started = {event.facts["attempt"]: event for event in since if event.event == "started"}
+    ended = {event.facts["attempt"]: event.facts for event in since if event.event == "ended"}
+    excluded = {node for event in since if event.event == "excluded" for node in event.facts["nodes"]}
+    found: list[tuple[float, Ended]] = []
+    for number, successor in zip_longest(sorted(started), sorted(started)[1:]):
         facts = ended.get(number, {})
         after = newest_checkpoint if successor is None else started[successor].facts["checkpoint_step"]
-        found.append(
-            Ended(
-                cause=Cause(facts.get("cause", Cause.LOST)),
-                start_step=started[number].facts["checkpoint_step"],
-                checkpoint_step=facts.get("checkpoint_step", after),
-                gpu_hours=facts.get("gpu_hours", 0.0),
-            )
+        node = facts.get("node") or _node_of(facts.get("first_failed"), started[number].facts, world_size)
+        end = Ended(
+            cause=Cause(facts.get("cause", Cause.LOST)),
+            start_step=started[number].facts["checkpoint_step"],
+            checkpoint_step=facts.get("checkpoint_step", after),
+            gpu_hours=facts.get("gpu_hours", _hours_seen(since, number, world_size or 0)),
+            node=node,
+            node_excluded=node in excluded,
         )
-    return found
+        found.append((started[number].time, end))
+    found += [(event.time, _never_began(excluded, event)) for event in since if _is_launch_failure(event)]
+    return [end for _, end in sorted(found, key=lambda pair: pair[0])]
+
+
+def _is_launch_failure(event: Event) -> bool:
+    return event.event in ("released", "resubmitted", "requeued") and event.facts.get("cause") == Cause.LAUNCH_FAILED
+
+
+def _never_began(excluded: set[str], event: Event) -> Ended:
+    nodes = event.facts.get("nodes") or []
+    return Ended(Cause.LAUNCH_FAILED, 0, 0, 0.0, nodes[0] if nodes else None, bool(excluded & set(nodes)))
+
+
+def _node_of(rank: int | None, started: Mapping[str, Any], world_size: int | None) -> str | None:
+    """Ranks lie in blocks on the nodes of a step."""
+    nodes = started.get("nodes") or []
+    if rank is None or not world_size or not nodes:
+        return None
+    place = rank * len(nodes) // world_size
+    return str(nodes[place]) if place < len(nodes) else None
+
+
+def _hours_seen(events: Sequence[Event], attempt: int, world_size: int) -> float:
+    """GPU-hours from an attempt's first to its last word: what it spent at least."""
+    times = [event.time for event in events if event.writer.endswith(f"-{attempt:04d}")]
+    return (max(times) - min(times)) / 3600 * world_size if times else 0.0

@@ -1,13 +1,48 @@
-"""Facts → action: what follows the end of an attempt. Pure."""
+"""Facts → action: what follows the end of an attempt, and what is left to spend. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from hpc_llm.recovery.causes import Cause
 
-RETRIED = (Cause.CRASH, Cause.KILLED)
+
+class Action(str, enum.Enum):
+    """What is done about a run; its value is the ledger's word for it."""
+
+    NOTHING = "nothing"
+    RESTART_STEP = "restarted"  # in the same allocation
+    RESTART_WITHOUT_NODE = "restarted-without"  # in the same allocation, on its other nodes
+    REQUEUE = "requeued"
+    REQUEUE_EXCLUDING = "requeued-excluding"
+    RESUBMIT = "resubmitted"
+    RELEASE = "released"  # a job that Slurm holds
+    EXPEDITE = "expedited"  # StartTime=now: the wait after a requeue (121 s) is gone
+    STOP = "given-up"
+    WITHDRAW = "withdrawn"  # a queued job that has nothing left to do
+    MARK_CANCELLED = "cancelled"
+
+
+AGAIN = frozenset(
+    {
+        *(Action.RESTART_STEP, Action.RESTART_WITHOUT_NODE, Action.REQUEUE, Action.REQUEUE_EXCLUDING),
+        *(Action.RESUBMIT, Action.RELEASE, Action.EXPEDITE),
+    }
+)  # after any of these the run trains on
+
+IN_PLACE = frozenset(
+    {Cause.CRASH, Cause.KILLED, Cause.HANG, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY, Cause.DIVERGED}
+)  # the allocation is still there
+ELSEWHERE = frozenset(
+    {
+        *(Cause.TIME_LIMIT, Cause.PREEMPTED, Cause.NODE_FAILURE, Cause.LAUNCH_FAILED, Cause.ORPHANED),
+        *(Cause.LOST, Cause.UNKNOWN),
+    }
+)  # the allocation is gone, or going
+FINAL = frozenset(set(Cause) - IN_PLACE - ELSEWHERE)
 
 
 @dataclass(frozen=True)
@@ -18,36 +53,94 @@ class Ended:
     start_step: int
     checkpoint_step: int
     gpu_hours: float
+    node: str | None = None  # the one that the evidence points at
+    node_excluded: bool = False  # it was, after this
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """How often a run may start again unattended, per cause."""
+    """How often a run may start again unattended, per cause: see config.schema.RecoveryConfig."""
 
     max_crashes: int
     max_no_progress: int
     max_gpu_hours: float | None
+    max_hangs: int = 3
+    max_node_failures: int = 10
+    max_launch_failures: int = 5
+    max_out_of_memory: int = 1
+    max_divergences: int = 0  # where recovery.on_divergence is not skip
+    max_preemptions: int | None = None
+
+    @staticmethod
+    def of(config: Mapping[str, Any]) -> Budgets:
+        """The budgets of a run's config.json."""
+        recovery = config["recovery"]
+        given = {item.name: recovery[item.name] for item in fields(Budgets) if item.name in recovery}
+        if recovery.get("on_divergence") != "skip":
+            given["max_divergences"] = 0
+        return Budgets(**given, max_gpu_hours=config["run"]["max_gpu_hours"])
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What is known of the machine when an attempt has ended."""
+
+    bad_nodes: frozenset[str] = frozenset()  # to be left out, by the evidence of all runs
+    num_spare_nodes: int = 0  # of this allocation
 
 
 @dataclass(frozen=True)
 class Decision:
-    """restart: start the step again in the same place. Else the run stops; `why` says so."""
+    """What to do and why; `nodes` are left out, `cause` is what it answers."""
 
-    restart: bool
+    action: Action
     why: str
+    nodes: tuple[str, ...] = ()
+    cause: Cause | None = None
+
+    @property
+    def restart(self) -> bool:
+        """Whether the step starts again in the same allocation."""
+        return self.action in (Action.RESTART_STEP, Action.RESTART_WITHOUT_NODE)
 
 
-def decide(history: Sequence[Ended], budgets: Budgets) -> Decision:
+@dataclass(frozen=True)
+class _Account:
+    """What an end is charged to: a budget and how its uses are called."""
+
+    budget: str
+    one: str
+    many: str
+
+
+_CRASHES = _Account("max_crashes", "crash", "crashes")
+_NODES = _Account("max_node_failures", "node failure", "node failures")
+_ACCOUNTS = {
+    Cause.CRASH: _CRASHES,
+    Cause.KILLED: _CRASHES,
+    Cause.HANG: _Account("max_hangs", "hang", "hangs"),
+    Cause.OUT_OF_MEMORY: _Account("max_out_of_memory", "lack of memory", "times out of host memory"),
+    Cause.GPU_OUT_OF_MEMORY: _Account("max_out_of_memory", "lack of GPU memory", "times out of GPU memory"),
+    Cause.DIVERGED: _Account("max_divergences", "divergence", "divergences"),
+    Cause.NODE_FAILURE: _NODES,
+    Cause.ORPHANED: _NODES,
+    Cause.LAUNCH_FAILED: _Account("max_launch_failures", "launch failure", "launch failures"),
+    Cause.PREEMPTED: _Account("max_preemptions", "preemption", "preemptions"),
+}  # the others are limited by progress and hours alone
+
+
+def decide(history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None = None) -> Decision:
     """What to do after the last of `history`, the attempts since the user's last submission, oldest first."""
-    last = history[-1]
-    if last.cause not in RETRIED:
-        return Decision(False, f"{last.cause}: not a matter of trying again")
+    last, cluster = history[-1], cluster or Cluster()
+    if last.cause in FINAL or (last.cause is Cause.DIVERGED and budgets.max_divergences == 0):
+        return Decision(Action.STOP, f"{last.cause}: not a matter of trying again", cause=last.cause)
     if spent := exhausted(history, budgets):
-        return Decision(False, spent)
-    failures = sum(end.cause in RETRIED for end in history)
-    return Decision(
-        True, f"crash {failures} of at most {budgets.max_crashes}: starting again from step {last.checkpoint_step}"
-    )
+        return Decision(Action.STOP, f"{last.cause}: {spent}", cause=last.cause)
+    bad = (last.node,) if last.node in cluster.bad_nodes and last.node is not None else ()
+    why = f"{_count(history, budgets)}: starting again from step {last.checkpoint_step}"
+    if last.cause in ELSEWHERE or (bad and not cluster.num_spare_nodes):
+        return Decision(Action.REQUEUE_EXCLUDING if bad else Action.REQUEUE, why, bad, last.cause)
+    return Decision(Action.RESTART_WITHOUT_NODE if bad else Action.RESTART_STEP, why, bad, last.cause)
 
 
 def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:
@@ -60,13 +153,33 @@ def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:
         return (
             f"{stuck} attempts in a row left no newer checkpoint (recovery.max_no_progress={budgets.max_no_progress})"
         )
-    failures = sum(end.cause in RETRIED for end in history)
-    if failures > budgets.max_crashes:
-        return f"{failures} crashes (recovery.max_crashes={budgets.max_crashes})"
+    charges = [account for end in history if (account := _account(end))]
+    for account in dict.fromkeys(charges):
+        limit, used = getattr(budgets, account.budget), charges.count(account)
+        if limit is not None and used > limit:
+            return f"{used} {account.many} (recovery.{account.budget}={limit})"
     return None
 
 
+def _account(end: Ended) -> _Account | None:
+    """One bad node must not burn a run's retries: what it did is charged to nodes once it is left out."""
+    account = _ACCOUNTS.get(end.cause)
+    return _NODES if account and end.node_excluded else account
+
+
+def _count(history: Sequence[Ended], budgets: Budgets) -> str:
+    account = _account(history[-1])
+    if account is None:
+        return str(history[-1].cause)
+    used, limit = sum(_account(end) == account for end in history), getattr(budgets, account.budget)
+    return f"{account.one} {used}" + ("" if limit is None else f" of at most {limit}")
+
+
 def _without_progress(history: Sequence[Ended]) -> int:
-    """How many attempts at the end of `history` in a row left no newer checkpoint than they found."""
-    progress = [end.checkpoint_step > end.start_step for end in history]
+    """How many attempts at the end of `history` in a row left no newer checkpoint than they found.
+
+    Failures of a node that is left out now, and jobs that never began, say nothing about the run.
+    """
+    telling = [end for end in history if not end.node_excluded and end.cause is not Cause.LAUNCH_FAILED]
+    progress = [end.checkpoint_step > end.start_step for end in telling]
     return next((count for count, moved in enumerate(reversed(progress)) if moved), len(progress))

@@ -9,7 +9,8 @@ from typing import Any
 
 from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.recovery import loop
-from hpc_llm.runs import attempts, ledger
+from hpc_llm.recovery.acts import Seen
+from hpc_llm.runs import attempts
 from hpc_llm.runs.layout import RunLayout
 
 _TAIL_BYTES = 4096
@@ -24,10 +25,10 @@ def rows(root: Path) -> list[dict[str, Any]]:
     return [row(seen) for seen in loop.look(root)]
 
 
-def row(seen: loop.Seen) -> dict[str, Any]:
+def row(seen: Seen) -> dict[str, Any]:
     """One run's row."""
-    layout, facts = seen.layout, seen.facts
-    ends = [event.facts for event in ledger.read(layout.ledger) if event.event == "ended"]
+    layout, facts = seen.record.layout, seen.record.facts
+    ends = [event.facts for event in seen.record.events if event.event == "ended"]
     last = last_step(layout)
     return {
         "name": layout.name,
@@ -42,9 +43,9 @@ def row(seen: loop.Seen) -> dict[str, Any]:
     }
 
 
-def state_of(seen: loop.Seen) -> str:
+def state_of(seen: Seen) -> str:
     """The run's state in one word."""
-    facts, job = seen.facts, seen.job
+    facts, job = seen.record.facts, seen.job
     if facts.completed:
         return "completed"
     if facts.final is not None:

@@ -5,34 +5,30 @@ Slurm is asked rarely and together; what could not be asked is unknown, and noth
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hpc_llm.recovery.policy import Budgets, Ended, exhausted
+from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.policy import FINAL, Action, Budgets, Decision, Ended, exhausted
 from hpc_llm.slurm.records import JobLife, QueuedJob
 
 EXPEDITE_FROM_S = 5.0  # a requeued job that has less to wait is left alone
 ORPHAN_AFTER_S = 180.0  # a running job whose supervisor has been silent for this long has nobody in it
 FORGOTTEN_AFTER_S = 300.0  # MinJobAge: how long squeue may know a job that sacct does not show yet
+UNANSWERED_S = 30.0  # a slow slurmctld may still take a submission whose answer was lost
 
-
-class Act(str, enum.Enum):
-    """What the watchdog does."""
-
-    NOTHING = "nothing"
-    EXPEDITE = "expedited"  # StartTime=now: the wait after a requeue (121 s) is gone
-    RELEASE = "released"
-    REQUEUE = "requeued"
-    RESUBMIT = "resubmitted"
-    GIVE_UP = "given-up"
-    MARK_CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True)
-class Action:
-    act: Act
-    why: str
+NOTHING = Decision(Action.NOTHING, "")
+_CAUSES = {
+    "PREEMPTED": Cause.PREEMPTED,
+    "NODE_FAIL": Cause.NODE_FAILURE,
+    "BOOT_FAIL": Cause.NODE_FAILURE,
+    "TIMEOUT": Cause.TIME_LIMIT,
+    "OUT_OF_MEMORY": Cause.OUT_OF_MEMORY,
+    "LAUNCH_FAILED": Cause.LAUNCH_FAILED,
+    "FAILED": Cause.LOST,
+    "COMPLETED": Cause.LOST,
+}  # states of a job that ended though its run did not
+_GOING_ON = ("REQUEUED", "REQUEUE_HOLD", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT", "SUSPENDED", "RESIZING")
 
 
 @dataclass(frozen=True)
@@ -46,6 +42,10 @@ class RunFacts:
     history: Sequence[Ended]
     budgets: Budgets
     heartbeat_at: float | None
+    attempt: int = 0  # the newest one's number
+    began: bool = True  # whether an attempt began in the job last submitted
+    successor: str | None = None  # a job that waits for the end of this one (recovery.successor)
+    sent_at: float | None = None  # of a submission whose answer is not in the ledger
 
 
 @dataclass(frozen=True)
@@ -56,45 +56,120 @@ class JobFacts:
     queued: QueuedJob | None
     remembered: bool
     last_life: JobLife | None
+    successor: QueuedJob | None = None
+    site_requeues: bool = False  # RequeueExit: Slurm itself queues jobs again by their exit code
 
 
-NOTHING = Action(Act.NOTHING, "")
-_LOST = {"PREEMPTED", "NODE_FAIL", "TIMEOUT", "BOOT_FAIL", "OUT_OF_MEMORY", "FAILED", "LAUNCH_FAILED", "COMPLETED"}
+def glance(job: QueuedJob | None) -> str:
+    """What kind of job this is from the queue alone: pending, event (has to be looked at), running or gone.
+
+    While the kind stays pending, or running with a fresh heartbeat, the run's directory need not be read again.
+    """
+    if job is None or not job.live:
+        return "gone"
+    if job.state == "PENDING":
+        return "event" if job.reason == "BeginTime" or _held(job) else "pending"
+    return "running" if job.state == "RUNNING" or job.state in _GOING_ON else "event"
 
 
-def decide(run: RunFacts, job: JobFacts, now: float) -> Action:
+def decide(run: RunFacts, job: JobFacts, now: float) -> Decision:
     """What to do about `run` at time `now`."""
-    if run.completed or run.final is not None or run.address is None or not job.asked:
+    if not job.asked or run.address is None:
         return NOTHING
+    if run.completed or run.final is not None:
+        return _over(run, job)
     if job.queued is not None and job.queued.live:
-        return _alive(run, job.queued, now)
+        return _alive(run, job, now)
+    if job.successor is not None and job.successor.live:
+        return NOTHING  # it is about to do what is done here
     state = job.queued.state if job.queued else job.last_life.state if job.last_life else None
     if state == "CANCELLED":
-        return Action(Act.MARK_CANCELLED, "cancelled by its user: final")
+        return Decision(Action.MARK_CANCELLED, "cancelled by its user: final", cause=Cause.CANCELLED)
     if state is None:
         if not job.remembered or now - run.submitted_at < FORGOTTEN_AFTER_S:
             return NOTHING  # without accounting a cancelled job and a lost one look alike
-        return _again(run, "Slurm knows nothing of it any more")
-    return _again(run, state) if state in _LOST else NOTHING
+        return _again(run, "Slurm knows nothing of it any more", Cause.UNKNOWN, now)
+    return _again(run, state, _CAUSES[state], now) if state in _CAUSES else NOTHING
 
 
-def _alive(run: RunFacts, job: QueuedJob, now: float) -> Action:
-    if job.state == "PENDING":
-        if "requeued held" in job.reason.lower():
-            return Action(Act.RELEASE, job.reason)
-        requeued = bool(run.history)
-        if requeued and job.reason == "BeginTime" and (job.start_time or 0) - now > EXPEDITE_FROM_S:
-            return Action(
-                Act.EXPEDITE, f"{job.start_time - now:.0f} s to wait after a requeue" if job.start_time else ""
-            )
-        return NOTHING
-    silent = now - max(run.heartbeat_at or 0.0, job.start_time or now)
-    if job.state == "RUNNING" and silent > ORPHAN_AFTER_S:
-        return Action(Act.REQUEUE, f"running with nobody in it for {silent:.0f} s")
+def charged(run: RunFacts, cause: Cause) -> list[Ended]:
+    """The history with `cause` as the end of the job that was last seen.
+
+    A job in which no attempt began failed to launch; an attempt that said nothing of its end, ended by `cause`.
+    """
+    history = list(run.history)
+    if not run.began:
+        step = history[-1].checkpoint_step if history else 0
+        return [*history, Ended(Cause.LAUNCH_FAILED, step, step, 0.0)]
+    if history and history[-1].cause is Cause.LOST:
+        history[-1] = replace(history[-1], cause=cause)
+    return history
+
+
+def _over(run: RunFacts, job: JobFacts) -> Decision:
+    """A run that has ended needs no job: not the successor that waits, nor one that the site has queued again."""
+    if job.successor is not None and job.successor.live and job.successor.state == "PENDING":
+        return Decision(Action.WITHDRAW, f"{run.final or 'completed'}: job {job.successor.address} has nothing to do")
+    again = job.queued is not None and job.queued.state == "PENDING" and bool(run.history)
+    if again and job.site_requeues and run.final != "cancelled":
+        return Decision(Action.WITHDRAW, f"{run.final or 'completed'}: queued again by the site's RequeueExit")
     return NOTHING
 
 
-def _again(run: RunFacts, why: str) -> Action:
-    if spent := exhausted(run.history, run.budgets):
-        return Action(Act.GIVE_UP, f"{why}; {spent}")
-    return Action(Act.RESUBMIT, why)
+def _alive(run: RunFacts, job: JobFacts, now: float) -> Decision:
+    queued = job.queued
+    assert queued is not None
+    if queued.state == "PENDING":
+        return _pending(run, queued, job.last_life, now)
+    silent = now - max(run.heartbeat_at or 0.0, queued.start_time or now)
+    if queued.state == "RUNNING" and silent > ORPHAN_AFTER_S:
+        cause = Cause.ORPHANED if run.began else Cause.LAUNCH_FAILED
+        why = f"running with nobody in it for {silent:.0f} s"
+        return _spent(charged(run, cause), run, why, cause) or Decision(Action.REQUEUE, why, cause=cause)
+    return NOTHING
+
+
+def _pending(run: RunFacts, job: QueuedJob, life: JobLife | None, now: float) -> Decision:
+    held = _held(job)
+    if held == "by a person":
+        return NOTHING
+    if held == "launch":
+        history = charged(replace(run, began=False), Cause.LAUNCH_FAILED)
+        cause = Cause.LAUNCH_FAILED
+        return _spent(history, run, job.reason, cause) or Decision(Action.RELEASE, job.reason, cause=cause)
+    if not run.history:
+        return NOTHING
+    untold = run.history[-1].cause is Cause.LOST and run.began
+    end = _CAUSES.get(life.state, Cause.LOST) if life and untold else None
+    if stop := _spent(charged(run, end) if end else run.history, run, "queued again", end):
+        return stop
+    if held == "exit":
+        return Decision(Action.RELEASE, job.reason, cause=end)
+    wait_s = (job.start_time or now) - now
+    if job.reason == "BeginTime" and wait_s > EXPEDITE_FROM_S:
+        return Decision(Action.EXPEDITE, f"{wait_s:.0f} s to wait after a requeue", cause=end)
+    return NOTHING
+
+
+def _held(job: QueuedJob) -> str:
+    """Why Slurm holds a job: `launch` (a node failed to start it), `exit` (RequeueExitHold), `by a person`, or ''."""
+    reason = job.reason.lower().replace("_", " ")
+    if "launch failed" in reason or "launchfailure" in reason or "maxrequeue" in reason:
+        return "launch"
+    if "requeued in held state" in reason:
+        return "exit"
+    return "by a person" if "held" in reason or "special exit" in reason or job.state == "SPECIAL_EXIT" else ""
+
+
+def _again(run: RunFacts, why: str, cause: Cause, now: float) -> Decision:
+    if run.sent_at is not None and now - run.sent_at < UNANSWERED_S:
+        return NOTHING
+    cause = cause if run.began else Cause.LAUNCH_FAILED
+    return _spent(charged(run, cause), run, why, cause) or Decision(Action.RESUBMIT, why, cause=cause)
+
+
+def _spent(history: Sequence[Ended], run: RunFacts, why: str, cause: Cause | None) -> Decision | None:
+    if history and history[-1].cause in FINAL:
+        return Decision(Action.STOP, f"{why}; {history[-1].cause}: not a matter of trying again", cause=cause)
+    spent = exhausted(history, run.budgets)
+    return Decision(Action.STOP, f"{why}; {spent}", cause=cause) if spent else None

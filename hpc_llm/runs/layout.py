@@ -68,10 +68,24 @@ class RunLayout:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def divergence(self, number: int) -> Path:
+        return self.attempt(number) / "diverged.json"
+
+    def stacks(self, number: int) -> Path:
+        """Where py-spy's view of hung ranks goes."""
+        return self.attempt(number) / "stacks.txt"
+
+    @property
+    def heartbeats(self) -> Path:
+        return self.path / "heartbeats"
+
     @property
     def heartbeat(self) -> Path:
         """Touched by the living supervisor every few seconds."""
-        return self.path / "heartbeats" / "supervisor"
+        return self.heartbeats / "supervisor"
+
+    def node_heartbeat(self, node: str) -> Path:
+        return self.heartbeats / f"{node}.beat"
 
     @property
     def lock(self) -> Path:
@@ -81,6 +95,33 @@ class RunLayout:
         """The folders that must stand before a job writes into them."""
         for folder in (self.ledger, self.slurm, self.attempts, self.checkpoints, self.heartbeat.parent):
             folder.mkdir(parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class RootLayout:
+    """What lies in a root beside its runs."""
+
+    path: Path
+
+    @property
+    def watch_lock(self) -> Path:
+        """Held by the watchdog that makes its pass."""
+        return self.path / ".watchdog.lock"
+
+    @property
+    def census(self) -> Path:
+        """What the watchdog's last pass knew of every run: a cache, which may be removed."""
+        return self.path / ".watchdog.json"
+
+    @property
+    def last_pass(self) -> Path:
+        """When and where a watchdog was last alive."""
+        return self.path / ".watchdog.pass"
+
+    @property
+    def nodes(self) -> Path:
+        """Evidence against nodes, a file for each writer."""
+        return self.path / ".nodes"
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,17 @@ OUT_OF_RANGE = {
     "cluster.expected_mfu=1.01": "above 0, at most 1",
     "recovery.max_crashes=-1": NOT_NEGATIVE,
     "recovery.max_no_progress=-1": NOT_NEGATIVE,
+    "recovery.max_hangs=-1": NOT_NEGATIVE,
+    "recovery.max_node_failures=-1": NOT_NEGATIVE,
+    "recovery.max_launch_failures=-1": NOT_NEGATIVE,
+    "recovery.max_out_of_memory=-1": NOT_NEGATIVE,
+    "recovery.max_divergences=-1": NOT_NEGATIVE,
+    "recovery.max_preemptions=-1": NOT_NEGATIVE,
+    "recovery.start_timeout_s=9.0": "10 seconds or more",
+    "recovery.spike_threshold=0.0": POSITIVE,
+    "recovery.max_excluded_nodes=-1": NOT_NEGATIVE,
+    "recovery.hang_floor_s=9.9": "10 seconds or more",
+    "recovery.node_exclusion_h=0.0": POSITIVE,
     "trackers.tensorboard.every=0": POSITIVE,
 }
 
@@ -68,6 +79,7 @@ AT_THE_EDGE = (
     *("run.seed=0", "data.max_reject_fraction=1", "optim.weight_decay=0", "optim.grad_clip=0", "optim.betas=[0,0]"),
     *("optim.min_lr_ratio=0", "train.seq_len=1", "train.global_batch=8", "train.micro_batch=1", "train.zero_stage=3"),
     *("checkpoint.keep=1", "cluster.signal_lead_s=65535", "cluster.expected_mfu=1", "recovery.max_crashes=0"),
+    *("recovery.hang_floor_s=10", "recovery.max_preemptions=0", "recovery.max_excluded_nodes=0"),
     *("recovery.max_no_progress=0", "run.max_gpu_hours=0.1", "data.workers=auto", "train.eval_batches=1"),
 )
 
@@ -135,6 +147,18 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     (
         ["optim.decay_fraction=0.5"],
         ["optim.decay_fraction=0.5: has an effect with optim.schedule=wsd alone"],
+    ),
+    (
+        ["recovery.notify=['http://example.org/x']"],
+        ["recovery.notify=['http://example.org/x']: an https:// address, a command's words, or [$VARIABLE]"],
+    ),
+    (
+        ["recovery.max_divergences=5"],
+        ["recovery.max_divergences=5: has an effect with recovery.on_divergence=skip alone"],
+    ),
+    (
+        ["recovery.successor=true"],
+        ["recovery.successor=true: has no effect on cluster=local; choose a Slurm cluster"],
     ),
     (
         ["cluster.partition=gpu", "cluster.setup=[module load cuda]", "cluster.signal_lead_s=60"],

@@ -1,156 +1,243 @@
-"""What follows the end of an attempt: a table over causes and budgets, and that no story outspends them."""
+"""What follows the end of an attempt: a table over every cause and every state of the budgets."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc_llm.config.schema import to_dict
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.policy import RETRIED, Budgets, Ended, decide
-
-PLENTY = Budgets(max_crashes=3, max_no_progress=3, max_gpu_hours=100.0)
-FINAL = [cause for cause in Cause if cause not in RETRIED]
-
-ENDS = st.builds(
+from hpc_llm.recovery.policy import (
+    ELSEWHERE,
+    FINAL,
+    IN_PLACE,
+    Action,
+    Budgets,
+    Cluster,
     Ended,
-    cause=st.sampled_from(Cause),
-    start_step=st.integers(0, 20),
-    checkpoint_step=st.integers(0, 20),
-    gpu_hours=st.floats(0, 10),
+    decide,
+    exhausted,
 )
-CRASHES = st.builds(
-    Ended,
-    cause=st.sampled_from(RETRIED),
-    start_step=st.integers(0, 5),
-    checkpoint_step=st.integers(0, 8),
-    gpu_hours=st.floats(0, 3),
+from tests.configs import make_config
+
+PLENTY = Budgets(
+    max_crashes=3,
+    max_no_progress=3,
+    max_gpu_hours=100.0,
+    max_hangs=3,
+    max_node_failures=3,
+    max_launch_failures=3,
+    max_out_of_memory=3,
+    max_divergences=3,
+    max_preemptions=3,
 )
+# cause → the budget that its ends are charged to
+BUDGET_OF = {
+    Cause.CRASH: "max_crashes",
+    Cause.KILLED: "max_crashes",
+    Cause.HANG: "max_hangs",
+    Cause.OUT_OF_MEMORY: "max_out_of_memory",
+    Cause.GPU_OUT_OF_MEMORY: "max_out_of_memory",
+    Cause.DIVERGED: "max_divergences",
+    Cause.NODE_FAILURE: "max_node_failures",
+    Cause.ORPHANED: "max_node_failures",
+    Cause.LAUNCH_FAILED: "max_launch_failures",
+    Cause.PREEMPTED: "max_preemptions",
+}
+RETRIED = sorted(IN_PLACE | ELSEWHERE)
+TELLING = sorted(set(RETRIED) - {Cause.LAUNCH_FAILED})  # of jobs in which an attempt began
+
+
+def ends(cause: Cause) -> st.SearchStrategy[Ended]:
+    return st.builds(
+        Ended,
+        cause=st.just(cause),
+        start_step=st.integers(0, 5),
+        checkpoint_step=st.integers(0, 8),
+        gpu_hours=st.floats(0, 3),
+        node=st.none() | st.sampled_from(["n1", "n2"]),
+        node_excluded=st.booleans(),
+    )
+
+
+ANY = st.sampled_from(RETRIED).flatmap(ends)
+FEW = st.integers(0, 4)
 BUDGETS = st.builds(
     Budgets,
-    max_crashes=st.integers(0, 6),
+    max_crashes=FEW,
     max_no_progress=st.integers(1, 4),
     max_gpu_hours=st.none() | st.floats(0.1, 30),
+    max_hangs=FEW,
+    max_node_failures=FEW,
+    max_launch_failures=FEW,
+    max_out_of_memory=FEW,
+    max_divergences=FEW,
+    max_preemptions=st.none() | FEW,
 )
 
 
-def moved(cause: Cause = Cause.CRASH, gpu_hours: float = 1.0) -> Ended:
+def moved(cause: Cause, gpu_hours: float = 1.0) -> Ended:
     """An attempt that left a newer checkpoint than it found."""
     return Ended(cause, start_step=10, checkpoint_step=20, gpu_hours=gpu_hours)
 
 
-def stuck(cause: Cause = Cause.CRASH, gpu_hours: float = 1.0) -> Ended:
+def stuck(cause: Cause, gpu_hours: float = 1.0) -> Ended:
     """An attempt that left the checkpoint it found."""
     return Ended(cause, start_step=10, checkpoint_step=10, gpu_hours=gpu_hours)
 
 
-# history of a retried cause → what it says, and whether the run starts again
-STATES: dict[str, tuple[list[Ended], Budgets, bool, str]] = {
-    "something left of each": ([moved()], PLENTY, True, "crash 1 of at most 3: starting again from step 20"),
-    "the last crash allowed": ([moved(), moved(), moved()], PLENTY, True, "crash 3 of at most 3"),
-    "one crash too many": ([moved()] * 4, PLENTY, False, "4 crashes (recovery.max_crashes=3)"),
-    "no crash allowed": ([moved()], Budgets(0, 3, None), False, "1 crashes (recovery.max_crashes=0)"),
-    "one attempt for nothing": ([stuck()], PLENTY, True, "starting again from step 10"),
-    "too many for nothing": (
-        [moved(), stuck(), stuck(), stuck()],
-        Budgets(9, 3, None),
-        False,
-        "3 attempts in a row left no newer checkpoint (recovery.max_no_progress=3)",
-    ),
-    "progress in between": ([stuck(), stuck(), moved(), stuck()], Budgets(9, 3, None), True, "crash 4 of at most 9"),
-    "a step back is no progress": (
-        [Ended(Cause.CRASH, 20, 10, 1.0)] * 2,
-        Budgets(9, 2, None),
-        False,
-        "2 attempts in a row left no newer checkpoint",
-    ),
-    "hours left": ([moved(gpu_hours=99.9)], PLENTY, True, "crash 1"),
-    "hours spent": ([moved(gpu_hours=60.0), moved(gpu_hours=40.0)], PLENTY, False, "run.max_gpu_hours=100 spent"),
-    "no limit on hours": ([moved(gpu_hours=1e9)], Budgets(3, 3, None), True, "crash 1"),
-}
-
-
-@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("cause", RETRIED)
-def test_a_failure_is_tried_again_while_there_is_something_left_of_each_budget(cause: Cause, state: str) -> None:
-    history, budgets, restart, why = STATES[state]
-    ends = [Ended(cause, end.start_step, end.checkpoint_step, end.gpu_hours) for end in history]
-    decision = decide(ends, budgets)
-    assert decision.restart is restart
-    assert why in decision.why
+def test_with_something_left_of_each_budget_the_run_goes_on(cause: Cause) -> None:
+    decision = decide([moved(cause)], PLENTY)
+    assert decision.action is (Action.RESTART_STEP if cause in IN_PLACE else Action.REQUEUE)
+    assert decision.restart is (cause in IN_PLACE)
+    assert "starting again from step 20" in decision.why
+    assert decision.cause is cause
 
 
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("cause", FINAL)
-def test_what_is_no_matter_of_trying_again_never_is(cause: Cause, state: str) -> None:
-    history, budgets, _, _ = STATES[state]
+@pytest.mark.parametrize("cause", sorted(FINAL))
+@pytest.mark.parametrize("before", [[], [moved(Cause.CRASH)], [stuck(Cause.LOST)] * 9])
+def test_what_is_no_matter_of_trying_again_never_is(cause: Cause, before: list[Ended]) -> None:
+    decision = decide([*before, moved(cause)], PLENTY)
+    assert decision.action is Action.STOP
+    assert decision.why == f"{cause}: not a matter of trying again"
+
+
+def test_every_cause_is_ended_in_place_elsewhere_or_for_good() -> None:
+    assert set(Cause) == IN_PLACE | ELSEWHERE | FINAL
+    assert not IN_PLACE & ELSEWHERE
+    assert {Cause.COMPLETED, Cause.CANCELLED, Cause.STOPPED, Cause.CONFIG_ERROR, Cause.FENCED} <= FINAL
+
+
+@pytest.mark.parametrize("cause", BUDGET_OF)
+@pytest.mark.parametrize("limit", [0, 1, 3])
+def test_the_last_retry_allowed_is_taken_and_no_other(cause: Cause, limit: int) -> None:
+    budgets = replace(PLENTY, **{BUDGET_OF[cause]: limit})
+    history = [moved(cause)] * limit
+    assert not history or decide(history, budgets).action is not Action.STOP
     decision = decide([*history, moved(cause)], budgets)
-    assert not decision.restart
-    assert decision.why.startswith(f"{cause}: ")
+    assert decision.action is Action.STOP
+    if not (cause is Cause.DIVERGED and limit == 0):
+        assert f"(recovery.{BUDGET_OF[cause]}={limit})" in decision.why
 
 
-def test_crashes_are_the_only_causes_tried_again_in_place() -> None:
-    assert set(RETRIED) == {Cause.CRASH, Cause.KILLED}
+@pytest.mark.parametrize("cause", TELLING)
+def test_attempts_for_nothing_stop_a_run_whatever_the_cause(cause: Cause) -> None:
+    budgets = replace(PLENTY, **dict.fromkeys(set(BUDGET_OF.values()), 99))
+    assert decide([stuck(cause)] * 2, budgets).action is not Action.STOP
+    decision = decide([moved(cause), *[stuck(cause)] * 3], budgets)
+    assert decision.action is Action.STOP
+    assert "3 attempts in a row left no newer checkpoint (recovery.max_no_progress=3)" in decision.why
+    assert decide([stuck(cause), stuck(cause), moved(cause), stuck(cause)], budgets).action is not Action.STOP
 
 
-def test_other_causes_do_not_use_up_crashes() -> None:
-    history = [moved(Cause.LOST), moved(Cause.TIME_LIMIT), moved(Cause.STOPPED), moved()]
-    assert "crash 1 of at most 1" in decide(history, Budgets(1, 3, None)).why
+def test_a_step_back_is_no_progress() -> None:
+    back = Ended(Cause.LOST, 20, 10, 1.0)
+    assert decide([back] * 3, PLENTY).action is Action.STOP
 
 
-def lived(ends: list[Ended], budgets: Budgets) -> list[Ended]:
-    """The attempts of `ends` that there are before the policy stops the run."""
-    for number in range(1, len(ends) + 1):
-        if not decide(ends[:number], budgets).restart:
-            return ends[:number]
-    return ends
+@pytest.mark.parametrize("cause", RETRIED)
+def test_hours_that_are_spent_stop_a_run_whatever_the_cause(cause: Cause) -> None:
+    assert decide([moved(cause, 60.0), moved(Cause.LOST, 39.9)], PLENTY).action is not Action.STOP
+    decision = decide([moved(Cause.LOST, 60.0), moved(cause, 40.0)], PLENTY)
+    assert decision.action is Action.STOP
+    assert "run.max_gpu_hours=100 spent" in decision.why
+    assert decide([moved(cause, 1e9)], replace(PLENTY, max_gpu_hours=None)).action is not Action.STOP
 
 
-@settings(deadline=None)
-@given(st.lists(ENDS | CRASHES, min_size=1, max_size=12), BUDGETS)
-def test_no_story_starts_again_more_often_than_its_budgets_allow(ends: list[Ended], budgets: Budgets) -> None:
-    attempts = lived(ends, budgets)
-    restarted = attempts[:-1]
-    assert len(restarted) <= budgets.max_crashes
-    assert all(end.cause in RETRIED for end in restarted)
-    if budgets.max_gpu_hours is not None:
-        assert sum(end.gpu_hours for end in restarted) < budgets.max_gpu_hours or not restarted
-    for_nothing = [end.checkpoint_step <= end.start_step for end in restarted]
-    row = 0
-    for nothing in for_nothing:
-        row = row + 1 if nothing else 0
-        assert row < budgets.max_no_progress
-
-
-@settings(deadline=None)
-@given(st.lists(CRASHES, min_size=1, max_size=10), BUDGETS)
-def test_a_run_stops_only_where_a_budget_is_spent(ends: list[Ended], budgets: Budgets) -> None:
-    attempts = lived(ends, budgets)
-    if decide(attempts, budgets).restart:
+@pytest.mark.parametrize("cause", BUDGET_OF)
+@pytest.mark.parametrize("other", RETRIED)
+def test_one_cause_does_not_use_up_anothers_budget(cause: Cause, other: Cause) -> None:
+    if BUDGET_OF.get(other) == BUDGET_OF[cause] and "memory" not in BUDGET_OF[cause]:
         return
-    row = next((n for n, end in enumerate(reversed(attempts)) if end.checkpoint_step > end.start_step), len(attempts))
-    spent = sum(end.gpu_hours for end in attempts)
-    assert (
-        len(attempts) > budgets.max_crashes
-        or row >= budgets.max_no_progress
-        or (budgets.max_gpu_hours is not None and spent >= budgets.max_gpu_hours)
-    )
+    if other is cause:
+        return
+    budgets = replace(PLENTY, **{BUDGET_OF[cause]: 1})
+    assert decide([moved(other)] * 1 + [moved(cause)], budgets).action is not Action.STOP
+
+
+def test_preemptions_have_no_bound_where_none_is_given() -> None:
+    budgets = replace(PLENTY, max_preemptions=None, max_gpu_hours=None)
+    assert decide([moved(Cause.PREEMPTED)] * 500, budgets).action is Action.REQUEUE
+
+
+def test_a_divergence_is_final_unless_batches_may_be_skipped() -> None:
+    decision = decide([moved(Cause.DIVERGED)], replace(PLENTY, max_divergences=0))
+    assert (decision.action, decision.why) == (Action.STOP, "diverged: not a matter of trying again")
+
+
+@pytest.mark.parametrize(
+    ("cause", "num_spare_nodes", "action"),
+    [
+        (Cause.CRASH, 1, Action.RESTART_WITHOUT_NODE),
+        (Cause.HANG, 1, Action.RESTART_WITHOUT_NODE),
+        (Cause.CRASH, 0, Action.REQUEUE_EXCLUDING),
+        (Cause.NODE_FAILURE, 1, Action.REQUEUE_EXCLUDING),
+        (Cause.COMPLETED, 1, Action.STOP),
+    ],
+)
+def test_a_bad_node_is_left_out(cause: Cause, num_spare_nodes: int, action: Action) -> None:
+    cluster = Cluster(frozenset({"n2"}), num_spare_nodes)
+    decision = decide([replace(moved(cause), node="n2")], PLENTY, cluster)
+    assert decision.action is action
+    assert decision.nodes == (("n2",) if action is not Action.STOP else ())
+    assert decide([replace(moved(cause), node="n1")], PLENTY, cluster).nodes == ()
+
+
+@pytest.mark.parametrize("cause", [Cause.CRASH, Cause.KILLED, Cause.HANG, Cause.LAUNCH_FAILED])
+def test_a_bad_node_burns_no_retries_and_its_failures_have_a_budget_of_their_own(cause: Cause) -> None:
+    bad = replace(stuck(cause), node="n2", node_excluded=True)
+    assert exhausted([bad] * 3 + [moved(Cause.CRASH)] * 3, PLENTY) is None
+    assert exhausted([bad] * 4, PLENTY) == "4 node failures (recovery.max_node_failures=3)"
+
+
+def test_budgets_are_those_of_the_frozen_configuration() -> None:
+    frozen = to_dict(make_config("recovery.max_hangs=7", "recovery.max_preemptions=2", "run.max_gpu_hours=5"))
+    budgets = Budgets.of(frozen)
+    assert (budgets.max_hangs, budgets.max_preemptions, budgets.max_gpu_hours) == (7, 2, 5.0)
+    assert budgets.max_divergences == 0
+    assert Budgets.of(to_dict(make_config("recovery.on_divergence=skip"))).max_divergences == 3
+
+
+def test_a_run_frozen_before_there_were_so_many_budgets_can_be_read() -> None:
+    old = {"recovery": {"max_crashes": 2, "max_no_progress": 5}, "run": {"max_gpu_hours": None}}
+    assert Budgets.of(old) == Budgets(2, 5, None)
+
+
+def lived(story: list[Ended], budgets: Budgets) -> list[Ended]:
+    """The attempts of `story` that there are before the policy stops the run."""
+    for number in range(1, len(story) + 1):
+        if decide(story[:number], budgets).action is Action.STOP:
+            return story[:number]
+    return story
 
 
 @settings(deadline=None)
-@given(st.lists(CRASHES, min_size=1, max_size=8), BUDGETS, st.integers(0, 3), st.integers(0, 3))
-def test_more_budget_never_stops_a_run_earlier(ends: list[Ended], less: Budgets, crashes: int, nothing: int) -> None:
-    more = Budgets(less.max_crashes + crashes, less.max_no_progress + nothing, None)
-    assert len(lived(ends, more)) >= len(lived(ends, less))
+@given(st.lists(ANY, min_size=1, max_size=12), BUDGETS)
+def test_a_run_stops_only_where_a_budget_is_spent(story: list[Ended], budgets: Budgets) -> None:
+    attempts = lived(story, budgets)
+    if decide(attempts, budgets).action is Action.STOP and attempts[-1].cause is not Cause.DIVERGED:
+        assert exhausted(attempts, budgets) is not None
 
 
 @settings(deadline=None)
-@given(st.lists(CRASHES, min_size=2, max_size=8), BUDGETS)
-def test_a_run_that_was_stopped_stays_stopped_however_it_fails_again(ends: list[Ended], budgets: Budgets) -> None:
-    """Crashes and hours never come back; progress alone may give a run that ran in place another chance."""
-    histories = [ends[:number] for number in range(1, len(ends) + 1)]
+@given(st.lists(ANY, min_size=1, max_size=10), BUDGETS, FEW)
+def test_more_budget_never_stops_a_run_earlier(story: list[Ended], less: Budgets, more: int) -> None:
+    names = [*set(BUDGET_OF.values()), "max_no_progress"]
+    raised = {name: None if getattr(less, name) is None else getattr(less, name) + more for name in names}
+    assert len(lived(story, replace(less, **raised, max_gpu_hours=None))) >= len(lived(story, less))
+
+
+@settings(deadline=None)
+@given(st.lists(ANY, min_size=2, max_size=8), BUDGETS)
+def test_what_is_counted_never_comes_back(story: list[Ended], budgets: Budgets) -> None:
+    """Progress alone may give a run that ran in place another chance."""
+    histories = [story[:number] for number in range(1, len(story) + 1)]
     for before, after in pairwise(histories):
-        spent = "crashes (" in decide(before, budgets).why or "spent" in decide(before, budgets).why
-        assert not (spent and decide(after, budgets).restart)
+        spent = exhausted(before, budgets)
+        if spent and "attempts in a row" not in spent:
+            assert exhausted(after, budgets)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 1500  # half a minute of steps with four ranks on two cores: time enough to be hit
+WATCH_EVERY_S = 3.0  # each pass is a process, which takes cores from the ranks
 WORDS = (
     *(word for word in TINY if not word.startswith(("local=", "cluster.", "checkpoint.", "train.duration"))),
     *("+cluster=local-slurm", f"train.duration={STEPS}steps", "checkpoint.every=250steps", "checkpoint.keep=100"),
@@ -54,12 +55,15 @@ class SlurmRuns:
         return max((int(row["step"]) for row in jsonl.read(run.metrics)), default=0)
 
     def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 180) -> None:
-        """Wait for `condition`, with a pass of the watchdog every second, as a user's watchdog would every minute."""
-        end = time.monotonic() + timeout_s
+        """Wait for `condition`, with a pass of the watchdog every few seconds, as a user's has one every minute."""
+        end, watched = time.monotonic() + timeout_s, 0.0
         while not condition():
-            assert time.monotonic() < end, f"not within {timeout_s:g} s: {what}"
-            self.watch()
-            time.sleep(0.5)
+            now = time.monotonic()
+            assert now < end, f"not within {timeout_s:g} s: {what}"
+            if now - watched >= WATCH_EVERY_S:
+                self.watch()
+                watched = now
+            time.sleep(0.3)
 
     def watch(self) -> None:
         """One pass of the watchdog."""

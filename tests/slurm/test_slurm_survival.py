@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from local_runs import Finished
+from local_runs import FAULTS, Finished
 from slurm_runs import REPOSITORY, STEPS, SlurmRuns
 
 from hpc_llm.checkpoint import manifest
+from hpc_llm.runs.layout import RunLayout
 
 if TYPE_CHECKING:
     from conftest import SlurmCluster
@@ -33,14 +35,15 @@ def plain(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFacto
     return done
 
 
-LONG_STEPS = 3000  # slurmctld notices a dead node after half a minute, and the ranks there go on meanwhile
+ON_ONE_NODE_STEPS = 4000
+ON_ONE_NODE = ("cluster.nodes=1", f"train.duration={ON_ONE_NODE_STEPS}steps")
 
 
 @pytest.fixture(scope="session")
-def plain_long(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """An undisturbed run long enough for a node to die in."""
+def plain_on_one_node(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """With the two ranks of one node, which are faster and add up otherwise; long enough for the node to die."""
     runs = SlurmRuns(_session_cluster, tmp_path_factory.mktemp("plain"))
-    return runs.finish(runs.submit("plain-long", f"train.duration={LONG_STEPS}steps"), steps=LONG_STEPS)
+    return runs.finish(runs.submit("plain", *ON_ONE_NODE), steps=ON_ONE_NODE_STEPS)
 
 
 @pytest.fixture
@@ -143,23 +146,56 @@ def test_slurm_itself_sends_the_notice_before_the_limit(runs: SlurmRuns) -> None
     assert [one["cause"] for one in Finished(0, "", run).named("ended")] == ["time-limit"]
 
 
-@pytest.mark.skipif("HPC_LLM_LONG" not in os.environ, reason="has not passed yet: HPC_LLM_LONG=1 runs it")
+@pytest.fixture
+def spare(make_slurm: Callable[..., SlurmCluster], tmp_path: Path) -> SlurmRuns:
+    """A third node for the next attempt, where a node's death is noticed soon."""
+    return SlurmRuns(make_slurm("--nodes", "3", "--slurmd-timeout", "5"), tmp_path / "runs")
+
+
 @pytest.mark.parametrize("node", [0, 1])
-def test_a_node_that_dies_and_comes_back_while_the_next_attempt_runs_writes_nothing(
-    runs: SlurmRuns, plain_long: Finished, node: int
+def test_a_node_that_dies_is_replaced_and_comes_back_while_the_next_attempt_runs(
+    spare: SlurmRuns, plain: Finished, node: int
 ) -> None:
     """0 is the batch host, where the supervisor and rank 0 live on; 1 has two of the other ranks."""
-    run = runs.submit("bereft", f"train.duration={LONG_STEPS}steps")
-    runs.until_trained(run, 150)
-    name = Finished(0, "", run).named("started")[0]["nodes"][node]
-    runs.slurm.tool("kill-node", name)
-    try:
-        runs.until(lambda: runs.slurm.node_state(name).startswith("down"), f"{name} down", 180)
-    finally:
-        runs.slurm.tool("revive-node", name)
-    done = runs.finish(run, steps=LONG_STEPS)
-    assert_same(done, plain_long)
-    assert len(done.named("started")) >= 2
+    run = spare.submit("bereft")
+    spare.until_trained(run, 150)
+    dead = Finished(0, "", run).named("started")[0]["nodes"][node]
+    spare.slurm.tool("kill-node", dead)
+    spare.until(lambda: resumed(run) == 1, "a second attempt that trains")
+    spare.slurm.tool("revive-node", dead)
+    done = spare.finish(run)
+    assert_same(done, plain)
+    assert dead not in done.named("started")[1]["nodes"]
+    assert done.named("resumed")[0]["step"] > 0
+
+
+def test_ranks_that_train_on_where_slurm_believes_them_dead_write_nothing(
+    spare: SlurmRuns, plain_on_one_node: Finished
+) -> None:
+    """The network's part is played by SIGSTOP: neither srun nor the supervisor hears that the node is lost."""
+    run = spare.submit("undead", *ON_ONE_NODE)
+    spare.until_trained(run, 150)
+    (node,) = Finished(0, "", run).named("started")[0]["nodes"]
+    deaf = processes(run.path, "hpc_llm.launch.supervisor") + processes(run.path, "srun")
+    ranks = [pid for rank in (0, 1) for pid in pids_of_rank(run.path, rank)]
+    assert len(deaf) >= 2 and len(ranks) == 2
+    for pid in deaf:
+        os.kill(pid, signal.SIGSTOP)
+    spare.slurm.tool("kill-node", node)
+    spare.until(lambda: resumed(run) == 1, "a second attempt that trains")
+    spare.until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in ranks), "the first attempt's ranks gone")
+    for pid in deaf:
+        os.kill(pid, signal.SIGCONT)
+    spare.slurm.tool("revive-node", node)
+    done = spare.finish(run, steps=ON_ONE_NODE_STEPS)
+    assert_same(done, plain_on_one_node)
+    assert "is not the newest any more" in done.layout.rank_log(1, 0).read_text()
+    assert spare.status()["undead"]["state"] == "completed"
+
+
+def resumed(run: RunLayout) -> int:
+    """How many attempts went on from a checkpoint."""
+    return len(Finished(0, "", run).named("resumed"))
 
 
 def test_a_slurmctld_that_is_away_for_a_while_costs_nothing(runs: SlurmRuns, plain: Finished) -> None:
@@ -174,8 +210,15 @@ def test_a_slurmctld_that_is_away_for_a_while_costs_nothing(runs: SlurmRuns, pla
     assert_same(runs.finish(run), plain)
 
 
-@pytest.mark.parametrize("phase", ["queued", "starting", "training", "grace"])
-def test_a_run_that_its_user_cancels_stays_cancelled(runs: SlurmRuns, phase: str) -> None:
+@pytest.mark.parametrize("phase", ["queued", "starting", "training", "saving", "grace"])
+def test_a_run_that_its_user_cancels_stays_cancelled(
+    runs: SlurmRuns, phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "saving"
+    if phase == "saving":  # a save that takes for ever on one rank
+        fault = {"kind": "stall-save", "attempt": 1, "rank": 1, "event": 2, "mark": str(mark)}
+        wanted = {"PYTHONPATH": str(FAULTS), "HPC_LLM_FAULTS": json.dumps([fault])}
+        monkeypatch.setattr(runs.slurm, "env", runs.slurm.env | wanted)
     words = ["cluster.sbatch.hold=true"] if phase == "queued" else []
     run = runs.submit("cancelled", *words, "train.duration=1000000steps")
     job = runs.job_of(run)
@@ -183,6 +226,8 @@ def test_a_run_that_its_user_cancels_stays_cancelled(runs: SlurmRuns, phase: str
         runs.until(lambda: run.attempt(1).exists(), "an attempt")
     elif phase in ("training", "grace"):
         runs.until_trained(run, 50)
+    elif phase == "saving":
+        runs.until(mark.exists, "a rank inside a save")
     if phase == "grace":
         runs.slurm.tool("preempt", job)
         runs.until(lambda: "PreemptTime=None" not in runs.slurm.run("scontrol", "show", "job", job).stdout, "grace")
@@ -210,8 +255,6 @@ def test_of_an_array_only_the_preempted_task_is_requeued_and_all_end(runs: Slurm
 
 def iter_started(runs: SlurmRuns, folders: list[Path]) -> Any:
     """Facts of tasks that train."""
-    from hpc_llm.runs.layout import RunLayout
-
     found: list[dict[str, Any]] = []
 
     def trains() -> bool:
@@ -251,11 +294,7 @@ def test_conf_and_source_edited_while_queued_and_between_attempts_change_nothing
 def test_a_rank_that_dies_is_started_again_in_the_same_allocation(runs: SlurmRuns, plain: Finished) -> None:
     run = runs.submit("crashed")
     runs.until_trained(run, 150)
-    (pid,) = (
-        int(one)
-        for one in (path.name for path in Path("/proc").iterdir())
-        if one.isdigit() and is_rank(int(one), run.path, 2)
-    )
+    (pid,) = pids_of_rank(run.path, 2)
     os.kill(pid, signal.SIGKILL)
     done = runs.finish(run)
     assert_same(done, plain)
@@ -265,11 +304,41 @@ def test_a_rank_that_dies_is_started_again_in_the_same_allocation(runs: SlurmRun
     assert first["job"] == second["job"] and second["restarts"] == 0
 
 
-def is_rank(pid: int, run: Path, rank: int) -> bool:
-    """Whether process `pid` is that rank of the run."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return b"hpc_llm.train" in words and str(run).encode() in words and f"SLURM_PROCID={rank}".encode() in environment
+def test_a_rank_that_stops_answering_is_found_and_the_step_started_again(runs: SlurmRuns, plain: Finished) -> None:
+    run = runs.submit("hung", "recovery.hang_floor_s=10")
+    runs.until_trained(run, 300)
+    (pid,) = pids_of_rank(run.path, 3)
+    os.kill(pid, signal.SIGSTOP)
+    done = runs.finish(run)
+    assert_same(done, plain)
+    (hang,) = done.named("hang")
+    assert hang["phase"] == "training"
+    assert [end["cause"] for end in done.named("ended")] == ["hang", "completed"]
+    for rank in range(4):
+        assert "Fatal Python error: Aborted" in run.rank_log(1, rank).read_text()
+    first, second = done.named("started")
+    assert first["job"] == second["job"] and second["restarts"] == 0
+
+
+def processes(run: Path, program: str) -> list[int]:
+    """Pids of the run's processes with this word on their command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if program.encode() in words and str(run).encode() in words:
+            found.append(int(folder.name))
+    return found
+
+
+def pids_of_rank(run: Path, rank: int) -> list[int]:
+    """Of processes of that rank, which Slurm's environment tells apart."""
+    wanted = f"SLURM_PROCID={rank}".encode()
+    return [
+        pid
+        for pid in processes(run, "hpc_llm.train")
+        if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        and b"srun" not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    ]

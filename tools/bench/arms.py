@@ -109,6 +109,9 @@ def ours(setting: Setting) -> None:
         known_steps=0,
         check_fence=Fence(layout, number).check,
         record=lambda *_, **__: None,
+        skipped=(),
+        divergence=layout.divergence(number),
+        beat=lambda *_: None,
     )
     engine = Engine(
         config,

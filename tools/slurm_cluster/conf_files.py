@@ -46,8 +46,8 @@ SwitchType=switch/none
 {gpu_types}
 SlurmdParameters=config_overrides
 
-# Slurm's own defaults, but for a node's death, which is seen in half a minute instead of five.
-SlurmdTimeout=15
+# Slurm's own defaults, but for a node's death: by default seen in half a minute instead of five.
+SlurmdTimeout={site.slurmd_timeout_s}
 SlurmctldTimeout=120
 InactiveLimit=0
 KillWait=30

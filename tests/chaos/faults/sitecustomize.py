@@ -5,8 +5,11 @@ JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its atte
     {"kind": "kill-step", "step": K}     SIGKILL oneself before optimizer step K (from 0)
     {"kind": "kill-save", "event": K}    SIGKILL oneself at the K-th touch of a file below checkpoints/
                                          (open for writing, rename, mkdir, remove, rmdir)
+    {"kind": "stall-save", "event": K, "mark": PATH}   write PATH at that touch, and go no further
     {"kind": "full", "after": BYTES}     ENOSPC once that many bytes went into checkpoint files
-    {"kind": "nan", "step": K}           the weights turn NaN before step K
+    {"kind": "nan", "step": K, "layer": L}   the weights turn NaN before step K; of parameters named L… if it is given
+    {"kind": "raise", "step": K, "error": E}  before step K: E is gpu-memory, host-memory (that really runs out), or bug
+    {"kind": "stop-step", "step": K}     SIGSTOP oneself before step K: hangs, with all who wait for this rank
 
 Audit hooks see what the interpreter does to files: the program under test has no test hooks.
 """
@@ -17,6 +20,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 WATCHED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 
@@ -25,7 +29,14 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _kill_at_event(number: int) -> None:
+def _stall(mark: str) -> None:
+    with open(mark, "w"):  # noqa: PTH123 – no imports before the program's own
+        pass
+    while True:
+        time.sleep(3600)
+
+
+def _at_save_event(number: int, action) -> None:  # type: ignore[no-untyped-def]
     seen = 0
 
     def hook(event: str, arguments: tuple) -> None:
@@ -37,7 +48,7 @@ def _kill_at_event(number: int) -> None:
         if "/checkpoints/step-" in path and writing:
             seen += 1
             if seen == number:
-                _die()
+                action()
 
     sys.addaudithook(hook)
 
@@ -94,7 +105,20 @@ def _at_step(number: int, action) -> None:  # type: ignore[no-untyped-def]
     sys.meta_path.insert(0, Finder())
 
 
-def _poison() -> None:
+def _raise(error: str) -> None:
+    import torch
+
+    if error == "gpu-memory":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    if error == "host-memory":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+        torch.ones(2**30)
+    raise ValueError("a bug of the user's")
+
+
+def _poison(layer: str) -> None:
     import gc
 
     import torch
@@ -103,18 +127,27 @@ def _poison() -> None:
     for found in gc.get_objects():
         if isinstance(found, torch.nn.Module):
             with torch.no_grad():
-                for parameter in found.parameters():
-                    parameter.fill_(float("nan"))
+                for name, parameter in found.named_parameters():
+                    if layer in name:
+                        parameter.fill_(float("nan"))
 
 
 for fault in json.loads(os.environ.get("HPC_LLM_FAULTS", "[]")):
-    if os.environ.get("RANK") != str(fault["rank"]) or os.environ.get("HPC_LLM_ATTEMPT") != str(fault["attempt"]):
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
+    if rank != str(fault["rank"]) or os.environ.get("HPC_LLM_ATTEMPT") != str(fault["attempt"]):
         continue
     if fault["kind"] == "kill-save":
-        _kill_at_event(fault["event"])
+        _at_save_event(fault["event"], _die)
+    elif fault["kind"] == "stall-save":
+        _at_save_event(fault["event"], lambda mark=fault["mark"]: _stall(mark))
     elif fault["kind"] == "full":
         _full_after(fault["after"])
     elif fault["kind"] == "kill-step":
         _at_step(fault["step"], _die)
+    elif fault["kind"] == "raise":
+        _at_step(fault["step"], lambda error=fault["error"]: _raise(error))
+    elif fault["kind"] == "stop-step":
+        _at_step(fault["step"], lambda: os.kill(os.getpid(), signal.SIGSTOP))
     elif fault["kind"] == "nan":
-        _at_step(fault["step"], _poison)
+        layer = fault.get("layer", "")
+        _at_step(fault["step"], lambda layer=layer: _poison(layer))

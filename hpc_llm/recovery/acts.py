@@ -1,0 +1,158 @@
+"""Carry out what was decided: Slurm is told, and the run's ledger says what and why.
+
+Killed between the two, nothing is lost and nothing done twice: a submission is announced before it is sent, and looked
+for in the queue before it is sent again; everything else may be said to Slurm twice.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_llm.recovery.blame import Blame
+from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.facts import Queue, Record, addresses
+from hpc_llm.recovery.policy import AGAIN, Action, Decision
+from hpc_llm.recovery.watch import JobFacts
+from hpc_llm.runs import ledger
+from hpc_llm.slurm import client
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run and what is to be done about it."""
+
+    record: Record
+    job: JobFacts
+    decision: Decision
+
+
+def carry_out(root: Path, seen: Sequence[Seen], queue: Queue) -> tuple[list[Seen], list[Seen]]:
+    """What was done, and what Slurm refused. Its refusals are written down; its silence means: ask again."""
+    blame = Blame(root)
+    done, refused = [], []
+    for run in seen:
+        if run.decision.action is Action.NOTHING:
+            continue
+        book = ledger.Ledger(run.record.layout.ledger, f"watchdog-{os.uname().nodename}-{os.getpid()}")
+        try:
+            blame.of_attempt(run.record)
+            _Act(run, book, blame, queue)()
+        except client.SlurmRefused as error:
+            book.write("refused", action=run.decision.action.value, why=str(error), job=run.record.facts.address)
+            refused.append(run)
+        except client.SlurmUnavailable:
+            continue  # unknown: the next pass asks again
+        except OSError as error:
+            print(f"{run.record.layout.path}: {error}", file=sys.stderr)
+        else:
+            done.append(run)
+    return done, refused
+
+
+class _Act:
+    """One decision, carried out."""
+
+    def __init__(self, run: Seen, book: ledger.Ledger, blame: Blame, queue: Queue) -> None:
+        self.run, self.book, self.blame, self.queue = run, book, blame, queue
+        self.record, self.facts, self.decision = run.record, run.record.facts, run.decision
+
+    def __call__(self) -> None:
+        action, address = self.decision.action, self.facts.address
+        assert address is not None
+        self._tell_the_end()
+        more: dict[str, Any] = {"job": address}
+        if action is Action.EXPEDITE:
+            self._leave_out(address)
+            client.expedite(address)
+        elif action is Action.RELEASE:
+            more["nodes"] = self.blame.of_launch(self.record, self.run.job.last_life)
+            self._leave_out(address)
+            client.release(address)
+        elif action is Action.REQUEUE:
+            client.requeue(address)  # excluded by the pass that finds it pending: before, Slurm would refuse
+        elif action is Action.RESUBMIT:
+            more = self._resubmit(address)
+        elif action is Action.STOP and self.run.job.queued is not None and self.run.job.queued.live:
+            client.cancel(address)
+        elif action is Action.WITHDRAW:
+            successor = self.run.job.successor
+            more = {"job": successor.address if successor is not None and successor.live else address}
+            client.cancel(more["job"])
+        cause = {"cause": str(self.decision.cause)} if self._charges_the_job() else {}
+        self.book.write(action.value, why=self.decision.why, **more, **cause)
+
+    def _charges_the_job(self) -> bool:
+        return self.decision.cause is Cause.LAUNCH_FAILED and self.decision.action in AGAIN
+
+    def _tell_the_end(self) -> None:
+        """The end of an attempt that could not tell it itself, as Slurm does."""
+        history, cause = self.facts.history, self.decision.cause
+        if cause is None or cause is Cause.LAUNCH_FAILED or not history or history[-1].cause is not Cause.LOST:
+            return
+        self.book.write(
+            "ended",
+            attempt=self.facts.attempt,
+            cause=str(cause),
+            checkpoint_step=history[-1].checkpoint_step,
+            gpu_hours=round(self._hours(history[-1].gpu_hours), 6),
+            restart=self.decision.action in AGAIN,
+            why=self.decision.why,
+        )
+
+    def _hours(self, at_least: float) -> float:
+        """GPU-hours of the newest attempt, from its start to the end of the job's life."""
+        life = self.run.job.last_life
+        started = max(event.time for event in self.record.events if event.event == "started")
+        if life is None or life.end_time is None or life.end_time < started:
+            return at_least
+        return max(at_least, (life.end_time - started) / 3600 * self.record.world_size)
+
+    def _leave_out(self, address: str) -> None:
+        """Bad nodes, from the job that is pending: only then may a plain user change that."""
+        if bad := self._excluded():
+            client.update(address, ExcNodeList=bad)
+
+    def _excluded(self) -> str:
+        """Nodes to exclude, with those that the user does, as sbatch and scontrol take them; the ledger gets them."""
+        bad = self.blame.to_leave_out(self.record)
+        if not bad:
+            return ""
+        known = {node for event in self.record.events if event.event == "excluded" for node in event.facts["nodes"]}
+        if set(bad) - known:
+            self.book.write("excluded", nodes=list(bad), why="evidence of this root's runs; see status --nodes")
+        given = self.record.config["cluster"]["exclude"]
+        return ",".join(([given] if given else []) + list(bad))
+
+    def _resubmit(self, address: str) -> dict[str, Any]:
+        """The frozen script again: a single job's, or its task of the sweep's."""
+        task = address.partition("_")[2]
+        nodes: list[str] = []
+        if not self.facts.began:
+            nodes = self.blame.of_launch(self.record, self.run.job.last_life)
+        found = self._sent_already(task)
+        if found is None:
+            self.book.write("resubmitting", after=address)
+            options = [f"--array={task}"] if task else []
+            if bad := self._excluded():
+                options.append(f"--exclude={bad}")
+            job_id = client.submit(self.record.layout.script, *options)
+            found = f"{job_id}_{task}" if task else str(job_id)
+        return {"job": found, "nodes": nodes}
+
+    def _sent_already(self, task: str) -> str | None:
+        """A job of this run in the queue that its ledger does not know: sent by a watchdog that died over it."""
+        layout, known = self.record.layout, addresses(self.record)
+        name = re.search(r'--job-name="?([^"\n]+)', layout.script.read_text())
+        folder = os.path.realpath(layout.path.parent if task else layout.path)
+        for job in self.queue.jobs:
+            if job.live and job.address.partition("_")[2] == task and job.address not in known:
+                place = job.work_dir if task else os.path.dirname(job.work_dir)  # noqa: PTH120 – code is a link
+                if name is not None and job.name == name[1] and os.path.realpath(place) == folder:
+                    return job.address
+        return None

@@ -1,0 +1,121 @@
+"""Which node a failure points at, and which nodes the next attempt leaves out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_llm.recovery import nodes
+from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.facts import Record
+from hpc_llm.slurm import client
+from hpc_llm.slurm.records import JobLife
+
+_LOG_TAIL_BYTES = 256 * 1024
+_KINDS = {Cause.KILLED: "death", Cause.HANG: "hang", Cause.NODE_FAILURE: "node-failure"}
+_UP = ("idle", "mixed", "allocated", "completing", "reserved", "planned")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as sinfo knows it."""
+
+    name: str
+    partition: str
+    default: bool  # whether it is in the partition that jobs go to which name none
+    state: str
+
+    @property
+    def up(self) -> bool:
+        return self.state.rstrip("*~#!%$@^-+").lower().startswith(_UP) and not self.state.endswith("*")
+
+
+class Blame:
+    """Evidence of a root, read once per pass, and sinfo asked once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._evidence: list[nodes.Evidence] | None = None
+        self._nodes: list[Node] | None = None
+
+    def of_attempt(self, record: Record) -> None:
+        """Write down what the newest attempt's end says about a node, unless somebody has."""
+        history, attempt = record.facts.history, record.facts.attempt
+        if not history or not attempt or history[-1].node is None:
+            return
+        end, run = history[-1], record.layout.name
+        assert end.node is not None
+        if end.cause in _KINDS:
+            self._report(end.node, _KINDS[end.cause], run, attempt)
+        for line in self._faults(record, attempt)[:1]:
+            self._report(end.node, "gpu-fault", run, attempt, said=line)
+
+    def of_launch(self, record: Record, life: JobLife | None) -> list[str]:
+        """The nodes that may have failed to start the job: those of its last life, or the drained ones among them."""
+        if life is None or not life.node_list:
+            return []
+        with contextlib.suppress(client.SlurmError):
+            names = client.hostnames(life.node_list)
+            down = {node.name for node in self._sinfo() if not node.up}
+            suspects = [name for name in names if name in down] or names
+            launches = sum(end.cause is Cause.LAUNCH_FAILED for end in record.facts.history)
+            for name in suspects:
+                self._report(name, "launch-failed", record.layout.name, launches, 1 / len(suspects))
+            return suspects
+        return []
+
+    def to_leave_out(self, record: Record) -> tuple[str, ...]:
+        """Nodes to exclude from the run's next job; none where too few would be left to run it at all."""
+        recovery, cluster = record.config["recovery"], record.config["cluster"]
+        exclusion_h, most = recovery.get("node_exclusion_h", 24.0), recovery.get("max_excluded_nodes", 8)
+        bad = nodes.excluded(nodes.standings(self._all(), _now(), exclusion_h, most))
+        if not bad:
+            return ()
+        try:
+            wanted = set((cluster["partition"] or "").split(",")) - {""}
+            there = [node for node in self._sinfo() if (node.partition in wanted if wanted else node.default)]
+        except client.SlurmError:
+            return ()
+        left = {node.name for node in there if node.up} - bad
+        return tuple(sorted(bad)) if len(left) >= cluster["nodes"] else ()
+
+    def _report(self, node: str, kind: str, run: str, attempt: int, weight: float = 1.0, said: str = "") -> None:
+        key = (node, kind, run, attempt)
+        if key not in {(seen.node, seen.kind, seen.run, seen.attempt) for seen in self._all()}:
+            nodes.report(self._root, node, kind, run=run, attempt=attempt, weight=weight, said=said)
+            self._evidence = None
+
+    def _all(self) -> list[nodes.Evidence]:
+        if self._evidence is None:
+            self._evidence = nodes.read(self._root)
+        return self._evidence
+
+    def _faults(self, record: Record, attempt: int) -> list[str]:
+        ended = [e.facts for e in record.events if e.event == "ended" and e.facts.get("attempt") == attempt]
+        rank = ended[-1].get("first_failed") if ended else None
+        if rank is None:
+            return []
+        try:
+            with record.layout.rank_log(attempt, rank).open("rb") as file:
+                file.seek(0, 2)
+                file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
+                return nodes.faults_in(file.read().decode(errors="replace"))
+        except OSError:
+            return []
+
+    def _sinfo(self) -> Sequence[Node]:
+        if self._nodes is None:
+            rows = (line.split("|") for line in client.call(*_SINFO).splitlines())
+            self._nodes = [Node(r[0], r[1].rstrip("*"), r[1].endswith("*"), r[2]) for r in rows if len(r) == 3]
+        return self._nodes
+
+
+_SINFO = ("sinfo", "--noheader", "--Node", "--format=%N|%P|%T")
+
+
+def _now() -> float:
+    import time
+
+    return time.time()

@@ -1,0 +1,152 @@
+"""A run's directory and Slurm's answers → what the decision about it rests on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpc_llm.checkpoint.manifest import newest_step
+from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.history import attempts_since_submission
+from hpc_llm.recovery.policy import AGAIN, Budgets
+from hpc_llm.recovery.watch import JobFacts, RunFacts
+from hpc_llm.runs import ledger
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.ledger import Event
+from hpc_llm.slurm import client
+from hpc_llm.slurm.records import JobLife, QueuedJob
+
+SUBMISSIONS = ("submitted", "resubmitted")
+_LIFE_S = 14 * 86400.0  # how far back sacct is asked at most
+# What a supervisor that was asked in vain leaves with: RequeueExit may name any of them.
+_EXIT_CODES = frozenset({0, 1, 2, 75, 80})
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as its directory tells it."""
+
+    layout: RunLayout
+    config: dict[str, Any]
+    world_size: int
+    events: list[Event]
+    facts: RunFacts
+
+
+def read(layout: RunLayout) -> Record:
+    """OSError, ValueError or KeyError where it is no run, or a damaged one."""
+    config: dict[str, Any] = json.loads(layout.config.read_text())
+    world_size = config["cluster"]["nodes"] * config["cluster"]["gpus_per_node"]
+    events = ledger.read(layout.ledger)
+    return Record(layout, config, world_size, events, _facts(layout, config, world_size, events))
+
+
+def _facts(layout: RunLayout, config: dict[str, Any], world_size: int, events: Sequence[Event]) -> RunFacts:
+    last = next((event for event in reversed(events) if event.event in SUBMISSIONS), None)
+    since = last.time if last else 0.0
+    newest = max((event.facts["attempt"] for event in events if event.event == "started"), default=0)
+    final = [event for event in events if event.time >= since and _is_final(event, newest)]
+    successor = next((event for event in reversed(events) if event.event == "successor"), None)
+    sent = next((event for event in reversed(events) if event.event == "resubmitting"), None)
+    tried = max((event.time for event in events if event.event in (*SUBMISSIONS, "released")), default=0.0)
+    return RunFacts(
+        address=str(last.facts["job"]) if last and last.facts.get("job") else None,
+        submitted_at=since,
+        completed=any(event.event == "completed" for event in events),
+        final=str(final[-1].facts.get("cause", final[-1].event)) if final else None,
+        history=attempts_since_submission(events, newest_step(layout.checkpoints), world_size),
+        budgets=Budgets.of(config),
+        heartbeat_at=layout.heartbeat.stat().st_mtime if layout.heartbeat.exists() else None,
+        attempt=newest,
+        began=any(event.event == "started" and event.time >= tried for event in events),
+        successor=str(successor.facts["job"]) if successor and successor.time >= since else None,
+        sent_at=sent.time if sent and sent.time > since else None,
+    )
+
+
+def _is_final(event: Event, newest_attempt: int) -> bool:
+    """Whether the run ended with it. What an attempt says that another one has followed ends nothing."""
+    if event.event in ("cancelled", "given-up"):
+        return True
+    if event.event != "ended" or event.facts.get("attempt", newest_attempt) < newest_attempt:
+        return False
+    if event.facts.get("restart") or event.facts.get("action") in [action.value for action in AGAIN]:
+        return False
+    return event.facts.get("cause") not in (Cause.TIME_LIMIT, Cause.FENCED)
+
+
+def addresses(record: Record) -> set[str]:
+    """Every job that the ledger names as the run's."""
+    return {str(event.facts["job"]) for event in record.events if event.facts.get("job")}
+
+
+class Queue:
+    """One squeue for all of this user's jobs."""
+
+    def __init__(self) -> None:
+        self.jobs: list[QueuedJob] = []
+        self.asked = False
+        with contextlib.suppress(client.SlurmError):
+            self.jobs, self.asked = client.queued(), True
+        self.by_address = {job.address: job for job in self.jobs}
+
+    def job(self, address: str | None) -> QueuedJob | None:
+        return self.by_address.get(address or "")
+
+
+class Answers:
+    """What Slurm says of `records`: from `queue`, and one sacct for the rest."""
+
+    def __init__(self, records: Iterable[Record], queue: Queue) -> None:
+        self._queue, self._lives, self._remembered = queue, dict[str, JobLife](), False
+        asked = [record.facts for record in records if _for_sacct(record.facts, queue)] if queue.asked else []
+        if not asked:
+            return
+        numbers = {int(run.address.partition("_")[0]) for run in asked if run.address}
+        since_s = min(_LIFE_S, time.time() - min(run.submitted_at for run in asked) + 3600)
+        with contextlib.suppress(client.SlurmError):
+            for life in client.lives(sorted(numbers), since_s=since_s):
+                if life.end_time is not None:  # the last life that ended, of each address
+                    self._lives[life.address] = life
+            self._remembered = True
+
+    def __call__(self, record: Record) -> JobFacts:
+        run, queue = record.facts, self._queue
+        queued = queue.job(run.address)
+        over = run.completed or run.final is not None
+        again = over and queued is not None and queued.state == "PENDING" and bool(run.history)
+        return JobFacts(
+            asked=queue.asked,
+            queued=queued,
+            remembered=self._remembered,
+            last_life=self._lives.get(run.address or ""),
+            successor=queue.job(run.successor),
+            site_requeues=again and site_requeues(),
+        )
+
+
+def _for_sacct(run: RunFacts, queue: Queue) -> bool:
+    """squeue has forgotten the job, or has it again after a life whose end nobody told."""
+    if run.address is None or run.completed or run.final is not None:
+        return False
+    job = queue.job(run.address)
+    untold = bool(run.history) and run.history[-1].cause is Cause.LOST
+    return job is None or (job.state == "PENDING" and (untold or not run.began))
+
+
+def site_requeues() -> bool:
+    """Whether this Slurm queues a job again by an exit code that a supervisor may leave with (RequeueExit)."""
+    try:
+        said = client.config().get("RequeueExit", "")
+    except client.SlurmError:
+        return False
+    codes: set[int] = set()
+    for part in said.replace("(null)", "").split(","):
+        first, _, last = part.strip().partition("-")
+        if first.isdigit():
+            codes.update(range(int(first), int(last or first) + 1))
+    return bool(codes & _EXIT_CODES)

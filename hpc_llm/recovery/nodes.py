@@ -1,0 +1,122 @@
+"""Evidence against nodes, from all runs of a root: one append-only file per writer, summed up on read.
+
+Standard library only: supervisors write it too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_llm.runs.layout import RootLayout
+from hpc_llm.storage.files import append_line
+
+# What each kind weighs; from 1 on a node is left out. A fault that hardware reports about itself is enough, and so is
+# a launch that failed on one node alone; deaths may be the program's, so it takes two.
+WEIGHTS = {"gpu-fault": 1.0, "launch-failed": 1.0, "node-failure": 0.5, "death": 0.5, "hang": 0.5, "slow": 0.34}
+CLEARED = "cleared"
+ENOUGH = 1.0
+
+# Xid numbers that mean hardware (NVIDIA's "GPU Deployment and Management", Xid catalogue): 48, 94 and 95 ECC, 63 and 64
+# row remapping, 74 NVLink, 79 fallen off the bus, 92 many single-bit errors, 119 and 120 GSP, 140 ECC unrecovered.
+_XID = re.compile(r"\bXid\b[^\n]*?:\s*(48|63|64|74|79|92|94|95|119|120|140)\b")
+_FAULT = re.compile(
+    r"uncorrectable (NVLink|ECC) error|double.bit ECC|fallen off the bus|CUDA error: (an )?(un)?correctable ECC"
+    r"|cudaErrorECCUncorrectable|Machine check|hardware stack error|cudaErrorNvlinkUncorrectable",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One observation. `time` is seconds since the epoch."""
+
+    time: float
+    node: str
+    kind: str  # one of WEIGHTS, or cleared
+    run: str
+    attempt: int
+    weight: float
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A node against which there is evidence; excluded_until: None where it is not enough, or the cap is reached."""
+
+    node: str
+    score: float
+    evidence: tuple[Evidence, ...]
+    excluded_until: float | None
+
+
+def report(root: Path, node: str, kind: str, *, run: str, attempt: int, weight: float = 1.0, said: str = "") -> None:
+    """Write one observation down; `weight` shares the blame where several nodes may have done it.
+
+    The same kind for the same node and attempt counts once, whoever reports it.
+    """
+    folder = RootLayout(root).nodes
+    folder.mkdir(exist_ok=True)
+    scale = WEIGHTS.get(kind, 0.0) * weight
+    seen = Evidence(round(time.time(), 3), node, kind, run, attempt, round(scale, 3), said[:300])
+    append_line(folder / f"{os.uname().nodename}-{os.getpid()}.jsonl", json.dumps(seen.__dict__))
+
+
+def clear(root: Path, node: str) -> None:
+    """Forget what is known against `node`, by hand."""
+    report(root, node, CLEARED, run="", attempt=0)
+
+
+def read(root: Path) -> list[Evidence]:
+    """All that was reported below `root`, in the order of time; lines cut short are passed over."""
+    found = []
+    for path in sorted(RootLayout(root).nodes.glob("*.jsonl")):
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                found.append(Evidence(**json.loads(line)))
+            except (ValueError, TypeError):
+                continue
+    return sorted(found, key=lambda evidence: evidence.time)
+
+
+def standings(evidence: Sequence[Evidence], now: float, exclusion_h: float, most: int) -> list[Standing]:
+    """Nodes with evidence of the last `exclusion_h`, the worst first; at most `most` of them are excluded."""
+    by_node: dict[str, dict[tuple[str, str, int], Evidence]] = {}
+    for seen in evidence:
+        if seen.kind == CLEARED:
+            by_node.pop(seen.node, None)
+        elif now - seen.time < exclusion_h * 3600:
+            by_node.setdefault(seen.node, {}).setdefault((seen.kind, seen.run, seen.attempt), seen)
+    sums = [(node, sum(one.weight for one in found.values()), tuple(found.values())) for node, found in by_node.items()]
+    ranked = sorted(sums, key=lambda entry: (-entry[1], entry[0]))
+    return [
+        Standing(node, round(score, 3), found, _until(found, exclusion_h) if place < most else None)
+        for place, (node, score, found) in enumerate(ranked)
+    ]
+
+
+def excluded(standing: Iterable[Standing]) -> frozenset[str]:
+    """The nodes to leave out."""
+    return frozenset(one.node for one in standing if one.excluded_until is not None)
+
+
+def _until(evidence: Sequence[Evidence], exclusion_h: float) -> float | None:
+    """When what is left of the evidence is no longer enough; None where it never was."""
+    rest = sum(one.weight for one in evidence)
+    if rest < ENOUGH - 1e-9:
+        return None
+    for one in sorted(evidence, key=lambda seen: seen.time):
+        rest -= one.weight
+        if rest < ENOUGH - 1e-9:
+            return one.time + exclusion_h * 3600
+    return None
+
+
+def faults_in(text: str) -> list[str]:
+    """Lines of a log in which hardware reports a fault of its own: ECC, Xid, NVLink, machine checks."""
+    return [line.strip() for line in text.splitlines() if _XID.search(line) or _FAULT.search(line)]

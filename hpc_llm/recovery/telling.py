@@ -1,0 +1,83 @@
+"""What a user is told, once per event: a run or sweep that came to its end, the first of its runs that needs a person.
+
+One message for a sweep, not one for each of its runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc_llm.recovery import census, notify
+from hpc_llm.recovery.acts import Seen
+from hpc_llm.recovery.census import Census
+from hpc_llm.recovery.policy import Action
+
+_SILENT = ("completed", "cancelled", "stopped")  # its user knows, or has no need to
+_FORGET_S = 90 * 86400.0
+
+
+def tell(root: Path, known: Census, seen: Mapping[str, Seen], done: Sequence[Seen]) -> None:
+    """Send what is new; `known.notified` remembers it across passes and watchdogs."""
+    given_up = {run.record.layout.path: run for run in done if run.decision.action is Action.STOP}
+    for path, run in seen.items():
+        words = run.record.config["recovery"].get("notify") or []
+        if not words:
+            continue
+        why = _failure(run, given_up)
+        group = _group(path)
+        submission = _submission(run)
+        if why is not None:
+            event = {"event": "failed", "name": group, "run": path, "why": why}
+            _once(root, known, f"failed {group} {submission}", words, event)
+        if all(known.runs[other].state in ("ended", "complete") for other in _members(known, group)):
+            _once(
+                root,
+                known,
+                f"ended {group} {submission}",
+                words,
+                {"event": "ended", "name": group, **_sum(known, group)},
+            )
+
+
+def _failure(run: Seen, given_up: Mapping[Path, Seen]) -> str | None:
+    """Why a person is needed."""
+    if run.record.layout.path in given_up:
+        return run.decision.why
+    final = run.record.facts.final
+    return final if final is not None and final not in _SILENT and not run.record.facts.completed else None
+
+
+def _submission(run: Seen) -> str:
+    """The user's: what follows the next one is told anew."""
+    sent = [event for event in run.record.events if event.event == "submitted"]
+    return str(sent[-1].facts.get("job", "")).partition("_")[0] if sent else ""
+
+
+def _group(path: str) -> str:
+    """The sweep, or the run by itself."""
+    return path.rpartition("/")[0] or path
+
+
+def _members(known: Census, group: str) -> list[str]:
+    return [path for path in known.runs if path == group or path.startswith(f"{group}/")]
+
+
+def _sum(known: Census, group: str) -> dict[str, int]:
+    states = [known.runs[path].state for path in _members(known, group)]
+    return {"runs": len(states), "completed": states.count("complete")}
+
+
+def _once(root: Path, known: Census, key: str, words: Sequence[str], event: dict[str, Any]) -> None:
+    if key in known.notified:
+        return
+    problem = notify.send(words, {**event, "root": str(root), "time": time.time()})
+    if problem is not None:
+        print(f"recovery.notify: {problem}", file=sys.stderr)
+        return
+    known.notified = {old: at for old, at in known.notified.items() if time.time() - at < _FORGET_S}
+    known.notified[key] = time.time()
+    census.save(root, known)
