@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from hpc_llm.config.duration import parse
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import padded_rows
 from hpc_llm.planning.hardware import GIB
+from hpc_llm.planning.lengths import STEPS_OR_TOKENS
 from hpc_llm.planning.memory import USABLE_FRACTION
 from hpc_llm.planning.plan import RunPlan
 
@@ -45,17 +47,24 @@ def _what(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
         padding = "padding not known before it is packed" if plan.padding is None else f"{plan.padding:.2%} padding"
         yield "", f"documents packed by best fit, {padding}"
     if config.data.sources:
-        yield from _mixture(plan)
+        yield from _mixture(config, plan)
 
 
-def _mixture(plan: RunPlan) -> Iterator[tuple[str, str]]:
-    """One line a phase, shares in percent; and how often each source is read."""
-    for phase in plan.phases:
+def _mixture(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
+    """One line a phase with its shares; and how often each source is read."""
+    for start, phase in zip(["", *config.data.mixture], plan.phases, strict=True):
         total = sum(phase.weights.values())
         shares = ", ".join(f"{name} {weight / total:.3g}" for name, weight in phase.weights.items() if weight)
-        yield ("mixture" if phase.start == 0 else ""), f"from step {phase.start:,}: {shares}"
+        yield ("mixture" if phase.start == 0 else ""), f"from step {phase.start:,}{_rounded(start, plan)}: {shares}"
     if plan.source_epochs:
         yield "", "epochs: " + ", ".join(f"{name} {epochs:.3g}" for name, epochs in plan.source_epochs.items())
+
+
+def _rounded(start: str, plan: RunPlan) -> str:
+    """Says where a phase begins later than it was asked to, with the next whole step."""
+    if not start or parse(start, STEPS_OR_TOKENS).unit == "steps":
+        return ""
+    return f" ({start}, rounded up)" if parse(start, STEPS_OR_TOKENS).amount % plan.tokens_per_step else f" ({start})"
 
 
 def _batch(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:

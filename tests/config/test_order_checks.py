@@ -56,7 +56,7 @@ def test_the_plan_shows_shares_epochs_and_where_phases_begin() -> None:
         assert plan.source_epochs[name] == pytest.approx(taken * 256 / FACTS.source_tokens[name], rel=0.01)
     shown = render(config, plan)
     assert "from step 0: code 0.75, web 0.25" in shown
-    assert "from step 25: web 0.5, code 0.5" in shown
+    assert "from step 25 (1e5tok, rounded up): web 0.5, code 0.5" in shown
     assert "sequences of 64 from step 0, 256 from step 10" in shown
 
 

@@ -79,6 +79,17 @@ def test_steps_may_be_asked_for_in_any_order(train: ShardSet) -> None:
     assert not torch.equal(late[0][0], early[0][0])
 
 
+def test_for_a_gpu_every_tensor_is_whole_and_pinned(train: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinning itself needs a GPU; a view into a larger buffer would be copied once more on its way there."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    pinned: list[torch.Tensor] = []
+    with Batches(one_source(train, 17, SEQ_LEN, 4), Share(0, 1, 4, 2), pinned=True) as batches:
+        passes = batches.step(0)
+    assert all(tensor.is_contiguous() for tensor in pinned)
+    homes = {tensor.untyped_storage().data_ptr() for tensor in pinned}
+    assert {part.untyped_storage().data_ptr() for parts in passes for part in parts} <= homes
+
+
 def test_closing_ends_the_thread(train: ShardSet) -> None:
     before = threading.active_count()
     batches = Batches(one_source(train, 17, SEQ_LEN, 4), Share(0, 1, 4, 4))
