@@ -35,7 +35,7 @@ from hpc_llm.storage.files import append_line, restrict_access
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 HEARTBEAT_S = 10.0
 LOOKS_PER_FLOOR = 8  # at the ranks' heartbeats, within recovery.hang_floor_s
-SPOKEN = (Cause.CRASH, Cause.KILLED, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)  # whose logs are searched
+SPOKEN = (Cause.CRASH, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)  # a rank that died of these could still say why
 BUSY = 75  # exit status where another supervisor holds the run (EX_TEMPFAIL)
 
 
