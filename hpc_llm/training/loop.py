@@ -59,8 +59,9 @@ def run(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device
     share = Share(attempt.rank, plan.world_size, config.train.global_batch, plan.micro_batch)
     seq_len, checkpointing = config.train.seq_len, plan.activation_checkpointing
     engine = Engine(config, plan, lambda: Transformer(config.model, seq_len, checkpointing), device, attempt.rank)
-    with Batches(stream.training(config, plan), share, pinned=device.type == "cuda") as batches:
-        heldout = heldout_batches(stream.heldout(config, plan), share, config.train.eval_batches)
+    data = Path(plan.data_directory)
+    with Batches(stream.training(config, plan, data), share, pinned=device.type == "cuda") as batches:
+        heldout = heldout_batches(stream.heldout(config, data), share, config.train.eval_batches)
         trainer = Trainer(config, plan, attempt, engine, batches, list(heldout), stop)
         start = trainer.resume()
         metrics = open_metrics(config, plan, attempt, device, start)

@@ -91,7 +91,7 @@ def with_another(config: RunConfig, key: str) -> RunConfig:
         section = section[part]
     given = section[last]
     others = (7, 0.125, "other", True, False, ["other"], [0.125], {"A": "other"}, {"a": {"path": "other"}})
-    for other in (*others, "fp32", "torch_adam", "linear", "line"):
+    for other in (*others, "fp32", "torch_adam", "linear", "line", "best_fit", {"7steps": {"a": 1.0}}):
         section[last] = other
         if other != given:
             try:

@@ -104,7 +104,7 @@ class Setting:
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Tokens and targets of every step, all read before the clock first ticks, which it does for each."""
-        with Batches(stream.training(self.config, self.plan), self.share) as batches:
+        with Batches(stream.training(self.config, self.plan, self.folder), self.share) as batches:
             ready = [batches.step(step) for step in range(self.num_steps)]
         for ((tokens, targets),) in ready:
             self.clock.tick()
