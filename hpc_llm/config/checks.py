@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hpc_llm.config import order_checks
+from hpc_llm.config import data_checks, order_checks
 from hpc_llm.config.schema import ClusterConfig, RecoveryConfig, RunConfig
 
 VOCAB_MULTIPLE = 128  # embeddings padded to it: worth up to 4 MFU points (MPT-7B)
@@ -65,6 +65,7 @@ def problems(config: RunConfig) -> list[str]:
         *_words(config),
         *_combinations(config),
         *_without_effect(config),
+        *data_checks.problems(config.data),
         *order_checks.problems(config),
     ]
 
@@ -92,8 +93,6 @@ def _shapes(config: RunConfig) -> Iterator[str]:
             f"train.seq_len={train.seq_len}: at most model.max_seq_len={model.max_seq_len} of {model.name}; "
             f"lower it or set model.max_seq_len={train.seq_len}"
         )
-    if data.name != "stdlib" and data.source is None and not data.sources:
-        yield "data.source: missing; give a folder or a file of text with data.source=PATH"
     if data.vocab_size is None and data.tokenizer is None:
         yield "data.vocab_size=null: the number of pieces to train, or data.tokenizer=PATH of a SentencePiece model"
     if data.vocab_size is not None and not data.vocab_size <= model.vocab_size <= padded_vocab(data.vocab_size):
@@ -139,8 +138,6 @@ def _combinations(config: RunConfig) -> Iterator[str]:
 
 
 def _without_effect(config: RunConfig) -> Iterator[str]:
-    if config.data.name == "stdlib" and config.data.source is not None:
-        yield f"data.source={config.data.source}: data=stdlib has its own source; use data=files data.source=…"
     default = {field.name: field.default for field in dataclasses.fields(type(config.optim))}
     if config.optim.schedule != "wsd" and config.optim.decay_fraction != default["decay_fraction"]:
         yield f"optim.decay_fraction={config.optim.decay_fraction}: has an effect with optim.schedule=wsd alone"

@@ -92,6 +92,7 @@ class DataConfig(ReadingConfig):
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # empty: data.source alone, called data.name
     out: str | None = None  # folder of the shards; null: <run.root>/.data/<name>-<hash>
     tokenizer: str | None = None  # a SentencePiece model or a tokenizer.json to use; null trains one
+    eos_token: str | None = None  # what ends a document in a brought tokenizer; null: its own end of text
     vocab_size: int | None = None  # pieces to train; null: what the given tokenizer has
     heldout_fraction: float = 0.02  # of documents, chosen by a hash of their text
     deduplicate: bool = True  # a text is kept once, over all sources

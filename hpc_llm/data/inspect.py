@@ -10,10 +10,10 @@ import numpy as np
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.data.manifest import TOKENIZER, read_manifest
+from hpc_llm.data.manifest import read_manifest
 from hpc_llm.data.samples import IGNORED, Arrays
 from hpc_llm.data.stream import Stream, training
-from hpc_llm.data.tokenizer import Tokenizer
+from hpc_llm.data.tokenizer import Tokenizer, open_tokenizer
 from hpc_llm.planning.lengths import Lengths
 from hpc_llm.planning.plan import RunPlan
 
@@ -30,7 +30,7 @@ def lines(
     if not 1 <= step <= plan.steps:
         raise InputError(f"step={step}: from 1 to {plan.steps}, the steps of this run")
     stream, manifest = training(config, plan, directory), read_manifest(directory)
-    tokenizer = Tokenizer((directory / TOKENIZER).read_bytes())
+    tokenizer = open_tokenizer((directory / manifest.tokenizer).read_bytes(), config.data.eos_token)
     yield _head(stream, step - 1, plan)
     rows = stream.mixture.step(step - 1)
     before = stream.mixture.stage(step - 1).before(step - 1)

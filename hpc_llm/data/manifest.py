@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.config.schema import DataConfig, RunConfig
+from hpc_llm.config.schema import DataConfig, ReadingConfig, RunConfig
 from hpc_llm.planning.plan import DataFacts
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.model"
+COUNTS = ("in", "train", "heldout", "rejects", "duplicates")  # of documents
 REJECTS = "rejects.jsonl"
 PREPARE = "python -m hpc_llm.prepare data=…"
 
@@ -135,6 +135,11 @@ def facts(directory: Path) -> DataFacts:
     )
 
 
+def tokenizer_file(content: bytes) -> str:
+    """What a tokenizer with this content is called; empty where one is trained."""
+    return "tokenizer.json" if content.lstrip()[:1] == b"{" else "tokenizer.model"
+
+
 def directory_for(config: RunConfig) -> Path:
     """Folder of the shards of a run: data.out, or one below run.root that runs with the same recipe share."""
     if config.data.out is not None:
@@ -144,18 +149,37 @@ def directory_for(config: RunConfig) -> Path:
 
 
 def recipe(config: DataConfig) -> dict[str, Any]:
-    """The settings that change the bytes of the shards; workers, out and the limit on rejects do not."""
-    stdlib = config.name == "stdlib"
+    """The settings that change the bytes of the shards; workers, out, weights and the limit on rejects do not."""
+    trained = config.tokenizer is None
     return {
         "format": FORMAT_VERSION,
         "name": config.name,
-        "source": f"Python {platform.python_version()}" if stdlib else _absolute(config.source),
-        "suffixes": None if stdlib else sorted(config.suffixes),
+        **_sources(config),
+        "deduplicate": config.deduplicate,
         "tokenizer": _content(config.tokenizer),
+        "eos_token": config.eos_token,
         "vocab_size": config.vocab_size,
-        "tokenizer_sample_mb": config.tokenizer_sample_mb if config.tokenizer is None else None,
+        "tokenizer_sample_mb": config.tokenizer_sample_mb if trained else None,
         "heldout_fraction": config.heldout_fraction,
     }
+
+
+def _sources(config: DataConfig) -> dict[str, Any]:
+    if config.name == "stdlib":
+        return {"source": f"Python {platform.python_version()}"}
+    if not config.sources:
+        return {"source": _absolute(config.source), **_reading(config, "")}
+    found: dict[str, Any] = {}
+    for name, source in sorted(config.sources.items()):
+        key = f"sources.{name}."
+        below = Path(config.source or ".").expanduser()
+        found |= {f"{key}path": _absolute(str(below / Path(source.path).expanduser())), **_reading(source, key)}
+    return found
+
+
+def _reading(config: ReadingConfig, prefix: str) -> dict[str, Any]:
+    values = {item.name: getattr(config, item.name) for item in dataclasses.fields(ReadingConfig)}
+    return {prefix + name: sorted(value) if name == "suffixes" else value for name, value in values.items()}
 
 
 def check_recipe(manifest: Manifest, config: DataConfig, directory: Path) -> None:

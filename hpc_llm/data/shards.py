@@ -22,11 +22,57 @@ def dtype_for(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
+def shard_name(split: str, source: str, number: int) -> str:
+    """A shard's file name without .bin and .idx."""
+    return f"{split}-{source}-{number:05d}"
+
+
+class ShardFile:
+    """One shard while it is written: `name`.bin and, at the end, `name`.idx in a folder."""
+
+    def __init__(self, directory: Path, name: str, source: str, dtype: np.dtype) -> None:
+        self._directory, self._name, self._source, self._dtype = directory, name, source, dtype
+        self._file = (directory / f"{name}.bin").open("wb", buffering=1 << 20)
+        self._digest = hashlib.sha256()
+        self._offsets = array("Q", [0])
+        self._text_bytes = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self._offsets[-1]
+
+    def append(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int) -> None:
+        """Documents of `lengths` (int [k]) tokens, which follow each other in `tokens` (int [sum of lengths])."""
+        content = np.ascontiguousarray(tokens, self._dtype).view(np.uint8).data
+        self._file.write(content)
+        self._digest.update(content)
+        self._offsets.frombytes((self.num_tokens + np.cumsum(lengths)).astype(np.uint64).tobytes())
+        self._text_bytes += text_bytes
+
+    def close(self) -> Shard:
+        """Files are complete and fsynced; what the manifest says of them."""
+        index = np.frombuffer(self._offsets, np.uint64).astype("<u8").tobytes()
+        with (self._directory / f"{self._name}.idx").open("wb") as file:
+            file.write(index)
+            _sync(file)
+        _sync(self._file)
+        self._file.close()
+        return Shard(
+            file=f"{self._name}.bin",
+            source=self._source,
+            tokens=self.num_tokens,
+            documents=len(self._offsets) - 1,
+            text_bytes=self._text_bytes,
+            sha256=self._digest.hexdigest(),
+            index_sha256=hashlib.sha256(index).hexdigest(),
+        )
+
+
 class ShardWriter:
     """Documents of one split of one source, appended into shards of at most `shard_tokens` tokens.
 
     A longer document has a shard of its own. Use it in a `with`: once that is left, files are complete and fsynced,
-    `shards` lists them, and `token_counts` (int64 [vocab_size]) says how often each token occurs.
+    and `shards` lists them.
     """
 
     def __init__(
@@ -34,10 +80,8 @@ class ShardWriter:
     ) -> None:
         self.dtype = dtype_for(vocab_size)
         self.shards: list[Shard] = []
-        self.token_counts = np.zeros(vocab_size, np.int64)
         self._directory, self._split, self._source, self._shard_tokens = directory, split, source, shard_tokens
-        self._file: BinaryIO | None = None
-        self._offsets = array("Q", [0])
+        self._file: ShardFile | None = None
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -47,43 +91,18 @@ class ShardWriter:
 
     def append(self, tokens: np.ndarray, text_bytes: int) -> None:
         """One document: ids [n], its end-of-text token included; `text_bytes` of UTF-8 gave them."""
-        if self._file is not None and self._offsets[-1] + tokens.size > self._shard_tokens:
+        if self._file is not None and self._file.num_tokens + tokens.size > self._shard_tokens:
             self.close()
         if self._file is None:
-            self._name = f"{self._split}-{self._source}-{len(self.shards):05d}"
-            self._file = (self._directory / f"{self._name}.bin").open("wb", buffering=1 << 20)
-            self._digest = hashlib.sha256()
-            self._offsets = array("Q", [0])
-            self._text_bytes = 0
-        content = tokens.astype(self.dtype, copy=False).tobytes()
-        self._file.write(content)
-        self._digest.update(content)
-        self._offsets.append(self._offsets[-1] + tokens.size)
-        self._text_bytes += text_bytes
-        self.token_counts += np.bincount(tokens, minlength=self.token_counts.size)
+            name = shard_name(self._split, self._source, len(self.shards))
+            self._file = ShardFile(self._directory, name, self._source, self.dtype)
+        self._file.append(tokens, np.array([tokens.size]), text_bytes)
 
     def close(self) -> None:
         """Finish the shard at hand."""
-        if self._file is None:
-            return
-        index = np.frombuffer(self._offsets, np.uint64).astype("<u8").tobytes()
-        with (self._directory / f"{self._name}.idx").open("wb") as file:
-            file.write(index)
-            _sync(file)
-        _sync(self._file)
-        self._file.close()
-        self._file = None
-        self.shards.append(
-            Shard(
-                file=f"{self._name}.bin",
-                source=self._source,
-                tokens=self._offsets[-1],
-                documents=len(self._offsets) - 1,
-                text_bytes=self._text_bytes,
-                sha256=self._digest.hexdigest(),
-                index_sha256=hashlib.sha256(index).hexdigest(),
-            )
-        )
+        if self._file is not None:
+            self.shards.append(self._file.close())
+            self._file = None
 
 
 class ShardSet:

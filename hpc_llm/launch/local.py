@@ -11,7 +11,7 @@ from types import FrameType
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.launch import supervisor
+from hpc_llm.launch import show_preparation, supervisor
 from hpc_llm.launch.show import Show
 from hpc_llm.launch.submission import examine
 from hpc_llm.recovery.causes import ExitCode
@@ -51,14 +51,13 @@ def run(config: RunConfig, words: list[str]) -> int:
 
 def prepare_data(config: RunConfig) -> None:
     """Data that prepares itself; other data is packed where the run wants that and nobody has done it yet."""
-    from hpc_llm import prepare
     from hpc_llm.data.manifest import MANIFEST, directory_for
 
     directory = directory_for(config)
     if config.data.name == "stdlib":
-        prepare.prepare_shown(config, directory)
+        show_preparation.prepare_shown(config, directory)
     elif (directory / MANIFEST).exists():
-        prepare.pack_shown(config, directory)
+        show_preparation.pack_shown(config, directory)
 
 
 def _build(config: RunConfig) -> None:

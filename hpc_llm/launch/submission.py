@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.data import manifest
+from hpc_llm.data import manifest, sources
 from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
 from hpc_llm.runs import preflight
 
@@ -94,14 +94,15 @@ def known_data(config: RunConfig) -> DataFacts | None:
         return dataclasses.replace(manifest.facts(directory), padding=_padding(config, directory))
     if config.data.name == "stdlib":
         return None
-    source = config.data.source
-    if source is not None and not os.path.exists(Path(source).expanduser()):  # noqa: PTH110
-        raise InputError(f"data.source={source}: no such file or folder")
+    found = sources.sources(config.data)
+    if missing := [each for each in found if not os.path.exists(each.path)]:  # noqa: PTH110
+        raise InputError(f"{each.key}={each.path}: no such file or folder" for each in missing)
     if config.dry_run:
         return None
+    words = " ".join(f"{each.key}={each.path}" for each in found)
     raise InputError(
-        f"data={config.data.name}: {source} is not prepared for this tokenizer; type: "
-        f"python -m hpc_llm.prepare data={config.data.name} data.source={source} (and the keys given here)"
+        f"data={config.data.name}: {config.data.source if len(found) == 1 else 'this mix'} is not prepared for this "
+        f"tokenizer; type: python -m hpc_llm.prepare data={config.data.name} {words} (and the keys given here)"
     )
 
 

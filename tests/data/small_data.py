@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc_llm.config.schema import DataConfig, RunConfig, build
+from hpc_llm.config.schema import DataConfig, RunConfig, build, to_dict
 from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, SourceFacts
 from hpc_llm.data.mixture import Mixture
 from hpc_llm.data.samples import Concatenated
@@ -35,7 +35,8 @@ def run_config(**data: Any) -> RunConfig:
             "trackers": {},
         },
     )
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
+    plain = to_dict(dataclasses.replace(config.data, **data))
+    return dataclasses.replace(config, data=build(DataConfig, plain))
 
 
 def data_config(**data: Any) -> DataConfig:
@@ -74,7 +75,7 @@ def write_data(directory: Path, documents: dict[str, list[list[int]]], shard_tok
         vocab_size=128,
         padded_vocab_size=128,
         eos_id=EOS,
-        tokenizer="",
+        tokenizer="tokenizer.model",
         tokenizer_sha256="",
         documents={key: sum(each.documents[key] for each in sources.values()) for key in sources[source].documents},
         tokens={split: sum(each.tokens[split] for each in sources.values()) for split in shards},
