@@ -28,7 +28,7 @@ from hpc_llm.recovery.causes import Cause, ExitCode, classify
 from hpc_llm.recovery.hang import Hang, HangWatch
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import Budgets, Decision, decide
-from hpc_llm.runs import attempts, heartbeat, ledger
+from hpc_llm.runs import attempts, attention, heartbeat, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.storage.files import append_line, restrict_access
 
@@ -105,6 +105,7 @@ class Supervisor:
             book.write("completed", attempt=number, steps=self.plan["steps"])
         if cause is Cause.TIME_LIMIT and (how := self.place.come_back()):
             book.write("requeued", attempt=number, how=how)
+            attention.call(self.layout.path)
         return cause, decision
 
     def _decide(self, ended: dict[str, Any]) -> Decision:
@@ -120,6 +121,7 @@ class Supervisor:
             for number in self.signals[obeyed:]:
                 obeyed += 1
                 book.write("notice", signal=signal.Signals(number).name)
+                attention.call(self.layout.path)
                 step.ask_to_stop() if obeyed == 1 else step.kill()
             beats = heartbeat.read(self.layout.heartbeats, attempt)
             if hang is None and (hang := watch.look(beats, time.monotonic())):
