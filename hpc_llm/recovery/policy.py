@@ -180,6 +180,9 @@ def _without_progress(history: Sequence[Ended]) -> int:
 
     Failures of a node that is left out now, and jobs that never began, say nothing about the run.
     """
-    telling = [end for end in history if not end.node_excluded and end.cause is not Cause.LAUNCH_FAILED]
-    progress = [end.checkpoint_step > end.start_step for end in telling]
-    return next((count for count, moved in enumerate(reversed(progress)) if moved), len(progress))
+    moved = [
+        end.checkpoint_step > end.start_step
+        for end in history
+        if end.checkpoint_step > end.start_step or not (end.node_excluded or end.cause is Cause.LAUNCH_FAILED)
+    ]
+    return next((count for count, one in enumerate(reversed(moved)) if one), len(moved))
