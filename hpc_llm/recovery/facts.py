@@ -89,11 +89,12 @@ def addresses(record: Record) -> set[str]:
 class Queue:
     """One squeue for all of this user's jobs."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ask: bool = True) -> None:
         self.jobs: list[QueuedJob] = []
         self.asked = False
         with contextlib.suppress(client.SlurmError):
-            self.jobs, self.asked = client.queued(), True
+            if ask:
+                self.jobs, self.asked = client.queued(), True
         self.by_address = {job.address: job for job in self.jobs}
 
     def job(self, address: str | None) -> QueuedJob | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from hpc_llm.recovery.causes import Cause
 
+SUCCESSOR_LEAVES = 75  # exit status of recovery.successor in a job that has nothing to do (EX_TEMPFAIL)
+
 
 class Action(str, enum.Enum):
     """What is done about a run; its value is the ledger's word for it."""
