@@ -1,9 +1,8 @@
-"""Rules on the configuration of data alone."""
+"""Rules on where text comes from and how it is read; the order of training is order_checks.py's."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterator
 
@@ -18,9 +17,6 @@ def problems(data: DataConfig) -> Iterator[str]:
     yield from _lengths(data, "data")
     for name, source in data.sources.items():
         yield from _lengths(source, f"data.sources.{name}")
-        for key, value in (("weight", source.weight), ("max_epochs", source.max_epochs)):
-            if value is not None and not 0 < value < math.inf:
-                yield f"data.sources.{name}.{key}={value}: a number above 0 is expected"
     yield from _without_effect(data)
 
 
