@@ -122,13 +122,15 @@ def _last_batch(
 ) -> list[int]:
     """A batch in which a source gives no more than it has left, and the others what that leaves, in proportion."""
     rooms = [source.cap - taken for source, taken in zip(sources, seen, strict=True)]
-    counts, open_ = [0] * len(sources), {index for index, weight in enumerate(weights) if weight}
+    whole = math.lcm(*(weight.denominator for weight in weights))
+    parts = [int(weight * whole) for weight in weights]
+    counts, open_ = [0] * len(sources), {index for index, part in enumerate(parts) if part}
     while True:
-        total = sum((weights[index] for index in open_), Fraction(0))
-        if total == 0:
+        if not open_:
             raise _used_up(sources, step, steps)
-        shares = [weight / total if index in open_ else Fraction(0) for index, weight in enumerate(weights)]
-        wanted = largest_remainders(shares, batch - sum(counts))
+        wanted = largest_remainders(
+            [part if index in open_ else 0 for index, part in enumerate(parts)], batch - sum(counts)
+        )
         full = {index for index in open_ if wanted[index] > rooms[index]}
         if not full:
             return [count + more for count, more in zip(counts, wanted, strict=True)]

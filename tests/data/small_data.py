@@ -75,7 +75,7 @@ def write_data(directory: Path, documents: dict[str, list[list[int]]], shard_tok
         vocab_size=128,
         padded_vocab_size=128,
         eos_id=EOS,
-        tokenizer="tokenizer.model",
+        tokenizer="tokenizer.model",  # whoever decodes puts one there
         tokenizer_sha256="",
         documents={key: sum(each.documents[key] for each in sources.values()) for key in sources[source].documents},
         tokens={split: sum(each.tokens[split] for each in sources.values()) for split in shards},

@@ -14,7 +14,7 @@ from small_data import EOS, run_config, write_data
 from test_packing import documents
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.config.schema import RunConfig, SourceConfig
+from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import packs, stream
 from hpc_llm.data.loader import Batches, Share, heldout_batches
 from hpc_llm.data.manifest import facts
@@ -22,9 +22,9 @@ from hpc_llm.data.samples import IGNORED
 from hpc_llm.planning.plan import RunPlan, make_plan
 
 SOURCES = {
-    "books": SourceConfig(path="b", weight=0.2, max_epochs=1.5),
-    "code": SourceConfig(path="c", weight=0.3),
-    "web": SourceConfig(path="w", weight=0.5),
+    "books": {"path": "b", "weight": 0.2, "max_epochs": 1.5},
+    "code": {"path": "c", "weight": 0.3},
+    "web": {"path": "w", "weight": 0.5},
 }
 
 

@@ -77,4 +77,4 @@ def test_the_rarest_source_appears_once_in_the_longest_cycle() -> None:
 
 
 def test_remainders_go_to_the_largest() -> None:
-    assert largest_remainders([Fraction(1, 2), Fraction(1, 3), Fraction(1, 6)], 10) == [5, 3, 2]
+    assert largest_remainders([3, 2, 1], 10) == [5, 3, 2]
