@@ -27,7 +27,7 @@ from hpc_llm.recovery import errors
 from hpc_llm.recovery.causes import Cause, ExitCode, classify
 from hpc_llm.recovery.hang import Hang, HangWatch
 from hpc_llm.recovery.history import attempts_since_submission
-from hpc_llm.recovery.policy import Budgets, Decision, decide
+from hpc_llm.recovery.policy import Action, Budgets, Decision, decide
 from hpc_llm.runs import attempts, attention, heartbeat, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.storage.files import append_line, restrict_access
@@ -103,7 +103,8 @@ class Supervisor:
         book.write("ended", **facts, restart=decision.restart and not self.signals, why=decision.why)
         if cause is Cause.COMPLETED:
             book.write("completed", attempt=number, steps=self.plan["steps"])
-        if cause is Cause.TIME_LIMIT and (how := self.place.come_back()):
+        elsewhere = decision.action in (Action.REQUEUE, Action.REQUEUE_EXCLUDING)
+        if elsewhere and (how := self.place.come_back()):
             book.write("requeued", attempt=number, how=how)
             attention.call(self.layout.path)
         return cause, decision
