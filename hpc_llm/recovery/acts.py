@@ -21,6 +21,7 @@ from hpc_llm.recovery.facts import Queue, Record, addresses
 from hpc_llm.recovery.policy import AGAIN, Action, Decision
 from hpc_llm.recovery.watch import JobFacts
 from hpc_llm.runs import ledger
+from hpc_llm.runs.layout import RootLayout
 from hpc_llm.slurm import client
 
 UNANSWERED_S = 30.0  # a slow slurmctld may still take a submission whose answer was lost
@@ -83,7 +84,7 @@ class _Act:
 
     def __init__(self, run: Seen, book: ledger.Ledger, blame: Blame | None, queue: Queue) -> None:
         self.run, self.book, self.queue = run, book, queue
-        self.blame = blame or Blame(run.record.layout.path.parent)
+        self.blame = blame or Blame(RootLayout.of(run.record.layout).path)
         self.record, self.facts, self.decision = run.record, run.record.facts, run.decision
 
     def __call__(self) -> None:

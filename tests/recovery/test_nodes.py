@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_llm.recovery import nodes
+from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.nodes import WEIGHTS, Evidence, excluded, faults_in, standings
 from hpc_llm.runs.layout import RootLayout
 
@@ -84,6 +86,24 @@ def test_what_is_reported_is_read_back_whoever_wrote_it(tmp_path: Path) -> None:
     assert same == mine
     nodes.clear(tmp_path, "n1")
     assert standings(nodes.read(tmp_path), mine.time + 60, DAY_H, 8) == []
+
+
+@pytest.mark.parametrize(
+    ("cause", "log", "kinds"),
+    [
+        (Cause.KILLED, "", ["death"]),
+        (Cause.HANG, "", ["hang"]),
+        (Cause.NODE_FAILURE, "", ["node-failure"]),
+        (Cause.CRASH, "ValueError: 3", []),
+        (Cause.CRASH, "CUDA error: uncorrectable ECC error encountered", ["gpu-fault"]),
+        (Cause.DIVERGED, "", []),
+    ],
+)
+def test_the_end_of_an_attempt_bears_witness(tmp_path: Path, cause: Cause, log: str, kinds: list[str]) -> None:
+    for _ in "supervisor", "watchdog":
+        nodes.witness(tmp_path, "n1", cause, log, run="a", attempt=1)
+    found = standings(nodes.read(tmp_path), time.time(), DAY_H, 8)
+    assert [seen.kind for one in found for seen in one.evidence] == kinds
 
 
 @pytest.mark.parametrize(
