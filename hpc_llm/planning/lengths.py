@@ -74,6 +74,15 @@ def lengths(config: RunConfig, tokens_per_epoch: int | None) -> Lengths:
     return result
 
 
+def phases(config: RunConfig) -> list[Phase]:
+    """The phases of the mixture alone. InputError where one cannot be read."""
+    tokens, problems = config.train.global_batch * config.train.seq_len, list[str]()
+    found = _phases(config, lambda _, text: parse(text, STEPS_OR_TOKENS).steps(tokens), problems)
+    if problems:
+        raise InputError(problems)
+    return found
+
+
 def _phases(config: RunConfig, steps: Callable[[str, str], int], problems: list[str]) -> list[Phase]:
     """The sources' own weights, and from the first step after its start each mixture of data.mixture."""
     data = config.data

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
+from typing import Any
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.planning.shares import Shares, largest_remainders
@@ -46,6 +47,11 @@ class Stage:
         """Samples of each source in all steps before `step`, which lies in this stage or ends it."""
         here = self.shares.before(step - self.start)
         return tuple(seen + count for seen, count in zip(self.seen, here, strict=True))
+
+
+def begun(phases: Sequence[Phase], step: int) -> list[dict[str, Any]]:
+    """The phases that some step before `step` lies in, as plain data: what a checkpoint has been trained with."""
+    return [asdict(phase) for phase in phases if phase.start < step]
 
 
 def stages(phases: Sequence[Phase], sources: Sequence[Source], batch: int, steps: int) -> list[Stage]:
