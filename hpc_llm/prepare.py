@@ -1,17 +1,18 @@
-"""`python -m hpc_llm.prepare data=… [key=value…]`: train a tokenizer and tokenise a corpus into shards."""
+"""`python -m hpc_llm.prepare data=… [key=value…]`: train a tokenizer and tokenise a corpus into shards.
+
+`python -m hpc_llm.prepare inspect=DIR [step=K rows=N]`: what step K of a run, or of prepared data, trains on.
+"""
 
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from hpc_llm.config import verbs
 from hpc_llm.config.errors import InputError
-from hpc_llm.config.schema import RunConfig
 
 
 def main(words: list[str] | None = None) -> int:
@@ -20,9 +21,12 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _prepare(words: list[str]) -> int:
+    if any(word.startswith("inspect=") for word in words):
+        return _inspect(words)
     from hpc_llm.config import checks
     from hpc_llm.config.compose import compose
     from hpc_llm.data.manifest import MANIFEST, directory_for
+    from hpc_llm.launch.show_preparation import prepare_shown
     from hpc_llm.runs import preflight
     from hpc_llm.storage.files import restrict_access
 
@@ -36,64 +40,27 @@ def _prepare(words: list[str]) -> int:
     prepare_shown(config, directory)
     seconds = time.monotonic() - started
     print(f"already prepared: {directory}" if known else f"prepared in {seconds:.1f} s: {directory}")
-    _summary(directory, words)
+    _end(directory, words)
     return 0
 
 
-def prepare_shown(config: RunConfig, directory: Path) -> None:
-    """data.pipeline.prepare with its progress shown; nothing is printed where the data is there already."""
-    from hpc_llm.data.pipeline import prepare  # numpy and sentencepiece: only now, so that mistakes show at once
+def _inspect(words: list[str]) -> int:
+    from hpc_llm.data import inspect
+    from hpc_llm.launch import inspected
 
-    with _progress() as on_progress:
-        prepare(config, directory, on_progress)
+    asked = inspected.ask(words)
+    width = shutil.get_terminal_size((120, 24)).columns
+    for line in inspect.lines(asked.config, asked.plan, asked.directory, asked.step, asked.rows, width):
+        print(line)
+    return 0
 
 
-def _summary(directory: Path, words: list[str]) -> None:
-    from hpc_llm.data.manifest import REJECTS, read_manifest
+def _end(directory: Path, words: list[str]) -> None:
+    from hpc_llm.data.manifest import read_manifest
+    from hpc_llm.launch.show_preparation import summary
 
-    made = read_manifest(directory)
-    documents, tokens = made.documents, made.tokens
-    rejected = f"{documents['rejects']:,} rejected" + (f" (see {REJECTS})" if documents["rejects"] else "")
-    kept = f"{documents['train']:,} to train on, {documents['heldout']:,} held out"
-    print(f"  documents        {documents['in']:,}: {kept}, {rejected}")
-    print(f"  tokens           {tokens['train']:,} to train on, {tokens['heldout']:,} held out")
-    print(f"  vocabulary       {made.vocab_size:,} pieces, {made.bytes_per_token:.2f} bytes per token")
-    print(f"  unigram entropy  {made.unigram_entropy:.3f} nats per token: the loss that training must beat")
+    print(summary(read_manifest(directory)))
     print(f"next: {shlex.join(['python', '-m', 'hpc_llm.submit', *words])}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar where a person watches, else one line a stage."""
-    if not sys.stderr.isatty():
-        seen: set[str] = set()
-
-        def line(stage: str, done: int, total: int) -> None:
-            if stage not in seen:
-                print(f"{stage} …" if total == 0 else f"{stage}: {total / 1e6:,.1f} MB", file=sys.stderr, flush=True)
-                seen.add(stage)
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks: dict[str, int] = {}
-
-        def bar(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=None)
-            progress.update(tasks[stage], completed=done, total=total or None)  # type: ignore[arg-type]
-
-        yield bar
 
 
 if __name__ == "__main__":

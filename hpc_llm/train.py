@@ -7,14 +7,20 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from hpc_llm.checkpoint.errors import NoValidCheckpoint, SaveFailed
 from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch.parent import die_with_parent
+from hpc_llm.planning.plan import RunPlan, with_micro_batch
+from hpc_llm.recovery import accounting
 from hpc_llm.recovery.causes import ExitCode
 from hpc_llm.runs import attempts, freeze, ledger
+from hpc_llm.runs.heartbeat import Heart, Phase
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.slurm import environment
 from hpc_llm.slurm.environment import RankEnvironment
@@ -44,9 +50,9 @@ def main(argv: list[str] | None = None) -> int:
         for line in str(error).splitlines():
             log.error("%s", line)
         return _exit_code(error)
-    except Exception:
+    except Exception as error:
         log.exception("rank %d failed", place.rank)
-        return ExitCode.CRASHED
+        return _crash_code(error)
     if outcome is Outcome.HELD:
         log.info("saved; waiting for Slurm to end the job, or for the supervisor's word that it does")
     while outcome is Outcome.HELD and stop.hold:
@@ -65,15 +71,28 @@ def _exit_code(error: Exception) -> ExitCode:
     }[type(error)]
 
 
+def _crash_code(error: Exception) -> ExitCode:
+    """Out of memory is told apart by type on a GPU, and by torch's words on a host."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's: torch may not have been imported
+        return ExitCode.GPU_OUT_OF_MEMORY
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return ExitCode.OUT_OF_MEMORY
+    return ExitCode.CRASHED
+
+
 def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome:
     """One attempt; how it ended unless it failed."""
     config, plan = freeze.read_config(layout), freeze.read_plan(layout)
     restrict_access(config.run.group)
+    plan = with_micro_batch(plan, config, int(os.environ.get("HPC_LLM_MICRO_BATCH", plan.micro_batch)))
+    if config.checkpoint.every == "auto":
+        plan = replace(plan, checkpoint_every_s=_interval_s(layout, plan))
     if place.world_size != plan.world_size:
         raise InputError(
             f"{layout.path}: planned for {plan.world_size} ranks, started with {place.world_size}; "
             f"start {plan.world_size}, or submit it again for the machine you want"
         )
+    beat = _heart(layout, place)
     # torch takes seconds to import: a user's mistakes are reported before.
     from hpc_llm.training import device as devices
 
@@ -92,14 +111,49 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
             known_steps=_known_steps(layout),
             check_fence=attempts.Fence(layout, number).check,
             record=_recorder(layout, number, place.rank),
+            skipped=tuple(devices.broadcast(_skipped(layout, config) if place.rank == 0 else [])),
+            divergence=layout.divergence(number),
+            beat=beat,
         )
-        return loop.run(config, plan, attempt, device, stop)
+        try:
+            outcome = loop.run(config, plan, attempt, device, stop)
+        finally:
+            beat(0, Phase.LEAVING)
+        if outcome is Outcome.HELD:
+            beat(0, Phase.HOLDING)
+        return outcome
+
+
+def _heart(layout: RunLayout, place: RankEnvironment) -> Callable[[int, Phase], None]:
+    """Signs of life for the supervisor, from the first rank of each node."""
+    attempt = os.environ.get("HPC_LLM_ATTEMPT")
+    if attempt is None or place.local_rank != 0:
+        return lambda step, phase: None
+    node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
+    return Heart(layout.node_heartbeat(node), int(attempt)).beat
+
+
+def _interval_s(layout: RunLayout, plan: RunPlan) -> float:
+    """Daly's interval, from what saves took and how often the run was interrupted up to now."""
+    return accounting.checkpoint_interval_s(
+        ledger.read(layout.ledger),
+        num_nodes=plan.nodes,
+        checkpoint_bytes=plan.checkpoint_bytes,
+        now=time.time(),
+    )
 
 
 def _known_steps(layout: RunLayout) -> int:
     """The newest step that the ledger knows to have been saved; 0 for none."""
     events = ledger.read(layout.ledger)
     return max((event.facts["step"] for event in events if event.event == "checkpointed"), default=0)
+
+
+def _skipped(layout: RunLayout, config: RunConfig) -> list[int]:
+    """Steps of the data's order that earlier attempts diverged in, where these are to be left out."""
+    if config.recovery.on_divergence != "skip":
+        return []
+    return [event.facts["data_step"] for event in ledger.read(layout.ledger) if event.event == "diverged"]
 
 
 def _recorder(layout: RunLayout, number: int, rank: int) -> Callable[..., None]:

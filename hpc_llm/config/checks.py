@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hpc_llm.config import data_checks, order_checks
 from hpc_llm.config.schema import ClusterConfig, RecoveryConfig, RunConfig
 
 VOCAB_MULTIPLE = 128  # embeddings padded to it: worth up to 4 MFU points (MPT-7B)
@@ -41,9 +42,13 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("recovery.max_crashes", "recovery.max_no_progress", "recovery.max_hangs"), _NOT_NEGATIVE),
     **dict.fromkeys(("recovery.max_node_failures", "recovery.max_launch_failures"), _NOT_NEGATIVE),
     **dict.fromkeys(("recovery.max_out_of_memory", "recovery.max_divergences"), _NOT_NEGATIVE),
-    **dict.fromkeys(("recovery.max_preemptions", "recovery.max_skips", "recovery.max_excluded_nodes"), _NOT_NEGATIVE),
-    "recovery.hang_floor_s": (lambda value: 10 <= value < math.inf, "10 seconds or more"),
+    **dict.fromkeys(("recovery.max_preemptions", "recovery.max_excluded_nodes"), _NOT_NEGATIVE),
+    **dict.fromkeys(
+        ("recovery.hang_floor_s", "recovery.start_timeout_s"),
+        (lambda value: 10 <= value < math.inf, "10 seconds or more"),
+    ),
     "recovery.node_exclusion_h": _POSITIVE,
+    "recovery.spike_threshold": _POSITIVE,
     "trackers.tensorboard.every": _POSITIVE,
 }
 _SLURM_ONLY = (
@@ -60,6 +65,8 @@ def problems(config: RunConfig) -> list[str]:
         *_words(config),
         *_combinations(config),
         *_without_effect(config),
+        *data_checks.problems(config.data),
+        *order_checks.problems(config),
     ]
 
 
@@ -131,13 +138,11 @@ def _combinations(config: RunConfig) -> Iterator[str]:
 
 
 def _without_effect(config: RunConfig) -> Iterator[str]:
-    if config.data.name == "stdlib" and config.data.source is not None:
-        yield f"data.source={config.data.source}: data=stdlib has its own source; use data=files data.source=…"
     default = {field.name: field.default for field in dataclasses.fields(type(config.optim))}
     if config.optim.schedule != "wsd" and config.optim.decay_fraction != default["decay_fraction"]:
         yield f"optim.decay_fraction={config.optim.decay_fraction}: has an effect with optim.schedule=wsd alone"
     if config.recovery.on_divergence == "stop":
-        for name in ("max_skips", "max_divergences"):
+        for name in ("max_divergences",):
             if (value := getattr(config.recovery, name)) != _default(RecoveryConfig, name):
                 yield f"recovery.{name}={value}: has an effect with recovery.on_divergence=skip alone"
     if config.cluster.launcher == "local":

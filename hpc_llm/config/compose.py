@@ -221,7 +221,11 @@ def _key_problem(key: str) -> str | None:
     parts = key.split(".")
     if parts[0] == "hydra":
         return None
+    named = False  # whether the next part is a name that the user chose
     for position, part in enumerate(parts):
+        if named:
+            named = False
+            continue
         fields = schema.field_types(kind)
         if part not in fields:
             prefix = ".".join(parts[:position]) + "." if position else ""
@@ -230,6 +234,10 @@ def _key_problem(key: str) -> str | None:
             hint = f"did you mean {' or '.join(same)}?" if same else f"allowed: {nearest(part, fields)}"
             return f"{key}: unknown key {prefix}{part}; {hint}"
         section = schema.section_class(fields[part])
+        if section is None and (section := schema.named_class(fields[part])):
+            if len(parts) <= position + 2:
+                return None  # all of them, or one, given as a mapping
+            named = True
         if section is None:
             if position < len(parts) - 1 and not schema.describe(fields[part]).startswith("a mapping"):
                 return f"{key}: {'.'.join(parts[: position + 1])} is {schema.describe(fields[part])} and has no keys"

@@ -58,20 +58,55 @@ class ModelConfig:
     init_std: float = 0.02
 
 
-@dataclass(frozen=True)
-class DataConfig:
+TEXT_SUFFIXES = (".txt", ".md", ".py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingConfig:
+    """How documents are read from files: of one source, or of the single corpus of `data.source`."""
+
+    suffixes: list[str] = field(default_factory=lambda: [*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".arrow"])
+    split: Literal["file", "paragraph", "line"] = "file"  # what a document is in a text file; paragraph: a blank line
+    text_field: str = "text"  # of JSON, Parquet and Arrow; a.b is b in a
+    id_field: str | None = None  # what names a document in rejects.jsonl besides its place
+    min_chars: int | None = None  # shorter and longer documents are filtered out
+    max_chars: int | None = None
+    where: dict[str, str] = field(default_factory=dict)  # only records whose fields have these values
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig(ReadingConfig):
+    """One of several sources, and its part in the training tokens."""
+
+    path: str  # folder or file; a relative one lies below data.source if that is given
+    weight: float = 1.0  # share of the training tokens, normalised over the sources
+    max_epochs: float | None = None  # how often its text is repeated at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(ReadingConfig):
     """Text, its tokenizer and its shards. One cache below `run.root` serves all runs."""
 
-    name: Literal["stdlib", "files"]
+    name: str
     source: str | None = None  # a folder or file; stdlib has its own
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # empty: data.source alone, called data.name
     out: str | None = None  # folder of the shards; null: <run.root>/.data/<name>-<hash>
-    tokenizer: str | None = None  # a SentencePiece model to use; null trains one
+    tokenizer: str | None = None  # a SentencePiece model or a tokenizer.json to use; null trains one
+    eos_token: str | None = None  # what ends a document in a brought tokenizer; null: its own end of text
     vocab_size: int | None = None  # pieces to train; null: what the given tokenizer has
-    suffixes: list[str] = field(default_factory=lambda: [".txt", ".md", ".py"])
     heldout_fraction: float = 0.02  # of documents, chosen by a hash of their text
+    deduplicate: bool = True  # a text is kept once, over all sources
     tokenizer_sample_mb: float = 32.0  # text that the tokenizer is trained on
     workers: int | Auto = "auto"  # processes that tokenise; auto: one per core
     max_reject_fraction: float = 0.2  # of documents; above it preparation stops
+    mixture: dict[str, dict[str, float]] = field(default_factory=dict)  # weights of the sources from 1e9tok, … on
+    packing: Literal["concatenated", "best_fit"] = "concatenated"  # best_fit: whole documents, apart in attention
+    mask_boundaries: bool = False  # concatenated: the first token of a document is no target
+
+    @property
+    def source_names(self) -> list[str]:
+        """Names of the sources in the order of their shards."""
+        return sorted(self.sources) or [self.name]
 
 
 @dataclass(frozen=True)
@@ -97,6 +132,7 @@ class TrainConfig:
     duration: str  # 4800steps, 1e9tok, 2ep
     seq_len: int  # tokens
     global_batch: int  # sequences per optimizer step over all ranks
+    seq_len_warmup: dict[str, str] = field(default_factory=dict)  # shorter sequences at first: {512: 1e9tok, …}
     micro_batch: int | Auto = "auto"  # sequences per rank and forward pass
     zero_stage: int | Auto = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -162,8 +198,9 @@ class RecoveryConfig:
     max_preemptions: int | None = None  # null: without bound
     max_no_progress: int = 3  # attempts in a row that end without a newer checkpoint
     on_divergence: Literal["stop", "skip"] = "stop"  # skip: roll back and leave the batch out
-    max_skips: int = 3  # batches that a run may leave out
-    hang_floor_s: float = 300.0  # a rank that is silent for less hangs never
+    spike_threshold: float | None = None  # nats above the last steps' median loss: such a leap is a divergence too
+    hang_floor_s: float = 300.0  # no shorter silence of all ranks is a hang; above it 20 times what a step takes
+    start_timeout_s: float = 1800.0  # the same until the first steps are done, and in a first save or evaluation
     successor: bool = False  # each job queues one that waits for its end: a watchdog that needs no process
     node_exclusion_h: float = 24.0  # how long a node with evidence against it is left out
     max_excluded_nodes: int = 8  # at once, below one root
@@ -226,8 +263,13 @@ def field_types(cls: type) -> dict[str, Any]:
 
 def section_class(annotation: Any) -> type | None:
     """The dataclass that an annotation such as `X` or `X | None` holds, if any."""
-    options = typing.get_args(annotation) or (annotation,)
+    options = (annotation,) if typing.get_origin(annotation) is dict else typing.get_args(annotation) or (annotation,)
     return next((option for option in options if dataclasses.is_dataclass(option)), None)  # type: ignore[return-value]
+
+
+def named_class(annotation: Any) -> type | None:
+    """The dataclass of the values of an annotation such as `dict[str, X]`, if any."""
+    return section_class(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else None
 
 
 def _build(cls: Any, data: Any, prefix: str, problems: list[str]) -> Any:
@@ -256,6 +298,9 @@ def _coerce(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
             if value is None and types.NoneType in typing.get_args(kind)
             else _build(section, value, name + ".", problems)
         )
+    named = named_class(kind)
+    if named is not None and isinstance(value, Mapping):
+        return {str(key): _build(named, item, f"{name}.{key}.", problems) for key, item in value.items()}
     try:
         return _convert(kind, value)
     except (ValueError, OverflowError):
@@ -303,6 +348,6 @@ def describe(kind: Any) -> str:
     if origin is list:
         return f"a list ([a,b]) of {describe(args[0])}"
     if origin is dict:
-        return f"a mapping ({{key: value}}) to {describe(args[1])}"
+        return f"a mapping ({{key: value}}) to {'groups of keys' if named_class(kind) else describe(args[1])}"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
     return names.get(kind, str(kind))

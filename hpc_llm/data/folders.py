@@ -1,9 +1,7 @@
-"""Folders that are whole or not there: built beside the target under a lock, renamed into place at the end."""
+"""One preparation of a folder at a time."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +9,6 @@ from pathlib import Path
 import filelock
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.storage.files import fsync_directory
 
 
 @contextmanager
@@ -33,22 +30,3 @@ def locked(directory: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
-    """A folder to build in that becomes `directory` at the end of the block, or is removed if that fails.
-
-    Call it under `locked`: it clears away what killed processes left.
-    """
-    for stale in directory.parent.glob(f"{directory.name}.partial-*"):
-        shutil.rmtree(stale)
-    folder = directory.with_name(f"{directory.name}.partial-{os.getpid()}")
-    folder.mkdir()
-    try:
-        yield folder
-        fsync_directory(folder)
-        folder.rename(directory)
-        fsync_directory(directory.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

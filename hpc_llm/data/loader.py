@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,16 +11,16 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from hpc_llm.config.errors import InputError
-from hpc_llm.data.order import sample_ids
-from hpc_llm.data.shards import ShardSet
+from hpc_llm.data.samples import Samples
+from hpc_llm.data.stream import Stream
 from hpc_llm.planning.batch import accumulation, pass_rows
 
-IGNORED = -100  # target of a position that counts for nothing, as in torch's cross_entropy
-_NOTHING = -1  # id of a row beyond the end of the text
-_BLOCK_SAMPLES = 4096  # permuted at once: a permutation of a few ids costs numpy's overhead many times over
+_CHUNK_TOKENS = 1 << 18  # read at once: handing over less costs more than reading it; 2 MB as int64
+_CHUNK_STEPS = 16  # at most: small steps are read fast enough
+_CHUNKS_AHEAD = 2
+_NOTHING = -1  # a row that a pass lacks, or that lies beyond the end of the text
 
-Passes = list[tuple[torch.Tensor, torch.Tensor]]  # per pass: tokens, targets, both int64 [micro_batch, seq_len]
+Passes = list[tuple[torch.Tensor, ...]]  # per pass: tokens, targets int64, where packed documents int32; see Batches
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,40 @@ class Share:
     global_batch: int  # sequences
     micro_batch: int  # sequences per rank and pass
 
-    def passes(self) -> list[slice]:
-        """Rows of the global batch in each pass of this rank; short or empty where the batch does not divide."""
-        count = accumulation(self.global_batch, self.world_size, self.micro_batch)
-        shape = (self.global_batch, self.world_size, self.micro_batch)
-        return [slice(*pass_rows(*shape, self.rank, index)) for index in range(count)]
+    @property
+    def num_passes(self) -> int:
+        return accumulation(self.global_batch, self.world_size, self.micro_batch)
+
+    def rows(self) -> np.ndarray:
+        """Rows of the global batch: int64 [num_passes, micro_batch], _NOTHING where the batch does not divide."""
+        rows = np.full((self.num_passes, self.micro_batch), _NOTHING)
+        for index, own in enumerate(rows):
+            first, end = pass_rows(self.global_batch, self.world_size, self.micro_batch, self.rank, index)
+            own[: end - first] = np.arange(first, end)
+        return rows
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Steps that are read together."""
+
+    steps: range
+    passes: Future[list[Passes]]
 
 
 class Batches:
-    """Training batches of one rank: a function of (seed, step), with the next step read ahead in a thread.
+    """Training batches of one rank: a function of (seed, step), with the next steps read ahead in a thread.
 
-    InputError if the shards hold less than one sample. Close it, or use it in a `with`.
+    A pass is tokens and targets, with packing documents too, each [micro_batch, seq_len]. While the sequence length is
+    warmed up to it, each sample is seen as seq_len ÷ length sequences: [micro_batch · seq_len ÷ length, length].
+    `pinned` puts tensors where a GPU can fetch them by itself. Close it, or use it in a `with`.
     """
 
-    def __init__(self, shards: ShardSet, seed: int, seq_len: int, share: Share) -> None:
-        self._shards, self._seed, self._seq_len, self._share = shards, seed, seq_len, share
-        self._num_samples = _at_least_one(shards, seq_len)
-        self._block: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
-        self._ahead: tuple[int, Future[Passes]] | None = None
+    def __init__(self, stream: Stream, share: Share, pinned: bool = False) -> None:
+        self._stream, self._rows, self._pinned = stream, share.rows(), pinned
+        step_tokens = self._rows.size * stream.samples[0].seq_len
+        self._chunk_steps = min(max(1, _CHUNK_TOKENS // step_tokens), _CHUNK_STEPS)
+        self._chunks: deque[_Chunk] = deque()  # in a row without gaps
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
     def step(self, step: int) -> Passes:
@@ -56,11 +73,23 @@ class Batches:
 
         Rows that a pass lacks are filled up with token 0 and target IGNORED.
         """
-        ahead, self._ahead = self._ahead, None
-        if ahead is None or ahead[0] != step:
-            ahead = (step, self._thread.submit(self._read, step))
-        self._ahead = (step + 1, self._thread.submit(self._read, step + 1))
-        return ahead[1].result()
+        while self._chunks and step not in self._chunks[0].steps:
+            self._chunks.popleft().passes.cancel()
+        if not self._chunks:
+            self._ask(range(step, step + 1))  # the first step waits for itself alone
+        while len(self._chunks) <= _CHUNKS_AHEAD:
+            end = self._chunks[-1].steps.stop
+            self._ask(range(end, end + self._chunk_steps))
+        chunk = self._chunks[0]
+        return chunk.passes.result()[step - chunk.steps.start]
+
+    def samples(self, step: int) -> list[tuple[str, int]]:
+        """Source and sample of every row of the global batch of `step`."""
+        rows = self._stream.mixture.step(step)
+        return [
+            (self._stream.mixture.sources[source].name, sample)
+            for source, sample in zip(rows.sources.tolist(), rows.samples.tolist(), strict=True)
+        ]
 
     def close(self) -> None:
         """End the thread; whatever it reads just now is waited for."""
@@ -74,52 +103,56 @@ class Batches:
     ) -> None:
         self.close()
 
-    def _read(self, step: int) -> Passes:
-        return _passes(self._shards, self._seq_len, self._ids(step), self._share)
+    def _ask(self, steps: range) -> None:
+        self._chunks.append(_Chunk(steps, self._thread.submit(self._read, steps)))
 
-    def _ids(self, step: int) -> np.ndarray:
-        """order.samples of `step`, from a block of steps permuted together. Only the thread calls this."""
-        size = self._share.global_batch
-        steps = max(1, _BLOCK_SAMPLES // size)
-        block, within = divmod(step, steps)
-        if self._block[0] != block:
-            self._block = (block, sample_ids(self._seed, block * steps * size, steps * size, self._num_samples))
-        return self._block[1][within * size : (within + 1) * size]
+    def _read(self, steps: range) -> list[Passes]:
+        """Only the thread calls this."""
+        wanted = [self._stream.mixture.step(step) for step in steps]
+        sources = np.stack([rows.sources for rows in wanted])  # [steps, global_batch]
+        ids = np.stack([rows.samples for rows in wanted])
+        tensors = _read(self._stream.samples, sources, ids, self._rows, self._pinned)
+        return [
+            [tuple(_cut(part, self._stream.seq_len(step)) for part in parts) for parts in zip(*passes, strict=True)]
+            for step, *passes in zip(steps, *tensors, strict=True)
+        ]
 
 
-def heldout_batches(shards: ShardSet, seq_len: int, share: Share, num_batches: int) -> Iterator[Passes]:
+def heldout_batches(samples: Samples, share: Share, num_batches: int) -> Iterator[Passes]:
     """The first `num_batches` global batches of held-out text in file order, dealt out like training batches.
 
-    Fewer where there is less text; the last is filled up with IGNORED targets. InputError if there is not one sample.
+    Fewer where there is less text; the last is filled up with IGNORED targets.
     """
-    num_samples = _at_least_one(shards, seq_len)
     size = share.global_batch
-    for start in range(0, min(num_batches * size, num_samples), size):
-        ids = np.arange(start, start + size)
-        ids[ids >= num_samples] = _NOTHING
-        yield _passes(shards, seq_len, ids, share)
+    for start in range(0, min(num_batches * size, samples.num_samples), size):
+        ids = np.arange(start, start + size)[None]
+        sources = np.where(ids < samples.num_samples, 0, _NOTHING)
+        yield list(zip(*(part[0] for part in _read([samples], sources, ids, share.rows(), False)), strict=True))
 
 
-def _passes(shards: ShardSet, seq_len: int, ids: np.ndarray, share: Share) -> Passes:
-    """`ids` of a global batch [global_batch] → tokens and targets of each pass of this rank."""
-    passes = []
-    for rows in share.passes():
-        own = ids[rows]
-        own = own[own != _NOTHING]
-        samples = shards.gather(own, seq_len)
-        tokens = np.zeros((share.micro_batch, seq_len), np.int64)
-        targets = np.full((share.micro_batch, seq_len), IGNORED, np.int64)
-        tokens[: len(own)] = samples[:, :-1]
-        targets[: len(own)] = samples[:, 1:]
-        passes.append((torch.from_numpy(tokens), torch.from_numpy(targets)))
-    return passes
+def _read(
+    samples: Sequence[Samples], sources: np.ndarray, ids: np.ndarray, rows: np.ndarray, pinned: bool
+) -> list[torch.Tensor]:
+    """Sources and ids of global batches [steps, global_batch] → tokens, targets and, where packed, documents.
+
+    Each is [steps, passes, micro_batch, seq_len].
+    """
+    own_sources = np.where(rows == _NOTHING, _NOTHING, sources[:, rows]).ravel()
+    own_ids = ids[:, rows].ravel()
+    arrays = samples[0].blank(len(own_ids))
+    for source, reader in enumerate(samples):
+        places = np.flatnonzero(own_sources == source)
+        if len(places):
+            reader.read(own_ids[places], arrays, places)
+    arrays = samples[0].finish(arrays, own_sources == _NOTHING)
+    tensors = [
+        torch.from_numpy(array) for array in (arrays.tokens, arrays.targets, arrays.documents) if array is not None
+    ]
+    if pinned:
+        tensors = [tensor.contiguous().pin_memory() for tensor in tensors]
+    return [tensor.view(len(sources), *rows.shape, -1) for tensor in tensors]
 
 
-def _at_least_one(shards: ShardSet, seq_len: int) -> int:
-    num_samples = shards.num_samples(seq_len)
-    if num_samples == 0:
-        raise InputError(
-            f"train.seq_len={seq_len}: the {shards.split} text in {shards.directory} has {shards.num_tokens} tokens, "
-            f"a sample takes {seq_len + 1}; prepare more text, raise data.heldout_fraction, or lower train.seq_len"
-        )
-    return num_samples
+def _cut(part_BS: torch.Tensor, length: int) -> torch.Tensor:
+    """Sequences of seq_len as more of them of `length`."""
+    return part_BS if part_BS.shape[1] == length else part_BS.reshape(-1, length)

@@ -1,10 +1,12 @@
 """What is known of prepared data without opening it, with the standard library alone.
 
 <directory>/
-  train-00000.bin  tokens, little endian, no header      train-00000.idx  uint64: start of each document, and the end
-  heldout-00000.bin / .idx                               the same, of held-out documents
-  tokenizer.model  rejects.jsonl                         SentencePiece model; {"path", "reason"} a line
-  manifest.json                                          this file's Manifest; written last
+  train-<source>-00000.bin       tokens, little endian, no header
+  train-<source>-00000.idx       uint64: start of each document, and the end
+  heldout-<source>-00000.bin     the same, of held-out documents
+  tokenizer.model                a SentencePiece model, or tokenizer.json as it was brought
+  rejects.jsonl                  {"source", "file", "offset", "reason"} a line
+  manifest.json                  this file's Manifest; written last
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.config.schema import DataConfig, RunConfig
+from hpc_llm.config.schema import DataConfig, ReadingConfig, RunConfig
 from hpc_llm.planning.plan import DataFacts
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.model"
+COUNTS = ("in", "train", "heldout", "rejects", "duplicates")  # of documents
 REJECTS = "rejects.jsonl"
 PREPARE = "python -m hpc_llm.prepare data=…"
 
@@ -34,11 +36,23 @@ class Shard:
     """One .bin file and the index beside it; hashes are SHA-256 in hexadecimal."""
 
     file: str
+    source: str
     tokens: int  # end-of-text tokens included
     documents: int
     text_bytes: int  # UTF-8 bytes of the documents
     sha256: str
     index_sha256: str
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What became of the documents of one source."""
+
+    documents: dict[str, int]  # in = train + heldout + rejects + duplicates
+    filtered: int  # documents that the source's own filters left out; they are not in
+    tokens: dict[str, int]  # train, heldout
+    text_bytes: int  # UTF-8 bytes of both splits
+    lengths: list[int]  # [i]: documents of 2^i to 2^(i+1) − 1 tokens, end of text included, both splits
 
 
 @dataclass(frozen=True)
@@ -50,27 +64,43 @@ class Manifest:
     vocab_size: int  # pieces of the tokenizer
     padded_vocab_size: int  # rows of the embedding: a multiple of 128
     eos_id: int  # ends every document
+    tokenizer: str  # its file
     tokenizer_sha256: str
-    documents: dict[str, int]  # in = train + heldout + rejects
+    documents: dict[str, int]  # in = train + heldout + rejects + duplicates
     tokens: dict[str, int]  # train, heldout
     bytes_per_token: float  # UTF-8 bytes ÷ tokens, both splits
     unigram_entropy: float  # nats per token, see DataFacts
     recipe: dict[str, Any]  # the settings that made these bytes
-    sentencepiece: str  # version
-    shards: dict[str, list[Shard]]  # train, heldout
+    library: str  # of the tokenizer, with its version
+    sources: dict[str, SourceFacts]  # add up to `documents` and `tokens`
+    shards: dict[str, list[Shard]]  # train, heldout; those of a source in a row, sources sorted by name
 
     def __post_init__(self) -> None:
         """ValueError unless every document is accounted for and the counts of the shards add up."""
-        counts = self.documents
-        if counts["in"] != counts["train"] + counts["heldout"] + counts["rejects"]:
-            raise ValueError(f"documents do not add up: {counts}")
+        for counts in (self.documents, *(source.documents for source in self.sources.values())):
+            if counts["in"] != counts["train"] + counts["heldout"] + counts["rejects"] + counts["duplicates"]:
+                raise ValueError(f"documents do not add up: {counts}")
+        for key, count in self.documents.items():
+            if count != sum(source.documents[key] for source in self.sources.values()):
+                raise ValueError(f"documents of the sources do not add up to {count} {key}")
         for split, shards in self.shards.items():
-            if self.tokens[split] != sum(shard.tokens for shard in shards):
-                raise ValueError(f"tokens of {split} do not add up")
-            if counts[split] != sum(shard.documents for shard in shards):
-                raise ValueError(f"documents of {split} do not add up")
+            if self.tokens[split] != sum(source.tokens[split] for source in self.sources.values()):
+                raise ValueError(f"tokens of the sources do not add up to those of {split}")
+            for name, source in self.sources.items():
+                own = [shard for shard in shards if shard.source == name]
+                if source.tokens[split] != sum(shard.tokens for shard in own):
+                    raise ValueError(f"tokens of {split} of {name} do not add up")
+                if source.documents[split] != sum(shard.documents for shard in own):
+                    raise ValueError(f"documents of {split} of {name} do not add up")
         if self.dtype not in ("uint16", "uint32"):
             raise ValueError(f"dtype {self.dtype} is not uint16 or uint32")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Manifest:
+        """The reverse of dataclasses.asdict. ValueError, KeyError or TypeError where it is none."""
+        sources = {name: SourceFacts(**each) for name, each in values["sources"].items()}
+        shards = {split: [Shard(**each) for each in every] for split, every in values["shards"].items()}
+        return cls(**{**values, "sources": sources, "shards": shards})
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -85,8 +115,7 @@ def read_manifest(directory: Path) -> Manifest:
             raise InputError(
                 f"{path}: format {values.get('version')} is not {FORMAT_VERSION}; prepare again: {PREPARE}"
             )
-        values["shards"] = {split: [Shard(**each) for each in shards] for split, shards in values["shards"].items()}
-        return Manifest(**values)
+        return Manifest.from_dict(values)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}: this data is not prepared; type: {PREPARE}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -102,7 +131,13 @@ def facts(directory: Path) -> DataFacts:
         heldout_tokens=manifest.tokens["heldout"],
         vocab_size=manifest.vocab_size,
         unigram_entropy=manifest.unigram_entropy,
+        source_tokens={name: source.tokens["train"] for name, source in manifest.sources.items()},
     )
+
+
+def tokenizer_file(content: bytes) -> str:
+    """What a tokenizer with this content is called; empty where one is trained."""
+    return "tokenizer.json" if content.lstrip()[:1] == b"{" else "tokenizer.model"
 
 
 def directory_for(config: RunConfig) -> Path:
@@ -114,18 +149,37 @@ def directory_for(config: RunConfig) -> Path:
 
 
 def recipe(config: DataConfig) -> dict[str, Any]:
-    """The settings that change the bytes of the shards; workers, out and the limit on rejects do not."""
-    stdlib = config.name == "stdlib"
+    """The settings that change the bytes of the shards; workers, out, weights and the limit on rejects do not."""
+    trained = config.tokenizer is None
     return {
         "format": FORMAT_VERSION,
         "name": config.name,
-        "source": f"Python {platform.python_version()}" if stdlib else _absolute(config.source),
-        "suffixes": None if stdlib else sorted(config.suffixes),
+        **_sources(config),
+        "deduplicate": config.deduplicate,
         "tokenizer": _content(config.tokenizer),
+        "eos_token": config.eos_token,
         "vocab_size": config.vocab_size,
-        "tokenizer_sample_mb": config.tokenizer_sample_mb if config.tokenizer is None else None,
+        "tokenizer_sample_mb": config.tokenizer_sample_mb if trained else None,
         "heldout_fraction": config.heldout_fraction,
     }
+
+
+def _sources(config: DataConfig) -> dict[str, Any]:
+    if config.name == "stdlib":
+        return {"source": f"Python {platform.python_version()}"}
+    if not config.sources:
+        return {"source": _absolute(config.source), **_reading(config, "")}
+    found: dict[str, Any] = {}
+    for name, source in sorted(config.sources.items()):
+        key = f"sources.{name}."
+        below = Path(config.source or ".").expanduser()
+        found |= {f"{key}path": _absolute(str(below / Path(source.path).expanduser())), **_reading(source, key)}
+    return found
+
+
+def _reading(config: ReadingConfig, prefix: str) -> dict[str, Any]:
+    values = {item.name: getattr(config, item.name) for item in dataclasses.fields(ReadingConfig)}
+    return {prefix + name: sorted(value) if name == "suffixes" else value for name, value in values.items()}
 
 
 def check_recipe(manifest: Manifest, config: DataConfig, directory: Path) -> None:

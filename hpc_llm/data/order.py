@@ -1,6 +1,6 @@
-"""(seed, step) → sample ids: a keyed permutation per epoch, computed where it is asked for.
+"""(seed, position) → sample ids: a keyed permutation per epoch, computed where it is asked for.
 
-No index is built and nothing is remembered, so any step of any epoch costs the same.
+No index is built and nothing is remembered, so any place in any epoch costs the same.
 """
 
 from __future__ import annotations
@@ -13,18 +13,11 @@ import numpy as np
 _ROUNDS = 6  # even; Luby and Rackoff need 4 for random round functions, two more help very small domains
 
 
-def samples(seed: int, step: int, global_batch: int, num_samples: int) -> np.ndarray:
-    """Ids of the samples that make up optimizer step `step` (from 0): int64 [global_batch].
-
-    A batch may straddle epochs; it holds a sample twice only where it does.
-    """
-    return sample_ids(seed, step * global_batch, global_batch, num_samples)
-
-
-def sample_ids(seed: int, start: int, count: int, num_samples: int) -> np.ndarray:
+def sample_ids(seed: int, start: int, count: int, num_samples: int, stream: str = "") -> np.ndarray:
     """Ids at positions start … start + count − 1 of the endless stream of epochs: int64 [count].
 
-    Every epoch of `num_samples` positions visits every id in [0, num_samples) exactly once, in an order of its own.
+    Every epoch of `num_samples` positions visits every id in [0, num_samples) exactly once, in an order of its own,
+    and of each `stream` (a source's name). A batch may straddle epochs; it holds a sample twice only where it does.
     `num_samples` is from 1 to 2^62.
     """
     if num_samples < 1:
@@ -35,13 +28,24 @@ def sample_ids(seed: int, start: int, count: int, num_samples: int) -> np.ndarra
         epoch, first = divmod(start + done, num_samples)
         length = min(count - done, num_samples - first)
         positions = np.arange(first, first + length, dtype=np.uint64)
-        ids[done : done + length] = _permute(positions, num_samples, _round_keys(seed, epoch))
+        ids[done : done + length] = _permute(positions, num_samples, _round_keys(seed, epoch, stream))
         done += length
     return ids
 
 
-def _round_keys(seed: int, epoch: int) -> np.ndarray:
-    digest = hashlib.blake2b(f"hpc_llm order {seed} {epoch}".encode(), digest_size=8 * _ROUNDS).digest()
+def shuffles(seed: int, start: int, count: int, size: int) -> np.ndarray:
+    """A permutation of range(size) for each of the steps start … start + count − 1: int64 [count, size].
+
+    Sorts random keys, so it is for global batches, not for data.
+    """
+    key = _round_keys(seed, 0, " rows")[0]  # no source's name begins with a space
+    positions = np.arange(start * size, (start + count) * size, dtype=np.uint64).reshape(count, size)
+    return np.argsort(_mixed(positions, key), axis=1, kind="stable")
+
+
+def _round_keys(seed: int, epoch: int, stream: str = "") -> np.ndarray:
+    words = f"hpc_llm order {seed} {epoch}" + (f" {stream}" if stream else "")
+    digest = hashlib.blake2b(words.encode(), digest_size=8 * _ROUNDS).digest()
     return np.frombuffer(digest, "<u8").astype(np.uint64)
 
 
@@ -76,17 +80,20 @@ def _feistel(values: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray
 
 
 def _below(values: np.ndarray, key: np.uint64, size: np.uint64) -> np.ndarray:
-    """Keyed pseudo-random numbers in [0, size), size ≤ 2^31.
+    """Keyed pseudo-random numbers in [0, size), size ≤ 2^31: the upper half scaled (Lemire, TOMACS 2019)."""
+    mixed = _mixed(values, key)
+    mixed >>= np.uint64(32)
+    mixed *= size
+    mixed >>= np.uint64(32)
+    return mixed
 
-    Finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), its upper half scaled (Lemire, TOMACS 2019).
-    """
+
+def _mixed(values: np.ndarray, key: np.uint64) -> np.ndarray:
+    """Keyed pseudo-random uint64: the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
     mixed: np.ndarray = values ^ key
     mixed ^= mixed >> np.uint64(30)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(27)
     mixed *= np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
-    mixed >>= np.uint64(32)
-    mixed *= size
-    mixed >>= np.uint64(32)
     return mixed

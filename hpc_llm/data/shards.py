@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.data.manifest import PREPARE, Manifest, Shard, read_manifest
@@ -21,20 +22,66 @@ def dtype_for(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
-class ShardWriter:
-    """Documents of one split, appended into shards of at most `shard_tokens` tokens (a longer document has its own).
+def shard_name(split: str, source: str, number: int) -> str:
+    """A shard's file name without .bin and .idx."""
+    return f"{split}-{source}-{number:05d}"
 
-    Use it in a `with`: once that is left, files are complete and fsynced, `shards` lists them, and `token_counts`
-    (int64 [vocab_size]) says how often each token occurs.
+
+class ShardFile:
+    """One shard while it is written: `name`.bin and, at the end, `name`.idx in a folder."""
+
+    def __init__(self, directory: Path, name: str, source: str, dtype: np.dtype) -> None:
+        self._directory, self._name, self._source, self._dtype = directory, name, source, dtype
+        self._file = (directory / f"{name}.bin").open("wb", buffering=1 << 20)
+        self._digest = hashlib.sha256()
+        self._offsets = array("Q", [0])
+        self._text_bytes = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self._offsets[-1]
+
+    def append(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int) -> None:
+        """Documents of `lengths` (int [k]) tokens, which follow each other in `tokens` (int [sum of lengths])."""
+        content = np.ascontiguousarray(tokens, self._dtype).view(np.uint8).data
+        self._file.write(content)
+        self._digest.update(content)
+        self._offsets.frombytes((self.num_tokens + np.cumsum(lengths)).astype(np.uint64).tobytes())
+        self._text_bytes += text_bytes
+
+    def close(self) -> Shard:
+        """Files are complete and fsynced; what the manifest says of them."""
+        index = np.frombuffer(self._offsets, np.uint64).astype("<u8").tobytes()
+        with (self._directory / f"{self._name}.idx").open("wb") as file:
+            file.write(index)
+            _sync(file)
+        _sync(self._file)
+        self._file.close()
+        return Shard(
+            file=f"{self._name}.bin",
+            source=self._source,
+            tokens=self.num_tokens,
+            documents=len(self._offsets) - 1,
+            text_bytes=self._text_bytes,
+            sha256=self._digest.hexdigest(),
+            index_sha256=hashlib.sha256(index).hexdigest(),
+        )
+
+
+class ShardWriter:
+    """Documents of one split of one source, appended into shards of at most `shard_tokens` tokens.
+
+    A longer document has a shard of its own. Use it in a `with`: once that is left, files are complete and fsynced,
+    and `shards` lists them.
     """
 
-    def __init__(self, directory: Path, split: str, vocab_size: int, shard_tokens: int = SHARD_TOKENS) -> None:
+    def __init__(
+        self, directory: Path, split: str, source: str, vocab_size: int, shard_tokens: int = SHARD_TOKENS
+    ) -> None:
         self.dtype = dtype_for(vocab_size)
         self.shards: list[Shard] = []
-        self.token_counts = np.zeros(vocab_size, np.int64)
-        self._directory, self._split, self._shard_tokens = directory, split, shard_tokens
-        self._file: BinaryIO | None = None
-        self._offsets = array("Q", [0])
+        self._directory, self._split, self._source, self._shard_tokens = directory, split, source, shard_tokens
+        self._file: ShardFile | None = None
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -44,84 +91,78 @@ class ShardWriter:
 
     def append(self, tokens: np.ndarray, text_bytes: int) -> None:
         """One document: ids [n], its end-of-text token included; `text_bytes` of UTF-8 gave them."""
-        if self._file is not None and self._offsets[-1] + tokens.size > self._shard_tokens:
+        if self._file is not None and self._file.num_tokens + tokens.size > self._shard_tokens:
             self.close()
         if self._file is None:
-            self._name = f"{self._split}-{len(self.shards):05d}"
-            self._file = (self._directory / f"{self._name}.bin").open("wb", buffering=1 << 20)
-            self._digest = hashlib.sha256()
-            self._offsets = array("Q", [0])
-            self._text_bytes = 0
-        content = tokens.astype(self.dtype, copy=False).tobytes()
-        self._file.write(content)
-        self._digest.update(content)
-        self._offsets.append(self._offsets[-1] + tokens.size)
-        self._text_bytes += text_bytes
-        self.token_counts += np.bincount(tokens, minlength=self.token_counts.size)
+            name = shard_name(self._split, self._source, len(self.shards))
+            self._file = ShardFile(self._directory, name, self._source, self.dtype)
+        self._file.append(tokens, np.array([tokens.size]), text_bytes)
 
     def close(self) -> None:
         """Finish the shard at hand."""
-        if self._file is None:
-            return
-        index = np.frombuffer(self._offsets, np.uint64).astype("<u8").tobytes()
-        with (self._directory / f"{self._name}.idx").open("wb") as file:
-            file.write(index)
-            _sync(file)
-        _sync(self._file)
-        self._file.close()
-        self._file = None
-        self.shards.append(
-            Shard(
-                file=f"{self._name}.bin",
-                tokens=self._offsets[-1],
-                documents=len(self._offsets) - 1,
-                text_bytes=self._text_bytes,
-                sha256=self._digest.hexdigest(),
-                index_sha256=hashlib.sha256(index).hexdigest(),
-            )
-        )
+        if self._file is not None:
+            self.shards.append(self._file.close())
+            self._file = None
 
 
 class ShardSet:
-    """Tokens of one split, memory-mapped.
+    """Tokens of one split, of all sources or of one, memory-mapped.
 
     Sample i at a sequence length is seq_len + 1 consecutive tokens of one shard; samples of a shard start every
     seq_len tokens, so that each token is a target exactly once, but for a shard's first and its last few.
     """
 
-    def __init__(self, directory: Path, split: str, manifest: Manifest) -> None:
-        self.directory, self.split, self.manifest = directory, split, manifest
-        self._shards = [
-            _map(directory, shard, np.dtype(manifest.dtype).newbyteorder("<")) for shard in manifest.shards[split]
-        ]
+    def __init__(self, directory: Path, split: str, manifest: Manifest, source: str | None = None) -> None:
+        self.directory, self.split, self.manifest, self.source = directory, split, manifest, source
+        self.shards = [shard for shard in manifest.shards[split] if source in (None, shard.source)]
+        self.num_tokens = sum(shard.tokens for shard in self.shards)
+        dtype = np.dtype(manifest.dtype).newbyteorder("<")
+        self.arrays = [_map(directory, shard, dtype) for shard in self.shards]
+        self._by_length: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
 
     @classmethod
-    def open(cls, directory: Path, split: str) -> ShardSet:
-        """Shards of `split` (train or heldout). Reads no token; InputError if a file is missing or of a wrong size."""
-        return cls(directory, split, read_manifest(directory))
+    def open(cls, directory: Path, split: str, source: str | None = None) -> ShardSet:
+        """Shards of `split` (train or heldout), of one source or (None) of all.
 
-    @property
-    def num_tokens(self) -> int:
-        return self.manifest.tokens[self.split]
+        Reads no token; InputError if a file is missing or of a wrong size.
+        """
+        return cls(directory, split, read_manifest(directory), source)
 
     def num_samples(self, seq_len: int) -> int:
         """Samples of seq_len + 1 tokens."""
-        return int(self._samples_up_to(seq_len)[-1])
+        return int(self._windows(seq_len)[1][-1])
 
     def gather(self, sample_ids: np.ndarray, seq_len: int) -> np.ndarray:
         """Samples `sample_ids` (int [n], each in [0, num_samples)): int64 [n, seq_len + 1]."""
-        ends = self._samples_up_to(seq_len)
         out = np.empty((len(sample_ids), seq_len + 1), np.int64)
-        numbers = np.searchsorted(ends, sample_ids, side="right") - 1
-        for row, (sample, number) in enumerate(zip(sample_ids.tolist(), numbers.tolist(), strict=True)):
-            start = (sample - int(ends[number])) * seq_len
-            out[row] = self._shards[number][start : start + seq_len + 1]
+        self.gather_into(out, np.arange(len(sample_ids)), sample_ids, seq_len)
         return out
 
-    def _samples_up_to(self, seq_len: int) -> np.ndarray:
-        """Number of samples before each shard, and in all: int64 [shards + 1]."""
-        counts = [max(0, (len(tokens) - 1) // seq_len) for tokens in self._shards]
-        return np.cumsum([0, *counts], dtype=np.int64)
+    def gather_into(self, out: np.ndarray, rows: np.ndarray, sample_ids: np.ndarray, seq_len: int) -> None:
+        """As `gather`, into `rows` (int [n]) of `out` (int64 [any, seq_len + 1])."""
+        windows, ends = self._windows(seq_len)
+        if len(windows) == 1:
+            out[rows] = windows[0][sample_ids]  # twice as fast as row by row
+            return
+        numbers = np.searchsorted(ends, sample_ids, side="right") - 1
+        places = sample_ids - ends[numbers]
+        for row, number, place in zip(rows.tolist(), numbers.tolist(), places.tolist(), strict=True):
+            out[row] = windows[number][place]
+
+    def _windows(self, seq_len: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Samples of each shard as overlapping views [samples, seq_len + 1], and how many come before each and in all.
+
+        The second is int64 [shards + 1].
+        """
+        if seq_len not in self._by_length:
+            counts = [max(0, (len(tokens) - 1) // seq_len) for tokens in self.arrays]
+            size = np.dtype(self.manifest.dtype).itemsize
+            views = [
+                as_strided(tokens, (count, seq_len + 1), (size * seq_len, size), writeable=False)
+                for tokens, count in zip(self.arrays, counts, strict=True)
+            ]
+            self._by_length[seq_len] = views, np.cumsum([0, *counts], dtype=np.int64)
+        return self._by_length[seq_len]
 
 
 def _map(directory: Path, shard: Shard, dtype: np.dtype) -> np.ndarray:

@@ -1,137 +1,148 @@
-"""SentencePiece BPE: train a vocabulary, or use one that is brought.
+"""Text ↔ token ids: a SentencePiece model, or a Hugging Face tokenizer.json.
 
-Any UTF-8 text survives encode and decode, byte for byte, with one exception: U+2581 (▁) is SentencePiece's own
-spelling of a space and comes back as one.
+Any UTF-8 text survives encode and decode with a model that is trained here, byte for byte. Long texts are encoded in
+short stretches, cut where the tokenizer splits anyway: the time of SentencePiece grows faster than the text
+(4 kB at a time 5.7 MB/s, whole documents 4.9, 256 kB 3.4; benchmarks/data.md).
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterable, Iterator
+import importlib.util
+from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 import sentencepiece
 
 from hpc_llm.config.checks import padded_vocab
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import DataConfig
+from hpc_llm.data.documents import cut
 
-_MAX_SENTENCE_BYTES = 4192  # SentencePiece drops longer ones without a word
-_RESERVED = "\u2585"  # sentences that hold SentencePiece's own mark for unknown are dropped too
-_NUM_THREADS = 2  # fixed: it is written into the model file
+_STRETCH_CHARS = 4096
+_SPACE = "\u2581"  # SentencePiece's spelling of a space; in text it is spelled in bytes
+_USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
 
-class Tokenizer:
-    """Text ↔ token ids of one SentencePiece model; RuntimeError if it is none."""
+class Tokenizer(Protocol):
+    """What `open_tokenizer` gives."""
 
-    def __init__(self, model: bytes) -> None:
-        self._processor = sentencepiece.SentencePieceProcessor()
-        self._processor.LoadFromSerializedProto(model)  # unlike the constructor, it refuses an empty model
-        self.vocab_size: int = self._processor.vocab_size()
-        self.eos_id: int = self._processor.eos_id()  # −1: the model has none
+    vocab_size: int  # ids are below it
+    eos_id: int  # end of text; −1: the model has none
+    library: str  # with its version
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without end of text."""
-        return self._processor.encode(text)
+    def encode(self, text: str, begins: bool = True) -> list[int]:
+        """Token ids of `text`, without end of text; of one that does not begin a document with `begins=False`."""
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`; control tokens such as end of text give nothing."""
-        return self._processor.decode(ids)
 
 
-def train(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A SentencePiece model of exactly `vocab_size` pieces; the same texts give the same bytes.
-
-    InputError if the texts cannot fill the vocabulary, or it cannot hold their characters.
-    """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            user_defined_symbols=["\n"],
-            unk_id=0,
-            eos_id=1,
-            bos_id=-1,
-            pad_id=-1,
-            max_sentence_length=_MAX_SENTENCE_BYTES,
-            num_threads=_NUM_THREADS,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise _explained(error, vocab_size) from None
-    return model.getvalue()
+def open_tokenizer(content: bytes, eos_token: str | None = None) -> Tokenizer:
+    """The tokenizer in a file's content. ValueError if it is none that can be read."""
+    if content.lstrip()[:1] == b"{":
+        return _HuggingFace(content, eos_token)
+    return _SentencePiece(content, eos_token)
 
 
 def load(config: DataConfig) -> bytes:
-    """The SentencePiece model at data.tokenizer.
+    """The content of the tokenizer at data.tokenizer.
 
     InputError unless it is one, has end of text and fits data.vocab_size.
     """
     path = Path(str(config.tokenizer)).expanduser()
     try:
-        model = path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(
-            f"data.tokenizer={path}: cannot be read: {error.strerror}; give a SentencePiece model"
+            f"data.tokenizer={path}: cannot be read: {error.strerror}; give a SentencePiece model or a tokenizer.json"
         ) from None
+    if content.lstrip()[:1] == b"{" and importlib.util.find_spec("tokenizers") is None:
+        raise InputError(f"data.tokenizer={path}: needs tokenizers; type: pip install 'hpc_llm[tokenizers]'")
     try:
-        tokenizer = Tokenizer(model)
-    except RuntimeError:
-        raise InputError(f"data.tokenizer={path}: is no SentencePiece model; null trains one") from None
+        tokenizer = open_tokenizer(content, config.eos_token)
+    except ValueError:
+        raise InputError(
+            f"data.tokenizer={path}: is no SentencePiece model and no tokenizer.json; null trains one"
+        ) from None
     if tokenizer.eos_id < 0:
-        raise InputError(f"data.tokenizer={path}: has no end-of-text piece (eos); give a model that has one")
+        raise InputError(
+            f"data.eos_token={config.eos_token or 'null'}: {path} has no such end-of-text piece; "
+            "name one that it has with data.eos_token=…"
+        )
     pieces = tokenizer.vocab_size
     if config.vocab_size is not None and config.vocab_size not in (pieces, padded_vocab(pieces)):
         raise InputError(
             f"data.vocab_size={config.vocab_size}: {path} has {pieces} pieces; "
             f"use model.vocab_size={padded_vocab(pieces)} (padded to a multiple of 128)"
         )
-    return model
+    return content
 
 
-def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Texts in stretches short enough for SentencePiece, cut between lines where that is possible.
+class _SentencePiece:
+    def __init__(self, model: bytes, eos_token: str | None) -> None:
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)  # unlike the constructor, it refuses an empty model
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+        self.vocab_size: int = self._processor.vocab_size()
+        self.eos_id: int = self._processor.eos_id() if eos_token is None else self._id(eos_token)
+        self.library = f"sentencepiece {sentencepiece.__version__}"
+        self._adds_space = self._processor.encode("a", out_type=str)[0].startswith(_SPACE)
+        mark = [self._id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+        self._mark = mark if min(mark) >= 0 and not self._adds_space else None
 
-    Not a line each: a sentence begins with a space that is not there, and lines of code do not begin with words.
-    """
-    for text in texts:
-        lines: list[str] = []
-        num_bytes = 0
-        for line in _short_lines(text.replace(_RESERVED, " ")):
-            size = len(line.encode())
-            if lines and num_bytes + size > _MAX_SENTENCE_BYTES:
-                yield "".join(lines)
-                lines, num_bytes = [], 0
-            lines.append(line)
-            num_bytes += size
-        if lines:
-            yield "".join(lines)
+    def encode(self, text: str, begins: bool = True) -> list[int]:
+        ids: list[int] = []
+        for stretch in cut(text, _STRETCH_CHARS):
+            if self._adds_space and not begins:
+                stretch = stretch.removeprefix(" ")
+            ids += self._encode(stretch)
+            begins = False
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self._processor.decode(ids))
+
+    def _encode(self, text: str) -> list[int]:
+        if self._mark is None or _SPACE not in text:
+            return list(self._processor.encode(text))
+        first, *others = text.split(_SPACE)
+        ids = list(self._processor.encode(first))
+        for other in others:
+            ids += self._mark
+            ids += self._processor.encode(other)
+        return ids
+
+    def _id(self, piece: str) -> int:
+        """−1 if there is no such piece."""
+        number = self._processor.piece_to_id(piece)
+        return number if self._processor.id_to_piece(number) == piece else -1
 
 
-def _short_lines(text: str) -> Iterator[str]:
-    most = _MAX_SENTENCE_BYTES // 4  # characters; UTF-8 takes at most 4 bytes for one
-    for line in text.splitlines(keepends=True):
-        yield from (line[start : start + most] for start in range(0, len(line), most))
+class _HuggingFace:
+    def __init__(self, content: bytes, eos_token: str | None) -> None:
+        import tokenizers
 
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises this very class
+            raise ValueError(str(error)) from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
+        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        candidates = _USUAL_EOS if eos_token is None else (eos_token,)
+        ids = (self._tokenizer.token_to_id(token) for token in candidates)
+        self.eos_id: int = next((number for number in ids if number is not None), -1)
+        self.library = f"tokenizers {version('tokenizers')}"
 
-def _explained(error: RuntimeError, vocab_size: int) -> InputError:
-    if match := re.search(r"value <= (\d+)", str(error)):
-        return InputError(
-            f"data.vocab_size={vocab_size}: the corpus can fill at most {match[1]} pieces; lower model.vocab_size to a "
-            "multiple of 128 at or below that, give more text, or raise data.tokenizer_sample_mb"
-        )
-    if match := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
-        return InputError(
-            f"data.vocab_size={vocab_size}: the corpus needs at least {match[1]} pieces for its characters; "
-            "raise model.vocab_size to a multiple of 128 above that"
-        )
-    return InputError(f"data.vocab_size={vocab_size}: SentencePiece cannot train on this corpus: {error}")
+    def encode(self, text: str, begins: bool = True) -> list[int]:
+        ids: list[int] = []
+        for stretch in cut(text, _STRETCH_CHARS):
+            ids += self._tokenizer.encode(stretch, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids))

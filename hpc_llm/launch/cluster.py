@@ -229,8 +229,8 @@ def _prepare(configs: Sequence[RunConfig]) -> None:
     """Data that prepares itself, and operators for CPUs: once for all runs that share them."""
     from hpc_llm.data.manifest import directory_for
 
-    for config in {directory_for(config): config for config in configs if config.data.name == "stdlib"}.values():
-        local._prepare(config)
+    for config in {(directory_for(config), config.train.seq_len): config for config in configs}.values():
+        local.prepare_data(config)
     for config in {config.optim.name: config for config in configs if config.cluster.device == "cpu"}.values():
         local._build(config)
 

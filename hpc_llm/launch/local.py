@@ -11,7 +11,7 @@ from types import FrameType
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.launch import supervisor
+from hpc_llm.launch import show_preparation, supervisor
 from hpc_llm.launch.show import Show
 from hpc_llm.launch.submission import examine
 from hpc_llm.recovery.causes import ExitCode
@@ -31,8 +31,7 @@ def run(config: RunConfig, words: list[str]) -> int:
             "add +cluster=NAME to submit, or local=true to run here all the same"
         )
     restrict_access(config.run.group)
-    if config.data.name == "stdlib":
-        _prepare(config)
+    prepare_data(config)
     plan = examine(config)
     layout = freeze.freeze(config, plan)
     ledger.Ledger(layout.ledger, "submit").write("submitted", words=words, host=os.uname().nodename)
@@ -50,11 +49,15 @@ def run(config: RunConfig, words: list[str]) -> int:
     return 130 if status == ExitCode.STOPPED else status
 
 
-def _prepare(config: RunConfig) -> None:
-    from hpc_llm import prepare
-    from hpc_llm.data.manifest import directory_for
+def prepare_data(config: RunConfig) -> None:
+    """Data that prepares itself; other data is packed where the run wants that and nobody has done it yet."""
+    from hpc_llm.data.manifest import MANIFEST, directory_for
 
-    prepare.prepare_shown(config, directory_for(config))
+    directory = directory_for(config)
+    if config.data.name == "stdlib":
+        show_preparation.prepare_shown(config, directory)
+    elif (directory / MANIFEST).exists():
+        show_preparation.pack_shown(config, directory)
 
 
 def _build(config: RunConfig) -> None:

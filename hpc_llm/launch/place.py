@@ -5,9 +5,12 @@ A place knows how ranks are started, what a signal means, and how to come back w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +22,7 @@ from hpc_llm.slurm import client
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST_PORT = 10000
 PATIENCE_S = 1800.0  # with a slurmctld that is away
+STACKS_TIMEOUT_S = 60.0
 
 
 class Place(Protocol):
@@ -32,6 +36,9 @@ class Place(Protocol):
 
     def start(self, spec: StepSpec, attempt: int, log: Path) -> Step:
         """Start the ranks; `log` takes what the launcher itself says."""
+
+    def dump_stacks(self, run_dir: Path, output: Path) -> None:
+        """Where all ranks are stuck, by py-spy where it is installed; takes seconds, and never fails."""
 
     def ends_with(self, number: int) -> bool:
         """Whether signal `number` means that the place itself goes away: save, leave, say no more."""
@@ -54,6 +61,9 @@ class LocalPlace:
 
     def start(self, spec: StepSpec, attempt: int, log: Path) -> Step:
         return LocalStep(spec, ExitCode.STOPPED, pick_port(f"{os.getpid()}/{attempt}"))
+
+    def dump_stacks(self, run_dir: Path, output: Path) -> None:
+        _dump_stacks([], run_dir, output)
 
     def ends_with(self, number: int) -> bool:
         return False
@@ -101,7 +111,18 @@ class SlurmPlace:
         place = {"MASTER_ADDR": address, "MASTER_PORT": str(pick_port(f"{self.job}/{attempt}")), "HPC_LLM_HOLD": "1"}
         if address.startswith("127."):
             place["GLOO_SOCKET_IFNAME"] = place["NCCL_SOCKET_IFNAME"] = "lo"
-        return SrunStep(spec, ExitCode.STOPPED, options, place, log)
+        return SrunStep(spec, ExitCode.STOPPED, options, place, log, self._signal_tasks)
+
+    def _signal_tasks(self, name: str) -> bool:
+        try:
+            client.signal_steps(self.job, name)
+        except client.SlurmError:
+            return False
+        return True
+
+    def dump_stacks(self, run_dir: Path, output: Path) -> None:
+        nodes = [f"--nodes={len(self.hosts)}", f"--nodelist={','.join(self.hosts)}", "--ntasks-per-node=1"]
+        _dump_stacks(["srun", "--overlap", *nodes, "--mem=0", "--input=none", "--label"], run_dir, output)
 
     def ends_with(self, number: int) -> bool:
         return number == signal.SIGTERM
@@ -116,6 +137,13 @@ class SlurmPlace:
             return any(job.preempt_time is not None or job.state != "RUNNING" for job in client.show(self.job))
         except client.SlurmError:
             return False
+
+
+def _dump_stacks(launcher: list[str], run_dir: Path, output: Path) -> None:
+    """With this interpreter on the bare node: py-spy sees into containers from there, but not out of them."""
+    command = [*launcher, sys.executable, "-m", "hpc_llm.launch.stacks", str(run_dir)]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired), output.open("ab") as file:
+        subprocess.run(command, stdout=file, stderr=file, timeout=STACKS_TIMEOUT_S, check=False)
 
 
 def master_address(host: str) -> str:

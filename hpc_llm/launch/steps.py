@@ -16,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from hpc_llm.recovery.causes import ExitCode
+
 AFTER_FAILURE_S = 5.0  # for the other ranks to print their own errors before they are killed
 AFTER_STOP_S = 120.0  # from the first rank that left as asked to the last
+AFTER_ABORT_S = 5.0  # for hung ranks to write their stacks
 STOP_SIGNAL = signal.SIGUSR2  # to ranks: save and leave. SIGTERM is Slurm's: save and wait to be killed
 
 
@@ -50,8 +53,14 @@ class Step(Protocol):
     def seconds_to_deadline(self) -> float | None:
         """How long `poll` may wait to be called again; None: until a process ends."""
 
+    def files(self) -> list[int]:
+        """Descriptors that become readable when `poll` has something to look at."""
+
     def ask_to_stop(self) -> None:
         """Every rank is to save at the next step boundary and leave."""
+
+    def abort(self) -> None:
+        """Every rank is to write where it is, by faulthandler, and die; one that is stopped is woken for it."""
 
     def kill(self) -> None:
         """End every rank at once."""
@@ -97,10 +106,21 @@ class LocalStep:
     def seconds_to_deadline(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
+    def files(self) -> list[int]:
+        return []
+
     def ask_to_stop(self) -> None:
+        self._signal(STOP_SIGNAL)
+
+    def abort(self) -> None:
+        self._signal(signal.SIGABRT)
+        self._signal(signal.SIGCONT)
+        self._shorten(AFTER_ABORT_S)
+
+    def _signal(self, number: int) -> None:
         for process in self._processes:
             if process.poll() is None:
-                process.send_signal(STOP_SIGNAL)
+                process.send_signal(number)
 
     def kill(self) -> None:
         for process in self._processes:  # of those that have left too: their group lives while what they started does
@@ -114,34 +134,75 @@ class LocalStep:
 
 
 class SrunStep:
-    """One task per GPU over the allocation's nodes, started by srun, which ends all when one fails."""
+    """One task per GPU over the allocation's nodes, started by srun, which ends all when one fails.
 
-    def __init__(self, spec: StepSpec, stop_code: int, options: list[str], place: dict[str, str], log: Path) -> None:
-        self._stop_code, self._log, self._world_size = stop_code, log, spec.world_size
-        command = ["srun", *options, "--", *spec.command]
-        self._process = _start(spec, command, place, log)
+    srun's own end of a step waits for KillWait (30 s) on ranks that are busy saving or stuck; `signal_tasks`, which
+    sends a signal by name to all tasks and says whether Slurm took it, makes that AFTER_FAILURE_S.
+    """
+
+    def __init__(
+        self,
+        spec: StepSpec,
+        stop_code: int,
+        options: list[str],
+        place: dict[str, str],
+        log: Path,
+        signal_tasks: Callable[[str], bool],
+    ) -> None:
+        self._stop_code, self._world_size, self._signal_tasks = stop_code, spec.world_size, signal_tasks
+        self._log, self._said, self._open = log, b"", True
+        self._deadline: float | None = None
+        self._process = _start(spec, ["srun", *options, "--", *spec.command], place, None)
+        assert self._process.stdout is not None
+        self._output = self._process.stdout.fileno()
+        os.set_blocking(self._output, False)
 
     def poll(self) -> StepEnd | None:
         code = self._process.poll()
+        self._take_output()
+        exits = srun_exits(self._said.decode(errors="replace"))
         if code is None:
+            if any(number not in (0, self._stop_code) for _, number in exits) and self._deadline is None:
+                self._deadline = time.monotonic() + AFTER_FAILURE_S
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                self.kill()
             return None
+        os.close(self._output)
         if code == 0:
             return StepEnd(dict.fromkeys(range(self._world_size), 0), None)
-        exits = srun_exits(self._log.read_text(errors="replace"))
         codes = dict(reversed(exits)) or {0: code}  # the first word on a rank counts
         first = exits[0] if exits else (0, code)
         return StepEnd(codes, None if first[1] == self._stop_code else first[0])
 
     def seconds_to_deadline(self) -> float | None:
-        return None
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def files(self) -> list[int]:
+        return [self._output] if self._open else []
 
     def ask_to_stop(self) -> None:
         if self._process.poll() is None:
             self._process.send_signal(STOP_SIGNAL)  # srun hands it to every task
 
+    def abort(self) -> None:
+        self._signal_tasks("ABRT")
+        self._signal_tasks("CONT")
+        self._deadline = time.monotonic() + AFTER_ABORT_S
+
     def kill(self) -> None:
+        """Through Slurm: tasks outlive an srun that is killed. Asked again after a while, until they are gone."""
+        self._deadline = time.monotonic() + AFTER_FAILURE_S
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGKILL)
+            self._signal_tasks("KILL")
+
+    def _take_output(self) -> None:
+        """What srun has said since, into the log and for `poll`."""
+        with contextlib.suppress(BlockingIOError):
+            while said := os.read(self._output, 65536):
+                self._said += said
+                with self._log.open("ab") as file:
+                    file.write(said)
+            self._open = False
 
 
 _SRUN_ERROR = re.compile(r"srun: error: \S+: tasks? ([\d,\-\[\]]+): (.+)")
@@ -151,7 +212,6 @@ _SIGNALS = {
     "Segmentation fault": signal.SIGSEGV,
     "Aborted": signal.SIGABRT,
     "Bus error": signal.SIGBUS,
-    "Out Of Memory": signal.SIGKILL,
 }
 
 
@@ -163,9 +223,12 @@ def srun_exits(text: str) -> list[tuple[int, int]]:
     exits = []
     for ranks, what in _SRUN_ERROR.findall(text):
         number = re.match(r"Exited with exit code (\d+)", what)
-        code = (
-            int(number[1]) if number else -next((value for name, value in _SIGNALS.items() if what.startswith(name)), 1)
-        )
+        if what.startswith("Out Of Memory"):  # a cgroup's limit: the rank itself could say nothing
+            code = int(ExitCode.OUT_OF_MEMORY)
+        elif number:
+            code = int(number[1])
+        else:
+            code = -next((value for name, value in _SIGNALS.items() if what.startswith(name)), 1)
         exits += [(rank, code) for rank in _expand(ranks)]
     return exits
 
@@ -179,9 +242,10 @@ def _expand(ranks: str) -> list[int]:
     return found
 
 
-def _start(spec: StepSpec, command: list[str], place: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+def _start(spec: StepSpec, command: list[str], place: dict[str, str], log: Path | None) -> subprocess.Popen[bytes]:
+    """A process with its output in `log`, or in a pipe."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(spec.threads_per_rank))
-    with log.open("ab") as file:
+    with log.open("ab") if log is not None else contextlib.nullcontext(subprocess.PIPE) as file:
         return subprocess.Popen(
             command,
             cwd=spec.directory,

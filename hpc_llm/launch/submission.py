@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.data import manifest
+from hpc_llm.data import manifest, sources
 from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
 from hpc_llm.runs import preflight
 
@@ -73,7 +74,7 @@ class _Look:
         return self._places[where]
 
     def _known_data(self, config: RunConfig) -> DataFacts | None:
-        key = json.dumps([config.run.root, config.dry_run, dataclasses.asdict(config.data)])
+        key = json.dumps([config.run.root, config.dry_run, config.train.seq_len, dataclasses.asdict(config.data)])
         if key not in self._data:
             try:
                 self._data[key] = known_data(config)
@@ -90,18 +91,30 @@ def known_data(config: RunConfig) -> DataFacts | None:
     directory = manifest.directory_for(config)
     if os.path.exists(directory / manifest.MANIFEST):  # noqa: PTH110 – Path.exists raises where one may not look
         manifest.check_recipe(manifest.read_manifest(directory), config.data, directory)
-        return manifest.facts(directory)
+        return dataclasses.replace(manifest.facts(directory), padding=_padding(config, directory))
     if config.data.name == "stdlib":
         return None
-    source = config.data.source
-    if source is not None and not os.path.exists(Path(source).expanduser()):  # noqa: PTH110
-        raise InputError(f"data.source={source}: no such file or folder")
+    found = sources.sources(config.data)
+    if missing := [each for each in found if not os.path.exists(each.path)]:  # noqa: PTH110
+        raise InputError(f"{each.key}={each.path}: no such file or folder" for each in missing)
     if config.dry_run:
         return None
+    words = " ".join(f"{each.key}={each.path}" for each in found)
     raise InputError(
-        f"data={config.data.name}: {source} is not prepared for this tokenizer; type: "
-        f"python -m hpc_llm.prepare data={config.data.name} data.source={source} (and the keys given here)"
+        f"data={config.data.name}: {config.data.source if len(found) == 1 else 'this mix'} is not prepared for this "
+        f"tokenizer; type: python -m hpc_llm.prepare data={config.data.name} {words} (and the keys given here)"
     )
+
+
+def _padding(config: RunConfig, directory: Path) -> float | None:
+    """What best-fit packing leaves empty; None where nothing is packed, or not yet."""
+    if config.data.packing != "best_fit":
+        return None
+    from hpc_llm.data import packs  # numpy, for those alone who need it
+
+    with contextlib.suppress(OSError, ValueError):
+        return packs.wasted(directory, manifest.read_manifest(directory), "train", config.train.seq_len)
+    return None
 
 
 def _host_memory(config: RunConfig) -> int | None:

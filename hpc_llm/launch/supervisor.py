@@ -15,7 +15,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,19 @@ from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.launch.place import LocalPlace, Place, SlurmPlace
 from hpc_llm.launch.steps import Step, StepEnd, StepSpec
+from hpc_llm.recovery import errors
 from hpc_llm.recovery.causes import Cause, ExitCode, classify
+from hpc_llm.recovery.hang import Hang, HangWatch
 from hpc_llm.recovery.history import attempts_since_submission
-from hpc_llm.recovery.policy import Budgets, Decision, decide
-from hpc_llm.runs import attempts, ledger
+from hpc_llm.recovery.policy import Action, Budgets, Decision, decide
+from hpc_llm.runs import attempts, attention, heartbeat, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.storage.files import append_line, restrict_access
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 HEARTBEAT_S = 10.0
+LOOKS_PER_FLOOR = 8  # at the ranks' heartbeats, within recovery.hang_floor_s
+SPOKEN = (Cause.CRASH, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)  # a rank that died of these could still say why
 BUSY = 75  # exit status where another supervisor holds the run (EX_TEMPFAIL)
 
 
@@ -62,7 +66,7 @@ class Supervisor:
         """The exit status; where Slurm is about to requeue the job, once it says so."""
         if cause not in (Cause.COMPLETED, Cause.FENCED) and not self._place_ends() and self.place.going():
             while not self._place_ends():
-                self._sleep(None)
+                self._sleep(HEARTBEAT_S)
         return _exit_status(cause)
 
     def _attempt(self) -> tuple[Cause, Decision]:
@@ -72,8 +76,11 @@ class Supervisor:
         began, step_before = time.time(), newest_step(self.layout.checkpoints)
         book.write("started", attempt=number, checkpoint_step=step_before, **self.place.facts())
         append_line(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
-        end = self._wait(self.place.start(self._spec(number), number, log), book)
-        cause = classify(end.exit_codes, end.first_failed)
+        end, hang = self._wait(self.place.start(self._spec(number), number, log), number, book)
+        cause, failure = Cause.HANG if hang else classify(end.exit_codes, end.first_failed), None
+        if cause in SPOKEN:
+            failure = errors.first(errors.tails(self.layout.attempt(number).glob("rank-*.log")))
+            cause = errors.refine(cause, failure)
         if cause is Cause.STOPPED and not self.place.parental:
             # Without a notice to this process it was Slurm that told the ranks: the job is being taken away.
             cause = Cause.TIME_LIMIT if signal.SIGUSR2 in self.signals else Cause.LOST
@@ -83,53 +90,72 @@ class Supervisor:
             "cause": str(cause),
             "exit_codes": {str(rank): code for rank, code in end.exit_codes.items()},
             "first_failed": end.first_failed,
+            **({"error": failure.error, "error_rank": failure.rank} if failure else {}),
             "checkpoint_step": newest_step(self.layout.checkpoints),
             "gpu_hours": round(hours, 6),
         }
         decision = self._decide(facts)
         append_line(log, f"{_now()} {cause}, exit codes by rank {end.exit_codes}; {decision.why}")
+        if failure:
+            append_line(log, failure.text)
         if cause is Cause.LOST or (self._place_ends() and cause is not Cause.COMPLETED):
             return cause, decision  # Slurm tells better than we why this attempt ended
         book.write("ended", **facts, restart=decision.restart and not self.signals, why=decision.why)
         if cause is Cause.COMPLETED:
             book.write("completed", attempt=number, steps=self.plan["steps"])
-        if cause is Cause.TIME_LIMIT and (how := self.place.come_back()):
+        elsewhere = decision.action in (Action.REQUEUE, Action.REQUEUE_EXCLUDING)
+        if elsewhere and (how := self.place.come_back()):
             book.write("requeued", attempt=number, how=how)
+            attention.call(self.layout.path)
         return cause, decision
 
     def _decide(self, ended: dict[str, Any]) -> Decision:
-        recovery, step = self.config["recovery"], ended["checkpoint_step"]
+        step = ended["checkpoint_step"]
         events = [*ledger.read(self.layout.ledger), ledger.Event(time.time(), "ended", "", ended)]
-        budgets = Budgets(recovery["max_crashes"], recovery["max_no_progress"], self.config["run"]["max_gpu_hours"])
-        return decide(attempts_since_submission(events, step), budgets)
+        return decide(attempts_since_submission(events, step), Budgets.of(self.config))
 
-    def _wait(self, step: Step, book: ledger.Ledger) -> StepEnd:
-        """Until all ranks have left. The first stop signal asks them to save, the second kills them."""
-        obeyed = 0
+    def _wait(self, step: Step, attempt: int, book: ledger.Ledger) -> tuple[StepEnd, Hang | None]:
+        """Until all ranks have left. The first stop signal asks them to save, the second kills them; a hang aborts."""
+        obeyed, hang, recovery = 0, None, self.config["recovery"]
+        watch = HangWatch(recovery["hang_floor_s"], recovery["start_timeout_s"], time.monotonic())
         while (end := step.poll()) is None:
             for number in self.signals[obeyed:]:
                 obeyed += 1
                 book.write("notice", signal=signal.Signals(number).name)
+                attention.call(self.layout.path)
                 step.ask_to_stop() if obeyed == 1 else step.kill()
-            self._sleep(step.seconds_to_deadline())
-        return end
+            beats = heartbeat.read(self.layout.heartbeats, attempt)
+            if hang is None and (hang := watch.look(beats, time.monotonic())):
+                facts = {"phase": hang.phase.value, "step": hang.step, "silent_s": round(hang.silent_s, 1)}
+                book.write("hang", attempt=attempt, **facts, limit_s=round(hang.limit_s, 1))
+                self.place.dump_stacks(self.layout.path, self.layout.stacks(attempt))
+                step.abort()
+            deadlines = (step.seconds_to_deadline(), recovery["hang_floor_s"] / LOOKS_PER_FLOOR)
+            self._sleep(min(seconds for seconds in deadlines if seconds is not None), step.files())
+        return end, hang
 
-    def _sleep(self, seconds: float | None) -> None:
-        """Until a signal, a child's end, the next heartbeat, or `seconds`."""
-        most = HEARTBEAT_S if seconds is None else min(HEARTBEAT_S, seconds)
-        ready, _, _ = select.select([self._wake], [], [], most)
-        if ready:
+    def _sleep(self, seconds: float, files: Sequence[int] = ()) -> None:
+        """Until a signal, a child's end, a readable file, the next heartbeat, or `seconds`."""
+        ready, _, _ = select.select([self._wake, *files], [], [], min(HEARTBEAT_S, seconds))
+        if self._wake in ready:
             os.read(self._wake, 4096)
         self.layout.heartbeat.touch()
 
     def _place_ends(self) -> bool:
         return any(self.place.ends_with(number) for number in self.signals)
 
+    def _micro_batch(self) -> int:
+        """Sequences per rank and pass: the plan's, halved for each time it was too much for the GPU."""
+        ends = [event.facts for event in ledger.read(self.layout.ledger) if event.event == "ended"]
+        too_much = sum(end["cause"] == Cause.GPU_OUT_OF_MEMORY for end in ends)
+        return max(1, self.plan["micro_batch"] >> too_much)
+
     def _spec(self, number: int) -> StepSpec:
         world_size, cluster = self.plan["world_size"], self.config["cluster"]
         cores = len(os.sched_getaffinity(0)) // world_size
         command = [cluster["python"] or sys.executable, "-m", "hpc_llm.train", str(self.layout.path)]
         environment = {**cluster["exports"], "HPC_LLM_ATTEMPT": str(number)}
+        environment["HPC_LLM_MICRO_BATCH"] = str(self._micro_batch())
         if self.place.parental:
             environment["HPC_LLM_SUPERVISOR"] = str(os.getpid())
         return StepSpec(

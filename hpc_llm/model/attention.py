@@ -30,6 +30,15 @@ def alibi_bias(n_heads: int, seq_len: int, bias_max: float = 8.0) -> Tensor:
     return bias.masked_fill(distance > 0, float("-inf"))[None]
 
 
+def apart(bias_1HSS: Tensor, documents_BS: Tensor) -> Tensor:
+    """The bias of each sequence, [batch, n_heads, length, length], -inf between different documents.
+
+    ALiBi knows distances alone, so positions begin anew with each document by themselves.
+    """
+    other_B1SS = (documents_BS[:, :, None] != documents_BS[:, None, :])[:, None]
+    return bias_1HSS.masked_fill(other_B1SS, float("-inf"))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection for query, key and value, no biases."""
 
@@ -39,11 +48,12 @@ class Attention(nn.Module):
         self.Wqkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
         self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
 
-    def forward(self, x_BSD: Tensor, bias_1HSS: Tensor) -> Tensor:
+    def forward(self, x_BSD: Tensor, bias_BHSS: Tensor) -> Tensor:
+        """`bias_BHSS` is added to the scores; one for all sequences has a batch dimension of 1."""
         batch, seq_len, d_model = x_BSD.shape
         qkv = self.Wqkv(x_BSD)
         if self.clip_qkv is not None:
             qkv = qkv.clamp(-self.clip_qkv, self.clip_qkv)
         q, k, v = qkv.view(batch, seq_len, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # each [B, H, S, head]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_1HSS)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHSS)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, seq_len, d_model))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hpc_llm.config.duration import Duration, parse
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.mixture import Phase
 
 STEPS_OR_TOKENS = ("steps", "tok")
 
@@ -22,6 +24,8 @@ class Lengths:
     checkpoint_every_steps: int | None
     checkpoint_every_s: float | None
     permanent_every_steps: int | None
+    phases: list[Phase]  # of the mixture
+    seq_lens: list[tuple[int, int]]  # first step, sequence length from then on
 
 
 def lengths(config: RunConfig, tokens_per_epoch: int | None) -> Lengths:
@@ -62,7 +66,32 @@ def lengths(config: RunConfig, tokens_per_epoch: int | None) -> Lengths:
             if checkpoint.permanent_every is None
             else steps("checkpoint.permanent_every", checkpoint.permanent_every)
         ),
+        phases=_phases(config, steps, problems),
+        seq_lens=_seq_lens(config, steps),
     )
     if problems:
         raise InputError(problems)
     return result
+
+
+def _phases(config: RunConfig, steps: Callable[[str, str], int], problems: list[str]) -> list[Phase]:
+    """The sources' own weights, and from the first step after its start each mixture of data.mixture."""
+    data = config.data
+    own = {name: source.weight for name, source in data.sources.items()} or {data.name: 1.0}
+    phases = [Phase(0, own)]
+    for start, weights in data.mixture.items():
+        key = f"data.mixture.{start}"
+        phase = Phase(steps(key, start), dict(weights))
+        if phase.start <= phases[-1].start and not problems:
+            problems.append(f"{key}: begins with step {phase.start}, no later than the phase before it; order them")
+        phases.append(phase)
+    return phases
+
+
+def _seq_lens(config: RunConfig, steps: Callable[[str, str], int]) -> list[tuple[int, int]]:
+    """Stages of the sequence length; each warm-up stage lasts as long as it says, rounded up to whole steps."""
+    stages, start = [], 0
+    for length, duration in config.train.seq_len_warmup.items():
+        stages.append((start, int(length) if length.isdecimal() else 0))
+        start += steps(f"train.seq_len_warmup.{length}", duration)
+    return [*stages, (start, config.train.seq_len)]

@@ -46,7 +46,9 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
     states = optimizer_bytes(count, world, zero_stage, precision, MOMENTS[config.optim.name])
     gradients = gradient_bytes(count, world, zero_stage, precision, offloaded)
     sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing)
-    bias = model.n_heads * config.train.seq_len**2 * compute  # one additive ALiBi bias [heads, s, s] for all layers
+    # One additive ALiBi bias [heads, s, s] for all layers; where documents are apart, one more for every sequence.
+    biases = 1 + micro_batch if config.data.packing == "best_fit" else 1
+    bias = biases * model.n_heads * config.train.seq_len**2 * compute
     return MemoryEstimate(
         weights=weight_bytes(count, world, zero_stage, compute),
         gradients=gradients,

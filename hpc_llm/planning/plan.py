@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from hpc_llm.config import checks
 from hpc_llm.config.errors import InputError, nearest
@@ -12,8 +12,9 @@ from hpc_llm.planning.batch import accumulation, rows_per_rank
 from hpc_llm.planning.choice import choose
 from hpc_llm.planning.hardware import GIB, GPUS, Gpu
 from hpc_llm.planning.interval import expected_save_s, interval_s, mtbf_s
-from hpc_llm.planning.lengths import lengths
+from hpc_llm.planning.lengths import Lengths, lengths
 from hpc_llm.planning.memory import USABLE_FRACTION, MemoryEstimate
+from hpc_llm.planning.mixture import Phase, Source, stages
 from hpc_llm.planning.parameters import checkpoint_bytes, flops_per_token, parameter_count
 from hpc_llm.planning.refusal import refusal
 from hpc_llm.planning.walltime import walltime
@@ -28,6 +29,8 @@ class DataFacts:
     heldout_tokens: int
     vocab_size: int  # pieces of the tokenizer, unpadded
     unigram_entropy: float  # nats per token: held-out text under the training text's unigram distribution
+    source_tokens: dict[str, int] = field(default_factory=dict)  # training tokens of each source
+    padding: float | None = None  # fraction of the positions of packed rows; None where nothing is packed
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,16 @@ class RunPlan:
     # data
     data_directory: str
     unigram_entropy: float | None
+    padding: float | None  # fraction of the positions that best-fit packing leaves empty; None: not packed (yet)
+    phases: list[Phase]  # mixtures, the first from step 0
+    seq_lens: list[tuple[int, int]]  # first step, sequence length from then on
+    source_epochs: dict[str, float]  # how often each source is read in all; empty before the data is prepared
+
+
+def with_micro_batch(plan: RunPlan, config: RunConfig, micro_batch: int) -> RunPlan:
+    """The same mathematics in passes of another size."""
+    passes = accumulation(config.train.global_batch, plan.world_size, micro_batch)
+    return replace(plan, micro_batch=micro_batch, accumulation=passes)
 
 
 def make_plan(config: RunConfig, data: DataFacts | None, *, memory_available: int | None = None) -> RunPlan:
@@ -80,8 +93,11 @@ def make_plan(config: RunConfig, data: DataFacts | None, *, memory_available: in
     usable = _usable(gpu, memory_available)
     problems = [*checks.problems(config), *_problems(config, data)]
     length, choice = None, None
+    epochs: dict[str, float] = {}
     try:
-        length = lengths(config, data.tokens if data else None)
+        length = lengths(config, int(data.tokens / (1 - (data.padding or 0))) if data else None)
+        if data is not None and not problems:
+            epochs = _source_epochs(config, data, length)
     except InputError as error:
         problems += error.problems
     if _countable(config):
@@ -127,7 +143,39 @@ def make_plan(config: RunConfig, data: DataFacts | None, *, memory_available: in
         jobs=time.jobs,
         data_directory=data.directory if data else config.data.out or "",
         unigram_entropy=data.unigram_entropy if data else None,
+        padding=data.padding if data else None,
+        phases=length.phases,
+        seq_lens=length.seq_lens,
+        source_epochs=epochs,
     )
+
+
+def _source_epochs(config: RunConfig, data: DataFacts, length: Lengths) -> dict[str, float]:
+    """Times that the run reads each source, over all phases; InputError where the mixture cannot be had.
+
+    From the number of tokens: shards and rows cut off a little, so the run itself may end up a bit above.
+    """
+    if not data.source_tokens or length.steps == 0:
+        return {}
+    fill = 1 - (data.padding or 0)
+    sources = sources_of(config, {
+        name: int(tokens / config.train.seq_len / fill) for name, tokens in data.source_tokens.items()
+    })  # fmt: skip
+    last = stages(length.phases, sources, config.train.global_batch, length.steps)[-1]
+    taken = last.before(length.steps)
+    return {
+        source.name: count / source.num_samples
+        for source, count in zip(sources, taken, strict=True)
+        if source.num_samples
+    }
+
+
+def sources_of(config: RunConfig, num_samples: Mapping[str, int]) -> list[Source]:
+    """The sources of a run with the samples that each has, in the order of their names."""
+    return [
+        Source(name, num_samples[name], config.data.sources[name].max_epochs if name in config.data.sources else None)
+        for name in config.data.source_names
+    ]
 
 
 def _save_every_s(config: RunConfig, given: float | None, num_bytes: int) -> float | None:

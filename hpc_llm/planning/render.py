@@ -41,6 +41,21 @@ def _what(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
         f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, warm-up {plan.warmup_steps:,} steps{_late(plan)}",
     )
     yield "data", f"{config.data.name}" + (f" in {plan.data_directory}" if plan.data_directory else "")
+    if config.data.packing == "best_fit":
+        padding = "padding not known before it is packed" if plan.padding is None else f"{plan.padding:.2%} padding"
+        yield "", f"documents packed by best fit, {padding}"
+    if config.data.sources:
+        yield from _mixture(plan)
+
+
+def _mixture(plan: RunPlan) -> Iterator[tuple[str, str]]:
+    """One line a phase, shares in percent; and how often each source is read."""
+    for phase in plan.phases:
+        total = sum(phase.weights.values())
+        shares = ", ".join(f"{name} {weight / total:.3g}" for name, weight in phase.weights.items() if weight)
+        yield ("mixture" if phase.start == 0 else ""), f"from step {phase.start:,}: {shares}"
+    if plan.source_epochs:
+        yield "", "epochs: " + ", ".join(f"{name} {epochs:.3g}" for name, epochs in plan.source_epochs.items())
 
 
 def _batch(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
@@ -57,6 +72,9 @@ def _batch(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
 
 def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     yield "length", f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens = {_count(plan.tokens)} tokens"
+    if len(plan.seq_lens) > 1:
+        lengths = ", ".join(f"{length:,} from step {start:,}" for start, length in plan.seq_lens)
+        yield "", f"sequences of {lengths}"
     every = (
         f"{plan.checkpoint_every_steps:,} steps" if plan.checkpoint_every_steps else f"{plan.checkpoint_every_s:g} s"
     )

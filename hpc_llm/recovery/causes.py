@@ -18,6 +18,8 @@ class ExitCode(enum.IntEnum):
     CHECKPOINT_UNREADABLE = 82  # the ledger knows of checkpoints and none is valid
     STORAGE_FULL = 83  # the last save found no room
     DIVERGED = 84  # loss or gradient is not finite
+    OUT_OF_MEMORY = 85  # of the host
+    GPU_OUT_OF_MEMORY = 86
 
 
 class Cause(str, enum.Enum):
@@ -35,7 +37,7 @@ class Cause(str, enum.Enum):
     KILLED = "killed"  # SIGKILL from outside: out of memory on the host, or somebody's hand
     OUT_OF_MEMORY = "out-of-memory"  # of the host
     GPU_OUT_OF_MEMORY = "gpu-out-of-memory"
-    HANG = "hang"
+    HANG = "hang"  # no rank gave a sign of life; the supervisor ended them
     DIVERGED = "diverged"
     CHECKPOINT_UNREADABLE = "checkpoint-unreadable"
     STORAGE_FULL = "storage-full"
@@ -54,6 +56,8 @@ _BY_CODE = {
     ExitCode.CHECKPOINT_UNREADABLE: Cause.CHECKPOINT_UNREADABLE,
     ExitCode.STORAGE_FULL: Cause.STORAGE_FULL,
     ExitCode.DIVERGED: Cause.DIVERGED,
+    ExitCode.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
+    ExitCode.GPU_OUT_OF_MEMORY: Cause.GPU_OUT_OF_MEMORY,
     -signal.SIGKILL: Cause.KILLED,
 }
 

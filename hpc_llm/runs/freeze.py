@@ -17,6 +17,7 @@ from typing import Any
 from hpc_llm.config import schema
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.mixture import Phase
 from hpc_llm.planning.plan import MemoryEstimate, RunPlan
 from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
 from hpc_llm.storage.files import fsync_directory, share_with_group, write_atomic
@@ -191,7 +192,9 @@ def read_plan(layout: RunLayout) -> RunPlan:
     """The frozen plan; InputError if `layout` is no run."""
     plain = _read(layout.plan)
     try:
-        return RunPlan(**{**plain, "memory": MemoryEstimate(**plain["memory"])})
+        memory, phases = MemoryEstimate(**plain["memory"]), [Phase(**phase) for phase in plain["phases"]]
+        seq_lens = [(start, length) for start, length in plain["seq_lens"]]
+        return RunPlan(**{**plain, "memory": memory, "phases": phases, "seq_lens": seq_lens})
     except (KeyError, TypeError) as error:
         raise InputError(f"{layout.plan}: not a plan of this version ({error}); submit the run again") from None
 

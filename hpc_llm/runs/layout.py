@@ -68,10 +68,24 @@ class RunLayout:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def divergence(self, number: int) -> Path:
+        return self.attempt(number) / "diverged.json"
+
+    def stacks(self, number: int) -> Path:
+        """Where py-spy's view of hung ranks goes."""
+        return self.attempt(number) / "stacks.txt"
+
+    @property
+    def heartbeats(self) -> Path:
+        return self.path / "heartbeats"
+
     @property
     def heartbeat(self) -> Path:
         """Touched by the living supervisor every few seconds."""
-        return self.path / "heartbeats" / "supervisor"
+        return self.heartbeats / "supervisor"
+
+    def node_heartbeat(self, node: str) -> Path:
+        return self.heartbeats / f"{node}.beat"
 
     @property
     def lock(self) -> Path:

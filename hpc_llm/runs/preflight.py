@@ -47,6 +47,7 @@ def unknown_homes(config: RunConfig) -> list[str]:
     """Paths below the home of a user that does not exist. Path.expanduser raises for them: look at these first."""
     run, data = config.run, config.data
     paths = {"run.root": run.root, "data.source": data.source, "data.out": data.out, "data.tokenizer": data.tokenizer}
+    paths |= {f"data.sources.{name}.path": source.path for name, source in data.sources.items()}
     found = []
     for key, path in paths.items():
         try:

@@ -147,6 +147,11 @@ def cancel(address: str) -> None:
     call("scancel", address)
 
 
+def signal_steps(address: str, name: str) -> None:
+    """A signal (TERM, KILL, …) to every task of a running job's steps; its batch shell gets none."""
+    call("scancel", f"--signal={name}", address)
+
+
 def config() -> dict[str, str]:
     """`scontrol show config`: MaxArraySize, JobRequeue, RequeueExit, KillWait, PreemptMode, …"""
     return records.read_config(call("scontrol", "show", "config"))

@@ -7,6 +7,7 @@ import ctypes
 import os
 import socket
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -59,7 +60,10 @@ def process_group(place: RankEnvironment, device: torch.device) -> Iterator[None
     dist.destroy_process_group()
 
 
-def broadcast(value: int) -> int:
+T = TypeVar("T")
+
+
+def broadcast(value: T) -> T:
     """Rank 0's `value` on every rank."""
     box = [value]
     dist.broadcast_object_list(box, src=0)

@@ -25,13 +25,15 @@ from hpc_llm.model.init import initialise
 from hpc_llm.model.loss import IGNORED
 from hpc_llm.planning.memory import bucket_elements
 from hpc_llm.planning.plan import RunPlan
-from hpc_llm.training import optim
+from hpc_llm.training import optim, startup
+from hpc_llm.training.divergence import first_not_finite
 
 # DeepSpeed's shared-memory all-reduce for CPUs is compiled on every rank, and its peers spin for ever on the
 # flags of a rank that died. Gloo reports a lost peer.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+startup.leave_optimizers_uncompiled()
 
-Passes = Sequence[tuple[Tensor, Tensor]]  # per pass tokens and targets, each [micro_batch, seq_len] int64
+Passes = Sequence[tuple[Tensor, ...]]  # per pass tokens, targets and, where packed, documents; see data.loader
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Engine:
         optimizer_device = "cpu" if config.optim.name == "cpu_adam" else device.type
         optimizer = optim.make(config.optim, model.named_parameters(), optimizer_device)
         self.optimizer_name = f"{type(optimizer).__module__.partition('.')[0]}.{type(optimizer).__name__}"
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        with startup.compiling_later():
+            self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         # A helper script that DeepSpeed puts beside every checkpoint, outside its own checkpoint seam.
         self._engine._copy_recovery_script = lambda *_: None
         self._zero_stage, self._precision = plan.zero_stage, config.train.precision
@@ -75,14 +78,14 @@ class Engine:
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        num_targets = sum(int((targets != IGNORED).sum()) for _, targets in passes)
+        num_targets = sum(int((targets != IGNORED).sum()) for _, targets, *_ in passes)
         counts = torch.tensor([num_targets, *map(int, flags)], dtype=torch.int64).to(self._device, non_blocking=True)
         if self.world_size > 1:
             dist.all_reduce(counts)
         scale = self.world_size / counts[0].float()
         loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
-        for tokens, targets in passes:
-            loss = self._engine(self._to_device(tokens), self._to_device(targets))
+        for arrays in passes:
+            loss = self._engine(*map(self._to_device, arrays))
             self._engine.backward(loss * scale, scale_wrt_gas=False)
             if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 grad_norm = torch.nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._grad_clip)
@@ -99,14 +102,22 @@ class Engine:
         """Mean loss in nats per target token over `batches` of this rank and all others."""
         self._engine.eval()
         total = torch.zeros(2, dtype=torch.float64)
-        for tokens, targets in (one for passes in batches for one in passes):
-            total[0] += self._engine(self._to_device(tokens), self._to_device(targets)).double().cpu()
-            total[1] += int((targets != IGNORED).sum())
+        for arrays in (one for passes in batches for one in passes):
+            total[0] += self._engine(*map(self._to_device, arrays)).double().cpu()
+            total[1] += int((arrays[1] != IGNORED).sum())
         self._engine.train()
         total = total.to(self._device)
         if self.world_size > 1:
             dist.all_reduce(total)
         return float(total[0] / total[1])
+
+    @torch.no_grad()
+    def first_not_finite(self, passes: Passes) -> str | None:
+        """The first module, in the order of the forward pass, whose output on some rank's `passes` is not finite."""
+        with first_not_finite(self._engine.module) as found:
+            for inputs in passes:
+                self._engine(*map(self._to_device, inputs))
+        return next((names[0] for names in gather_objects(found) if names), None)
 
     def save(self, checkpoints: Path, step: int, rank: int, publish: Callable[[Path, list[FileEntry]], None]) -> None:
         """Write checkpoint `step` and publish its manifest on rank 0; SaveFailed on all ranks if any could not."""

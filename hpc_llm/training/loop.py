@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -17,16 +18,19 @@ from hpc_llm.checkpoint import choose, manifest, retention
 from hpc_llm.checkpoint.errors import SaveFailed
 from hpc_llm.checkpoint.manifest import FileEntry, Manifest
 from hpc_llm.config.schema import RunConfig
+from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Passes, Share, heldout_batches
-from hpc_llm.data.shards import ShardSet
 from hpc_llm.model.transformer import Transformer
 from hpc_llm.planning.plan import RunPlan
+from hpc_llm.runs.heartbeat import Phase
+from hpc_llm.storage.files import write_atomic
 from hpc_llm.trackers.jsonl import JsonlTracker
 from hpc_llm.trackers.protocol import Tracker
+from hpc_llm.training.divergence import SpikeRule, data_step
 from hpc_llm.training.engine import Engine, gather_objects
 from hpc_llm.training.metrics import Metrics, Pending, measured_peak_flops
 from hpc_llm.training.schedule import learning_rate
-from hpc_llm.training.stop import Outcome, StopFlag
+from hpc_llm.training.stop import Diverged, Outcome, StopFlag
 
 log = logging.getLogger(__name__)
 STOP, HOLD, SAVE = 0, 1, 2  # places among the flags that the ranks agree on with every step
@@ -44,22 +48,28 @@ class Attempt:
     known_steps: int  # newest step that the ledger knows to have been saved
     check_fence: Callable[[], None]  # raises if a newer attempt exists
     record: Callable[..., None]  # one ledger event; rank 0 alone writes
+    skipped: tuple[int, ...]  # steps of the data's order that are left out
+    divergence: Path  # file for what a step that diverged was trained on
+    beat: Callable[[int, Phase], None]  # a sign of life: steps done, and what comes now
 
 
 def run(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device, stop: StopFlag) -> Outcome:
     """Resume, and train to the plan's end or until asked to stop."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     share = Share(attempt.rank, plan.world_size, config.train.global_batch, plan.micro_batch)
-    data = Path(plan.data_directory)
     seq_len, checkpointing = config.train.seq_len, plan.activation_checkpointing
     engine = Engine(config, plan, lambda: Transformer(config.model, seq_len, checkpointing), device, attempt.rank)
-    with Batches(ShardSet.open(data, "train"), config.run.seed, seq_len, share) as batches:
-        heldout = list(heldout_batches(ShardSet.open(data, "heldout"), seq_len, share, config.train.eval_batches))
-        trainer = Trainer(config, plan, attempt, engine, batches, heldout, stop)
+    data = Path(plan.data_directory)
+    with Batches(stream.training(config, plan, data), share, pinned=device.type == "cuda") as batches:
+        heldout = heldout_batches(stream.heldout(config, data), share, config.train.eval_batches)
+        trainer = Trainer(config, plan, attempt, engine, batches, list(heldout), stop)
         start = trainer.resume()
         metrics = open_metrics(config, plan, attempt, device, start)
         try:
             return trainer.train(start, metrics)
+        except Diverged as diverged:
+            trainer.explain(diverged)
+            raise
         finally:
             metrics.close()
 
@@ -75,7 +85,8 @@ def open_metrics(config: RunConfig, plan: RunPlan, attempt: Attempt, device: tor
 
             trackers.append(TensorboardTracker(attempt.tensorboard, start, config.trackers.tensorboard.every))
     peak = plan.peak_tflops * 1e12 if plan.peak_tflops else measured_peak_flops(device, config.train.precision)
-    return Metrics(trackers, plan.tokens_per_step, plan.flops_per_token, peak * plan.world_size)
+    spikes = SpikeRule(config.recovery.spike_threshold)
+    return Metrics(trackers, plan.tokens_per_step, plan.flops_per_token, peak * plan.world_size, spikes)
 
 
 class Trainer:
@@ -98,7 +109,10 @@ class Trainer:
 
     def resume(self) -> int:
         """Load the newest checkpoint that all ranks find whole; the number of steps it has done, 0 if none."""
-        attempt = self.attempt
+        attempt, plan = self.attempt, self.plan
+        log.info("micro-batch %d, %d passes, ZeRO %d", plan.micro_batch, plan.accumulation, plan.zero_stage)
+        if plan.checkpoint_every_s is not None:
+            log.info("saving every %.1f s", plan.checkpoint_every_s)
         chosen = choose.newest_valid(
             attempt.checkpoints, attempt.known_steps, attempt.rank, self.plan.world_size, gather_objects
         )
@@ -123,12 +137,13 @@ class Trainer:
         gc.freeze()  # collections that walk all of torch cost a few ms at random steps
         for step in range(start, self.plan.steps):
             waited = time.perf_counter()
-            passes = self.batches.step(step)
+            passes = self.batches.step(data_step(step, self.attempt.skipped))
             data_wait_s = time.perf_counter() - waited
             lr = learning_rate(self.config.optim, step, self.plan.steps, self.plan.warmup_steps)
             output = self.engine.train_step(passes, lr, flags=(self.stop.stop, self.stop.hold, self._save_due()))
             flags = metrics.push(Pending(step + 1, lr, output, data_wait_s, self._save_wait_s, time.perf_counter()))
             self._save_wait_s = 0.0
+            self.attempt.beat(step + 1, Phase.TRAINING)
             self._boundary(step + 1, metrics, asked_to_save=bool(flags and flags[SAVE]))
             if flags and flags[STOP]:
                 metrics.flush()
@@ -139,6 +154,19 @@ class Trainer:
             self._evaluate(self.plan.steps, metrics)
         self._save(self.plan.steps, final=True)
         return Outcome.FINISHED
+
+    def explain(self, diverged: Diverged) -> None:
+        """What the step was trained on, and the first layer to show it with the weights as they are now. Collective."""
+        taken = data_step(diverged.step - 1, self.attempt.skipped)
+        layer = self.engine.first_not_finite(self.batches.step(taken))
+        if self.attempt.rank != 0:
+            return
+        self.attempt.check_fence()
+        facts = {"step": diverged.step, "data_step": taken, "layer": layer, "why": str(diverged)}
+        numbers = {"loss": str(diverged.loss), "grad_norm": str(diverged.grad_norm)}
+        samples = [{"source": source, "sample": sample} for source, sample in self.batches.samples(taken)]
+        write_atomic(self.attempt.divergence, json.dumps({**facts, **numbers, "samples": samples}, indent=2) + "\n")
+        self.attempt.record("diverged", attempt=self.attempt.number, **facts)
 
     def _boundary(self, done: int, metrics: Metrics, asked_to_save: bool) -> None:
         """What is due after `done` steps; the last step's is left to the end of `train`."""
@@ -155,6 +183,7 @@ class Trainer:
             metrics.restart_clock()
 
     def _evaluate(self, done: int, metrics: Metrics) -> None:
+        self.attempt.beat(done, Phase.EVALUATING)
         loss = self.engine.evaluate(self.heldout)
         metrics.log({"step": done, "heldout_loss": loss})
         log.info("step %d/%d: held-out loss %.4f", done, self.plan.steps, loss)
@@ -169,6 +198,7 @@ class Trainer:
         if done == self._saved_step:
             return
         begun = time.perf_counter()
+        self.attempt.beat(done, Phase.SAVING)
         if self.attempt.rank == 0:
             self.attempt.check_fence()
             retention.remove(manifest.folder_of(self.attempt.checkpoints, done))  # left by an attempt that died

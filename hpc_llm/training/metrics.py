@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from hpc_llm.trackers.protocol import Row, Tracker
+from hpc_llm.training.divergence import SpikeRule
 from hpc_llm.training.engine import StepOutput
 from hpc_llm.training.stop import Diverged
 
@@ -31,9 +32,14 @@ class Metrics:
     """Turns step outputs into rows for the trackers. `flags` of a step are known once the next one runs."""
 
     def __init__(
-        self, trackers: Sequence[Tracker], tokens_per_step: int, flops_per_token: float, peak_flops: float
+        self,
+        trackers: Sequence[Tracker],
+        tokens_per_step: int,
+        flops_per_token: float,
+        peak_flops: float,
+        spikes: SpikeRule,
     ) -> None:
-        self._trackers, self._tokens_per_step = trackers, tokens_per_step
+        self._trackers, self._tokens_per_step, self._spikes = trackers, tokens_per_step, spikes
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._pending: Pending | None = None
         self._clock = time.perf_counter()
@@ -47,7 +53,7 @@ class Metrics:
     def flush(self) -> list[int]:
         """Read and log the step that is pending; how many ranks raised each of its flags.
 
-        Diverged if its loss or gradient norm is not finite.
+        Diverged if its loss or gradient norm is not finite, or the loss leaps.
         """
         if self._pending is None:
             return []
@@ -65,6 +71,7 @@ class Metrics:
                 "lr": pending.lr,
                 "grad_norm": grad_norm,
                 "tokens": pending.step * self._tokens_per_step,
+                "masked": round(1 - num_targets / self._tokens_per_step, 6),
                 "tokens_per_second": round(tokens_per_second, 1),
                 "mfu": round(tokens_per_second * self._flops_per_token / self._peak_flops, 4),
                 "memory_gib": round(peak_memory_bytes() / 2**30, 3),
@@ -74,7 +81,9 @@ class Metrics:
             }
         )
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise Diverged(f"step {pending.step}: loss {loss}, gradient norm {grad_norm}")
+            raise Diverged(pending.step, loss, grad_norm, f"loss {loss}, gradient norm {grad_norm}")
+        if leap := self._spikes.leap(loss):
+            raise Diverged(pending.step, loss, grad_norm, f"loss {loss:.4f} leaps {leap:.4f} above the steps before it")
         return flags
 
     def log(self, row: Row) -> None:

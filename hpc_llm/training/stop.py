@@ -9,7 +9,11 @@ from types import FrameType
 
 
 class Diverged(Exception):
-    """Loss or gradient norm is not finite."""
+    """Loss or gradient norm of optimizer step `step` (from 1) is not finite, or the loss leaps."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float, why: str) -> None:
+        super().__init__(f"step {step}: {why}")
+        self.step, self.loss, self.grad_norm = step, loss, grad_norm
 
 
 class Outcome(enum.Enum):

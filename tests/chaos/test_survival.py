@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def test_a_run_that_is_killed_filled_up_and_damaged_ends_as_if_nothing_had_been(
     assert plain.status == 0, plain.output
 
     faults: list[dict[str, Any]] = [
-        {"attempt": 1, "rank": draw.randrange(ranks), "kind": "kill-step", "step": draw.randrange(4, 7)},
+        {"attempt": 1, "rank": draw.randrange(ranks), "kind": "kill", "step": draw.randrange(4, 7)},
         {"attempt": 2, "rank": 0, "kind": "kill-save", "event": draw.randrange(1, 7)},
         {"attempt": 3, "rank": writer, "kind": "full", "after": draw.randrange(1, 3000)},
     ]
@@ -76,7 +77,7 @@ def test_a_run_killed_at_every_single_touch_of_a_checkpoint_file_in_turn_ends_th
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_stops_and_says_so(root: Path) -> None:
-    faults = [{"attempt": 1, "rank": 0, "kind": "kill-step", "step": 5}]
+    faults = [{"attempt": 1, "rank": 0, "kind": "kill", "step": 5}]
     hurt = run(root, "lost", "recovery.max_crashes=0", faults=faults)
     for step in manifest.steps(hurt.layout.checkpoints):
         damage(hurt, step, "flip")
@@ -94,3 +95,28 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(root: Path) -
     assert diverged.named("ended")[-1]["cause"] == "diverged"
     assert manifest.steps(diverged.layout.checkpoints)[-1] == 4
     assert "step 6: loss nan" in diverged.output
+    told = json.loads(diverged.layout.divergence(1).read_text())
+    assert (told["step"], told["data_step"], told["loss"]) == (6, 5, "nan")
+    assert len(told["samples"]) == 4  # the global batch
+
+
+def test_a_batch_that_diverges_is_left_out_where_that_is_wanted(root: Path) -> None:
+    words = ("recovery.on_divergence=skip", "recovery.max_divergences=1")
+    plain = run(root, "skip-plain", *words)
+    hurt = run(root, "skip", *words, faults=[{"attempt": 1, "rank": 0, "kind": "nan", "step": 5, "layer": "up_proj"}])
+    assert hurt.status == 0, hurt.output
+    (told,) = hurt.named("diverged")
+    assert (told["step"], told["data_step"]) == (6, 5)
+    assert "up" in told["layer"]
+    assert [end["cause"] for end in hurt.named("ended")] == ["diverged", "completed"]
+    assert sorted(hurt.losses) == list(range(1, STEPS + 1))
+    kept = [step for step in hurt.losses if hurt.losses[step] == plain.losses[step]]
+    assert kept == [1, 2, 3, 4, 5]  # the sixth step trained on what would have been the seventh's
+
+
+def test_a_batch_that_always_diverges_does_not_go_on_for_ever(root: Path) -> None:
+    faults = [{"attempt": number, "rank": 0, "kind": "nan", "step": 5} for number in (1, 2, 3)]
+    hurt = run(root, "always", "recovery.on_divergence=skip", "recovery.max_divergences=1", faults=faults)
+    assert hurt.status == 1
+    assert [end["cause"] for end in hurt.named("ended")] == ["diverged", "diverged"]
+    assert "recovery.max_divergences=1" in hurt.named("ended")[-1]["why"]

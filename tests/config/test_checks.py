@@ -67,7 +67,8 @@ OUT_OF_RANGE = {
     "recovery.max_out_of_memory=-1": NOT_NEGATIVE,
     "recovery.max_divergences=-1": NOT_NEGATIVE,
     "recovery.max_preemptions=-1": NOT_NEGATIVE,
-    "recovery.max_skips=-1": NOT_NEGATIVE,
+    "recovery.start_timeout_s=9.0": "10 seconds or more",
+    "recovery.spike_threshold=0.0": POSITIVE,
     "recovery.max_excluded_nodes=-1": NOT_NEGATIVE,
     "recovery.hang_floor_s=9.9": "10 seconds or more",
     "recovery.node_exclusion_h=0.0": POSITIVE,
@@ -138,6 +139,7 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     ),
     (["cluster.nodes=2"], ["cluster.nodes=2: 1 on cluster=local; ranks are cluster.gpus_per_node=N"]),
     (["test_only=true"], ["test_only=true: asks Slurm, so it needs a cluster, for example +cluster=a100x64"]),
+    (["data=files"], ["data.source: missing; give a folder or a file of text with data.source=PATH"]),
     (
         ["data.source=/text"],
         ["data.source=/text: data=stdlib has its own source; use data=files data.source=…"],
@@ -151,8 +153,8 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ["recovery.notify=['http://example.org/x']: an https:// address, a command's words, or [$VARIABLE]"],
     ),
     (
-        ["recovery.max_skips=5"],
-        ["recovery.max_skips=5: has an effect with recovery.on_divergence=skip alone"],
+        ["recovery.max_divergences=5"],
+        ["recovery.max_divergences=5: has an effect with recovery.on_divergence=skip alone"],
     ),
     (
         ["recovery.successor=true"],

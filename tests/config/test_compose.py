@@ -238,7 +238,6 @@ def test_the_package_finds_its_presets_from_anywhere(tmp_path: Path, monkeypatch
         ("--sweep", "--sweep: unknown flag; allowed: "),
         ("--config-dir=/no/such", "--config-dir /no/such: no such folder"),
         ("--config-dir", "--config-dir : no such folder"),
-        ("data=files", "data.source: missing; give it as data.source=…"),
         ("train.seq_len=abc", "train.seq_len='abc': a whole number is expected"),
     ],
 )
@@ -264,3 +263,14 @@ def test_all_mistakes_of_a_sweep_are_reported_at_once() -> None:
     found = problems("model=mpt-6b,mpt-tiny", "optim.lr=a,0.1,b", "-m")
     assert found[0].startswith("model=mpt-6b: no such preset; allowed: mpt-")
     assert found[1:] == ["optim.lr='a': a number is expected", "optim.lr='b': a number is expected"]
+
+
+def test_a_named_group_grows_from_words() -> None:
+    words = ["data=files", "data.sources.c4.path=/c4", "data.sources.c4.weight=2", "data.sources.my-books.path=/b"]
+    sources = compose(words).data.sources
+    assert {name: (source.path, source.weight) for name, source in sources.items()} == {
+        "c4": ("/c4", 2.0),
+        "my-books": ("/b", 1.0),
+    }
+    with pytest.raises(InputError, match=r"data\.sources\.c4\.pth: unknown key data\.sources\.c4\.pth"):
+        compose([*words, "data.sources.c4.pth=/c4"])

@@ -230,3 +230,25 @@ def test_a_word_itself_is_always_its_nearest_spelling(allowed: list[str], data: 
     shown = nearest(word, allowed)
     assert shown.startswith(word)
     assert ("in all)" in shown) == (len(allowed) > 12)
+
+
+def test_a_mistake_in_a_named_group_is_called_by_its_full_name() -> None:
+    plain = good()
+    plain["data"]["sources"] = {"c4": {"weight": "much"}, "books": {"path": "books", "wieght": 1}, "code": "a/b"}
+    with pytest.raises(InputError) as error:
+        build(RunConfig, plain)
+    assert error.value.problems == [
+        "data.sources.c4.path: missing; give it as data.sources.c4.path=…",
+        "data.sources.c4.weight='much': a number is expected",
+        "data.sources.books.wieght: unknown key; allowed here: weight, id_field, max_chars, max_epochs, min_chars, "
+        "path, split, suffixes, text_field, where",
+        "data.sources.code='a/b': a group of keys is expected here",
+    ]
+
+
+def test_named_groups_survive_json() -> None:
+    plain = good()
+    plain["data"]["sources"] = {"c4": {"path": "c4", "weight": 3, "where": {"lang": "en"}}}
+    built = build(RunConfig, plain)
+    assert built.data.sources["c4"].weight == 3.0
+    assert build(RunConfig, to_dict(built)) == built

@@ -12,30 +12,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.data.manifest import Manifest, facts, read_manifest
+from hpc_llm.data.manifest import FORMAT_VERSION, Manifest, SourceFacts, facts, read_manifest
 from hpc_llm.data.shards import ShardSet, ShardWriter, dtype_for
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=40), min_size=1, max_size=20)
 
 
 def write(directory: Path, documents: list[list[int]], vocab_size: int = 100, shard_tokens: int = 64) -> ShardSet:
-    with ShardWriter(directory, "train", vocab_size, shard_tokens) as writer:
+    with ShardWriter(directory, "train", "a", vocab_size, shard_tokens) as writer:
         for document in documents:
             writer.append(np.array(document), text_bytes=len(document))
-    tokens = sum(len(document) for document in documents)
+    tokens = {"train": sum(len(document) for document in documents), "heldout": 0}
+    counts = {"in": len(documents), "train": len(documents), "heldout": 0, "rejects": 0, "duplicates": 0}
     manifest = Manifest(
-        version=1,
+        version=FORMAT_VERSION,
         dtype=writer.dtype.name,
         vocab_size=vocab_size,
         padded_vocab_size=128,
         eos_id=1,
+        tokenizer="",
         tokenizer_sha256="",
-        documents={"in": len(documents), "train": len(documents), "heldout": 0, "rejects": 0},
-        tokens={"train": tokens, "heldout": 0},
+        documents=counts,
+        tokens=tokens,
         bytes_per_token=1.0,
         unigram_entropy=1.0,
         recipe={},
-        sentencepiece="",
+        library="",
+        sources={"a": SourceFacts(counts, 0, tokens, tokens["train"], [])},
         shards={"train": writer.shards, "heldout": []},
     )
     (directory / "manifest.json").write_text(manifest.to_json())
@@ -89,11 +92,14 @@ def test_opening_reads_no_token(tmp_path: Path) -> None:
     """A sparse file of 20 GB opens as fast as a small one."""
     shards = write(tmp_path, [[1, 2, 3]])
     tokens = 10_000_000_000
-    with (tmp_path / "train-00000.bin").open("r+b") as file:
+    with (tmp_path / "train-a-00000.bin").open("r+b") as file:
         file.truncate(2 * tokens)
     shard = dataclasses.replace(shards.manifest.shards["train"][0], tokens=tokens)
     manifest = dataclasses.replace(
-        shards.manifest, tokens={"train": tokens, "heldout": 0}, shards={"train": [shard], "heldout": []}
+        shards.manifest,
+        tokens={"train": tokens, "heldout": 0},
+        sources={"a": dataclasses.replace(shards.manifest.sources["a"], tokens={"train": tokens, "heldout": 0})},
+        shards={"train": [shard], "heldout": []},
     )
     (tmp_path / "manifest.json").write_text(manifest.to_json())
     large = ShardSet.open(tmp_path, "train")
@@ -105,7 +111,7 @@ def test_folder_without_a_manifest_says_how_to_prepare(tmp_path: Path) -> None:
         ShardSet.open(tmp_path, "train")
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"version": 1}', '{"version": 99}', "\x00"])
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"version": 2}', '{"version": 99}', "\x00"])
 def test_damaged_manifest_is_named(tmp_path: Path, damage: str) -> None:
     (tmp_path / "manifest.json").write_text(damage)
     with pytest.raises(InputError, match=r"manifest\.json: (damaged|format)"):
@@ -122,10 +128,10 @@ def test_counts_that_do_not_add_up_are_damage(prepared: Path, tmp_path: Path) ->
 
 def test_shard_of_a_wrong_size_is_named(prepared: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(prepared, tmp_path / "copy")
-    shard = copy / "train-00000.bin"
+    shard = copy / "train-files-00000.bin"
     shard.write_bytes(shard.read_bytes()[:-2])
-    with pytest.raises(InputError, match=r"train-00000\.bin: has \d+ bytes, its manifest says \d+"):
+    with pytest.raises(InputError, match=r"train-files-00000\.bin: has \d+ bytes, its manifest says \d+"):
         ShardSet.open(copy, "train")
     shard.unlink()
-    with pytest.raises(InputError, match=r"train-00000\.bin: No such file"):
+    with pytest.raises(InputError, match=r"train-files-00000\.bin: No such file"):
         ShardSet.open(copy, "train")

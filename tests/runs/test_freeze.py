@@ -90,14 +90,16 @@ def with_another(config: RunConfig, key: str) -> RunConfig:
     for part in path:
         section = section[part]
     given = section[last]
-    for other in (7, 0.125, "other", True, False, ["other"], [0.125], {"A": "other"}, "fp32", "torch_adam", "linear"):
+    others = (7, 0.125, "other", True, False, ["other"], [0.125], {"A": "other"}, {"a": {"path": "other"}})
+    for other in (*others, "fp32", "torch_adam", "linear", "line", "best_fit", {"7steps": {"a": 1.0}}):
         section[last] = other
         if other != given:
             try:
                 return build(RunConfig, plain)
             except InputError:
                 continue
-    section[last] = "files" if key == "data.name" else "slurm" if key == "cluster.launcher" else "cpu"
+    others = {"data.name": "files", "cluster.launcher": "slurm", "recovery.on_divergence": "skip"}
+    section[last] = others.get(key, "cpu")
     return build(RunConfig, plain)
 
 

@@ -26,6 +26,7 @@ import torch
 from setting import Case, Clock, Enough, Setting, gpu_words, make_shards, memory
 
 from hpc_llm.config.compose import compose
+from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Passes
 from hpc_llm.data.manifest import facts
 from hpc_llm.model.transformer import Transformer
@@ -108,6 +109,9 @@ def ours(setting: Setting) -> None:
         known_steps=0,
         check_fence=Fence(layout, number).check,
         record=lambda *_, **__: None,
+        skipped=(),
+        divergence=layout.divergence(number),
+        beat=lambda *_: None,
     )
     engine = Engine(
         config,
@@ -116,7 +120,7 @@ def ours(setting: Setting) -> None:
         setting.device,
         rank=0,
     )
-    with TimedBatches(setting.shards, config.run.seed, config.train.seq_len, setting.share) as batches:
+    with TimedBatches(stream.training(config, plan, setting.folder), setting.share) as batches:
         batches.clock = setting.clock
         metrics = loop.open_metrics(config, plan, attempt, setting.device, 0)
         try:
@@ -135,11 +139,11 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     words = [*case.words, f"train.duration={num_steps + 1}steps", *gpu_words(case.device), f"data.out={folder}"]
     config = compose(words)
     tokens = num_steps * config.train.global_batch * config.train.seq_len + 1
-    shards = make_shards(folder, config.model.vocab_size, tokens)
+    make_shards(folder, config.data.name, config.model.vocab_size, tokens)
     plan = make_plan(config, facts(folder))
     assert plan.accumulation == 1
     clock = Clock(device, case)
-    setting = Setting(config, plan, shards, device, clock, num_steps, folder, [])
+    setting = Setting(config, plan, device, clock, num_steps, folder, [])
     distributed: Any = contextlib.nullcontext()
     if case.arm != "bare":  # what DeepSpeed's import takes is no part of a model's memory
         import hpc_llm.training.loop  # noqa: F401

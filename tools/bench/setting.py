@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from hpc_llm.config.schema import RunConfig
+from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Share
-from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest
-from hpc_llm.data.shards import ShardSet, ShardWriter
+from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, SourceFacts
+from hpc_llm.data.shards import ShardWriter
 from hpc_llm.model.init import initialise
 from hpc_llm.model.transformer import Transformer
 from hpc_llm.planning.hardware import GIB, GPUS
@@ -85,7 +86,6 @@ class Setting:
 
     config: RunConfig
     plan: RunPlan
-    shards: ShardSet
     device: torch.device
     clock: Clock
     num_steps: int  # at most
@@ -104,35 +104,54 @@ class Setting:
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Tokens and targets of every step, all read before the clock first ticks, which it does for each."""
-        with Batches(self.shards, self.config.run.seed, self.config.train.seq_len, self.share) as batches:
+        with Batches(stream.training(self.config, self.plan, self.folder), self.share) as batches:
             ready = [batches.step(step) for step in range(self.num_steps)]
         for ((tokens, targets),) in ready:
             self.clock.tick()
             yield tokens.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
 
-def make_shards(folder: Path, vocab_size: int, num_tokens: int) -> ShardSet:
+def make_shards(folder: Path, source: str, vocab_size: int, num_tokens: int) -> None:
     """Skewed random tokens in the project's own format: time per step does not depend on what they say."""
     tokens = (vocab_size * np.random.default_rng(0).random(num_tokens) ** 3).astype(np.int64)
-    with ShardWriter(folder, "train", vocab_size) as writer:
+    with ShardWriter(folder, "train", source, vocab_size) as writer:
         writer.append(tokens, text_bytes=num_tokens)
-    manifest = Manifest(
+    (folder / MANIFEST).write_text(manifest_of({source: writer.shards}, writer.dtype.name, vocab_size).to_json())
+
+
+def manifest_of(shards: dict[str, list[Shard]], dtype: str, vocab_size: int) -> Manifest:
+    """The manifest of training shards that nothing was tokenised for, by source."""
+    facts = {
+        source: SourceFacts(
+            _counted(sum(shard.documents for shard in own)),
+            0,
+            {"train": sum(shard.tokens for shard in own), "heldout": 0},
+            sum(shard.text_bytes for shard in own),
+            [],
+        )
+        for source, own in shards.items()
+    }
+    return Manifest(
         version=FORMAT_VERSION,
-        dtype=writer.dtype.name,
+        dtype=dtype,
         vocab_size=vocab_size,
         padded_vocab_size=vocab_size,
         eos_id=0,
+        tokenizer="",
         tokenizer_sha256="",
-        documents={"in": 1, "train": 1, "heldout": 0, "rejects": 0},
-        tokens={"train": num_tokens, "heldout": 0},
+        documents=_counted(sum(each.documents["in"] for each in facts.values())),
+        tokens={"train": sum(each.tokens["train"] for each in facts.values()), "heldout": 0},
         bytes_per_token=1.0,
         unigram_entropy=math.log(vocab_size),
         recipe={},
-        sentencepiece="",
-        shards={"train": writer.shards, "heldout": []},
+        library="",
+        sources=facts,
+        shards={"train": [shard for own in shards.values() for shard in own], "heldout": []},
     )
-    (folder / MANIFEST).write_text(manifest.to_json())
-    return ShardSet(folder, "train", manifest)
+
+
+def _counted(documents: int) -> dict[str, int]:
+    return {"in": documents, "train": documents, "heldout": 0, "rejects": 0, "duplicates": 0}
 
 
 def gpu_words(device: str) -> list[str]:

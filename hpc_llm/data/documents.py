@@ -1,0 +1,85 @@
+"""A document on its way in: where it stood, and its text in pieces, so that a huge one never lies whole in memory."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+PIECE_CHARS = 1 << 16
+
+
+class Rejected(Exception):
+    """A document that cannot be used, and why. May be raised while its pieces are read."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document. Its pieces are read once, before the next document is asked for."""
+
+    offset: int  # bytes into the (unpacked) file; rows where it has rows
+    pieces: Iterable[str]
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class Reject:
+    """What cannot be used, by itself or (a broken file) with all that follows."""
+
+    offset: int
+    reason: str
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What the source's own filters leave out."""
+
+    offset: int
+
+
+def cut(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
+    """`text` in pieces of at most `size` characters, cut before a single space between words if there is one.
+
+    Tokenizers split there anyway, so that pieces give the tokens of the whole; else between lines, else anywhere.
+    Where the cuts lie depends on the text alone.
+    """
+    start = 0
+    while len(text) - start > size:
+        end = _cut_point(text, start, start + size)
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:] if start else text
+
+
+def decoded(fragments: Iterable[bytes]) -> Iterator[str]:
+    """The UTF-8 text of `fragments` in pieces. Rejected at the first byte that is none, or NUL."""
+    decoder, text, num_bytes = codecs.getincrementaldecoder("utf-8")(), "", 0
+    for fragment in fragments:
+        text += _decode(decoder, fragment, num_bytes)
+        num_bytes += len(fragment)
+        if len(text) > PIECE_CHARS:
+            *ready, text = cut(text)
+            yield from ready
+    _decode(decoder, b"", num_bytes, final=True)
+    if text:
+        yield text
+
+
+def _decode(decoder: codecs.IncrementalDecoder, fragment: bytes, before: int, final: bool = False) -> str:
+    if b"\0" in fragment:
+        raise Rejected("holds NUL")
+    pending = len(decoder.getstate()[0])
+    try:
+        return decoder.decode(fragment, final)
+    except UnicodeDecodeError as error:
+        raise Rejected(f"invalid UTF-8 at byte {before - pending + error.start}") from None
+
+
+def _cut_point(text: str, start: int, limit: int) -> int:
+    position = limit
+    while (position := text.rfind(" ", start + 1, position)) > 0:
+        if not text[position - 1].isspace() and not text[position + 1].isspace():
+            return position
+    return text.rfind("\n", start, limit) + 1 or limit

@@ -1,0 +1,66 @@
+"""(seed, step) → which sample of which source every row of a global batch is. No index, nothing remembered."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpc_llm.data.order import sample_ids, shuffles
+from hpc_llm.planning.mixture import Source, Stage
+
+_BLOCK_SAMPLES = 4096  # worked out at once: a permutation of a few ids costs numpy's overhead many times over
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of consecutive global batches, each [steps, global_batch] int64."""
+
+    sources: np.ndarray  # index of the source
+    samples: np.ndarray  # id within it
+
+
+class Mixture:
+    """What makes up each step. Each source is a stream of epochs of its own, taken up where the step before left it."""
+
+    def __init__(self, seed: int, sources: Sequence[Source], stages: Sequence[Stage], global_batch: int) -> None:
+        self.sources, self.stages = tuple(sources), tuple(stages)
+        self._seed, self._global_batch = seed, global_batch
+        self._starts = [stage.start for stage in stages]
+        self._block_steps = max(1, _BLOCK_SAMPLES // global_batch)
+        self._block: tuple[int, Rows] | None = None
+
+    def stage(self, step: int) -> Stage:
+        """The stage that optimizer step `step` (from 0) lies in."""
+        return self.stages[bisect_right(self._starts, step) - 1]
+
+    def step(self, step: int) -> Rows:
+        """Rows of one step: [global_batch] each."""
+        number, within = divmod(step, self._block_steps)
+        block = self._block  # once, for several threads may ask
+        if block is None or block[0] != number:
+            self._block = block = (number, self.steps(number * self._block_steps, self._block_steps))
+        return Rows(block[1].sources[within], block[1].samples[within])
+
+    def steps(self, start: int, count: int) -> Rows:
+        """Rows of steps start … start + count − 1."""
+        if len(self.sources) == 1:
+            ids = self._stream(0, start * self._global_batch, count * self._global_batch)
+            return Rows(np.zeros((count, self._global_batch), np.int64), ids.reshape(count, self._global_batch))
+        taken = np.array([self.stage(step).before(step) for step in range(start, start + count)], np.int64)
+        last = start + count - 1
+        taken = np.vstack([taken, self.stage(last).before(last + 1)])  # [count + 1, sources]
+        names = np.arange(len(self.sources))
+        dealt = np.stack([np.repeat(names, counts) for counts in np.diff(taken, axis=0)])
+        sources = np.take_along_axis(dealt, shuffles(self._seed, start, count, self._global_batch), axis=1)
+        samples = np.empty_like(sources)
+        for source, (first, end) in enumerate(zip(taken[0], taken[-1], strict=True)):
+            if end > first:
+                samples[sources == source] = self._stream(source, int(first), int(end - first))
+        return Rows(sources, samples)
+
+    def _stream(self, source: int, start: int, count: int) -> np.ndarray:
+        what = self.sources[source]
+        return sample_ids(self._seed, start, count, what.num_samples, what.name)

@@ -1,0 +1,84 @@
+"""Documents → rows of `capacity` positions by best fit, so that few documents are cut and little is padded. Pure.
+
+A position is a pair of a token and the next one, its target: a document of n tokens has n − 1. Longer documents are
+cut into pieces of `capacity` positions and a rest; only rests are packed, the longest first, each into the fullest
+row that has room (Ding et al., "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+WINDOW_DOCUMENTS = 1 << 18  # packed together: more would fill rows no better, and memory stays bounded
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Piece p has `sizes[p]` positions from token `starts[p]` on; row r holds the pieces ends[r−1]:ends[r]."""
+
+    starts: np.ndarray  # int64 [pieces]
+    sizes: np.ndarray  # int64 [pieces]
+    ends: np.ndarray  # int64 [rows]
+
+
+def pack(offsets: np.ndarray, capacity: int, window: int = WINDOW_DOCUMENTS) -> Packed:
+    """Rows for documents that begin at `offsets` (int [documents + 1], the end last); single tokens are left out."""
+    parts = [
+        _pack_window(offsets[first : first + window + 1].astype(np.int64), capacity)
+        for first in range(0, len(offsets) - 1, window)
+    ]
+    if not parts:
+        return Packed(*(np.empty(0, np.int64) for _ in range(3)))
+    pieces_before = np.cumsum([0, *(len(part.starts) for part in parts)])
+    ends = [part.ends + before for part, before in zip(parts, pieces_before, strict=False)]
+    return Packed(
+        np.concatenate([part.starts for part in parts]),
+        np.concatenate([part.sizes for part in parts]),
+        np.concatenate(ends),
+    )
+
+
+def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
+    """Indices of `sizes` (each from 1 to capacity) row by row, best-fit decreasing; equal sizes in their order.
+
+    Rows lie in lists by the room they have left, and the bits of one integer say which lists are not empty: the lowest
+    bit at or above a size is the best fit.
+    """
+    rows: list[list[int]] = []
+    by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+    rooms = 0
+    for piece in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[piece])
+        fitting = rooms >> size
+        if fitting:
+            room = size + (fitting & -fitting).bit_length() - 1
+            row = by_room[room].pop()
+            if not by_room[room]:
+                rooms ^= 1 << room
+            rows[row].append(piece)
+        else:
+            room, row = capacity, len(rows)
+            rows.append([piece])
+        if left := room - size:
+            by_room[left].append(row)
+            rooms |= 1 << left
+    return rows
+
+
+def _pack_window(offsets: np.ndarray, capacity: int) -> Packed:
+    sizes = np.maximum(np.diff(offsets) - 1, 0)
+    whole = sizes // capacity  # pieces that fill a row
+    within = np.arange(whole.sum()) - np.repeat(np.cumsum(whole) - whole, whole)
+    whole_starts = np.repeat(offsets[:-1], whole) + within * capacity
+    left = np.flatnonzero(sizes % capacity)
+    rows = best_fit(sizes[left] % capacity, capacity)
+    pieces = left[np.array([piece for row in rows for piece in sorted(row)], np.int64)]
+    return Packed(
+        np.concatenate([whole_starts, offsets[pieces] + whole[pieces] * capacity]),
+        np.concatenate([np.full(len(whole_starts), capacity), sizes[pieces] % capacity]),
+        np.concatenate(
+            [np.arange(1, len(whole_starts) + 1), len(whole_starts) + np.cumsum([len(row) for row in rows])]
+        ).astype(np.int64),
+    )

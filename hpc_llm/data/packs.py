@@ -1,0 +1,102 @@
+"""Indexes of packed rows: one file beside each shard and for each sequence length, written once, memory-mapped.
+
+<stem>.pack-<seq_len>   little-endian uint64: header [6], ends [rows], starts [pieces], sizes [pieces] (packing.Packed)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import numpy as np
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.data.manifest import Manifest, Shard, read_manifest
+from hpc_llm.data.packing import Packed, pack
+from hpc_llm.storage.files import write_atomic
+
+_FORMAT = 1
+_HEADER = 6  # format, seq_len, start of the SHA-256 of the shard's index, rows, pieces, positions in use
+
+OnProgress = Callable[[str, int, int, int], None]  # stage, bytes of shards done, bytes in all, tokens (0: not counted)
+
+
+def ensure(directory: Path, seq_len: int, on_progress: OnProgress | None = None) -> None:
+    """Pack every shard of prepared data that is not packed for `seq_len` yet; one process at a time.
+
+    InputError if the data is not prepared or the folder cannot be written.
+    """
+    manifest = read_manifest(directory)
+    shards = [shard for split in manifest.shards.values() for shard in split]
+    if not any(_missing(directory, shard, seq_len) for shard in shards):
+        return
+    size, done = np.dtype(manifest.dtype).itemsize, 0
+    total = size * sum(shard.tokens for shard in shards)
+    try:
+        with filelock.FileLock(directory / ".pack.lock"):
+            for shard in shards:
+                if _missing(directory, shard, seq_len):
+                    _write(directory, shard, seq_len)
+                done += size * shard.tokens
+                if on_progress:
+                    on_progress(f"packing rows of {seq_len} tokens", done, total, 0)
+    except OSError as error:
+        raise InputError(
+            f"data.packing=best_fit: {directory} cannot be written ({error.strerror}); "
+            "ask its owner to prepare it with the same keys, or copy it to a folder of yours and name that as data.out"
+        ) from None
+
+
+def open_pack(directory: Path, shard: Shard, seq_len: int) -> Packed:
+    """The packed rows of a shard, memory-mapped. InputError if they are missing or not of this shard."""
+    path = _path(directory, shard, seq_len)
+    if _missing(directory, shard, seq_len):
+        raise InputError(f"{path}: missing or damaged; pack again: python -m hpc_llm.prepare data.packing=best_fit …")
+    words = np.asarray(np.memmap(path, "<u8", mode="r"))
+    rows, pieces = int(words[3]), int(words[4])
+    ends, starts, sizes = np.split(words[_HEADER:], [rows, rows + pieces])
+    return Packed(starts, sizes, ends)
+
+
+def wasted(directory: Path, manifest: Manifest, split: str, seq_len: int) -> float:
+    """Fraction of the positions of packed rows that are padding, by the headers alone. OSError if they are missing."""
+    rows = used = 0
+    for shard in manifest.shards[split]:
+        header = _header(_path(directory, shard, seq_len))
+        rows, used = rows + int(header[3]), used + int(header[5])
+    return 1 - used / (rows * seq_len) if rows else 0.0
+
+
+def _write(directory: Path, shard: Shard, seq_len: int) -> None:
+    offsets = np.fromfile((directory / shard.file).with_suffix(".idx"), "<u8")
+    packed = pack(offsets, seq_len)
+    header = [_FORMAT, seq_len, _fingerprint(shard), len(packed.ends), len(packed.starts), int(packed.sizes.sum())]
+    words = [np.array(header, "<u8"), packed.ends, packed.starts, packed.sizes]
+    write_atomic(_path(directory, shard, seq_len), b"".join(part.astype("<u8").tobytes() for part in words))
+
+
+def _missing(directory: Path, shard: Shard, seq_len: int) -> bool:
+    """Whether the file is not there, not whole, or of another shard, length or format."""
+    path = _path(directory, shard, seq_len)
+    with contextlib.suppress(OSError, ValueError):
+        header = _header(path)
+        size = 8 * (_HEADER + int(header[3]) + 2 * int(header[4]))
+        return header[:3].tolist() != [_FORMAT, seq_len, _fingerprint(shard)] or path.stat().st_size != size
+    return True
+
+
+def _header(path: Path) -> np.ndarray:
+    header = np.fromfile(path, "<u8", count=_HEADER)
+    if len(header) != _HEADER:
+        raise ValueError(f"{path}: cut off")
+    return header
+
+
+def _path(directory: Path, shard: Shard, seq_len: int) -> Path:
+    return (directory / shard.file).with_suffix(f".pack-{seq_len}")
+
+
+def _fingerprint(shard: Shard) -> int:
+    return int(shard.index_sha256[:16], 16)

@@ -1,0 +1,139 @@
+"""The stages of a preparation, each of which needs the one before it whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from hpc_llm.config.schema import DataConfig
+from hpc_llm.data import decide, finish, manifest, sources, tokenizer
+from hpc_llm.data.arrays import read_arrays
+from hpc_llm.data.assemble import SPLITS, PlannedShard, assemble, plan_shards
+from hpc_llm.data.chunks import Chunk, divide
+from hpc_llm.data.crew import Crew, Job
+from hpc_llm.data.scan import scan
+from hpc_llm.data.tokenise import Tokenised, tokenise
+from hpc_llm.data.tokenizer_training import train
+from hpc_llm.data.workspace import Workspace
+from hpc_llm.storage.files import fsync_directory, write_atomic
+
+
+def run(config: DataConfig, directory: Path, crew: Crew) -> None:
+    """Turn the corpus that `Workspace.begin` listed into `directory`. InputError where the corpus cannot be used."""
+    workspace = Workspace.beside(directory)
+    readings = {source.name: source.reading for source in sources.sources(config)}
+    stages = _Stages(config, workspace, divide(workspace.files(), readings), crew)
+    stages.scan()
+    verdicts = stages.decide()
+    model = stages.tokenizer(verdicts)
+    stages.tokenise(verdicts, model)
+    shards = stages.assemble(model)
+    stages.publish(verdicts, model, shards, directory)
+
+
+@dataclass(frozen=True)
+class _Stages:
+    config: DataConfig
+    workspace: Workspace
+    chunks: list[Chunk]
+    crew: Crew
+
+    @property
+    def _scans(self) -> list[Path]:
+        return [self.workspace.scanned(number) for number in range(len(self.chunks))]
+
+    @property
+    def _parts(self) -> list[Path]:
+        return [self.workspace.tokens(number) for number in range(len(self.chunks))]
+
+    def scan(self) -> None:
+        """The first look at every chunk."""
+        shares = decide.sample_shares(self.config, self.chunks)
+        readings = {source.name: source.reading for source in sources.sources(self.config)}
+        jobs = [
+            Job(out, chunk.num_bytes, partial(scan, chunk, readings[chunk.source], shares[chunk.source], out))
+            for chunk, out in zip(self.chunks, self._scans, strict=True)
+        ]
+        self.crew.do("reading", jobs)
+
+    def decide(self) -> list[np.ndarray]:
+        """What becomes of each document: for each chunk uint8 [documents]."""
+        out = self.workspace.decided
+        self.crew.do("deciding", [Job.here(out, partial(decide.decide_all, self.config, self._scans, out))])
+        decided = read_arrays(out)
+        return np.split(decided["verdicts"], decided["starts"][1:-1])
+
+    def tokenizer(self, verdicts: list[np.ndarray]) -> Path:
+        """The file of the tokenizer, brought or trained."""
+        content = tokenizer.load(self.config) if self.config.tokenizer else None
+        out = self.workspace.out / manifest.tokenizer_file(content or b"")
+
+        def make() -> None:
+            write_atomic(out, self._train(verdicts) if content is None else content)
+
+        self.crew.do("training the tokenizer" if content is None else "copying the tokenizer", [Job.here(out, make)])
+        return out
+
+    def _train(self, verdicts: list[np.ndarray]) -> bytes:
+        texts = decide.tokenizer_sample(self.config, self.chunks, self._scans, verdicts)
+        return train(texts, self.config.vocab_size or 0, self.crew.say)
+
+    def tokenise(self, verdicts: list[np.ndarray], model: Path) -> None:
+        """The second look at every chunk. InputError where files have vanished or changed since the first."""
+        which = (model, self.config.eos_token)
+        readings = {source.name: source.reading for source in sources.sources(self.config)}
+        jobs = []
+        for chunk, scanned, own, out in zip(self.chunks, self._scans, verdicts, self._parts, strict=True):
+            call = partial(tokenise, chunk, readings[chunk.source], which, scanned, own, out)
+            jobs.append(Job(out, chunk.num_bytes, call))
+        self.crew.do("tokenising", jobs)
+        num_in, num_rejects = finish.num_documents(self._made(verdicts, {}))
+        decide.check_rejects(self.config, num_in, num_rejects, [*self._scans, *self._parts])
+
+    def assemble(self, model: Path) -> dict[Path, PlannedShard]:
+        """The shards, by where it is noted that they are made."""
+        shards = {self.workspace.shard(shard.name): shard for shard in self._planned()}
+        vocab_size = tokenizer.open_tokenizer(model.read_bytes(), self.config.eos_token).vocab_size
+        jobs = [
+            Job(out, shard.num_bytes(vocab_size), partial(assemble, shard, vocab_size, self.workspace.out, out))
+            for out, shard in shards.items()
+        ]
+        self.crew.do("writing shards", jobs)
+        return shards
+
+    def _planned(self) -> Iterator[PlannedShard]:
+        for split, verdict in SPLITS.items():
+            for source in self.config.source_names:
+                yield from plan_shards(split, source, self._lengths(source, verdict))
+
+    def _lengths(self, source: str, verdict: int) -> Iterator[tuple[Path, np.ndarray]]:
+        for chunk, path in zip(self.chunks, self._parts, strict=True):
+            if chunk.source == source:
+                part = Tokenised.read(path)
+                yield path, part.lengths[part.verdicts == verdict]
+
+    def publish(
+        self, verdicts: list[np.ndarray], model: Path, shards: dict[Path, PlannedShard], directory: Path
+    ) -> None:
+        """Rejects, manifest, and the folder in its place."""
+        out, made = self.workspace.out, self._made(verdicts, shards)
+
+        def make() -> None:
+            for left in out.glob(".*"):
+                left.unlink()  # by a process that was killed
+            pieces = tokenizer.open_tokenizer(model.read_bytes(), self.config.eos_token)
+            finish.write_rejects(made, out / manifest.REJECTS)
+            finish.write_manifest(self.config, made, pieces, model, out / manifest.MANIFEST)
+            fsync_directory(out)
+            out.rename(directory)
+            fsync_directory(directory.parent)
+            self.workspace.remove()
+
+        self.crew.do("finishing", [Job.here(directory / manifest.MANIFEST, make)])
+
+    def _made(self, verdicts: list[np.ndarray], shards: dict[Path, PlannedShard]) -> finish.Made:
+        return finish.Made(self.chunks, verdicts, self._scans, self._parts, shards)

@@ -1,0 +1,144 @@
+"""The second look at a chunk: its documents as token ids, one after the other in one file."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from hpc_llm.config.schema import ReadingConfig
+from hpc_llm.data.arrays import read_arrays, write_arrays
+from hpc_llm.data.chunks import Chunk
+from hpc_llm.data.documents import Document, Filtered, Reject, Rejected
+from hpc_llm.data.scan import DIGEST_BYTES, Scanned, items, reject_line
+from hpc_llm.data.shards import dtype_for
+from hpc_llm.data.sources import InputFile
+from hpc_llm.data.split import HELDOUT, TRAIN
+from hpc_llm.data.tokenizer import Tokenizer, open_tokenizer
+
+_CHANGED = "changed while it was being prepared"
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """The documents in a chunk's file of tokens, in order (arrays [k]), and further rejects as lines of JSON."""
+
+    lengths: np.ndarray  # int64: tokens, end of text included
+    num_bytes: np.ndarray  # int64: UTF-8 bytes
+    verdicts: np.ndarray  # uint8: TRAIN or HELDOUT
+    rejects: np.ndarray  # uint8: JSON Lines
+    num_rejects: np.ndarray  # int64 []
+
+    def write(self, path: Path) -> None:
+        write_arrays(path, **{item.name: getattr(self, item.name) for item in dataclasses.fields(self)})
+
+    @classmethod
+    def read(cls, path: Path) -> Tokenised:
+        return cls(**read_arrays(path))
+
+
+def tokenise(
+    chunk: Chunk,
+    reading: ReadingConfig,
+    tokenizer: tuple[Path, str | None],
+    scanned: Path,
+    verdicts: np.ndarray,
+    out: Path,
+) -> int:
+    """Write the chunk's tokens to `out` with .bin, and then what is known of them to `out`; the number of tokens.
+
+    `tokenizer` is its file and data.eos_token; `verdicts` (uint8 [n]) says what becomes of each document.
+    """
+    temporary = out.with_name(f".{out.stem}.{os.uname().nodename}.{os.getpid()}.bin")
+    with temporary.open("wb", buffering=1 << 20) as file:
+        tokens = _Tokens(file, _tokenizer(*tokenizer))
+        _tokenise(chunk, reading, Scanned.read(scanned), verdicts, tokens)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(out.with_suffix(".bin"))
+    tokens.tokenised().write(out)
+    return sum(tokens.lengths)
+
+
+def _tokenise(chunk: Chunk, reading: ReadingConfig, scanned: Scanned, verdicts: np.ndarray, tokens: _Tokens) -> None:
+    number, file = 0, chunk.spans[0].file
+    for number, (file, item) in enumerate(items(chunk, reading)):
+        if number >= len(verdicts):
+            return  # the file has grown
+        if verdicts[number] in (TRAIN, HELDOUT):
+            digest = scanned.digests[number].tobytes()
+            tokens.add(file, item, digest, int(scanned.num_bytes[number]), int(verdicts[number]))
+    for missing in range(number + 1, len(verdicts)):
+        if verdicts[missing] in (TRAIN, HELDOUT):
+            tokens.reject(file, Reject(0, _CHANGED))
+
+
+@dataclass
+class _Tokens:
+    """A file of tokens, and what was put into it."""
+
+    file: BinaryIO
+    tokenizer: Tokenizer
+    lengths: list[int] = field(default_factory=list)
+    num_bytes: list[int] = field(default_factory=list)
+    verdicts: list[int] = field(default_factory=list)
+    rejects: list[str] = field(default_factory=list)
+
+    def add(self, file: InputFile, item: Document | Reject | Filtered, digest: bytes, size: int, verdict: int) -> None:
+        """One document, unless it is no longer the one that was scanned."""
+        start = self.file.tell()
+        try:
+            if not isinstance(item, Document):
+                raise Rejected(_CHANGED)
+            length = self._write(item, digest)
+        except Rejected as rejected:
+            self.file.seek(start)
+            self.file.truncate()
+            self.reject(file, Reject(item.offset, str(rejected), getattr(item, "id", None)))
+        else:
+            self.lengths.append(length)
+            self.num_bytes.append(size)
+            self.verdicts.append(verdict)
+
+    def reject(self, file: InputFile, item: Reject) -> None:
+        self.rejects.append(reject_line(file.source, file.name, item.offset, item.reason, item.id))
+
+    def tokenised(self) -> Tokenised:
+        return Tokenised(
+            lengths=np.array(self.lengths, np.int64),
+            num_bytes=np.array(self.num_bytes, np.int64),
+            verdicts=np.array(self.verdicts, np.uint8),
+            rejects=np.frombuffer("".join(self.rejects).encode(), np.uint8),
+            num_rejects=np.array(len(self.rejects), np.int64),
+        )
+
+    def _write(self, document: Document, digest: bytes) -> int:
+        found, length = hashlib.sha256(), 0
+        for ids in self._ids(document, found):
+            self.file.write(np.array(ids, dtype_for(self.tokenizer.vocab_size)).tobytes())
+            length += len(ids)
+        if found.digest()[:DIGEST_BYTES] != digest:
+            raise Rejected(_CHANGED)
+        return length
+
+    def _ids(self, document: Document, digest: hashlib._Hash) -> Iterator[list[int]]:
+        begins, ids = True, list[int]()
+        for piece in document.pieces:
+            digest.update(piece.encode())
+            if not begins:
+                yield ids
+            ids = self.tokenizer.encode(piece, begins)
+            begins = False
+        yield [*ids, self.tokenizer.eos_id]
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(path: Path, eos_token: str | None) -> Tokenizer:
+    return open_tokenizer(path.read_bytes(), eos_token)

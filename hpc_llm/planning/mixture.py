@@ -1,0 +1,152 @@
+"""From which step on which mixture holds: phases as configured, and the stages into which caps divide them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.planning.shares import Shares, largest_remainders
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source as the mixture sees it."""
+
+    name: str
+    num_samples: int
+    max_epochs: float | None = None
+
+    @property
+    def cap(self) -> float:
+        """Samples that may be taken of it, repeats included."""
+        return math.inf if self.max_epochs is None else math.floor(_exact(self.max_epochs) * self.num_samples)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Weights from optimizer step `start` on; sources that are not named have none."""
+
+    start: int
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps of constant shares: from `start`, before which `seen` samples of each source were taken."""
+
+    start: int
+    seen: tuple[int, ...]
+    shares: Shares
+    phase: int  # index of the phase it lies in
+
+    def before(self, step: int) -> tuple[int, ...]:
+        """Samples of each source in all steps before `step`, which lies in this stage or ends it."""
+        here = self.shares.before(step - self.start)
+        return tuple(seen + count for seen, count in zip(self.seen, here, strict=True))
+
+
+def stages(phases: Sequence[Phase], sources: Sequence[Source], batch: int, steps: int) -> list[Stage]:
+    """The stages of `steps` global batches of `batch` samples.
+
+    They depend on the phases before them alone, so that a phase added later changes nothing before its start. A source
+    that reaches its cap gives what is left of it to one more batch, and from then on its share goes to the others of
+    the phase in proportion. InputError where a source has no sample, too small a weight, or no source is left.
+    """
+    found: list[Stage] = []
+    step, seen = 0, (0,) * len(sources)
+    ends = [*(phase.start for phase in phases[1:]), steps]
+    for index, (phase, end) in enumerate(zip(phases, ends, strict=True)):
+        while step < min(end, steps):
+            weights = _open_weights(phase, sources, seen, step, steps)
+            stage = Stage(step, seen, _shares(weights, sources, batch), index)
+            found.append(stage)
+            rooms = [source.cap - taken for source, taken in zip(sources, seen, strict=True)]
+            step = min(end, step + _batches_within(stage.shares, rooms, end - step))
+            seen = stage.before(step)
+            if step < min(end, steps):
+                counts = _last_batch(weights, sources, seen, batch, step, steps)
+                shares = Shares([Fraction(count, batch) for count in counts], batch)
+                found.append(Stage(step, seen, shares, index))
+                step, seen = step + 1, tuple(taken + count for taken, count in zip(seen, counts, strict=True))
+    ends = [*(stage.start for stage in found[1:]), steps]
+    return [stage for stage, end in zip(found, ends, strict=True) if stage.start < end]
+
+
+def _open_weights(
+    phase: Phase, sources: Sequence[Source], seen: Sequence[int], step: int, steps: int
+) -> list[Fraction]:
+    """Weights of the sources that have not reached their caps."""
+    weights = [
+        _exact(phase.weights.get(source.name, 0.0)) if taken < source.cap else Fraction(0)
+        for source, taken in zip(sources, seen, strict=True)
+    ]
+    if not any(weights):
+        raise _used_up(sources, step, steps)
+    return weights
+
+
+def _shares(weights: list[Fraction], sources: Sequence[Source], batch: int) -> Shares:
+    for source, weight in zip(sources, weights, strict=True):
+        if weight and source.num_samples == 0:
+            raise InputError(
+                f"data: source {source.name} has less text than one sample of train.seq_len tokens; "
+                "give it more text, lower train.seq_len, or set its weight to 0"
+            )
+    try:
+        return Shares(weights, batch)
+    except ValueError as error:
+        raise InputError(
+            f"data: {error} is less than one sample in 1000 global batches of {batch}; "
+            "raise it, raise train.global_batch, or set it to 0"
+        ) from None
+
+
+def _batches_within(shares: Shares, rooms: Sequence[float], most: int) -> int:
+    """Batches, at most `most`, in which no source takes more than its room."""
+    low, high = 0, most  # `low` fits; counts never fall, so halving finds the last that does
+    for weight, room in zip(shares.weights, rooms, strict=True):
+        if weight and room < math.inf:
+            high = min(high, math.ceil((int(room) + 2) / (weight * shares.batch)))  # counts are exact within 2
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = all(count <= room for count, room in zip(shares.before(middle), rooms, strict=True))
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
+
+
+def _last_batch(
+    weights: Sequence[Fraction], sources: Sequence[Source], seen: Sequence[int], batch: int, step: int, steps: int
+) -> list[int]:
+    """A batch in which a source gives no more than it has left, and the others what that leaves, in proportion."""
+    rooms = [source.cap - taken for source, taken in zip(sources, seen, strict=True)]
+    whole = math.lcm(*(weight.denominator for weight in weights))
+    parts = [int(weight * whole) for weight in weights]
+    counts, open_ = [0] * len(sources), {index for index, part in enumerate(parts) if part}
+    while True:
+        if not open_:
+            raise _used_up(sources, step, steps)
+        wanted = largest_remainders(
+            [part if index in open_ else 0 for index, part in enumerate(parts)], batch - sum(counts)
+        )
+        full = {index for index in open_ if wanted[index] > rooms[index]}
+        if not full:
+            return [count + more for count, more in zip(counts, wanted, strict=True)]
+        for index in full:
+            counts[index] = int(rooms[index])
+        open_ -= full
+
+
+def _used_up(sources: Sequence[Source], step: int, steps: int) -> InputError:
+    capped = ", ".join(source.name for source in sources if source.cap < math.inf)
+    return InputError(
+        f"data: at step {step:,} of {steps:,} every source of the mixture has reached its max_epochs ({capped}); "
+        "raise max_epochs, prepare more text, or lower train.duration"
+    )
+
+
+def _exact(number: float) -> Fraction:
+    """The number as it was written: 0.1 is 1/10."""
+    return Fraction(str(number))

@@ -1,0 +1,93 @@
+"""How many samples of each source the first n global batches hold: exact, and asked for at any n at the same cost."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+MOST_CYCLE = 1000  # global batches within which every source must appear
+
+
+class Shares:
+    """Apportionment of global batches of `batch` samples to sources by `weights`.
+
+    After every global batch the count of each source differs from weight × samples by less than 1 where every source
+    has at least one sample a batch, or where at most MOST_CYCLE batches hold whole numbers of all; else by less than
+    2. Counts add up and never fall.
+
+    Every `cycle` batches counts are rounded by largest remainders. Within a cycle the u-th sample of a source with m
+    samples has the window of batches that its fluid schedule has, ((u − 1)·cycle/m, u·cycle/m), rounded outwards, and
+    the earliest deadline goes first: a schedule exists (the fluid one, and flows with whole capacities have whole
+    solutions), and for equal jobs this rule finds it (Baruah et al., "Proportionate Progress", Algorithmica 1996).
+    """
+
+    def __init__(self, weights: Sequence[Fraction], batch: int) -> None:
+        """Weights of 0 are sources that are left out. ValueError if none is above 0, or one below `least_weight`."""
+        total = sum(weights, Fraction(0))
+        if total <= 0 or min(weights) < 0:
+            raise ValueError("weights must not be negative, and one above 0")
+        self.weights = tuple(weight / total for weight in weights)
+        self.batch = batch
+        whole = math.lcm(*(weight.denominator for weight in self.weights))
+        self._parts = [int(weight * whole) for weight in self.weights]  # integers: ten times faster than fractions
+        used = [weight for weight in self.weights if weight]
+        if min(used) < least_weight(batch):
+            raise ValueError(f"a weight below {float(least_weight(batch)):g} of the whole")
+        self.cycle = _cycle(used, batch)
+        self._rows = functools.lru_cache(maxsize=2)(self._cycle_rows)
+
+    def before(self, number: int) -> tuple[int, ...]:
+        """Samples of each source in the first `number` global batches."""
+        cycle, within = divmod(number, self.cycle)
+        return self._rows(cycle)[within]
+
+    def _cycle_rows(self, cycle: int) -> list[tuple[int, ...]]:
+        """`before` of each batch of a cycle."""
+        first, end = (self._rounded(number * self.cycle * self.batch) for number in (cycle, cycle + 1))
+        counts = [after - before for before, after in zip(first, end, strict=True)]
+        rows, done = [tuple(first)], [0] * len(counts)
+        for batches in range(1, self.cycle):
+            due = [count * batches // self.cycle for count in counts]
+            done = [max(have, least) for have, least in zip(done, due, strict=True)]
+            waiting = [
+                (-(-(due[source] + 1) * self.cycle // count), source)  # deadline, in batches
+                for source, count in enumerate(counts)
+                if done[source] == due[source] and count * batches % self.cycle
+            ]
+            for _, source in sorted(waiting)[: batches * self.batch - sum(done)]:
+                done[source] += 1
+            rows.append(tuple(base + have for base, have in zip(first, done, strict=True)))
+        return rows
+
+    def _rounded(self, samples: int) -> list[int]:
+        return largest_remainders(self._parts, samples)
+
+
+def largest_remainders(parts: Sequence[int], samples: int) -> list[int]:
+    """`samples` apportioned in proportion to `parts`: floors, and one more for the largest remainders."""
+    whole = sum(parts)
+    exact = [divmod(part * samples, whole) for part in parts]
+    counts = [count for count, _ in exact]
+    order = sorted(range(len(parts)), key=lambda source: -exact[source][1])  # stable: the first of equal ones
+    for source in order[: samples - sum(counts)]:
+        counts[source] += 1
+    return counts
+
+
+def least_weight(batch: int) -> Fraction:
+    """The smallest share of a source: one sample in MOST_CYCLE global batches."""
+    return Fraction(1, MOST_CYCLE * batch)
+
+
+def _cycle(used: Sequence[Fraction], batch: int) -> int:
+    """Global batches from one rounding to the next: one where every batch has a sample of every source.
+
+    Else as few as hold whole numbers of all; where that is more than MOST_CYCLE, as few as hold one of the rarest.
+    """
+    rarest = math.ceil(1 / (min(used) * batch))
+    if rarest == 1:
+        return 1
+    whole = math.lcm(*((weight * batch).denominator for weight in used))
+    return whole if whole <= MOST_CYCLE else rarest

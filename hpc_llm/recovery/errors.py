@@ -1,0 +1,77 @@
+"""What the ranks themselves said of an attempt's end: the first error, and not the thousand aborts after it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_llm.recovery.causes import Cause
+
+_TAIL_BYTES = 65536
+_LOGGED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) rank (\d+) (\w+) ", re.MULTILINE)
+_TRACEBACK = "Traceback (most recent call last):"
+# Words of the libraries themselves; a rank that raises them may have had no chance to choose its exit code.
+_SAID: dict[Cause, re.Pattern[str]] = {
+    Cause.GPU_OUT_OF_MEMORY: re.compile(r"CUDA out of memory|OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY"),
+    Cause.OUT_OF_MEMORY: re.compile(r"DefaultCPUAllocator: can't allocate memory|^MemoryError", re.MULTILINE),
+    Cause.NODE_FAILURE: re.compile(r"uncorrectable ECC|\bXid \(|fallen off the bus"),
+    Cause.STORAGE_FULL: re.compile(r"No space left on device|Disk quota exceeded"),
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One rank's logged error. time: as logged, sortable; error: `ValueError: …`; text: all that was logged with it."""
+
+    time: str
+    rank: int
+    error: str
+    text: str
+
+
+def failures(log: str) -> list[Failure]:
+    """Every ERROR that a rank's log holds, in order."""
+    heads = list(_LOGGED.finditer(log))
+    ends = [*(head.start() for head in heads[1:]), len(log)]
+    return [
+        Failure(head[1], int(head[2]), _in_a_line(log[head.end() : end]), log[head.start() : end].rstrip())
+        for head, end in zip(heads, ends, strict=False)
+        if head[3] == "ERROR"
+    ]
+
+
+def first(logs: Iterable[str]) -> Failure | None:
+    """The earliest error of all ranks' logs: the others fail because of it, milliseconds later."""
+    return min((failure for log in logs for failure in failures(log)), key=lambda failure: failure.time, default=None)
+
+
+def refine(cause: Cause, failure: Failure | None) -> Cause:
+    """A cause that an exit code could not name: `crash`, by what the first error says."""
+    if cause is not Cause.CRASH or failure is None:
+        return cause
+    return next((better for better, words in _SAID.items() if words.search(failure.text)), cause)
+
+
+def tails(paths: Iterable[Path]) -> list[str]:
+    """The ends of log files; of one that cannot be read, nothing."""
+    found = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                file.seek(0, 2)
+                file.seek(max(0, file.tell() - _TAIL_BYTES))
+                found.append(file.read().decode(errors="replace"))
+        except OSError:
+            continue
+    return found
+
+
+def _in_a_line(text: str) -> str:
+    """The exception's own line where there is a traceback (the first: others came of it), else the first line."""
+    _, found, trace = text.partition(_TRACEBACK)
+    lines = (trace if found else text).strip("\n").splitlines()
+    if not found:
+        return lines[0].strip() if lines else ""
+    return next((line.strip() for line in lines if line and not line.startswith((" ", "\t"))), "")

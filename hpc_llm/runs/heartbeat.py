@@ -1,0 +1,91 @@
+"""Where the ranks of a node are, in one small file that the node's first rank overwrites. Standard library only."""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_EVERY_S = 1.0  # between writes while the phase stays the same
+_WIDTH = 256  # bytes of the file: overwritten in place, since a new file a second is dear on a parallel file system
+_FEWEST = 8  # steps before their usual time is known
+
+
+class Phase(str, enum.Enum):
+    """What a rank is doing."""
+
+    STARTING = "starting"  # up to the first step: imports, the ranks' first meeting, compilation, loading
+    TRAINING = "training"
+    SAVING = "saving"
+    EVALUATING = "evaluating"
+    HOLDING = "holding"  # saved, and waiting to be killed
+    LEAVING = "leaving"
+
+
+@dataclass(frozen=True)
+class Beat:
+    """One file's content. usual_s: what this phase (for training: one step) takes in this run; 0: not known yet."""
+
+    attempt: int
+    step: int
+    phase: Phase
+    usual_s: float
+    count: int  # grows with every sign of life
+
+
+class Heart:
+    """Writes the file of one node. A beat that cannot be written is left out: training does not end for it."""
+
+    def __init__(self, path: Path, attempt: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._attempt, self._clock = attempt, clock
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._phase, self._count, self._written_at = Phase.STARTING, 0, -_EVERY_S
+        self._entered_at = self._stepped_at = clock()
+        self._steps_s: deque[float] = deque(maxlen=64)
+        self._longest_s = dict.fromkeys(Phase, 0.0)
+        self.beat(0, Phase.STARTING)
+
+    def beat(self, step: int, phase: Phase) -> None:
+        """A sign of life: `step` optimizer steps are done and `phase` begins or goes on."""
+        now = self._clock()
+        self._count += 1
+        if phase is self._phase is Phase.TRAINING:
+            self._steps_s.append(now - self._stepped_at)
+        self._stepped_at = now
+        if phase is self._phase and now - self._written_at < _EVERY_S:
+            return
+        if phase is not self._phase:
+            self._longest_s[self._phase] = max(self._longest_s[self._phase], now - self._entered_at)
+            self._phase, self._entered_at = phase, now
+        self._written_at = now
+        fields = {"attempt": self._attempt, "step": step, "phase": phase.value, "count": self._count}
+        line = json.dumps({**fields, "usual_s": round(self._usual_s(), 4)})
+        try:
+            os.pwrite(self._file, line.ljust(_WIDTH - 1).encode() + b"\n", 0)
+        except OSError:
+            return
+
+    def _usual_s(self) -> float:
+        if self._phase is Phase.TRAINING:
+            return statistics.median(self._steps_s) if len(self._steps_s) >= _FEWEST else 0.0
+        return self._longest_s[self._phase]
+
+
+def read(folder: Path, attempt: int) -> dict[str, Beat]:
+    """Beats of `attempt` by node; files that are being written or belong to another attempt are passed over."""
+    found = {}
+    for path in folder.glob("*.beat"):
+        try:
+            fields = json.loads(path.read_text())
+            beat = Beat(**{**fields, "phase": Phase(fields["phase"])})
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if beat.attempt == attempt:
+            found[path.stem] = beat
+    return found

@@ -1,0 +1,69 @@
+"""The first error among all ranks' logs, and what it says of the cause. The logs are of real failures."""
+
+from __future__ import annotations
+
+from hpc_llm.recovery import errors
+from hpc_llm.recovery.causes import Cause
+
+FOLLOWER = """\
+2026-11-23 16:00:02,500 rank 0 INFO starting at step 0 of 8
+2026-11-23 16:00:09,134 rank 0 ERROR rank 0 failed
+Traceback (most recent call last):
+  File "hpc_llm/train.py", line 40, in main
+    outcome = _train(layout, place, stop)
+RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:22843
+"""
+LEADER = """\
+2026-11-23 16:00:09,120 rank 3 ERROR rank 3 failed
+Traceback (most recent call last):
+  File "torch/nn/functional.py", line 2206, in embedding
+    return torch.embedding(weight, input)
+IndexError: index out of range in self
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "hpc_llm/training/loop.py", line 1, in run
+    metrics.close()
+ValueError: I/O operation on closed file
+2026-11-23 16:00:09,150 rank 3 INFO leaving
+"""
+
+
+def crash(words: str) -> errors.Failure:
+    return errors.Failure("2026-11-23 16:00:09,120", 0, words, words)
+
+
+def test_the_earliest_error_counts_and_of_it_the_first_traceback() -> None:
+    found = errors.first([FOLLOWER, LEADER])
+    assert found is not None
+    assert (found.rank, found.error) == (3, "IndexError: index out of range in self")
+    assert "leaving" not in found.text
+
+
+def test_logs_without_an_error_tell_nothing() -> None:
+    assert errors.first(["2026-11-23 16:00:02,500 rank 0 INFO well\n", "", "Segmentation fault\n"]) is None
+
+
+def test_an_error_without_a_traceback_is_its_line() -> None:
+    found = errors.first(["2026-11-23 16:00:02,500 rank 2 ERROR no room: 3 bytes\n"])
+    assert found is not None
+    assert found.error == "no room: 3 bytes"
+
+
+def test_words_of_the_libraries_name_the_cause() -> None:
+    said = {
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB": Cause.GPU_OUT_OF_MEMORY,
+        "RuntimeError: CUDA error: uncorrectable ECC error encountered": Cause.NODE_FAILURE,
+        "OSError: [Errno 28] No space left on device": Cause.STORAGE_FULL,
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory": (
+            Cause.OUT_OF_MEMORY
+        ),
+        "ValueError: a bug": Cause.CRASH,
+    }
+    assert {words: errors.refine(Cause.CRASH, crash(words)) for words in said} == said
+
+
+def test_only_a_crash_is_refined() -> None:
+    assert errors.refine(Cause.HANG, crash("CUDA out of memory")) is Cause.HANG
+    assert errors.refine(Cause.CRASH, None) is Cause.CRASH

@@ -1,0 +1,53 @@
+"""Beats over time: what is a hang and what is only slow."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpc_llm.recovery.hang import HangWatch, limit_s
+from hpc_llm.runs.heartbeat import Beat, Phase
+
+FLOOR_S, START_S = 60.0, 600.0
+
+
+def beat(count: int, phase: Phase = Phase.TRAINING, usual_s: float = 1.0) -> Beat:
+    return Beat(attempt=1, step=count, phase=phase, usual_s=usual_s, count=count)
+
+
+@pytest.mark.parametrize(
+    ("seen", "limit"),
+    [
+        (None, START_S),
+        (beat(1, Phase.STARTING, 0.0), START_S),
+        (beat(1, usual_s=0.0), START_S),  # the first steps
+        (beat(9, usual_s=0.1), FLOOR_S),
+        (beat(9, usual_s=30.0), 600.0),  # slow steps are given twenty times their time
+        (beat(9, Phase.SAVING, 0.0), START_S),  # no save seen yet
+        (beat(9, Phase.SAVING, 2.0), FLOOR_S),
+        (beat(9, Phase.HOLDING, 0.0), float("inf")),
+    ],
+)
+def test_what_is_allowed_rests_on_what_the_run_itself_took(seen: Beat | None, limit: float) -> None:
+    assert limit_s(seen, FLOOR_S, START_S) == limit
+
+
+def test_silence_beyond_the_limit_is_a_hang_and_says_where() -> None:
+    watch = HangWatch(FLOOR_S, START_S, now=0.0)
+    assert watch.look({}, 100.0) is None
+    assert watch.look({"n1": beat(5)}, 200.0) is None
+    assert watch.look({"n1": beat(5)}, 259.0) is None
+    found = watch.look({"n1": beat(5)}, 261.0)
+    assert found is not None
+    assert (found.phase, found.step, found.silent_s, found.limit_s) == (Phase.TRAINING, 5, 61.0, FLOOR_S)
+
+
+def test_one_node_that_beats_clears_all_for_no_step_ends_without_every_rank() -> None:
+    watch = HangWatch(FLOOR_S, START_S, now=0.0)
+    for second in range(0, 1000, 30):
+        assert watch.look({"n1": beat(1), "n2": beat(second + 1)}, float(second)) is None
+
+
+def test_ranks_that_never_beat_hang_at_their_start() -> None:
+    found = HangWatch(FLOOR_S, START_S, now=0.0).look({}, START_S + 1)
+    assert found is not None
+    assert found.phase is Phase.STARTING

@@ -1,0 +1,59 @@
+"""Signs of life: few writes, usual times by phase, and a reader whom nothing confuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpc_llm.runs import heartbeat
+from hpc_llm.runs.heartbeat import Heart, Phase
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def beating(tmp_path: Path, attempt: int = 1) -> tuple[Heart, Clock]:
+    clock = Clock()
+    return Heart(tmp_path / "n1.beat", attempt, clock), clock
+
+
+def test_steps_give_their_median_time_once_there_are_enough(tmp_path: Path) -> None:
+    heart, clock = beating(tmp_path)
+    seen = []
+    for step in range(1, 30):
+        clock.now += 2.0 if step != 20 else 50.0
+        heart.beat(step, Phase.TRAINING)
+        seen.append(heartbeat.read(tmp_path, 1)["n1"].usual_s)
+    assert seen[:5] == [0.0] * 5
+    assert seen[-1] == 2.0
+
+
+def test_a_phase_is_as_long_as_its_longest_so_far(tmp_path: Path) -> None:
+    heart, clock = beating(tmp_path)
+    for seconds in (3.0, 7.0, 5.0):
+        heart.beat(1, Phase.SAVING)
+        clock.now += seconds
+        heart.beat(1, Phase.TRAINING)
+        clock.now += 1.0
+    heart.beat(1, Phase.SAVING)
+    assert heartbeat.read(tmp_path, 1)["n1"].usual_s == 7.0
+
+
+def test_fast_steps_are_written_once_a_second_and_a_new_phase_at_once(tmp_path: Path) -> None:
+    heart, clock = beating(tmp_path)
+    heart.beat(1, Phase.TRAINING)
+    clock.now += 0.1
+    heart.beat(2, Phase.TRAINING)
+    assert heartbeat.read(tmp_path, 1)["n1"].step == 1
+    heart.beat(2, Phase.SAVING)
+    assert heartbeat.read(tmp_path, 1)["n1"].step == 2
+
+
+def test_other_attempts_and_torn_files_are_passed_over(tmp_path: Path) -> None:
+    beating(tmp_path, attempt=1)
+    (tmp_path / "n2.beat").write_text('{"attempt": 2, "st')
+    assert heartbeat.read(tmp_path, 2) == {}
+    assert list(heartbeat.read(tmp_path, 1)) == ["n1"]
