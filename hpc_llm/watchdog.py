@@ -18,7 +18,7 @@ EVERY_S = 60.0  # shared systems ask not to be polled more often
 
 
 def main(words: list[str] | None = None) -> int:
-    """0 after a pass with --once, or when stopped."""
+    """0 after a pass with --once, or when stopped; 1 where the pass could not write."""
     return verbs.run("watchdog", _watch, words, hydra=False)
 
 
@@ -42,7 +42,12 @@ def _watch(words: list[str]) -> int:
 
     pace = Pace(given.every, lambda: attention.last_call(given.root))
     while True:
-        one_pass(given.root)
+        try:
+            one_pass(given.root)
+        except OSError as error:  # the disk is full, or away: so may it be for the runs, and they will need us
+            print(f"watchdog: {error}", file=sys.stderr, flush=True)
+            if given.once:
+                return 1
         if given.once:
             return 0
         pace.wait()

@@ -6,6 +6,7 @@ for in the queue before it is sent again; everything else may be said to Slurm t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -141,9 +142,13 @@ class _Act:
         return max(at_least, (life.end_time - started) / 3600 * self.record.world_size)
 
     def _leave_out(self, address: str) -> None:
-        """Bad nodes, from the job that is pending: only then may a plain user change that."""
+        """Bad nodes, from the job that is pending: only then may a plain user change that.
+
+        Where Slurm says no (the job has just started), the run goes on with them.
+        """
         if bad := self._excluded():
-            client.update(address, ExcNodeList=bad)
+            with contextlib.suppress(client.SlurmRefused):
+                client.update(address, ExcNodeList=bad)
 
     def _excluded(self) -> str:
         """Nodes to exclude, with those that the user does, as sbatch and scontrol take them; the ledger gets them."""

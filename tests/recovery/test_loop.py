@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from fake_slurm import FakeSlurm, Killed, attempt, life, make_run, named, slurm, write
 
+from hpc_llm import watchdog
 from hpc_llm.recovery import census, loop, nodes
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs import ledger
@@ -318,6 +319,31 @@ def test_two_watchdogs_take_turns(slurm: FakeSlurm) -> None:
         assert (first, second) == (True, False)
     with loop.only_watchdog(slurm.root) as again:
         assert again
+
+
+def test_a_full_disk_does_not_end_the_watchdog(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(slurm, "one", job="12", state="NODE_FAIL")
+    passes: list[float] = []
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def sleep(seconds: float) -> None:
+        passes.append(seconds)
+        if len(passes) == 2:
+            monkeypatch.undo()  # there is room again, and the real Slurm is nobody's business here
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger, "append_line", full)
+    monkeypatch.setattr(loop, "write_atomic", full)
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert watchdog.main([str(slurm.root), "--every", "7"]) == 130
+    assert passes == [7.0, 7.0]
+    assert "No space left" in capsys.readouterr().err
+    assert slurm.live() == []  # nothing was sent that could not be announced
+    assert [event.event for event in ledger.read(run.ledger)] == ["submitted"]
 
 
 # -- what a pass costs ---------------------------------------------------------------------------------------------

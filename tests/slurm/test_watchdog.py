@@ -223,6 +223,20 @@ def test_a_successor_takes_over_and_a_scancel_is_final_with_no_watchdog_anywhere
     assert runs.status()[0]["state"] == "cancelled"
 
 
+def test_a_job_that_is_requeued_keeps_its_one_successor(runs: Runs) -> None:
+    ((job, run),) = runs.submit("run.name=one", "recovery.successor=true")
+    runs.until(lambda: named(run, "started"), "an attempt")
+    runs.slurm.run("scontrol", "requeue", job)
+    runs.until(lambda: len(named(run, "started")) == 2, "a second attempt", watch=True)
+    (successor,) = named(run, "successor")
+    assert runs.jobs() == {job: "RUNNING", successor["job"]: "PENDING"}
+    assert named(run, "expedited")[0]["job"] == job
+    assert named(run, "resubmitted") == []
+    tell(run, "complete")
+    runs.until(lambda: not runs.jobs(), "an empty queue")
+    assert len(named(run, "started")) == 2
+
+
 def test_of_an_array_each_task_has_a_successor_of_its_own(runs: Runs) -> None:
     jobs = runs.submit("run.name=s", "run.seed=1,2", "-m", "recovery.successor=true")
     runs.until(lambda: all(named(run, "started") for _, run in jobs), "two attempts")
