@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import ClusterConfig, RunConfig
@@ -29,16 +29,22 @@ def render_script(
     paths = [run_dir, *(array or {}).values()]
     if not all(path.startswith("/") for path in paths):
         raise ValueError("run directories must be absolute: Slurm reads them on another machine")
-    problems = [*_problems(config.cluster, [*paths, python])]
-    header: list[str] = []
-    for option in options(config, run_dir=run_dir, name=name, indices=tuple(array) if array else ()):
+    header = options(config, run_dir=run_dir, name=name, indices=tuple(array) if array else ())
+    return script(config.cluster, header, _body(config, run_dir, python, array), [*paths, python])
+
+
+def script(cluster: ClusterConfig, header: Iterable[Option], body: Iterable[str], paths: list[str]) -> str:
+    """Text of a batch script; InputError lists every value that cannot be written, `paths` in `body` among them."""
+    problems = [*_problems(cluster, paths)]
+    lines: list[str] = []
+    for option in header:
         try:
-            header.append(directive(option))
+            lines.append(directive(option))
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(problems)
-    return "\n".join(["#!/bin/bash", *header, "", *_body(config, run_dir, python, array), ""])
+    return "\n".join(["#!/bin/bash", *lines, "", *body, ""])
 
 
 def options(config: RunConfig, *, run_dir: str, name: str, indices: tuple[int, ...] = ()) -> Iterator[Option]:
