@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -101,7 +100,7 @@ def assembled(out: Path) -> tuple[Shard, np.ndarray]:
 
 def _runs(stretch: Stretch, verdict: int, dtype: np.dtype) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Tokens, lengths and bytes of the documents of a stretch, as many at a time as follow each other in the file."""
-    part = _part(stretch.part)
+    part = Tokenised.read(stretch.part)
     ends = np.cumsum(part.lengths)
     own = np.flatnonzero(part.verdicts == verdict)[stretch.first : stretch.last]
     path = stretch.part.with_suffix(".bin")
@@ -113,8 +112,3 @@ def _runs(stretch: Stretch, verdict: int, dtype: np.dtype) -> Iterator[tuple[np.
         start = int(ends[first]) - int(part.lengths[first])
         lengths = part.lengths[first : last + 1]
         yield tokens[start : int(ends[last])], lengths, int(part.num_bytes[first : last + 1].sum())
-
-
-@functools.lru_cache(maxsize=2)
-def _part(path: Path) -> Tokenised:
-    return Tokenised.read(path)

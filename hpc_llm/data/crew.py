@@ -35,6 +35,11 @@ class Job:
     call: Callable[[], int]
     heavy: bool = True  # for a worker; else it is done in this process
 
+    @property
+    def claim(self) -> str:
+        """What it is called among claims."""
+        return f"{self.result.parent.name}-{self.result.name}"
+
     @classmethod
     def here(cls, result: Path, call: Callable[[], object]) -> Job:
         """A job that this process does itself, and of which no share can be done."""
@@ -46,80 +51,97 @@ class Job:
         return cls(result, 0, make, heavy=False)
 
 
-class Claims:
-    """Who is at which job, in files of a folder; a hand that no longer gives signs of life has no claims.
+class Over(Exception):
+    """Other machines have finished the whole work and cleared it away."""
 
-    `task` is a number that no other living hand has: a new life of a killed task takes up its own claims.
+
+class Claims:
+    """Who is at which job. A machine that no longer gives signs of life has no claims.
+
+    A sign of life is the time of a file; a claim is a further name of that file, so it is there whole or not at all,
+    and its time is that of its owner's last sign. `task` is a number that no other living machine has: a new life of
+    a killed task has the claims of the old one.
     """
 
     def __init__(self, folder: Path, task: int) -> None:
-        self._folder, self._own = folder, f"task-{task}"
-        self._mine: set[str] = set()
+        self.task = task
+        self._folder, self._life = folder, folder / f".task-{task}"
+        self._mine: set[str] = set()  # in this life
         folder.mkdir(parents=True, exist_ok=True)
         self._beat()
         threading.Thread(target=self._beats, daemon=True).start()
 
     def take(self, name: str) -> bool:
         """Whether the job is ours from now on."""
-        path = self._folder / name
+        claim = self._folder / name
         try:
-            with path.open("x") as file:
-                file.write(self._own)
+            os.link(self._life, claim)
         except FileExistsError:
-            owner = self._owner(path)
-            if name in self._mine or (owner != self._own and self._alive(owner)):
+            if name in self._mine or not self._void(claim):
                 return False
-            with suppress(OSError):
-                path.write_text(self._own)
+            self._replace(claim)
         except OSError:
-            return False  # the folder is gone: another hand has finished
+            return False  # the folder is gone: another machine has finished
         self._mine.add(name)
         return True
 
-    def _owner(self, path: Path) -> str:
-        try:
-            return path.read_text()
-        except OSError:
-            return ""
+    def drop(self, name: str) -> None:
+        """The job is done."""
+        self._mine.discard(name)
+        with suppress(OSError):
+            (self._folder / name).unlink()
 
-    def _alive(self, owner: str) -> bool:
-        """By the clock of the file system, since those of machines differ. A claim half written counts as alive."""
+    def over(self) -> bool:
+        """Whether the folder of the work is gone, which happens at its very end."""
+        return not self._folder.exists()
+
+    def _void(self, claim: Path) -> bool:
+        """Whether it is of an earlier life, or of the dead by the file system's clock: those of machines differ."""
         try:
-            now = (self._folder / f".{self._own}").stat().st_mtime
-            return now - (self._folder / f".{owner}").stat().st_mtime < _DEAD_S
+            ours, its = self._life.stat(), claim.stat()
         except OSError:
-            return owner == ""
+            return False  # just dropped
+        return ours.st_ino == its.st_ino or ours.st_mtime - its.st_mtime > _DEAD_S
+
+    def _replace(self, claim: Path) -> None:
+        new = self._folder / f".{claim.name}.{self.task}"
+        with suppress(OSError):
+            os.link(self._life, new)
+            new.replace(claim)
+            new.unlink(missing_ok=True)  # a rename between two names of one file does nothing
 
     def _beats(self) -> None:
-        while True:
+        while not self.over():
             time.sleep(_BEAT_S)
             self._beat()
 
     def _beat(self) -> None:
         with suppress(OSError):
-            (self._folder / f".{self._own}").write_text("")
+            self._life.touch()
 
 
 class Crew:
     """Does stages of jobs, each to its end before the next."""
 
-    def __init__(
-        self, workers: Workers, report: OnProgress, say: Say, claims: Claims | None = None, turn: int = 0
-    ) -> None:
+    def __init__(self, workers: Workers, report: OnProgress, say: Say, claims: Claims | None = None) -> None:
         self.say = say  # what the user is to know
-        self._workers, self._report, self._claims, self._turn = workers, report, claims, turn
+        self._workers, self._report, self._claims = workers, report, claims
 
     def do(self, stage: str, jobs: Sequence[Job]) -> None:
-        """Return once every job's result is there, whoever made it."""
+        """Return once every job's result is there, whoever made it. Over where others have finished the whole."""
         done = _Done(stage, jobs, self._report)
         while left := done.left():
-            if not self._work(self._order(left), done):
-                time.sleep(POLL_S)  # others are at the rest
+            if self._work(self._order(left), done):
+                continue
+            if self._claims is not None and self._claims.over():
+                raise Over
+            time.sleep(POLL_S)  # others are at the rest
 
     def _order(self, jobs: list[Job]) -> list[Job]:
         """Large ones first, so that the last to end is short; each machine begins elsewhere."""
         ordered = sorted(jobs, key=lambda job: -job.size)
-        return ordered[self._turn % len(ordered) :] + ordered[: self._turn % len(ordered)]
+        turn = self._claims.task % len(ordered) if self._claims is not None else 0
+        return ordered[turn:] + ordered[:turn]
 
     def _work(self, jobs: Sequence[Job], done: _Done) -> bool:
         """Do what nobody else is at; whether there was any."""
@@ -130,7 +152,7 @@ class Crew:
                 continue
             found = True
             if not job.heavy or self._workers.alone:
-                done.add(job, job.call())
+                self._note(job, job.call(), done)
                 continue
             under_way[self._workers.submit(job.call)] = job
             if len(under_way) >= 2 * self._workers.count:
@@ -143,7 +165,7 @@ class Crew:
         ready, _ = wait(under_way, return_when=FIRST_COMPLETED)
         try:
             for future in ready:
-                done.add(under_way.pop(future), future.result())
+                self._note(under_way.pop(future), future.result(), done)
         except BrokenProcessPool:
             raise InputError(
                 f"data.workers={self._workers.count}: a worker process was killed, perhaps for want of memory; "
@@ -151,7 +173,19 @@ class Crew:
             ) from None
 
     def _take(self, job: Job) -> bool:
-        return self._claims is None or self._claims.take(f"{job.result.parent.name}-{job.result.name}")
+        if self._claims is None:
+            return True
+        if not self._claims.take(job.claim):
+            return False
+        if job.result.exists():  # done between the look and the claim
+            self._claims.drop(job.claim)
+            return False
+        return True
+
+    def _note(self, job: Job, tokens: int, done: _Done) -> None:
+        if self._claims is not None:
+            self._claims.drop(job.claim)
+        done.add(job, tokens)
 
 
 class _Done:

@@ -30,7 +30,7 @@ def lines(
     if not 1 <= step <= plan.steps:
         raise InputError(f"step={step}: from 1 to {plan.steps}, the steps of this run")
     stream, manifest = training(config, plan, directory), read_manifest(directory)
-    tokenizer = open_tokenizer((directory / manifest.tokenizer).read_bytes())
+    tokenizer = open_tokenizer((directory / manifest.tokenizer).read_bytes(), config.data.eos_token)
     yield _head(stream, step - 1, plan)
     rows = stream.mixture.step(step - 1)
     before = stream.mixture.stage(step - 1).before(step - 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import DataConfig, RunConfig
 from hpc_llm.data import folders, manifest, sources, stages, tokenizer
-from hpc_llm.data.crew import Claims, Crew, OnProgress, Say
+from hpc_llm.data.crew import Claims, Crew, OnProgress, Over, Say
 from hpc_llm.data.workers import Workers
 from hpc_llm.data.workspace import Workspace
 from hpc_llm.planning.plan import DataFacts
@@ -70,7 +70,11 @@ def join(config: RunConfig, directory: Path, task: int, on_progress: OnProgress,
     """Work on what `begin` began, along with other machines; `task` is this one's number. Returns when all is done."""
     workspace = Workspace.beside(directory)
     if not (directory / manifest.MANIFEST).exists():
-        with Workers(config.data.workers) as workers:
-            crew = Crew(workers, on_progress, say, Claims(workspace.claims, task), task)
-            stages.run(config.data, directory, crew)
+        try:
+            with Workers(config.data.workers) as workers:
+                crew = Crew(workers, on_progress, say, Claims(workspace.claims, task))
+                stages.run(config.data, directory, crew)
+        except (Over, OSError):
+            if not (directory / manifest.MANIFEST).exists():
+                raise  # else another machine was faster, and took the folder of the work away
     return manifest.facts(directory)

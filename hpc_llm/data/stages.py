@@ -16,7 +16,7 @@ from hpc_llm.data.assemble import SPLITS, PlannedShard, assemble, plan_shards
 from hpc_llm.data.chunks import Chunk, divide
 from hpc_llm.data.crew import Crew, Job
 from hpc_llm.data.scan import scan
-from hpc_llm.data.tokenise import Tokenised, tokenise
+from hpc_llm.data.tokenise import Tokenised, TokenizerFile, tokenise
 from hpc_llm.data.tokenizer_training import train
 from hpc_llm.data.workspace import Workspace
 from hpc_llm.storage.files import fsync_directory, write_atomic
@@ -84,7 +84,7 @@ class _Stages:
 
     def tokenise(self, verdicts: list[np.ndarray], model: Path) -> None:
         """The second look at every chunk. InputError where files have vanished or changed since the first."""
-        which = (model, self.config.eos_token)
+        which = TokenizerFile.of(model, self.config.eos_token)
         readings = {source.name: source.reading for source in sources.sources(self.config)}
         jobs = []
         for chunk, scanned, own, out in zip(self.chunks, self._scans, verdicts, self._parts, strict=True):

@@ -22,8 +22,22 @@ from hpc_llm.data.shards import dtype_for
 from hpc_llm.data.sources import InputFile
 from hpc_llm.data.split import HELDOUT, TRAIN
 from hpc_llm.data.tokenizer import Tokenizer, open_tokenizer
+from hpc_llm.storage.files import sha256_file
 
 _CHANGED = "changed while it was being prepared"
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer as it is handed to workers, which keep it open."""
+
+    path: Path
+    eos_token: str | None  # data.eos_token
+    sha256: str  # the same path may hold another one day
+
+    @classmethod
+    def of(cls, path: Path, eos_token: str | None) -> TokenizerFile:
+        return cls(path, eos_token, sha256_file(path))
 
 
 @dataclass(frozen=True)
@@ -47,18 +61,18 @@ class Tokenised:
 def tokenise(
     chunk: Chunk,
     reading: ReadingConfig,
-    tokenizer: tuple[Path, str | None],
+    tokenizer: TokenizerFile,
     scanned: Path,
     verdicts: np.ndarray,
     out: Path,
 ) -> int:
     """Write the chunk's tokens to `out` with .bin, and then what is known of them to `out`; the number of tokens.
 
-    `tokenizer` is its file and data.eos_token; `verdicts` (uint8 [n]) says what becomes of each document.
+    `verdicts` (uint8 [n]) says what becomes of each document.
     """
     temporary = out.with_name(f".{out.stem}.{os.uname().nodename}.{os.getpid()}.bin")
     with temporary.open("wb", buffering=1 << 20) as file:
-        tokens = _Tokens(file, _tokenizer(*tokenizer))
+        tokens = _Tokens(file, _tokenizer(tokenizer))
         _tokenise(chunk, reading, Scanned.read(scanned), verdicts, tokens)
         file.flush()
         os.fsync(file.fileno())
@@ -140,5 +154,5 @@ class _Tokens:
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(path: Path, eos_token: str | None) -> Tokenizer:
-    return open_tokenizer(path.read_bytes(), eos_token)
+def _tokenizer(file: TokenizerFile) -> Tokenizer:
+    return open_tokenizer(file.path.read_bytes(), file.eos_token)

@@ -1,7 +1,7 @@
 """The folder beside the target in which it is prepared; a killed preparation goes on with what lies there.
 
 <out>.partial/
-  plan.json     recipe, and every input file with size and time: where they differ now, work begins anew
+  inputs.json   recipe, and every input file with size and time: where they differ now, work begins anew
   scan/         00000.npz: a chunk's first look (scan.Scanned)
   decided.npz   what becomes of each document
   tokens/       00000.bin .npz: a chunk's tokens (tokenise.Tokenised)
@@ -38,7 +38,7 @@ class Workspace:
 
     @property
     def plan(self) -> Path:
-        return self.path / "plan.json"
+        return self.path / "inputs.json"
 
     @property
     def decided(self) -> Path:

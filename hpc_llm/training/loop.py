@@ -113,6 +113,8 @@ class Trainer:
         """Load the newest checkpoint that all ranks find whole; the number of steps it has done, 0 if none."""
         attempt, plan = self.attempt, self.plan
         log.info("micro-batch %d, %d passes, ZeRO %d", plan.micro_batch, plan.accumulation, plan.zero_stage)
+        if plan.checkpoint_every_s is not None:
+            log.info("saving every %.1f s", plan.checkpoint_every_s)
         chosen = choose.newest_valid(
             attempt.checkpoints, attempt.known_steps, attempt.rank, self.plan.world_size, gather_objects
         )

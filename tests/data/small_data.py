@@ -35,7 +35,7 @@ def run_config(**data: Any) -> RunConfig:
             "trackers": {},
         },
     )
-    plain = {**to_dict(config.data), **data}
+    plain = to_dict(dataclasses.replace(config.data, **data))
     return dataclasses.replace(config, data=build(DataConfig, plain))
 
 

@@ -99,7 +99,8 @@ def with_another(config: RunConfig, key: str) -> RunConfig:
                 return build(RunConfig, plain)
             except InputError:
                 continue
-    section[last] = "files" if key == "data.name" else "slurm" if key == "cluster.launcher" else "cpu"
+    others = {"data.name": "files", "cluster.launcher": "slurm", "recovery.on_divergence": "skip"}
+    section[last] = others.get(key, "cpu")
     return build(RunConfig, plain)
 
 

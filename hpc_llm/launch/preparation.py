@@ -1,0 +1,127 @@
+"""Preparation on a cluster: list the corpus here, let an array do the work, be back at the prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_llm.config import schema
+from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import DataConfig, RunConfig
+from hpc_llm.data import folders, manifest
+from hpc_llm.data.workspace import Workspace
+from hpc_llm.launch import sending
+from hpc_llm.launch.prepare_script import logs, render_prepare_script
+from hpc_llm.runs import freeze
+from hpc_llm.slurm import client
+from hpc_llm.storage.files import write_atomic, write_json
+
+_CONFIG = "config.json"
+_SCRIPT = "job.sbatch"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """An array that prepares `directory`; `found` if it was queued already."""
+
+    job_id: int
+    found: bool = False
+
+
+def script_text(config: RunConfig, directory: Path) -> str:
+    """The batch script as it would be written; nothing is."""
+    code = freeze.root_of(config) / freeze.CODE_FOLDER / "<hash>"
+    return _render(config, directory, code)
+
+
+def submit(config: RunConfig, directory: Path) -> Submitted | None:
+    """Submit an array that prepares `directory`; None where that is done.
+
+    InputError for a corpus that cannot be used or what Slurm refuses; SlurmUnavailable where it does not answer.
+    """
+    from hpc_llm.data import pipeline
+
+    if shutil.which("sbatch") is None:
+        raise InputError("sbatch is not on PATH: type this where Slurm is (a login node), or leave +cluster out")
+    if pipeline.prepared(config.data, directory):
+        return None
+    with folders.locked(directory, lambda: print("waiting for another preparation of this data", file=sys.stderr)):
+        queue = client.queued()
+        work_dir = Path(logs(str(directory)))
+        for job in queue:
+            if job.live and job.work_dir == str(work_dir):
+                return Submitted(job.array_id, found=True)
+        script = begin(config, directory)
+        known = {job.array_id for job in queue}
+        try:
+            return Submitted(sending.send(script, name=_name(directory), work_dir=work_dir, known=known))
+        except client.SlurmRefused as error:
+            raise InputError(f"cluster={config.cluster.name}: {error}") from None
+
+
+def begin(config: RunConfig, directory: Path) -> Path:
+    """List the corpus and write everything that the tasks read; the script's path. InputError as `submit`."""
+    from hpc_llm.data import pipeline
+
+    config = dataclasses.replace(config, data=_absolute(config.data, directory))
+    pipeline.begin(config, directory)
+    root = freeze.root_of(config)
+    for folder in (root, Path(logs(str(directory)))):
+        freeze.make_folder(folder, config.run.group)
+    workspace = Workspace.beside(directory).path
+    write_json(workspace / _CONFIG, schema.to_dict(config))
+    write_atomic(workspace / _SCRIPT, _render(config, directory, freeze.snapshot_code(root)))
+    return workspace / _SCRIPT
+
+
+def join(directory: Path, environment: Mapping[str, str] = os.environ) -> None:
+    """Do what is left of the preparation of `directory`, along with others; what a task of the array runs."""
+    from hpc_llm.data import pipeline
+    from hpc_llm.launch.show_preparation import progress, say
+    from hpc_llm.storage.files import restrict_access
+
+    path = Workspace.beside(directory).path / _CONFIG
+    if (directory / manifest.MANIFEST).exists():
+        return
+    try:
+        config = schema.build(RunConfig, json.loads(path.read_bytes()))
+    except OSError as error:
+        raise InputError(f"join={directory}: {path}: {error.strerror}; nobody has begun to prepare it") from None
+    restrict_access(config.run.group)
+    if config.data.workers == "auto" and environment.get("SLURM_CPUS_PER_TASK"):
+        workers = int(environment["SLURM_CPUS_PER_TASK"])
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=workers))
+    task = int(environment.get("SLURM_ARRAY_TASK_ID") or os.getpid())
+    with progress() as report:
+        pipeline.join(config, directory, task, report, say)
+
+
+def _render(config: RunConfig, directory: Path, code: Path) -> str:
+    python = config.cluster.python or sys.executable
+    return render_prepare_script(config, directory=str(directory), code=str(code), python=python, name=_name(directory))
+
+
+def _name(directory: Path) -> str:
+    return f"prepare-{directory.name}"
+
+
+def _absolute(data: DataConfig, directory: Path) -> DataConfig:
+    """Tasks stand elsewhere."""
+
+    def here(path: str | None) -> str | None:
+        return None if path is None else os.path.abspath(Path(path).expanduser())  # noqa: PTH100
+
+    base = Path(data.source or ".").expanduser()
+    sources = {
+        name: dataclasses.replace(source, path=os.path.abspath(base / Path(source.path).expanduser()))  # noqa: PTH100
+        for name, source in data.sources.items()
+    }
+    return dataclasses.replace(
+        data, source=here(data.source), sources=sources, out=str(directory), tokenizer=here(data.tokenizer)
+    )

@@ -1,0 +1,52 @@
+"""RunConfig → text of the batch script of a preparation: a pure function.
+
+An array of one-node tasks, cluster.nodes of them, each with the cores of a node and no GPU. Any task does what is left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterator
+
+from hpc_llm.config.schema import ClusterConfig, RunConfig
+from hpc_llm.launch import sbatch
+from hpc_llm.launch.directives import Option
+
+
+def render_prepare_script(config: RunConfig, *, directory: str, code: str, python: str, name: str) -> str:
+    """Text of the script that prepares `directory` with the package below `code`; all paths are absolute.
+
+    InputError lists every value that cannot be written into it.
+    """
+    cluster = config.cluster
+    body = _body(cluster, directory, code, python)
+    return sbatch.script(cluster, _options(config, directory, name), body, [directory, code, python])
+
+
+def logs(directory: str) -> str:
+    """Where Slurm writes; it outlives the folder of the work."""
+    return f"{directory}.logs"
+
+
+def _options(config: RunConfig, directory: str, name: str) -> Iterator[Option]:
+    cluster = config.cluster
+    cores = None if cluster.cpus_per_gpu is None else cluster.cpus_per_gpu * cluster.gpus_per_node
+    alone = dataclasses.replace(cluster, nodes=1, gpus_per_node=1, cpus_per_gpu=cores, gpu_request="none")
+    task = dataclasses.replace(config, cluster=alone)
+    for option in sbatch.options(task, run_dir=directory, name=name, indices=tuple(range(cluster.nodes))):
+        if option.name == "output":
+            yield Option("output", f"{logs(directory).replace('%', '%%')}/%A_%a.log", "data.out")
+        elif option.name == "chdir":
+            yield Option("chdir", logs(directory), "data.out")
+        elif option.name != "signal":  # results are whole or not there: nothing is to be saved before the end
+            yield option
+
+
+def _body(cluster: ClusterConfig, directory: str, code: str, python: str) -> Iterator[str]:
+    yield "set -eo pipefail"
+    yield from cluster.setup
+    yield from (f"export {name}={shlex.quote(value)}" for name, value in cluster.exports.items())
+    yield f"cd -- {shlex.quote(code)}"
+    command = shlex.join([*cluster.wrapper, python, "-m", "hpc_llm.prepare", f"join={directory}"])
+    yield f"exec {command}"
