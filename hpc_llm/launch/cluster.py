@@ -227,12 +227,17 @@ def _most_tasks(configs: Sequence[RunConfig]) -> int:
 
 def _prepare(configs: Sequence[RunConfig]) -> None:
     """Data that prepares itself, and operators for CPUs: once for all runs that share them."""
-    from hpc_llm.data.manifest import directory_for
-
-    for config in {(directory_for(config), config.train.seq_len): config for config in configs}.values():
+    for config in {_data_of(config): config for config in configs}.values():
         local.prepare_data(config)
     for config in {config.optim.name: config for config in configs if config.cluster.device == "cpu"}.values():
         local._build(config)
+
+
+def _data_of(config: RunConfig) -> tuple[Path, str, int]:
+    """What runs that share it need to have prepared once."""
+    from hpc_llm.data.manifest import directory_for
+
+    return directory_for(config), config.data.packing, config.train.seq_len
 
 
 def _place(config: RunConfig) -> Path:

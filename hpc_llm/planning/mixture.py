@@ -54,6 +54,16 @@ def begun(phases: Sequence[Phase], step: int) -> list[dict[str, Any]]:
     return [asdict(phase) for phase in phases if phase.start < step]
 
 
+def check_begun(trained: list[dict[str, Any]], phases: Sequence[Phase], step: int) -> None:
+    """InputError where the checkpoint of `step` was `trained` with other phases than these had begun by then."""
+    if trained and trained != begun(phases, step):
+        before = {f"{phase['start']}steps": phase["weights"] for phase in trained if phase["start"]}
+        raise InputError(
+            f"data.mixture: the checkpoint of step {step} was trained with other weights; give those it had before "
+            f"({before or trained[0]['weights']}) and new ones from {step}steps on"
+        )
+
+
 def stages(phases: Sequence[Phase], sources: Sequence[Source], batch: int, steps: int) -> list[Stage]:
     """The stages of `steps` global batches of `batch` samples.
 

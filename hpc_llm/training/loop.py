@@ -17,12 +17,11 @@ import torch
 from hpc_llm.checkpoint import choose, manifest, retention
 from hpc_llm.checkpoint.errors import SaveFailed
 from hpc_llm.checkpoint.manifest import FileEntry, Manifest
-from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Passes, Share, heldout_batches
 from hpc_llm.model.transformer import Transformer
-from hpc_llm.planning.mixture import begun
+from hpc_llm.planning.mixture import begun, check_begun
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs.heartbeat import Phase
 from hpc_llm.storage.files import write_atomic
@@ -124,20 +123,12 @@ class Trainer:
         if chosen.manifest is None:
             log.info("starting at step 0 of %d", self.plan.steps)
             return 0
-        self._check_mixture(chosen.manifest)
+        check_begun(chosen.manifest.phases, plan.phases, chosen.manifest.step)
         self.engine.load(attempt.checkpoints, chosen.manifest, attempt.rank)
         self._saved_step = chosen.manifest.step
         log.info("going on from the checkpoint of step %d of %d", self._saved_step, self.plan.steps)
         attempt.record("resumed", attempt=attempt.number, step=self._saved_step)
         return self._saved_step
-
-    def _check_mixture(self, chosen: Manifest) -> None:
-        """InputError where the checkpoint has seen what the plan says it has not; phases to come may differ."""
-        if chosen.phases not in ([], begun(self.plan.phases, chosen.step)):
-            raise InputError(
-                f"data.mixture: the checkpoint of step {chosen.step} was trained with another one; give it as it was "
-                f"({chosen.phases}), new phases from {chosen.step}steps on"
-            )
 
     def train(self, start: int, metrics: Metrics) -> Outcome:
         """Steps from `start` to the end of the plan, or until asked to stop; saved at its end either way.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.planning.mixture import Phase, Source, Stage, stages
+from hpc_llm.planning.mixture import Phase, Source, Stage, begun, check_begun, stages
 
 NAMES = ("books", "code", "web")
 SOURCES = st.tuples(
@@ -84,6 +85,18 @@ def test_a_phase_that_is_added_or_changed_later_changes_nothing_before_it(
     edited = [*whole[: kept + 1], Phase(starts[kept], {"books": 0.0, "code": 1.0, "web": 3.0})]
     before, after = (counts(stages(phases, sources, batch, 120), 120) for phases in (whole, edited))
     assert before[: starts[kept] + 1] == after[: starts[kept] + 1]
+
+
+def test_a_checkpoint_that_saw_another_mixture_is_refused_and_one_with_other_phases_to_come_is_not() -> None:
+    phases = [Phase(0, {"web": 1}), Phase(10, {"code": 1}), Phase(20, {"web": 1})]
+    trained = json.loads(json.dumps(begun(phases, 20)))
+    assert [phase["start"] for phase in trained] == [0, 10]
+    check_begun(trained, [*phases[:2], Phase(25, {"code": 2, "web": 1})], 20)
+    check_begun([], phases, 20)
+    with pytest.raises(InputError, match=r"checkpoint of step 20 was trained .*10steps.*'code': 1.* from 20steps on"):
+        check_begun(trained, [phases[0], Phase(10, {"code": 2})], 20)
+    with pytest.raises(InputError, match="trained with other weights"):
+        check_begun(trained, [*phases[:2], Phase(19, {"web": 1})], 20)
 
 
 def test_a_source_is_read_to_its_cap_exactly_and_its_share_goes_to_the_others() -> None:
