@@ -62,6 +62,11 @@ def _here(config: RunConfig, directory: Path, words: list[str]) -> int:
         return 0
     print(f"already prepared: {directory}" if known else f"prepared in {seconds:.1f} s: {directory}")
     print(summary(made))
+    if config.data.packing == "best_fit":
+        from hpc_llm.data.packs import wasted
+
+        padding = wasted(directory, made, "train", config.train.seq_len)
+        print(f"  packed           rows of {config.train.seq_len:,} tokens, {padding:.2%} of their positions padding")
     print(f"next: {shlex.join(['python', '-m', 'hpc_llm.submit', *words])}")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import EOS, write_data
 
+from hpc_llm import prepare
 from hpc_llm.config.errors import InputError
 from hpc_llm.data import packs
 from hpc_llm.data.manifest import read_manifest
@@ -136,3 +138,14 @@ def test_a_folder_that_cannot_be_written_is_named(data: Path, monkeypatch: pytes
     monkeypatch.setattr(packs, "write_atomic", refuse)
     with pytest.raises(InputError, match=r"data\.packing=best_fit: .* cannot be written \(Permission denied\)"):
         packs.ensure(data, 16)
+
+
+def test_prepare_packs_and_says_what_is_wasted(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data=files", f"data.source={corpus}", f"data.out={tmp_path / 'data'}", "data.workers=1"]
+    words += ["model.vocab_size=512", "train.seq_len=64", "data.packing=best_fit"]
+    assert prepare.main(words) == 0
+    said = re.search(r"rows of 64 tokens, ([0-9.]+)% of their positions padding", capsys.readouterr().out)
+    assert said is not None
+    assert 0 < float(said[1]) < 5
