@@ -13,7 +13,7 @@ from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.recovery import watch
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.history import attempts_since_submission
-from hpc_llm.recovery.policy import AGAIN, Budgets
+from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets
 from hpc_llm.recovery.watch import JobFacts, RunFacts
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
@@ -78,7 +78,7 @@ def _is_final(event: Event, newest_attempt: int) -> bool:
         return False
     if event.facts.get("restart") or event.facts.get("action") in [action.value for action in AGAIN]:
         return False
-    return event.facts.get("cause") not in (Cause.TIME_LIMIT, Cause.FENCED)
+    return event.facts.get("cause") not in (*ELSEWHERE, Cause.FENCED)
 
 
 def addresses(record: Record) -> set[str]:
