@@ -49,6 +49,8 @@ def read(layout: RunLayout) -> Record:
 
 def _facts(layout: RunLayout, config: dict[str, Any], world_size: int, events: Sequence[Event]) -> RunFacts:
     last = next((event for event in reversed(events) if event.event in SUBMISSIONS), None)
+    # An attempt says itself which job it is in: also where the note of that job's submission was lost.
+    newest_job = [event for event in events if event.event in (*SUBMISSIONS, "started") and event.facts.get("job")]
     since = last.time if last else 0.0
     newest = max((event.facts["attempt"] for event in events if event.event == "started"), default=0)
     final = [event for event in events if event.time >= since and _is_final(event, newest)]
@@ -56,7 +58,7 @@ def _facts(layout: RunLayout, config: dict[str, Any], world_size: int, events: S
     sent = next((event for event in reversed(events) if event.event == "resubmitting"), None)
     tried = max((event.time for event in events if event.event in (*SUBMISSIONS, "released")), default=0.0)
     return RunFacts(
-        address=str(last.facts["job"]) if last and last.facts.get("job") else None,
+        address=str(newest_job[-1].facts["job"]) if newest_job else None,
         submitted_at=since,
         completed=any(event.event == "completed" for event in events),
         final=str(final[-1].facts.get("cause", final[-1].event)) if final else None,

@@ -261,6 +261,24 @@ def test_a_watchdog_killed_over_any_call_of_slurm_loses_nothing_and_doubles_noth
     raise AssertionError("a pass without end")
 
 
+@pytest.mark.parametrize("story", ["lost", "lost task"])
+def test_a_job_that_starts_before_its_submission_is_noted_is_not_sent_again(
+    slurm: FakeSlurm, story: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = STORIES[story](slurm)
+    with killing_writes(3), suppress(Killed):  # its end, the announcement, and then the note that it was sent
+        loop.one_pass(slurm.root)
+    (job,) = slurm.live()
+    slurm.put(job.address, "RUNNING", start_time=time.time())
+    write(run, 0, "supervisor-0002", "started", attempt=2, checkpoint_step=0, job=job.address)
+    settle(slurm, monkeypatch)
+    assert [one.address for one in slurm.live()] == [job.address]
+    slurm.put(job.address, "CANCELLED")
+    settle(slurm, monkeypatch)
+    assert slurm.live() == []
+    assert named(run, "cancelled")
+
+
 @pytest.mark.parametrize("story", STORIES)
 def test_a_watchdog_killed_over_any_write_loses_nothing_and_doubles_nothing(
     slurm: FakeSlurm, story: str, monkeypatch: pytest.MonkeyPatch
