@@ -56,12 +56,13 @@ class Account:
         return Account(*(value * weight for value in astuple(self)))
 
 
-def account(events: Sequence[Event], *, until: float | None) -> Account:
+def account(events: Sequence[Event], *, until: float | None, first_step_at: float | None = None) -> Account:
     """Where the time of a run went, from its first submission (or attempt, where nobody submitted it) to its end.
 
-    until: the present, for a run that waits or trains; None for one that is over.
+    until: the present, for a run that waits or trains; None for one that is over. first_step_at: when the run's very
+    first step was done, which the ledger does not say.
     """
-    attempts = _attempts(events, until)
+    attempts = _attempts(events, until, first_step_at)
     began = min((event.time for event in events if event.event == "submitted"), default=None)
     total, before, place = Account(), began, None
     for attempt in attempts:
@@ -101,7 +102,7 @@ class _Attempt:
         )
 
 
-def _attempts(events: Sequence[Event], until: float | None) -> list[_Attempt]:
+def _attempts(events: Sequence[Event], until: float | None, first_step_at: float | None = None) -> list[_Attempt]:
     started = sorted((event for event in events if event.event == "started"), key=lambda event: event.time)
     own: dict[int, list[Event]] = {}
     for event in events:
@@ -112,7 +113,10 @@ def _attempts(events: Sequence[Event], until: float | None) -> list[_Attempt]:
     for position, event in enumerate(started):
         newest = position + 1 == len(started)
         latest = until if newest else started[position + 1].time
-        found.append(_attempt(event, own[event.facts["attempt"]], latest, running=newest and until is not None))
+        mine = own[event.facts["attempt"]]
+        if first_step_at is not None and event.time <= first_step_at < (latest or first_step_at + 1):
+            mine = [Event(first_step_at, "training", "", {}), *mine]
+        found.append(_attempt(event, mine, latest, running=newest and until is not None))
     return found
 
 
@@ -127,7 +131,7 @@ def _attempt(started: Event, own: Sequence[Event], latest: float | None, *, runn
     else:
         end = max(by_itself, default=start)
     end = max(start, end if latest is None else min(end, latest))
-    training = _within(start, _first(own, ("training", "resumed")) or start, end)
+    training = _within(start, _first(own, ("resumed", "training")) or start, end)
     saves = [event for event in own if event.event == "checkpointed"]
     good = ended is not None and ended.facts.get("cause") == Cause.COMPLETED
     kept = end if good or (running and ended is None) else max((event.time for event in saves), default=training)

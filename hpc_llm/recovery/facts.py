@@ -13,7 +13,7 @@ from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.recovery import watch
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.history import attempts_since_submission
-from hpc_llm.recovery.policy import AGAIN, Budgets
+from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets
 from hpc_llm.recovery.watch import JobFacts, RunFacts
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
@@ -49,6 +49,8 @@ def read(layout: RunLayout) -> Record:
 
 def _facts(layout: RunLayout, config: dict[str, Any], world_size: int, events: Sequence[Event]) -> RunFacts:
     last = next((event for event in reversed(events) if event.event in SUBMISSIONS), None)
+    # An attempt says itself which job it is in: also where the note of that job's submission was lost.
+    newest_job = [event for event in events if event.event in (*SUBMISSIONS, "started") and event.facts.get("job")]
     since = last.time if last else 0.0
     newest = max((event.facts["attempt"] for event in events if event.event == "started"), default=0)
     final = [event for event in events if event.time >= since and _is_final(event, newest)]
@@ -56,7 +58,7 @@ def _facts(layout: RunLayout, config: dict[str, Any], world_size: int, events: S
     sent = next((event for event in reversed(events) if event.event == "resubmitting"), None)
     tried = max((event.time for event in events if event.event in (*SUBMISSIONS, "released")), default=0.0)
     return RunFacts(
-        address=str(last.facts["job"]) if last and last.facts.get("job") else None,
+        address=str(newest_job[-1].facts["job"]) if newest_job else None,
         submitted_at=since,
         completed=any(event.event == "completed" for event in events),
         final=str(final[-1].facts.get("cause", final[-1].event)) if final else None,
@@ -78,7 +80,7 @@ def _is_final(event: Event, newest_attempt: int) -> bool:
         return False
     if event.facts.get("restart") or event.facts.get("action") in [action.value for action in AGAIN]:
         return False
-    return event.facts.get("cause") not in (Cause.TIME_LIMIT, Cause.FENCED)
+    return event.facts.get("cause") not in (*ELSEWHERE, Cause.FENCED)
 
 
 def addresses(record: Record) -> set[str]:

@@ -49,7 +49,8 @@ def row(seen: Seen, now: float) -> dict[str, Any]:
     layout, facts, events = record.layout, record.facts, record.events
     ends = [event.facts for event in events if event.event == "ended"]
     last, state = last_step(layout), state_of(seen)
-    spent = account(events, until=now if state in ("queued", "running") else None)
+    until = now if state in ("queued", "running") else None
+    spent = account(events, until=until, first_step_at=first_step_at(layout))
     return {
         "name": layout.name,
         "job_id": facts.address,
@@ -113,6 +114,16 @@ def state_of(seen: Seen) -> str:
     if state == "CANCELLED":
         return "cancelled"
     return "unknown"
+
+
+def first_step_at(layout: RunLayout) -> float | None:
+    """When the run's first step was done, by metrics.jsonl: seconds since the epoch."""
+    try:
+        with layout.metrics.open() as file:
+            found = json.loads(file.readline())["time"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(found)
 
 
 def last_step(layout: RunLayout) -> dict[str, Any]:

@@ -84,6 +84,12 @@ def test_a_run_that_trains_is_taken_for_productive_until_it_loses_something() ->
     assert account([], until=50).ettr is None
 
 
+def test_the_time_before_the_first_step_is_start_up() -> None:
+    events = [submitted(0), started(100, 1), saved(500, 1), ended(600, 1, "completed")]
+    assert account(events, until=None, first_step_at=160.0).start_up_s == 60.0
+    assert account(events, until=None).start_up_s == 0.0
+
+
 def test_a_run_here_does_not_wait_while_nobody_runs_it() -> None:
     def here(time: float, attempt: int, pid: int) -> Event:
         return event(time, "started", attempt=attempt, checkpoint_step=0, host="me", pid=pid)

@@ -18,6 +18,7 @@ from fake_slurm import FakeSlurm, Killed, attempt, life, make_run, named, slurm,
 
 from hpc_llm import watchdog
 from hpc_llm.recovery import census, loop, nodes
+from hpc_llm.recovery.pace import Pace
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout
@@ -142,6 +143,13 @@ def test_the_site_that_queues_a_failed_run_again_by_its_exit_code_is_understood(
     assert slurm.live() == []
 
 
+@pytest.mark.parametrize("cause", ["time-limit", "node-failure", "preempted"])
+def test_an_attempt_that_lost_its_allocation_ends_no_run(slurm: FakeSlurm, cause: str) -> None:
+    run = make_run(slurm, "one", job="12", state="COMPLETED")
+    attempt(run, 1, 3000, cause=cause, restart=False, checkpoint_step=20)
+    assert acts(slurm) == [("one", Action.RESUBMIT)]
+
+
 def test_a_queue_that_cannot_be_asked_means_nothing_is_done(slurm: FakeSlurm) -> None:
     make_run(slurm, "one", job="12", state="NODE_FAIL")
     slurm.down = True
@@ -253,6 +261,24 @@ def test_a_watchdog_killed_over_any_call_of_slurm_loses_nothing_and_doubles_noth
     raise AssertionError("a pass without end")
 
 
+@pytest.mark.parametrize("story", ["lost", "lost task"])
+def test_a_job_that_starts_before_its_submission_is_noted_is_not_sent_again(
+    slurm: FakeSlurm, story: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = STORIES[story](slurm)
+    with killing_writes(3), suppress(Killed):  # its end, the announcement, and then the note that it was sent
+        loop.one_pass(slurm.root)
+    (job,) = slurm.live()
+    slurm.put(job.address, "RUNNING", start_time=time.time())
+    write(run, 0, "supervisor-0002", "started", attempt=2, checkpoint_step=0, job=job.address)
+    settle(slurm, monkeypatch)
+    assert [one.address for one in slurm.live()] == [job.address]
+    slurm.put(job.address, "CANCELLED")
+    settle(slurm, monkeypatch)
+    assert slurm.live() == []
+    assert named(run, "cancelled")
+
+
 @pytest.mark.parametrize("story", STORIES)
 def test_a_watchdog_killed_over_any_write_loses_nothing_and_doubles_nothing(
     slurm: FakeSlurm, story: str, monkeypatch: pytest.MonkeyPatch
@@ -325,22 +351,21 @@ def test_a_full_disk_does_not_end_the_watchdog(
     slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(slurm, "one", job="12", state="NODE_FAIL")
-    passes: list[float] = []
+    passes: list[Pace] = []
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    def sleep(seconds: float) -> None:
-        passes.append(seconds)
+    def wait(pace: Pace) -> None:
+        passes.append(pace)
         if len(passes) == 2:
-            monkeypatch.undo()  # there is room again, and the real Slurm is nobody's business here
             raise KeyboardInterrupt
 
     monkeypatch.setattr(ledger, "append_line", full)
     monkeypatch.setattr(loop, "write_atomic", full)
-    monkeypatch.setattr(time, "sleep", sleep)
-    assert watchdog.main([str(slurm.root), "--every", "7"]) == 130
-    assert passes == [7.0, 7.0]
+    monkeypatch.setattr(Pace, "wait", wait)
+    assert watchdog.main([str(slurm.root)]) == 130
+    assert len(passes) == 2
     assert "No space left" in capsys.readouterr().err
     assert slurm.live() == []  # nothing was sent that could not be announced
     assert [event.event for event in ledger.read(run.ledger)] == ["submitted"]
