@@ -111,8 +111,9 @@ class Claims:
             new.unlink(missing_ok=True)  # a rename between two names of one file does nothing
 
     def _beats(self) -> None:
+        never = threading.Event()
         while not self.over():
-            time.sleep(_BEAT_S)
+            never.wait(_BEAT_S)
             self._beat()
 
     def _beat(self) -> None:

@@ -8,7 +8,6 @@ whole, or not there.
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from hpc_llm.config.errors import InputError
@@ -32,14 +31,13 @@ def prepare(config: RunConfig, directory: Path, on_progress: OnProgress = _silen
     """
     directory = Path(os.path.abspath(directory))  # noqa: PTH100 – resolve() would follow links
     if known := prepared(config.data, directory):
-        shutil.rmtree(Workspace.beside(directory).path, ignore_errors=True)  # of one killed at the very end
+        Workspace.clear(directory)
         return known
     with folders.locked(directory, lambda: on_progress("waiting for another preparation of this data", 0, 0, 0)):
         if known := prepared(config.data, directory):
             return known
         with Workers(config.data.workers) as workers:
-            begin(config, directory)
-            stages.run(config.data, directory, Crew(workers, on_progress, say))
+            stages.run(config.data, begin(config, directory), Crew(workers, on_progress, say))
     return manifest.facts(directory)
 
 
@@ -53,28 +51,23 @@ def prepared(config: DataConfig, directory: Path) -> DataFacts | None:
     return manifest.facts(directory)
 
 
-def begin(config: RunConfig, directory: Path) -> bool:
-    """List the corpus and make the folder for the work; whether some of it was done before. InputError as `prepare`."""
+def begin(config: RunConfig, directory: Path) -> Workspace:
+    """List the corpus and make the folder for the work, or find it as it was left. InputError as `prepare`."""
     if config.data.tokenizer is not None:
         tokenizer.load(config.data)
     elif config.data.vocab_size is None:
         raise InputError("data.vocab_size=null: how many pieces to train? give a number, or data.tokenizer=PATH")
     files = [file for source in sources.sources(config.data) for file in sources.files(source)]
-    workspace = Workspace.beside(directory)
-    known = workspace.begin(manifest.recipe(config.data), files)
+    workspace = Workspace.begin(directory, manifest.recipe(config.data), files)
     share_with_group(workspace.out, config.run.group)
-    return known
+    return workspace
 
 
-def join(config: RunConfig, directory: Path, task: int, on_progress: OnProgress, say: Say) -> DataFacts:
+def join(config: DataConfig, workspace: Workspace, task: int, on_progress: OnProgress, say: Say) -> None:
     """Work on what `begin` began, along with other machines; `task` is this one's number. Returns when all is done."""
-    workspace = Workspace.beside(directory)
-    if not (directory / manifest.MANIFEST).exists():
-        try:
-            with Workers(config.data.workers) as workers:
-                crew = Crew(workers, on_progress, say, Claims(workspace.claims, task))
-                stages.run(config.data, directory, crew)
-        except (Over, OSError):
-            if not (directory / manifest.MANIFEST).exists():
-                raise  # else another machine was faster, and took the folder of the work away
-    return manifest.facts(directory)
+    try:
+        with Workers(config.workers) as workers:
+            stages.run(config, workspace, Crew(workers, on_progress, say, Claims(workspace.claims, task)))
+    except (Over, OSError):
+        if not (workspace.directory / manifest.MANIFEST).exists():
+            raise  # else another machine was faster, and took the folder of the work away

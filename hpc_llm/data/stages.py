@@ -22,9 +22,8 @@ from hpc_llm.data.workspace import Workspace
 from hpc_llm.storage.files import fsync_directory, write_atomic
 
 
-def run(config: DataConfig, directory: Path, crew: Crew) -> None:
-    """Turn the corpus that `Workspace.begin` listed into `directory`. InputError where the corpus cannot be used."""
-    workspace = Workspace.beside(directory)
+def run(config: DataConfig, workspace: Workspace, crew: Crew) -> None:
+    """Turn the corpus that `Workspace.begin` listed into shards. InputError where the corpus cannot be used."""
     readings = {source.name: source.reading for source in sources.sources(config)}
     stages = _Stages(config, workspace, divide(workspace.files(), readings), crew)
     stages.scan()
@@ -32,7 +31,7 @@ def run(config: DataConfig, directory: Path, crew: Crew) -> None:
     model = stages.tokenizer(verdicts)
     stages.tokenise(verdicts, model)
     shards = stages.assemble(model)
-    stages.publish(verdicts, model, shards, directory)
+    stages.publish(verdicts, model, shards)
 
 
 @dataclass(frozen=True)
@@ -116,11 +115,9 @@ class _Stages:
                 part = Tokenised.read(path)
                 yield path, part.lengths[part.verdicts == verdict]
 
-    def publish(
-        self, verdicts: list[np.ndarray], model: Path, shards: dict[Path, PlannedShard], directory: Path
-    ) -> None:
+    def publish(self, verdicts: list[np.ndarray], model: Path, shards: dict[Path, PlannedShard]) -> None:
         """Rejects, manifest, and the folder in its place."""
-        out, made = self.workspace.out, self._made(verdicts, shards)
+        out, directory, made = self.workspace.out, self.workspace.directory, self._made(verdicts, shards)
 
         def make() -> None:
             for left in out.glob(".*"):

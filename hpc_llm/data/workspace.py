@@ -1,7 +1,8 @@
 """The folder beside the target in which it is prepared; a killed preparation goes on with what lies there.
 
-<out>.partial/
-  inputs.json   recipe, and every input file with size and time: where they differ now, work begins anew
+<out>.partial-<hash of the plan>/
+  inputs.json   recipe, and every input file with size and time
+  config.json job.sbatch         for tasks on a cluster
   scan/         00000.npz: a chunk's first look (scan.Scanned)
   decided.npz   what becomes of each document
   tokens/       00000.bin .npz: a chunk's tokens (tokenise.Tokenised)
@@ -13,8 +14,12 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
+import hashlib
 import json
+import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +30,44 @@ from hpc_llm.storage.files import write_atomic
 _FOLDERS = ("scan", "tokens", "shards", "out")
 
 
+_MARK = ".partial-"
+
+
 @dataclass(frozen=True)
 class Workspace:
-    """Paths of a preparation."""
+    """Paths of a preparation. The folder's name holds a hash of the plan: whoever works by another is elsewhere."""
 
     path: Path
 
     @classmethod
-    def beside(cls, directory: Path) -> Workspace:
-        """The one of a target."""
-        return cls(directory.with_name(f"{directory.name}.partial"))
+    def begin(cls, directory: Path, recipe: dict[str, Any], files: list[InputFile]) -> Workspace:
+        """The folder in which `directory` is prepared from these files, new or as it was left; others are removed."""
+        plan = json.dumps({"recipe": recipe, "files": [dataclasses.astuple(file) for file in files]})
+        digest = hashlib.sha256(plan.encode()).hexdigest()[:12]
+        found = cls(directory.with_name(f"{directory.name}{_MARK}{digest}"))
+        for other in cls._all(directory):
+            if other != found or not found.plan.exists():
+                other.remove()
+        if not found.plan.exists():
+            for name in _FOLDERS:
+                (found.path / name).mkdir(parents=True)
+            write_atomic(found.plan, plan)
+        return found
+
+    @classmethod
+    def clear(cls, directory: Path) -> None:
+        """What those left who were killed at the very end."""
+        for workspace in cls._all(directory):
+            workspace.remove()
+
+    @classmethod
+    def _all(cls, directory: Path) -> list[Workspace]:
+        return [cls(path) for path in directory.parent.glob(f"{glob.escape(directory.name)}{_MARK}*")]
+
+    @property
+    def directory(self) -> Path:
+        """What is prepared."""
+        return self.path.with_name(self.path.name.rpartition(_MARK)[0])
 
     @property
     def plan(self) -> Path:
@@ -61,22 +94,13 @@ class Workspace:
     def shard(self, name: str) -> Path:
         return self.path / "shards" / f"{name}.npz"
 
-    def begin(self, recipe: dict[str, Any], files: list[InputFile]) -> bool:
-        """Make the folder for this work; whether there was some of it already. Other work in it is thrown away."""
-        plan = json.dumps({"recipe": recipe, "files": [dataclasses.astuple(file) for file in files]})
-        if self.plan.exists() and self.plan.read_text() == plan:
-            return True
-        self.remove()
-        for name in _FOLDERS:
-            (self.path / name).mkdir(parents=True)
-        write_atomic(self.plan, plan)
-        return False
-
     def files(self) -> list[InputFile]:
         """The input files of the work that was begun."""
         return [InputFile(*values) for values in json.loads(self.plan.read_bytes())["files"]]
 
     def remove(self) -> None:
-        """All of it. The plan goes first: without it nothing here counts."""
-        self.plan.unlink(missing_ok=True)
-        shutil.rmtree(self.path, ignore_errors=True)
+        """All of it, and at once for those who look for something here."""
+        gone = self.path.with_name(f".{self.path.name}.{os.uname().nodename}.{os.getpid()}")
+        with suppress(FileNotFoundError):
+            self.path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)

@@ -17,7 +17,7 @@ from hpc_llm.config.schema import DataConfig, RunConfig
 from hpc_llm.data import folders, manifest
 from hpc_llm.data.workspace import Workspace
 from hpc_llm.launch import sending
-from hpc_llm.launch.prepare_script import logs, render_prepare_script
+from hpc_llm.launch.prepare_script import render_prepare_script
 from hpc_llm.runs import freeze
 from hpc_llm.slurm import client
 from hpc_llm.storage.files import write_atomic, write_json
@@ -37,7 +37,7 @@ class Submitted:
 def script_text(config: RunConfig, directory: Path) -> str:
     """The batch script as it would be written; nothing is."""
     code = freeze.root_of(config) / freeze.CODE_FOLDER / "<hash>"
-    return _render(config, directory, code)
+    return _render(config, directory, directory.with_name(f"{directory.name}.partial-<hash>"), code)
 
 
 def submit(config: RunConfig, directory: Path) -> Submitted | None:
@@ -53,7 +53,7 @@ def submit(config: RunConfig, directory: Path) -> Submitted | None:
         return None
     with folders.locked(directory, lambda: print("waiting for another preparation of this data", file=sys.stderr)):
         queue = client.queued()
-        work_dir = Path(logs(str(directory)))
+        work_dir = _logs(directory)
         for job in queue:
             if job.live and job.work_dir == str(work_dir):
                 return Submitted(job.array_id, found=True)
@@ -70,41 +70,51 @@ def begin(config: RunConfig, directory: Path) -> Path:
     from hpc_llm.data import pipeline
 
     config = dataclasses.replace(config, data=_absolute(config.data, directory))
-    pipeline.begin(config, directory)
+    work = pipeline.begin(config, directory).path
     root = freeze.root_of(config)
-    for folder in (root, Path(logs(str(directory)))):
+    for folder in (root, _logs(directory)):
         freeze.make_folder(folder, config.run.group)
-    workspace = Workspace.beside(directory).path
-    write_json(workspace / _CONFIG, schema.to_dict(config))
-    write_atomic(workspace / _SCRIPT, _render(config, directory, freeze.snapshot_code(root)))
-    return workspace / _SCRIPT
+    write_json(work / _CONFIG, schema.to_dict(config))
+    write_atomic(work / _SCRIPT, _render(config, directory, work, freeze.snapshot_code(root)))
+    return work / _SCRIPT
 
 
-def join(directory: Path, environment: Mapping[str, str] = os.environ) -> None:
-    """Do what is left of the preparation of `directory`, along with others; what a task of the array runs."""
+def join(work: Path, environment: Mapping[str, str] = os.environ) -> None:
+    """Do what is left of a preparation in its folder, along with others; what a task of the array runs."""
     from hpc_llm.data import pipeline
     from hpc_llm.launch.show_preparation import progress, say
     from hpc_llm.storage.files import restrict_access
 
-    path = Workspace.beside(directory).path / _CONFIG
-    if (directory / manifest.MANIFEST).exists():
-        return
+    workspace = Workspace(work)
     try:
-        config = schema.build(RunConfig, json.loads(path.read_bytes()))
+        config = schema.build(RunConfig, json.loads((work / _CONFIG).read_bytes()))
     except OSError as error:
-        raise InputError(f"join={directory}: {path}: {error.strerror}; nobody has begun to prepare it") from None
+        if (workspace.directory / manifest.MANIFEST).exists():
+            return  # others have done it all
+        raise InputError(f"join={work}: {_CONFIG}: {error.strerror}; nobody has begun to prepare this") from None
     restrict_access(config.run.group)
     if config.data.workers == "auto" and environment.get("SLURM_CPUS_PER_TASK"):
         workers = int(environment["SLURM_CPUS_PER_TASK"])
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=workers))
     task = int(environment.get("SLURM_ARRAY_TASK_ID") or os.getpid())
     with progress() as report:
-        pipeline.join(config, directory, task, report, say)
+        pipeline.join(config.data, workspace, task, report, say)
 
 
-def _render(config: RunConfig, directory: Path, code: Path) -> str:
-    python = config.cluster.python or sys.executable
-    return render_prepare_script(config, directory=str(directory), code=str(code), python=python, name=_name(directory))
+def _render(config: RunConfig, directory: Path, work: Path, code: Path) -> str:
+    return render_prepare_script(
+        config,
+        work=str(work),
+        logs=str(_logs(directory)),
+        code=str(code),
+        python=config.cluster.python or sys.executable,
+        name=_name(directory),
+    )
+
+
+def _logs(directory: Path) -> Path:
+    """Where Slurm writes; it outlives the folder of the work."""
+    return directory.with_name(f"{directory.name}.logs")
 
 
 def _name(directory: Path) -> str:

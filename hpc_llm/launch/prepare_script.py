@@ -14,39 +14,34 @@ from hpc_llm.launch import sbatch
 from hpc_llm.launch.directives import Option
 
 
-def render_prepare_script(config: RunConfig, *, directory: str, code: str, python: str, name: str) -> str:
-    """Text of the script that prepares `directory` with the package below `code`; all paths are absolute.
+def render_prepare_script(config: RunConfig, *, work: str, logs: str, code: str, python: str, name: str) -> str:
+    """Text of the script whose tasks join the preparation in folder `work` with the package below `code`.
 
-    InputError lists every value that cannot be written into it.
+    All paths are absolute. InputError lists every value that cannot be written into it.
     """
     cluster = config.cluster
-    body = _body(cluster, directory, code, python)
-    return sbatch.script(cluster, _options(config, directory, name), body, [directory, code, python])
+    body = _body(cluster, work, code, python)
+    return sbatch.script(cluster, _options(config, logs, name), body, [work, logs, code, python])
 
 
-def logs(directory: str) -> str:
-    """Where Slurm writes; it outlives the folder of the work."""
-    return f"{directory}.logs"
-
-
-def _options(config: RunConfig, directory: str, name: str) -> Iterator[Option]:
+def _options(config: RunConfig, logs: str, name: str) -> Iterator[Option]:
     cluster = config.cluster
     cores = None if cluster.cpus_per_gpu is None else cluster.cpus_per_gpu * cluster.gpus_per_node
     alone = dataclasses.replace(cluster, nodes=1, gpus_per_node=1, cpus_per_gpu=cores, gpu_request="none")
     task = dataclasses.replace(config, cluster=alone)
-    for option in sbatch.options(task, run_dir=directory, name=name, indices=tuple(range(cluster.nodes))):
+    for option in sbatch.options(task, run_dir=logs, name=name, indices=tuple(range(cluster.nodes))):
         if option.name == "output":
-            yield Option("output", f"{logs(directory).replace('%', '%%')}/%A_%a.log", "data.out")
+            yield Option("output", f"{logs.replace('%', '%%')}/%A_%a.log", "data.out")
         elif option.name == "chdir":
-            yield Option("chdir", logs(directory), "data.out")
+            yield Option("chdir", logs, "data.out")
         elif option.name != "signal":  # results are whole or not there: nothing is to be saved before the end
             yield option
 
 
-def _body(cluster: ClusterConfig, directory: str, code: str, python: str) -> Iterator[str]:
+def _body(cluster: ClusterConfig, work: str, code: str, python: str) -> Iterator[str]:
     yield "set -eo pipefail"
     yield from cluster.setup
     yield from (f"export {name}={shlex.quote(value)}" for name, value in cluster.exports.items())
     yield f"cd -- {shlex.quote(code)}"
-    command = shlex.join([*cluster.wrapper, python, "-m", "hpc_llm.prepare", f"join={directory}"])
+    command = shlex.join([*cluster.wrapper, python, "-m", "hpc_llm.prepare", f"join={work}"])
     yield f"exec {command}"

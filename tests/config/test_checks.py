@@ -141,6 +141,21 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     (["test_only=true"], ["test_only=true: asks Slurm, so it needs a cluster, for example +cluster=a100x64"]),
     (["data=files"], ["data.source: missing; give a folder or a file of text with data.source=PATH"]),
     (
+        ["data=files", "data.sources={a b: {path: x}}"],
+        ["data.sources='a b': up to 100 letters, digits, '.', '_' and '-' are expected, for files are called so"],
+    ),
+    (["data.eos_token=x"], ["data.eos_token=x: has an effect with data.tokenizer=PATH alone"]),
+    (["data.split=line"], ["data.split=line: has no effect, data=stdlib is read in its own way"]),
+    (
+        ["data=files", "data.sources.a.path=x", "data.sources.b.path=y", "data.text_field=body"],
+        ["data.text_field=body: has no effect, each of data.sources has its own"],
+    ),
+    (
+        ["data=files", "data.sources.a.path=x", "data.sources.a.min_chars=9", "data.sources.a.max_chars=3"],
+        ["data.sources.a.min_chars=9: at most data.sources.a.max_chars=3 is expected"],
+    ),
+    (["data=files", "data.source=x", "data.min_chars=0"], ["data.min_chars=0: a number above 0 is expected, or null"]),
+    (
         ["data.source=/text"],
         ["data.source=/text: data=stdlib has its own source; use data=files data.source=…"],
     ),

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+import sentencepiece
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import data_config
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.data import tokenizer
+from hpc_llm.data.documents import cut
 from hpc_llm.data.tokenizer import open_tokenizer
 from hpc_llm.data.tokenizer_training import train
 
@@ -100,3 +104,60 @@ def test_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"is no SentencePiece model and no tokenizer\.json"):
             tokenizer.load(data_config(tokenizer=str(path)))
+
+
+@pytest.fixture(scope="module")
+def brought(texts: list[str]) -> bytes:
+    """A tokenizer.json of byte-level BPE with an end of text, as GPT-2 has it."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(texts, trainer)
+    return str(made.to_str()).encode()
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200))
+@settings(max_examples=100, deadline=None)
+def test_any_text_survives_a_brought_tokenizer_json(brought: bytes, text: str) -> None:
+    opened = open_tokenizer(brought)
+    ids = opened.encode(text + "<|endoftext|>")
+    assert opened.decode(ids) == text + "<|endoftext|>"
+    assert opened.eos_id not in ids, "its name in a text is text"
+    assert opened.vocab_size == 500
+
+
+@pytest.mark.parametrize("kind", ["model", "brought"])
+def test_a_long_text_has_the_same_ids_in_pieces(
+    kind: str, texts: list[str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_tokenizer(request.getfixturevalue(kind))
+    text = "".join(texts)[:200_000]
+    short = [opened.encode(piece, begins=number == 0) for number, piece in enumerate(cut(text, 1000))]
+    monkeypatch.setattr(tokenizer, "_STRETCH_CHARS", len(text))
+    assert [token for ids in short for token in ids] == opened.encode(text)
+
+
+def test_pieces_of_a_text_get_no_spaces_of_their_own_from_a_model_that_adds_one(texts: list[str]) -> None:
+    model = io.BytesIO()
+    lines = (line for text in texts for line in text.splitlines() if len(line) < 4000)
+    settings = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, model_type="bpe", vocab_size=600, minloglevel=2, **settings
+    )
+    opened = open_tokenizer(model.getvalue())
+    text = " ".join(texts[0].split())
+    short = [opened.encode(piece, begins=number == 0) for number, piece in enumerate(cut(text, 100))]
+    assert opened.decode([token for ids in short for token in ids]) == text
+
+
+def test_end_of_text_of_a_tokenizer_json_is_its_usual_name_or_the_one_given(brought: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(brought)
+    assert tokenizer.load(data_config(tokenizer=str(path), vocab_size=500)) == brought
+    assert open_tokenizer(brought, "th").eos_id == open_tokenizer(brought).encode("th")[0]
+    with pytest.raises(InputError, match=r"data\.eos_token=<end>: .* has no such end-of-text piece"):
+        tokenizer.load(data_config(tokenizer=str(path), vocab_size=500, eos_token="<end>"))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,25 @@ def words(tmp_path: Path) -> tuple[str, ...]:
     return ("data=files", f"data.source={tmp_path / 'text'}", *sources, root, "model.vocab_size=512", "data.workers=1")
 
 
-def task(number: int, directory: Path, **more: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(number), **more, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "hpc_llm.prepare", f"join={directory}"]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture
+def task() -> Iterator[Callable[[int, Path], subprocess.Popen[str]]]:
+    """`task(number, work)` starts a task of an array; none outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(number: int, work: Path) -> subprocess.Popen[str]:
+        environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(number), "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-m", "hpc_llm.prepare", f"join={work}"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        started.append(subprocess.Popen(command, env=environment, text=True, **pipes))  # type: ignore[call-overload]
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+Task = Callable[[int, Path], "subprocess.Popen[str]"]
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -45,34 +61,33 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def test_any_number_of_tasks_makes_the_bytes_of_one_though_one_is_killed(
-    words: tuple[str, ...], tmp_path: Path
+    task: Task, words: tuple[str, ...], tmp_path: Path
 ) -> None:
     config, shared = make_config(*words), tmp_path / "shared"
     prepare(config, tmp_path / "alone")
-    preparation.begin(config, shared)
-    tasks = [task(number, shared) for number in range(3)]
-    scans = tmp_path / "shared.partial" / "scan"
+    work = preparation.begin(config, shared).parent
+    tasks = [task(number, work) for number in range(3)]
+    scans = work / "scan"
     deadline = time.monotonic() + 60
     while not list(scans.glob("[!.]*")) and time.monotonic() < deadline:
         time.sleep(0.001)
     tasks[1].send_signal(signal.SIGKILL)
     tasks[1].communicate(timeout=60)
-    tasks.append(task(1, shared))  # requeued by Slurm: its claims are its own
+    tasks.append(task(1, work))  # requeued by Slurm: its claims are its own
     for process in (tasks[0], *tasks[2:]):
         said = process.communicate(timeout=100)[0]
         assert process.returncode == 0, said
     assert content(shared) == content(tmp_path / "alone")
-    assert not (tmp_path / "shared.partial").exists()
-    assert task(7, shared).wait(60) == 0, "a task that comes too late has nothing to do"
+    assert not work.exists()
+    assert task(7, work).wait(60) == 0, "a task that comes too late has nothing to do"
 
 
 def test_a_corpus_that_cannot_be_used_fails_every_task_with_the_same_line(
-    words: tuple[str, ...], tmp_path: Path
+    task: Task, words: tuple[str, ...], tmp_path: Path
 ) -> None:
     for path in (tmp_path / "text").rglob("*.py"):
         path.write_bytes(b"caf\xe9")
-    preparation.begin(make_config(*words), tmp_path / "shared")
-    process = task(0, tmp_path / "shared")
+    process = task(0, preparation.begin(make_config(*words), tmp_path / "shared").parent)
     said = process.communicate(timeout=100)[0]
     assert process.returncode == 2
     assert "prepare: data.max_reject_fraction=0.2: " in said
@@ -80,25 +95,30 @@ def test_a_corpus_that_cannot_be_used_fails_every_task_with_the_same_line(
 
 
 def test_tasks_find_text_and_tokenizer_from_wherever_they_stand(
-    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Task, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     relative = [word.replace(f"{tmp_path}/", "") for word in words]
-    preparation.begin(make_config(*relative), tmp_path / "shared")
+    work = preparation.begin(make_config(*relative), tmp_path / "shared").parent
     monkeypatch.chdir("/")
-    process = task(0, tmp_path / "shared")
+    process = task(0, work)
     assert process.wait(100) == 0, process.communicate()[0]
 
 
 def test_nobody_joins_what_nobody_began(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"join=.*/none: .*config\.json: No such file.*; nobody has begun"):
-        preparation.join(tmp_path / "none")
+    with pytest.raises(InputError, match=r"join=.*/none\.partial-1: config\.json: No such file.*; nobody has begun"):
+        preparation.join(tmp_path / "none.partial-1")
 
 
 def test_the_script_asks_for_nodes_of_cores_and_no_gpu() -> None:
     config = make_config("cluster=a100x64", "data=files", "data.source=/text", "cluster.account=me", "cluster.nodes=20")
     text = render_prepare_script(
-        config, directory="/data/out 1", code="/runs/.code/ab", python="/venv/bin/python", name="prepare-out"
+        config,
+        work="/data/out 1.partial-ab",
+        logs="/data/out 1.logs",
+        code="/runs/.code/ab",
+        python="/venv/bin/python",
+        name="prepare-out",
     )
     assert text == (
         "#!/bin/bash\n"
@@ -118,19 +138,19 @@ def test_the_script_asks_for_nodes_of_cores_and_no_gpu() -> None:
         "\n"
         "set -eo pipefail\n"
         "cd -- /runs/.code/ab\n"
-        "exec /venv/bin/python -m hpc_llm.prepare 'join=/data/out 1'\n"
+        "exec /venv/bin/python -m hpc_llm.prepare 'join=/data/out 1.partial-ab'\n"
     )
 
 
 def test_the_script_runs_in_the_users_environment() -> None:
     words = ["cluster=a100x64", "cluster.setup=[module load python]", "cluster.exports={A: b c}"]
     config = make_config(*words, "cluster.wrapper=[apptainer,exec,a.sif]")
-    text = render_prepare_script(config, directory="/out", code="/code", python="python3", name="p")
+    text = render_prepare_script(config, work="/out", logs="/logs", code="/code", python="python3", name="p")
     assert text.endswith(
         "module load python\nexport A='b c'\ncd -- /code\n"
         "exec apptainer exec a.sif python3 -m hpc_llm.prepare join=/out\n"
     )
     bad = make_config("cluster=a100x64", "cluster.sbatch={array: '1'}", "cluster.partition='a\"b'")
     with pytest.raises(InputError) as error:
-        render_prepare_script(bad, directory="/out", code="/code", python="python3", name="p")
+        render_prepare_script(bad, work="/out", logs="/logs", code="/code", python="python3", name="p")
     assert len(error.value.problems) == 2
