@@ -2,7 +2,7 @@
 
 <out>.partial-<hash of the plan>/
   inputs.json   recipe, and every input file with size and time
-  config.json job.sbatch         for tasks on a cluster
+  prepare.json prepare.sbatch    for tasks on a cluster
   scan/         00000.npz: a chunk's first look (scan.Scanned)
   decided.npz   what becomes of each document
   tokens/       00000.bin .npz: a chunk's tokens (tokenise.Tokenised)

@@ -22,8 +22,8 @@ from hpc_llm.runs import freeze
 from hpc_llm.slurm import client
 from hpc_llm.storage.files import write_atomic, write_json
 
-_CONFIG = "config.json"
-_SCRIPT = "job.sbatch"
+_CONFIG = "prepare.json"
+_SCRIPT = "prepare.sbatch"
 
 
 @dataclass(frozen=True)
