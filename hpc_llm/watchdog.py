@@ -39,8 +39,9 @@ def _watch(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from hpc_llm.recovery.pace import Pace
     from hpc_llm.runs import attention
+    from hpc_llm.runs.layout import RootLayout
 
-    pace = Pace(given.every, lambda: attention.last_call(given.root))
+    pace = Pace(given.every, lambda: attention.last_call(RootLayout(given.root)))
     while True:
         try:
             one_pass(given.root)

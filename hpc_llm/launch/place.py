@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpc_llm.launch.steps import LocalStep, SrunStep, Step, StepSpec
+from hpc_llm.recovery import successor
 from hpc_llm.recovery.causes import ExitCode
+from hpc_llm.runs.layout import RunLayout
 from hpc_llm.slurm import client
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -46,6 +48,9 @@ class Place(Protocol):
     def come_back(self) -> str | None:
         """Once the ranks have saved and left because time is up: have the run started again; how, or None."""
 
+    def finished(self, run: RunLayout) -> None:
+        """The run is complete: nobody needs to wait for this place's end any more."""
+
     def going(self) -> bool:
         """Whether somebody is taking the place away: whoever leaves before that ends the job for good."""
 
@@ -70,6 +75,9 @@ class LocalPlace:
 
     def come_back(self) -> str | None:
         return None
+
+    def finished(self, run: RunLayout) -> None:
+        pass
 
     def going(self) -> bool:
         return False
@@ -130,6 +138,10 @@ class SlurmPlace:
     def come_back(self) -> str | None:
         """Requeue this very job or array task, unless somebody is ending it: a user's scancel is final."""
         return client.requeue_own(self.job, patience_s=PATIENCE_S)
+
+    def finished(self, run: RunLayout) -> None:
+        with contextlib.suppress(client.SlurmError):
+            successor.withdraw(run)
 
     def going(self) -> bool:
         """Asked before a failed job leaves. While the grace of a preemption runs, PreemptTime is set."""

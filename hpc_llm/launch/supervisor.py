@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from hpc_llm.checkpoint.manifest import newest_step
+from hpc_llm.launch.ending import Ending, bear_witness, cluster_facts, judge
 from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.launch.place import LocalPlace, Place, SlurmPlace
 from hpc_llm.launch.steps import Step, StepEnd, StepSpec
-from hpc_llm.recovery import errors
-from hpc_llm.recovery.causes import Cause, ExitCode, classify
+from hpc_llm.recovery import facts
+from hpc_llm.recovery.causes import Cause, ExitCode
 from hpc_llm.recovery.hang import Hang, HangWatch
 from hpc_llm.recovery.history import attempts_since_submission
-from hpc_llm.recovery.policy import Action, Budgets, Decision, decide
+from hpc_llm.recovery.policy import Action, Budgets, Decision, decide, exhausted
 from hpc_llm.runs import attempts, attention, heartbeat, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.storage.files import append_line, restrict_access
@@ -35,7 +36,6 @@ from hpc_llm.storage.files import append_line, restrict_access
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 HEARTBEAT_S = 10.0
 LOOKS_PER_FLOOR = 8  # at the ranks' heartbeats, within recovery.hang_floor_s
-SPOKEN = (Cause.CRASH, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)  # a rank that died of these could still say why
 BUSY = 75  # exit status where another supervisor holds the run (EX_TEMPFAIL)
 
 
@@ -55,12 +55,22 @@ class Supervisor:
             if not alone:
                 print(f"{self.layout.path}: another process is training this run", file=sys.stderr)
                 return BUSY
-            if any(event.event == "completed" for event in ledger.read(self.layout.ledger)):
+            if self._over():
                 return 0
             while True:
                 cause, decision = self._attempt()
                 if not decision.restart or self.signals:
                     return self._leave(cause)
+
+    def _over(self) -> bool:
+        """Whether there is nothing left to do: for a job that Slurm has queued again, also where the run was ended."""
+        record = facts.read(self.layout)
+        if record.facts.completed or not self.place.facts().get("restarts"):
+            return record.facts.completed
+        spent = exhausted(record.facts.history, record.facts.budgets)
+        if spent and record.facts.final is None:
+            ledger.Ledger(self.layout.ledger, f"supervisor-{os.getpid()}").write("given-up", why=spent)
+        return bool(spent) or record.facts.final is not None
 
     def _leave(self, cause: Cause) -> int:
         """The exit status; where Slurm is about to requeue the job, once it says so."""
@@ -77,42 +87,53 @@ class Supervisor:
         book.write("started", attempt=number, checkpoint_step=step_before, **self.place.facts())
         append_line(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
         end, hang = self._wait(self.place.start(self._spec(number), number, log), number, book)
-        cause, failure = Cause.HANG if hang else classify(end.exit_codes, end.first_failed), None
-        if cause in SPOKEN:
-            failure = errors.first(errors.tails(self.layout.attempt(number).glob("rank-*.log")))
-            cause = errors.refine(cause, failure)
-        if cause is Cause.STOPPED and not self.place.parental:
-            # Without a notice to this process it was Slurm that told the ranks: the job is being taken away.
-            cause = Cause.TIME_LIMIT if signal.SIGUSR2 in self.signals else Cause.LOST
         hours = (time.time() - began) / 3600 * self.plan["world_size"]
-        facts = {
+        ending = self._judge(number, end, hang)
+        ended = {
             "attempt": number,
-            "cause": str(cause),
-            "exit_codes": {str(rank): code for rank, code in end.exit_codes.items()},
-            "first_failed": end.first_failed,
-            **({"error": failure.error, "error_rank": failure.rank} if failure else {}),
+            **ending.facts(),
             "checkpoint_step": newest_step(self.layout.checkpoints),
             "gpu_hours": round(hours, 6),
         }
-        decision = self._decide(facts)
-        append_line(log, f"{_now()} {cause}, exit codes by rank {end.exit_codes}; {decision.why}")
-        if failure:
-            append_line(log, failure.text)
+        decision = self._decide(ended)
+        append_line(log, f"{_now()} {ending.cause}, exit codes by rank {end.exit_codes}; {decision.why}")
+        if ending.failure:
+            append_line(log, ending.failure.text)
+        self._conclude(book, ended, ending.cause, decision)
+        return ending.cause, decision
+
+    def _judge(self, number: int, end: StepEnd, hang: Hang | None) -> Ending:
+        ending = judge(
+            self.layout,
+            number,
+            end,
+            hung=hang is not None,
+            in_slurm=not self.place.parental,
+            signals=self.signals,
+            hosts=self.place.facts().get("nodes", []),
+            world_size=self.plan["world_size"],
+        )
+        bear_witness(self.layout, number, ending)
+        return ending
+
+    def _conclude(self, book: ledger.Ledger, ended: dict[str, Any], cause: Cause, decision: Decision) -> None:
+        """Write the end down, and have the run started elsewhere where that was decided."""
         if cause is Cause.LOST or (self._place_ends() and cause is not Cause.COMPLETED):
-            return cause, decision  # Slurm tells better than we why this attempt ended
-        book.write("ended", **facts, restart=decision.restart and not self.signals, why=decision.why)
+            return  # Slurm tells better than we why this attempt ended
+        restart = decision.restart and not self.signals
+        book.write("ended", **ended, restart=restart, action=decision.action.value, why=decision.why)
         if cause is Cause.COMPLETED:
-            book.write("completed", attempt=number, steps=self.plan["steps"])
+            book.write("completed", attempt=ended["attempt"], steps=self.plan["steps"])
+            self.place.finished(self.layout)
         elsewhere = decision.action in (Action.REQUEUE, Action.REQUEUE_EXCLUDING)
         if elsewhere and (how := self.place.come_back()):
-            book.write("requeued", attempt=number, how=how)
-            attention.call(self.layout.path)
-        return cause, decision
+            book.write("requeued", attempt=ended["attempt"], how=how)
+            attention.call(self.layout)
 
     def _decide(self, ended: dict[str, Any]) -> Decision:
-        step = ended["checkpoint_step"]
         events = [*ledger.read(self.layout.ledger), ledger.Event(time.time(), "ended", "", ended)]
-        return decide(attempts_since_submission(events, step), Budgets.of(self.config))
+        history = attempts_since_submission(events, ended["checkpoint_step"], self.plan["world_size"])
+        return decide(history, Budgets.of(self.config), cluster_facts(self.layout, self.config["recovery"]))
 
     def _wait(self, step: Step, attempt: int, book: ledger.Ledger) -> tuple[StepEnd, Hang | None]:
         """Until all ranks have left. The first stop signal asks them to save, the second kills them; a hang aborts."""
@@ -122,12 +143,12 @@ class Supervisor:
             for number in self.signals[obeyed:]:
                 obeyed += 1
                 book.write("notice", signal=signal.Signals(number).name)
-                attention.call(self.layout.path)
+                attention.call(self.layout)
                 step.ask_to_stop() if obeyed == 1 else step.kill()
             beats = heartbeat.read(self.layout.heartbeats, attempt)
             if hang is None and (hang := watch.look(beats, time.monotonic())):
-                facts = {"phase": hang.phase.value, "step": hang.step, "silent_s": round(hang.silent_s, 1)}
-                book.write("hang", attempt=attempt, **facts, limit_s=round(hang.limit_s, 1))
+                seen = {"phase": hang.phase.value, "step": hang.step, "silent_s": round(hang.silent_s, 1)}
+                book.write("hang", attempt=attempt, **seen, limit_s=round(hang.limit_s, 1))
                 self.place.dump_stacks(self.layout.path, self.layout.stacks(attempt))
                 step.abort()
             deadlines = (step.seconds_to_deadline(), recovery["hang_floor_s"] / LOOKS_PER_FLOOR)

@@ -6,25 +6,19 @@ Looking at one file every second is cheap where asking Slurm is not: the watchdo
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
-from hpc_llm.runs.layout import CODE_FOLDER
-
-_FILE = ".attention"
+from hpc_llm.runs.layout import RootLayout, RunLayout
 
 
-def call(run: Path) -> None:
+def call(run: RunLayout) -> None:
     """Have the watchdog of the run's root look soon; without effect where the root cannot be written."""
-    for root in run.parents[:2]:  # <root>/<name> or <root>/<sweep>/<name>
-        if (root / CODE_FOLDER).is_dir():
-            with contextlib.suppress(OSError):
-                (root / _FILE).touch()
-            return
+    with contextlib.suppress(OSError):
+        RootLayout.of(run).attention.touch()
 
 
-def last_call(root: Path) -> int:
+def last_call(root: RootLayout) -> int:
     """When a run called last: nanoseconds of the file system's clock, to be compared with other calls; 0: never."""
     try:
-        return (root / _FILE).stat().st_mtime_ns
+        return root.attention.stat().st_mtime_ns
     except OSError:
         return 0

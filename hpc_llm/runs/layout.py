@@ -124,6 +124,11 @@ class RootLayout:
         return self.path / ".watchdog.pass"
 
     @property
+    def attention(self) -> Path:
+        """Touched by a run that wants the watchdog to look soon."""
+        return self.path / ".attention"
+
+    @property
     def nodes(self) -> Path:
         """Evidence against nodes, a file for each writer."""
         return self.path / ".nodes"

@@ -1,0 +1,77 @@
+"""How an attempt ended, from what is left of its step, what Slurm said, and what the ranks wrote. Standard library."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpc_llm.launch.steps import StepEnd
+from hpc_llm.recovery import errors, nodes
+from hpc_llm.recovery.causes import Cause, classify
+from hpc_llm.recovery.errors import Failure
+from hpc_llm.recovery.policy import Cluster
+from hpc_llm.runs.layout import RootLayout, RunLayout
+
+_SPOKEN = (Cause.CRASH, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)  # a rank that died of these could still say why
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What ended an attempt; `node`: where the rank ran that failed first, as far as that is known."""
+
+    cause: Cause
+    end: StepEnd
+    failure: Failure | None
+    node: str | None
+
+    def facts(self) -> dict[str, Any]:
+        """For the ledger."""
+        return {
+            "cause": str(self.cause),
+            "exit_codes": {str(rank): code for rank, code in self.end.exit_codes.items()},
+            "first_failed": self.end.first_failed,
+            **({"error": self.failure.error, "error_rank": self.failure.rank} if self.failure else {}),
+            **({"node": self.node} if self.node else {}),
+        }
+
+
+def judge(
+    layout: RunLayout, attempt: int, end: StepEnd, *, hung: bool, in_slurm: bool, signals: Collection[int],
+    hosts: Sequence[str], world_size: int,
+) -> Ending:  # fmt: skip
+    """The ending of an attempt whose step has ended. `signals`: those that the supervisor has got."""
+    cause, failure = Cause.HANG if hung else classify(end.exit_codes, end.first_failed), None
+    if cause in _SPOKEN:
+        failure = errors.first(errors.tails(layout.attempt(attempt).glob("rank-*.log")))
+        cause = errors.refine(cause, failure)
+    if cause is Cause.STOPPED and in_slurm:
+        # Without a notice to this process it was Slurm that told the ranks: the job is being taken away.
+        cause = Cause.TIME_LIMIT if signal.SIGUSR2 in signals else Cause.LOST
+    rank = failure.rank if failure else end.first_failed
+    node = hosts[rank * len(hosts) // world_size] if hosts and rank is not None else None  # ranks lie in blocks
+    return Ending(cause, end, failure, node)
+
+
+def bear_witness(layout: RunLayout, attempt: int, ending: Ending) -> None:
+    """Write down what the ending says against its node; a root that cannot be written keeps no run from going on."""
+    if ending.node is None:
+        return
+    rank = ending.end.first_failed
+    log = "".join(errors.tails([layout.rank_log(attempt, rank)])) if rank is not None else ""
+    with contextlib.suppress(OSError):
+        root = RootLayout.of(layout).path
+        nodes.witness(root, ending.node, ending.cause, log, run=layout.name, attempt=attempt)
+
+
+def cluster_facts(layout: RunLayout, recovery: dict[str, Any]) -> Cluster:
+    """Nodes that the evidence of all runs of the root speaks against. Spare ones no allocation of ours has."""
+    try:
+        evidence = nodes.read(RootLayout.of(layout).path)
+    except OSError:
+        return Cluster()
+    limits = (recovery["node_exclusion_h"], recovery["max_excluded_nodes"])
+    return Cluster(nodes.excluded(nodes.standings(evidence, time.time(), *limits)))
