@@ -1,10 +1,14 @@
-"""`python -m hpc_llm.prepare data=… [+cluster=NAME] [key=value…]`: train a tokenizer, tokenise a corpus into shards."""
+"""`python -m hpc_llm.prepare data=… [+cluster=NAME] [key=value…]`: train a tokenizer, tokenise a corpus into shards.
+
+`python -m hpc_llm.prepare inspect=DIR [step=K rows=N]`: what step K of a run, or of prepared data, trains on.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -23,6 +27,8 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _prepare(words: list[str]) -> int:
+    if any(word.startswith("inspect=") for word in words):
+        return _inspect(words)
     from hpc_llm.config import checks
     from hpc_llm.config.compose import compose
     from hpc_llm.data.manifest import directory_for
@@ -57,6 +63,17 @@ def _here(config: RunConfig, directory: Path, words: list[str]) -> int:
     print(f"already prepared: {directory}" if known else f"prepared in {seconds:.1f} s: {directory}")
     print(summary(made))
     print(f"next: {shlex.join(['python', '-m', 'hpc_llm.submit', *words])}")
+    return 0
+
+
+def _inspect(words: list[str]) -> int:
+    from hpc_llm.data import inspect
+    from hpc_llm.launch import inspected
+
+    asked = inspected.ask(words)
+    width = shutil.get_terminal_size((120, 24)).columns
+    for line in inspect.lines(asked.config, asked.plan, asked.directory, asked.step, asked.rows, width):
+        print(line)
     return 0
 
 

@@ -7,14 +7,17 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from hpc_llm.checkpoint.errors import NoValidCheckpoint, SaveFailed
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch.parent import die_with_parent
-from hpc_llm.planning.plan import with_micro_batch
+from hpc_llm.planning.plan import RunPlan, with_micro_batch
+from hpc_llm.recovery import accounting
 from hpc_llm.recovery.causes import ExitCode
 from hpc_llm.runs import attempts, freeze, ledger
 from hpc_llm.runs.heartbeat import Heart, Phase
@@ -82,6 +85,8 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
     config, plan = freeze.read_config(layout), freeze.read_plan(layout)
     restrict_access(config.run.group)
     plan = with_micro_batch(plan, config, int(os.environ.get("HPC_LLM_MICRO_BATCH", plan.micro_batch)))
+    if config.checkpoint.every == "auto":
+        plan = replace(plan, checkpoint_every_s=_interval_s(layout, plan))
     if place.world_size != plan.world_size:
         raise InputError(
             f"{layout.path}: planned for {plan.world_size} ranks, started with {place.world_size}; "
@@ -126,6 +131,16 @@ def _heart(layout: RunLayout, place: RankEnvironment) -> Callable[[int, Phase], 
         return lambda step, phase: None
     node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
     return Heart(layout.node_heartbeat(node), int(attempt)).beat
+
+
+def _interval_s(layout: RunLayout, plan: RunPlan) -> float:
+    """Daly's interval, from what saves took and how often the run was interrupted up to now."""
+    return accounting.checkpoint_interval_s(
+        ledger.read(layout.ledger),
+        num_nodes=plan.nodes,
+        checkpoint_bytes=plan.checkpoint_bytes,
+        now=time.time(),
+    )
 
 
 def _known_steps(layout: RunLayout) -> int:

@@ -18,7 +18,7 @@ EVERY_S = 60.0  # shared systems ask not to be polled more often
 
 
 def main(words: list[str] | None = None) -> int:
-    """0 after a pass with --once, or when stopped."""
+    """0 after a pass with --once, or when stopped; 1 where the pass could not write."""
     return verbs.run("watchdog", _watch, words, hydra=False)
 
 
@@ -26,16 +26,31 @@ def _watch(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m hpc_llm.watchdog", description=__doc__)
     parser.add_argument("root", type=Path, metavar="RUN_ROOT")
     parser.add_argument("--once", action="store_true", help="one pass, then leave")
-    parser.add_argument("--every", type=float, default=EVERY_S, metavar="SECONDS", help="between passes (default 60)")
+    parser.add_argument(
+        "--every",
+        type=float,
+        default=EVERY_S,
+        metavar="SECONDS",
+        help="between passes (default 60); a few follow sooner when Slurm acts on a run",
+    )
     given = parser.parse_args(words)
     if not given.root.is_dir():
         raise InputError(f"{given.root}: no such folder; give the run.root of your runs, for example ./runs")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    from hpc_llm.recovery.pace import Pace
+    from hpc_llm.runs import attention
+
+    pace = Pace(given.every, lambda: attention.last_call(given.root))
     while True:
-        one_pass(given.root)
+        try:
+            one_pass(given.root)
+        except OSError as error:  # the disk is full, or away: so may it be for the runs, and they will need us
+            print(f"watchdog: {error}", file=sys.stderr, flush=True)
+            if given.once:
+                return 1
         if given.once:
             return 0
-        time.sleep(given.every)
+        pace.wait()
 
 
 def one_pass(root: Path) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hpc_llm.checkpoint.errors import ManifestError
 from hpc_llm.storage.files import fsync_directory, sha256_file, write_json
@@ -44,6 +45,7 @@ class Manifest:
     optimizer: str  # the implementation that wrote the states
     versions: dict[str, str]
     files: list[FileEntry]
+    phases: list[dict[str, Any]] = field(default_factory=list)  # mixtures trained with so far (planning.mixture)
     format: int = FORMAT
 
 

@@ -145,7 +145,7 @@ class TrainConfig:
 class CheckpointConfig:
     """When the run saves and what it keeps."""
 
-    every: str = "500steps"  # steps, tok, s, min or h
+    every: str = "500steps"  # steps, tok, s, min or h; auto: Daly's interval
     keep: int = 2  # newest checkpoints that stay
     permanent_every: str | None = None  # steps or tok; these stay for good
 

@@ -11,12 +11,14 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from hpc_llm.data.samples import Arrays, Samples
+from hpc_llm.data.samples import Samples
 from hpc_llm.data.stream import Stream
 from hpc_llm.planning.batch import accumulation, pass_rows
 
 _CHUNK_TOKENS = 1 << 18  # read at once: handing over less costs more than reading it; 2 MB as int64
+_CHUNK_STEPS = 16  # at most: small steps are read fast enough
 _CHUNKS_AHEAD = 2
+_NOTHING = -1  # a row that a pass lacks, or that lies beyond the end of the text
 
 Passes = list[tuple[torch.Tensor, ...]]  # per pass: tokens, targets int64, where packed documents int32; see Batches
 
@@ -30,11 +32,17 @@ class Share:
     global_batch: int  # sequences
     micro_batch: int  # sequences per rank and pass
 
-    def passes(self) -> list[slice]:
-        """Rows of the global batch in each pass of this rank; short or empty where the batch does not divide."""
-        count = accumulation(self.global_batch, self.world_size, self.micro_batch)
-        shape = (self.global_batch, self.world_size, self.micro_batch)
-        return [slice(*pass_rows(*shape, self.rank, index)) for index in range(count)]
+    @property
+    def num_passes(self) -> int:
+        return accumulation(self.global_batch, self.world_size, self.micro_batch)
+
+    def rows(self) -> np.ndarray:
+        """Rows of the global batch: int64 [num_passes, micro_batch], _NOTHING where the batch does not divide."""
+        rows = np.full((self.num_passes, self.micro_batch), _NOTHING)
+        for index, own in enumerate(rows):
+            first, end = pass_rows(self.global_batch, self.world_size, self.micro_batch, self.rank, index)
+            own[: end - first] = np.arange(first, end)
+        return rows
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,9 @@ class Batches:
     """
 
     def __init__(self, stream: Stream, share: Share, pinned: bool = False) -> None:
-        self._stream, self._share, self._pinned = stream, share, pinned
-        step_tokens = len(share.passes()) * share.micro_batch * stream.samples[0].seq_len
-        self._chunk_steps = max(1, _CHUNK_TOKENS // step_tokens)
+        self._stream, self._rows, self._pinned = stream, share.rows(), pinned
+        step_tokens = self._rows.size * stream.samples[0].seq_len
+        self._chunk_steps = min(max(1, _CHUNK_TOKENS // step_tokens), _CHUNK_STEPS)
         self._chunks: deque[_Chunk] = deque()  # in a row without gaps
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
@@ -96,19 +104,18 @@ class Batches:
         self.close()
 
     def _ask(self, steps: range) -> None:
-        self._chunks.append(_Chunk(steps, self._thread.submit(lambda: [self._read(step) for step in steps])))
+        self._chunks.append(_Chunk(steps, self._thread.submit(self._read, steps)))
 
-    def _read(self, step: int) -> Passes:
+    def _read(self, steps: range) -> list[Passes]:
         """Only the thread calls this."""
-        rows, length = self._stream.mixture.step(step), self._stream.seq_len(step)
-        passes = _passes(self._stream.samples, rows.sources, rows.samples, self._share)
-        return [tuple(self._tensor(array, length) for array in arrays) for arrays in passes]
-
-    def _tensor(self, array: np.ndarray, length: int) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if length != tensor.shape[1]:
-            tensor = tensor.reshape(-1, length)
-        return tensor.contiguous().pin_memory() if self._pinned else tensor
+        wanted = [self._stream.mixture.step(step) for step in steps]
+        sources = np.stack([rows.sources for rows in wanted])  # [steps, global_batch]
+        ids = np.stack([rows.samples for rows in wanted])
+        tensors = _read(self._stream.samples, sources, ids, self._rows, self._pinned)
+        return [
+            [tuple(_cut(part, self._stream.seq_len(step)) for part in parts) for parts in zip(*passes, strict=True)]
+            for step, *passes in zip(steps, *tensors, strict=True)
+        ]
 
 
 def heldout_batches(samples: Samples, share: Share, num_batches: int) -> Iterator[Passes]:
@@ -118,27 +125,34 @@ def heldout_batches(samples: Samples, share: Share, num_batches: int) -> Iterato
     """
     size = share.global_batch
     for start in range(0, min(num_batches * size, samples.num_samples), size):
-        ids = np.arange(start, min(start + size, samples.num_samples))
-        passes = _passes([samples], np.zeros_like(ids), ids, share)
-        yield [tuple(torch.from_numpy(array) for array in arrays) for arrays in passes]
+        ids = np.arange(start, start + size)[None]
+        sources = np.where(ids < samples.num_samples, 0, _NOTHING)
+        yield list(zip(*(part[0] for part in _read([samples], sources, ids, share.rows(), False)), strict=True))
 
 
-def _passes(
-    samples: Sequence[Samples], sources: np.ndarray, ids: np.ndarray, share: Share
-) -> list[tuple[np.ndarray, ...]]:
-    """Sources and ids of a global batch [≤ global_batch] → the arrays of each pass of this rank."""
-    passes = []
-    for rows in share.passes():
-        own_sources, own_ids = sources[rows], ids[rows]
-        arrays = samples[0].blank(share.micro_batch)
-        for source, reader in enumerate(samples):
-            places = np.flatnonzero(own_sources == source)
-            if len(places):
-                reader.read(own_ids[places], arrays, places)
-        passes.append(_present(samples[0].finish(arrays, len(own_ids))))
-    return passes
+def _read(
+    samples: Sequence[Samples], sources: np.ndarray, ids: np.ndarray, rows: np.ndarray, pinned: bool
+) -> list[torch.Tensor]:
+    """Sources and ids of global batches [steps, global_batch] → tokens, targets and, where packed, documents.
+
+    Each is [steps, passes, micro_batch, seq_len].
+    """
+    own_sources = np.where(rows == _NOTHING, _NOTHING, sources[:, rows]).ravel()
+    own_ids = ids[:, rows].ravel()
+    arrays = samples[0].blank(len(own_ids))
+    for source, reader in enumerate(samples):
+        places = np.flatnonzero(own_sources == source)
+        if len(places):
+            reader.read(own_ids[places], arrays, places)
+    arrays = samples[0].finish(arrays, own_sources == _NOTHING)
+    tensors = [
+        torch.from_numpy(array) for array in (arrays.tokens, arrays.targets, arrays.documents) if array is not None
+    ]
+    if pinned:
+        tensors = [tensor.contiguous().pin_memory() for tensor in tensors]
+    return [tensor.view(len(sources), *rows.shape, -1) for tensor in tensors]
 
 
-def _present(arrays: Arrays) -> tuple[np.ndarray, ...]:
-    found = (arrays.tokens, arrays.targets)
-    return found if arrays.documents is None else (*found, arrays.documents)
+def _cut(part_BS: torch.Tensor, length: int) -> torch.Tensor:
+    """Sequences of seq_len as more of them of `length`."""
+    return part_BS if part_BS.shape[1] == length else part_BS.reshape(-1, length)

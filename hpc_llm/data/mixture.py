@@ -37,12 +37,12 @@ class Mixture:
         return self.stages[bisect_right(self._starts, step) - 1]
 
     def step(self, step: int) -> Rows:
-        """Rows of one step: [global_batch] each. Not for several threads at once."""
+        """Rows of one step: [global_batch] each."""
         number, within = divmod(step, self._block_steps)
-        if self._block is None or self._block[0] != number:
-            self._block = (number, self.steps(number * self._block_steps, self._block_steps))
-        block = self._block[1]
-        return Rows(block.sources[within], block.samples[within])
+        block = self._block  # once, for several threads may ask
+        if block is None or block[0] != number:
+            self._block = block = (number, self.steps(number * self._block_steps, self._block_steps))
+        return Rows(block[1].sources[within], block[1].samples[within])
 
     def steps(self, start: int, count: int) -> Rows:
         """Rows of steps start … start + count − 1."""

@@ -20,7 +20,7 @@ from hpc_llm.storage.files import write_atomic
 _FORMAT = 1
 _HEADER = 6  # format, seq_len, start of the SHA-256 of the shard's index, rows, pieces, positions in use
 
-OnProgress = Callable[[str, int, int], None]  # stage, bytes of shards done, bytes in all
+OnProgress = Callable[[str, int, int, int], None]  # stage, bytes of shards done, bytes in all, tokens (0: not counted)
 
 
 def ensure(directory: Path, seq_len: int, on_progress: OnProgress | None = None) -> None:
@@ -41,7 +41,7 @@ def ensure(directory: Path, seq_len: int, on_progress: OnProgress | None = None)
                     _write(directory, shard, seq_len)
                 done += size * shard.tokens
                 if on_progress:
-                    on_progress(f"packing rows of {seq_len} tokens", done, total)
+                    on_progress(f"packing rows of {seq_len} tokens", done, total, 0)
     except OSError as error:
         raise InputError(
             f"data.packing=best_fit: {directory} cannot be written ({error.strerror}); "

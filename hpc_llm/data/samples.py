@@ -35,8 +35,8 @@ class Samples(Protocol):
     def read(self, ids: np.ndarray, arrays: Arrays, rows: np.ndarray) -> None:
         """Samples `ids` (int [n], each in [0, num_samples)) into `rows` (int [n]) of what `blank` gave."""
 
-    def finish(self, arrays: Arrays, num_rows: int) -> Arrays:
-        """What was read, of which the first `num_rows` rows count."""
+    def finish(self, arrays: Arrays, empty: np.ndarray) -> Arrays:
+        """What was read; nothing was into the rows of `empty` (bool [rows])."""
 
 
 class Concatenated:
@@ -55,13 +55,13 @@ class Concatenated:
         assert arrays.buffer is not None
         self._shards.gather_into(arrays.buffer, rows, ids, self.seq_len)
 
-    def finish(self, arrays: Arrays, num_rows: int) -> Arrays:
-        if num_rows == len(arrays.tokens) and self._eos is None:
+    def finish(self, arrays: Arrays, empty: np.ndarray) -> Arrays:
+        if self._eos is None and not empty.any():
             return arrays
         assert arrays.buffer is not None
-        arrays.buffer[num_rows:] = 0
+        arrays.buffer[empty] = 0
         targets = arrays.targets.copy()
-        targets[num_rows:] = IGNORED
+        targets[empty] = IGNORED
         if self._eos is not None:
             targets[arrays.tokens == self._eos] = IGNORED
         return Arrays(arrays.tokens, targets)
@@ -101,5 +101,5 @@ class BestFit:
             arrays.documents[row, place:end] = document
             place = end
 
-    def finish(self, arrays: Arrays, num_rows: int) -> Arrays:
+    def finish(self, arrays: Arrays, empty: np.ndarray) -> Arrays:
         return arrays

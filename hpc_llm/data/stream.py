@@ -11,6 +11,7 @@ from hpc_llm.data.manifest import read_manifest
 from hpc_llm.data.mixture import Mixture
 from hpc_llm.data.samples import BestFit, Concatenated, Samples
 from hpc_llm.data.shards import ShardSet
+from hpc_llm.planning.lengths import Lengths
 from hpc_llm.planning.mixture import stages
 from hpc_llm.planning.plan import RunPlan, sources_of
 
@@ -28,9 +29,12 @@ class Stream:
         return next(length for start, length in reversed(self.seq_lens) if start <= step)
 
 
-def training(config: RunConfig, plan: RunPlan) -> Stream:
-    """The stream of a run. InputError if its data is not there, too small, or its mixture cannot be had."""
-    directory, seq_len = Path(plan.data_directory), config.train.seq_len
+def training(config: RunConfig, plan: RunPlan | Lengths, directory: Path) -> Stream:
+    """The stream of a run on the data in `directory`.
+
+    InputError if that is not there, too small, or the mixture cannot be had.
+    """
+    seq_len = config.train.seq_len
     manifest = read_manifest(directory)
     samples = {
         name: _samples(config, ShardSet(directory, "train", manifest, name)) for name in config.data.source_names
@@ -43,9 +47,9 @@ def training(config: RunConfig, plan: RunPlan) -> Stream:
     return Stream(mixture, list(samples.values()), plan.seq_lens)
 
 
-def heldout(config: RunConfig, plan: RunPlan) -> Samples:
+def heldout(config: RunConfig, directory: Path) -> Samples:
     """Held-out samples of all sources in file order. InputError if there is not one."""
-    shards = ShardSet.open(Path(plan.data_directory), "heldout")
+    shards = ShardSet.open(directory, "heldout")
     samples = _samples(config, shards)
     if samples.num_samples == 0:
         raise too_short(shards.directory, "heldout", shards.num_tokens, config.train.seq_len)

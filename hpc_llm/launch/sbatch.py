@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import ClusterConfig, RunConfig
 from hpc_llm.launch.directives import Option, check_extras, directive, has_control_characters
+from hpc_llm.recovery.policy import SUCCESSOR_LEAVES
 
 SIGNAL = "USR2"  # NCCL takes USR1
 
@@ -29,7 +30,7 @@ def render_script(
     if not all(path.startswith("/") for path in paths):
         raise ValueError("run directories must be absolute: Slurm reads them on another machine")
     header = options(config, run_dir=run_dir, name=name, indices=tuple(array) if array else ())
-    return script(config.cluster, header, _body(config.cluster, run_dir, python, array), [*paths, python])
+    return script(config.cluster, header, _body(config, run_dir, python, array), [*paths, python])
 
 
 def script(cluster: ClusterConfig, header: Iterable[Option], body: Iterable[str], paths: list[str]) -> str:
@@ -117,7 +118,8 @@ def array_spec(indices: tuple[int, ...], throttle: int | None = None) -> str:
     return f"{text}%{throttle}" if throttle else text
 
 
-def _body(cluster: ClusterConfig, run_dir: str, python: str, array: Mapping[int, str] | None) -> Iterator[str]:
+def _body(config: RunConfig, run_dir: str, python: str, array: Mapping[int, str] | None) -> Iterator[str]:
+    cluster = config.cluster
     yield "set -eo pipefail  # not -u: the functions of environment modules read unset variables"
     if array:
         yield "run_dirs=("
@@ -131,6 +133,10 @@ def _body(cluster: ClusterConfig, run_dir: str, python: str, array: Mapping[int,
     yield from (f"export {name}={shlex.quote(value)}" for name, value in cluster.exports.items())
     # Where --chdir fails Slurm falls back to /tmp, and python -m would import whatever lies there.
     yield 'cd -- "$run_dir/code"'
+    if config.recovery.successor:
+        yield "# Queues the job that waits for the end of this one; a job that has nothing left to do leaves here."
+        command = f'{shlex.quote(python)} -m hpc_llm.recovery.successor "$run_dir"'
+        yield f"{command} || [[ $? -ne {SUCCESSOR_LEAVES} ]] || exit 0"
     if cluster.wrapper:
         yield f"# The supervisor starts the ranks, each step inside: {shlex.join(cluster.wrapper)}"
     yield f'exec {shlex.quote(python)} -m hpc_llm.launch.supervisor "$run_dir"'

@@ -33,7 +33,7 @@ def pack_shown(config: RunConfig, directory: Path) -> None:
     from hpc_llm.data import packs
 
     with progress() as report:
-        packs.ensure(directory, config.train.seq_len, lambda stage, done, total: report(stage, done, total, 0))
+        packs.ensure(directory, config.train.seq_len, report)
 
 
 def say(line: str) -> None:

@@ -73,7 +73,8 @@ def _next(done: Outcome, configs: Sequence[RunConfig]) -> None:
     print("next:")
     print(f"  squeue --jobs={numbers}")
     print(f"  python -m hpc_llm.status {root}")
-    print(f"  python -m hpc_llm.watchdog {root}      # keeps them going: in tmux, or sbatch/watchdog.sbatch")
+    if not configs[0].recovery.successor:
+        print(f"  python -m hpc_llm.watchdog {root}      # keeps them going: in tmux, or sbatch/watchdog.sbatch")
     print(f"  scancel {numbers.replace(',', ' ')}")
     gpu = next((config for config in configs if config.cluster.device != "cpu"), None)
     if gpu is not None and operators.needed(gpu.optim.name, "cuda"):

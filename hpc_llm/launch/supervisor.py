@@ -27,15 +27,15 @@ from hpc_llm.recovery import errors
 from hpc_llm.recovery.causes import Cause, ExitCode, classify
 from hpc_llm.recovery.hang import Hang, HangWatch
 from hpc_llm.recovery.history import attempts_since_submission
-from hpc_llm.recovery.policy import Budgets, Decision, decide
-from hpc_llm.runs import attempts, heartbeat, ledger
+from hpc_llm.recovery.policy import Action, Budgets, Decision, decide
+from hpc_llm.runs import attempts, attention, heartbeat, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.storage.files import append_line, restrict_access
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 HEARTBEAT_S = 10.0
 LOOKS_PER_FLOOR = 8  # at the ranks' heartbeats, within recovery.hang_floor_s
-SPOKEN = (Cause.CRASH, Cause.KILLED, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)  # whose logs are searched
+SPOKEN = (Cause.CRASH, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)  # a rank that died of these could still say why
 BUSY = 75  # exit status where another supervisor holds the run (EX_TEMPFAIL)
 
 
@@ -103,8 +103,10 @@ class Supervisor:
         book.write("ended", **facts, restart=decision.restart and not self.signals, why=decision.why)
         if cause is Cause.COMPLETED:
             book.write("completed", attempt=number, steps=self.plan["steps"])
-        if cause is Cause.TIME_LIMIT and (how := self.place.come_back()):
+        elsewhere = decision.action in (Action.REQUEUE, Action.REQUEUE_EXCLUDING)
+        if elsewhere and (how := self.place.come_back()):
             book.write("requeued", attempt=number, how=how)
+            attention.call(self.layout.path)
         return cause, decision
 
     def _decide(self, ended: dict[str, Any]) -> Decision:
@@ -120,6 +122,7 @@ class Supervisor:
             for number in self.signals[obeyed:]:
                 obeyed += 1
                 book.write("notice", signal=signal.Signals(number).name)
+                attention.call(self.layout.path)
                 step.ask_to_stop() if obeyed == 1 else step.kill()
             beats = heartbeat.read(self.layout.heartbeats, attempt)
             if hang is None and (hang := watch.look(beats, time.monotonic())):

@@ -15,7 +15,7 @@ STEPS_OR_TOKENS = ("steps", "tok")
 
 @dataclass(frozen=True)
 class Lengths:
-    """Periods of a run; of the two of checkpoints one is set."""
+    """Periods of a run; of the two of checkpoints one is set, and none for checkpoint.every=auto."""
 
     steps: int
     tokens_per_step: int
@@ -46,7 +46,8 @@ def lengths(config: RunConfig, tokens_per_epoch: int | None) -> Lengths:
         return found.steps(tokens) if found else 0
 
     duration = read("train.duration", train.duration, (*STEPS_OR_TOKENS, "ep"))
-    every = read("checkpoint.every", checkpoint.every, (*STEPS_OR_TOKENS, "s", "min", "h"))
+    auto = checkpoint.every == "auto"
+    every = None if auto else read("checkpoint.every", checkpoint.every, (*STEPS_OR_TOKENS, "s", "min", "h"))
     if duration and duration.unit == "ep" and tokens_per_epoch is None:
         problems.append(
             f"train.duration={train.duration!r}: the length of an epoch is not known before the data is prepared; "
@@ -71,6 +72,15 @@ def lengths(config: RunConfig, tokens_per_epoch: int | None) -> Lengths:
     if problems:
         raise InputError(problems)
     return result
+
+
+def phases(config: RunConfig) -> list[Phase]:
+    """The phases of the mixture alone. InputError where one cannot be read."""
+    tokens, problems = config.train.global_batch * config.train.seq_len, list[str]()
+    found = _phases(config, lambda _, text: parse(text, STEPS_OR_TOKENS).steps(tokens), problems)
+    if problems:
+        raise InputError(problems)
+    return found
 
 
 def _phases(config: RunConfig, steps: Callable[[str, str], int], problems: list[str]) -> list[Phase]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
+from typing import Any
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.planning.shares import Shares, largest_remainders
@@ -46,6 +47,11 @@ class Stage:
         """Samples of each source in all steps before `step`, which lies in this stage or ends it."""
         here = self.shares.before(step - self.start)
         return tuple(seen + count for seen, count in zip(self.seen, here, strict=True))
+
+
+def begun(phases: Sequence[Phase], step: int) -> list[dict[str, Any]]:
+    """The phases that some step before `step` lies in, as plain data: what a checkpoint has been trained with."""
+    return [asdict(phase) for phase in phases if phase.start < step]
 
 
 def stages(phases: Sequence[Phase], sources: Sequence[Source], batch: int, steps: int) -> list[Stage]:
@@ -122,13 +128,15 @@ def _last_batch(
 ) -> list[int]:
     """A batch in which a source gives no more than it has left, and the others what that leaves, in proportion."""
     rooms = [source.cap - taken for source, taken in zip(sources, seen, strict=True)]
-    counts, open_ = [0] * len(sources), {index for index, weight in enumerate(weights) if weight}
+    whole = math.lcm(*(weight.denominator for weight in weights))
+    parts = [int(weight * whole) for weight in weights]
+    counts, open_ = [0] * len(sources), {index for index, part in enumerate(parts) if part}
     while True:
-        total = sum((weights[index] for index in open_), Fraction(0))
-        if total == 0:
+        if not open_:
             raise _used_up(sources, step, steps)
-        shares = [weight / total if index in open_ else Fraction(0) for index, weight in enumerate(weights)]
-        wanted = largest_remainders(shares, batch - sum(counts))
+        wanted = largest_remainders(
+            [part if index in open_ else 0 for index, part in enumerate(parts)], batch - sum(counts)
+        )
         full = {index for index in open_ if wanted[index] > rooms[index]}
         if not full:
             return [count + more for count, more in zip(counts, wanted, strict=True)]

@@ -11,6 +11,7 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import accumulation, rows_per_rank
 from hpc_llm.planning.choice import choose
 from hpc_llm.planning.hardware import GIB, GPUS, Gpu
+from hpc_llm.planning.interval import expected_save_s, interval_s, mtbf_s
 from hpc_llm.planning.lengths import Lengths, lengths
 from hpc_llm.planning.memory import USABLE_FRACTION, MemoryEstimate
 from hpc_llm.planning.mixture import Phase, Source, stages
@@ -109,6 +110,7 @@ def make_plan(config: RunConfig, data: DataFacts | None, *, memory_available: in
     tokens = length.steps * length.tokens_per_step
     parameters = parameter_count(config.model)
     flops = flops_per_token(config.model, train.seq_len)
+    num_bytes = checkpoint_bytes(parameters, config.optim.name, train.precision)
     # An MFU is a share of the bf16 peak: it says nothing about fp32.
     peak = gpu.peak_tflops if gpu and train.precision == "bf16" else None
     time = walltime(cluster, peak, flops, tokens)
@@ -126,11 +128,11 @@ def make_plan(config: RunConfig, data: DataFacts | None, *, memory_available: in
         warmup_steps=length.warmup_steps,
         eval_every_steps=length.eval_every_steps,
         checkpoint_every_steps=length.checkpoint_every_steps,
-        checkpoint_every_s=length.checkpoint_every_s,
+        checkpoint_every_s=_save_every_s(config, length.checkpoint_every_s, num_bytes),
         permanent_every_steps=length.permanent_every_steps,
         parameters=parameters,
         flops_per_token=flops,
-        checkpoint_bytes=checkpoint_bytes(parameters, config.optim.name, train.precision),
+        checkpoint_bytes=num_bytes,
         memory=choice.memory,
         memory_available=usable,
         peak_tflops=peak,
@@ -174,6 +176,14 @@ def sources_of(config: RunConfig, num_samples: Mapping[str, int]) -> list[Source
         Source(name, num_samples[name], config.data.sources[name].max_epochs if name in config.data.sources else None)
         for name in config.data.source_names
     ]
+
+
+def _save_every_s(config: RunConfig, given: float | None, num_bytes: int) -> float | None:
+    """For checkpoint.every=auto Daly's interval before anything is measured; each attempt takes it anew."""
+    if config.checkpoint.every != "auto":
+        return given
+    nodes = config.cluster.nodes
+    return round(interval_s(expected_save_s(num_bytes, nodes), mtbf_s(nodes)), 1)
 
 
 def _usable(gpu: Gpu | None, measured: int | None) -> int | None:

@@ -78,6 +78,7 @@ def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     every = (
         f"{plan.checkpoint_every_steps:,} steps" if plan.checkpoint_every_steps else f"{plan.checkpoint_every_s:g} s"
     )
+    every += f" {_origin('auto')}" if config.checkpoint.every == "auto" else ""
     kept = f", for good every {plan.permanent_every_steps:,} steps" if plan.permanent_every_steps else ""
     yield "checkpoint", f"{_gib(plan.checkpoint_bytes)} every {every}, {config.checkpoint.keep} kept{kept}"
     yield "evaluation", f"every {plan.eval_every_steps:,} steps, {config.train.eval_batches} global batches"

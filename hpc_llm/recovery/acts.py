@@ -6,9 +6,11 @@ for in the queue before it is sent again; everything else may be said to Slurm t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,10 @@ from hpc_llm.recovery.facts import Queue, Record, addresses
 from hpc_llm.recovery.policy import AGAIN, Action, Decision
 from hpc_llm.recovery.watch import JobFacts
 from hpc_llm.runs import ledger
+from hpc_llm.runs.layout import RootLayout
 from hpc_llm.slurm import client
+
+UNANSWERED_S = 30.0  # a slow slurmctld may still take a submission whose answer was lost
 
 
 @dataclass(frozen=True)
@@ -55,17 +60,38 @@ def carry_out(root: Path, seen: Sequence[Seen], queue: Queue) -> tuple[list[Seen
     return done, refused
 
 
+def note(run: Seen, book: ledger.Ledger, job: str) -> None:
+    """Write down what was decided where `job` carries it out by being there (recovery.successor)."""
+    act = _Act(run, book, None, Queue(ask=False))
+    act.tell_the_end()
+    book.write(run.decision.action.value, why=run.decision.why, job=job, **act.charge())
+
+
+def sent_already(record: Record, queue: Queue, task: str) -> str | None:
+    """A job of this run in the queue that its ledger does not know: sent by somebody who died over it."""
+    layout, known = record.layout, addresses(record)
+    name = re.search(r'--job-name="?([^"\n]+)', layout.script.read_text())
+    folder = os.path.realpath(layout.path.parent if task else layout.path)
+    for job in queue.jobs:
+        if job.live and job.address.partition("_")[2] == task and job.address not in known:
+            place = job.work_dir if task else os.path.dirname(job.work_dir)  # noqa: PTH120 – code is a link
+            if name is not None and job.name == name[1] and os.path.realpath(place) == folder:
+                return job.address
+    return None
+
+
 class _Act:
     """One decision, carried out."""
 
-    def __init__(self, run: Seen, book: ledger.Ledger, blame: Blame, queue: Queue) -> None:
-        self.run, self.book, self.blame, self.queue = run, book, blame, queue
+    def __init__(self, run: Seen, book: ledger.Ledger, blame: Blame | None, queue: Queue) -> None:
+        self.run, self.book, self.queue = run, book, queue
+        self.blame = blame or Blame(RootLayout.of(run.record.layout).path)
         self.record, self.facts, self.decision = run.record, run.record.facts, run.decision
 
     def __call__(self) -> None:
         action, address = self.decision.action, self.facts.address
         assert address is not None
-        self._tell_the_end()
+        self.tell_the_end()
         more: dict[str, Any] = {"job": address}
         if action is Action.EXPEDITE:
             self._leave_out(address)
@@ -84,13 +110,14 @@ class _Act:
             successor = self.run.job.successor
             more = {"job": successor.address if successor is not None and successor.live else address}
             client.cancel(more["job"])
-        cause = {"cause": str(self.decision.cause)} if self._charges_the_job() else {}
-        self.book.write(action.value, why=self.decision.why, **more, **cause)
+        self.book.write(action.value, why=self.decision.why, **more, **self.charge())
 
-    def _charges_the_job(self) -> bool:
-        return self.decision.cause is Cause.LAUNCH_FAILED and self.decision.action in AGAIN
+    def charge(self) -> dict[str, str]:
+        """For a job in which no attempt began: the failure has no other place in the ledger."""
+        launch = self.decision.cause is Cause.LAUNCH_FAILED and self.decision.action in AGAIN
+        return {"cause": str(self.decision.cause)} if launch else {}
 
-    def _tell_the_end(self) -> None:
+    def tell_the_end(self) -> None:
         """The end of an attempt that could not tell it itself, as Slurm does."""
         history, cause = self.facts.history, self.decision.cause
         if cause is None or cause is Cause.LAUNCH_FAILED or not history or history[-1].cause is not Cause.LOST:
@@ -102,6 +129,7 @@ class _Act:
             checkpoint_step=history[-1].checkpoint_step,
             gpu_hours=round(self._hours(history[-1].gpu_hours), 6),
             restart=self.decision.action in AGAIN,
+            at=life.end_time if (life := self.run.job.last_life) is not None else None,
             why=self.decision.why,
         )
 
@@ -114,9 +142,13 @@ class _Act:
         return max(at_least, (life.end_time - started) / 3600 * self.record.world_size)
 
     def _leave_out(self, address: str) -> None:
-        """Bad nodes, from the job that is pending: only then may a plain user change that."""
+        """Bad nodes, from the job that is pending: only then may a plain user change that.
+
+        Where Slurm says no (the job has just started), the run goes on with them.
+        """
         if bad := self._excluded():
-            client.update(address, ExcNodeList=bad)
+            with contextlib.suppress(client.SlurmRefused):
+                client.update(address, ExcNodeList=bad)
 
     def _excluded(self) -> str:
         """Nodes to exclude, with those that the user does, as sbatch and scontrol take them; the ledger gets them."""
@@ -135,8 +167,10 @@ class _Act:
         nodes: list[str] = []
         if not self.facts.began:
             nodes = self.blame.of_launch(self.record, self.run.job.last_life)
-        found = self._sent_already(task)
+        found = sent_already(self.record, self.queue, task)
         if found is None:
+            if self.facts.sent_at is not None and time.time() - self.facts.sent_at < UNANSWERED_S:
+                raise client.SlurmUnavailable("a submission a moment ago may still come to light")
             self.book.write("resubmitting", after=address)
             options = [f"--array={task}"] if task else []
             if bad := self._excluded():
@@ -144,15 +178,3 @@ class _Act:
             job_id = client.submit(self.record.layout.script, *options)
             found = f"{job_id}_{task}" if task else str(job_id)
         return {"job": found, "nodes": nodes}
-
-    def _sent_already(self, task: str) -> str | None:
-        """A job of this run in the queue that its ledger does not know: sent by a watchdog that died over it."""
-        layout, known = self.record.layout, addresses(self.record)
-        name = re.search(r'--job-name="?([^"\n]+)', layout.script.read_text())
-        folder = os.path.realpath(layout.path.parent if task else layout.path)
-        for job in self.queue.jobs:
-            if job.live and job.address.partition("_")[2] == task and job.address not in known:
-                place = job.work_dir if task else os.path.dirname(job.work_dir)  # noqa: PTH120 – code is a link
-                if name is not None and job.name == name[1] and os.path.realpath(place) == folder:
-                    return job.address
-        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from hpc_llm.slurm import client
 from hpc_llm.slurm.records import JobLife
 
 _LOG_TAIL_BYTES = 256 * 1024
-_KINDS = {Cause.KILLED: "death", Cause.HANG: "hang", Cause.NODE_FAILURE: "node-failure"}
 _UP = ("idle", "mixed", "allocated", "completing", "reserved", "planned")
 
 
@@ -47,10 +47,9 @@ class Blame:
             return
         end, run = history[-1], record.layout.name
         assert end.node is not None
-        if end.cause in _KINDS:
-            self._report(end.node, _KINDS[end.cause], run, attempt)
-        for line in self._faults(record, attempt)[:1]:
-            self._report(end.node, "gpu-fault", run, attempt, said=line)
+        if (end.node, run, attempt) not in {(seen.node, seen.run, seen.attempt) for seen in self._all()}:
+            nodes.witness(self._root, end.node, end.cause, self._log(record, attempt), run=run, attempt=attempt)
+            self._evidence = None
 
     def of_launch(self, record: Record, life: JobLife | None) -> list[str]:
         """The nodes that may have failed to start the job: those of its last life, or the drained ones among them."""
@@ -62,7 +61,7 @@ class Blame:
             suspects = [name for name in names if name in down] or names
             launches = sum(end.cause is Cause.LAUNCH_FAILED for end in record.facts.history)
             for name in suspects:
-                self._report(name, "launch-failed", record.layout.name, launches, 1 / len(suspects))
+                self._launch_failed(name, record.layout.name, launches, 1 / len(suspects))
             return suspects
         return []
 
@@ -70,7 +69,7 @@ class Blame:
         """Nodes to exclude from the run's next job; none where too few would be left to run it at all."""
         recovery, cluster = record.config["recovery"], record.config["cluster"]
         exclusion_h, most = recovery.get("node_exclusion_h", 24.0), recovery.get("max_excluded_nodes", 8)
-        bad = nodes.excluded(nodes.standings(self._all(), _now(), exclusion_h, most))
+        bad = nodes.excluded(nodes.standings(self._all(), time.time(), exclusion_h, most))
         if not bad:
             return ()
         try:
@@ -81,10 +80,10 @@ class Blame:
         left = {node.name for node in there if node.up} - bad
         return tuple(sorted(bad)) if len(left) >= cluster["nodes"] else ()
 
-    def _report(self, node: str, kind: str, run: str, attempt: int, weight: float = 1.0, said: str = "") -> None:
-        key = (node, kind, run, attempt)
+    def _launch_failed(self, node: str, run: str, number: int, weight: float) -> None:
+        key = (node, "launch-failed", run, number)
         if key not in {(seen.node, seen.kind, seen.run, seen.attempt) for seen in self._all()}:
-            nodes.report(self._root, node, kind, run=run, attempt=attempt, weight=weight, said=said)
+            nodes.report(self._root, node, "launch-failed", run=run, attempt=number, weight=weight)
             self._evidence = None
 
     def _all(self) -> list[nodes.Evidence]:
@@ -92,18 +91,19 @@ class Blame:
             self._evidence = nodes.read(self._root)
         return self._evidence
 
-    def _faults(self, record: Record, attempt: int) -> list[str]:
+    def _log(self, record: Record, attempt: int) -> str:
+        """The last words of the rank that failed first."""
         ended = [e.facts for e in record.events if e.event == "ended" and e.facts.get("attempt") == attempt]
         rank = ended[-1].get("first_failed") if ended else None
         if rank is None:
-            return []
+            return ""
         try:
             with record.layout.rank_log(attempt, rank).open("rb") as file:
                 file.seek(0, 2)
                 file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
-                return nodes.faults_in(file.read().decode(errors="replace"))
+                return file.read().decode(errors="replace")
         except OSError:
-            return []
+            return ""
 
     def _sinfo(self) -> Sequence[Node]:
         if self._nodes is None:
@@ -113,9 +113,3 @@ class Blame:
 
 
 _SINFO = ("sinfo", "--noheader", "--Node", "--format=%N|%P|%T")
-
-
-def _now() -> float:
-    import time
-
-    return time.time()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hpc_llm.recovery import watch
 from hpc_llm.recovery.facts import Queue
@@ -43,6 +44,7 @@ class Census:
     runs: dict[str, Entry] = field(default_factory=dict)
     folders: dict[str, float] = field(default_factory=dict)  # of sweeps: modification time when they were listed
     notified: dict[str, float] = field(default_factory=dict)  # what the user was told, and when
+    outbox: dict[str, tuple[list[str], dict[str, Any]]] = field(default_factory=dict)  # what they are still to be told
     text: str = field(default="", compare=False)  # as it was read
 
 
@@ -62,7 +64,7 @@ def load(root: Path) -> Census:
         if plain["version"] != VERSION:
             return Census()
         runs = {path: Entry(*values) for path, values in plain["runs"].items()}
-        return Census(here.last_pass.stat().st_mtime, runs, plain["folders"], plain["notified"], text)
+        return Census(here.last_pass.stat().st_mtime, runs, plain["folders"], plain["notified"], plain["outbox"], text)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Census()
 
@@ -70,8 +72,8 @@ def load(root: Path) -> Census:
 def save(root: Path, census: Census) -> None:
     """For the next pass, where anything changed."""
     runs = {path: list(vars(entry).values()) for path, entry in census.runs.items()}
-    plain = {"version": VERSION, "folders": census.folders, "notified": census.notified, "runs": runs}
-    text = json.dumps(plain, separators=(",", ":"))
+    plain = {"version": VERSION, "folders": census.folders, "notified": census.notified, "outbox": census.outbox}
+    text = json.dumps({**plain, "runs": runs}, separators=(",", ":"))
     if text != census.text:
         write_atomic(RootLayout(root).census, text)
         census.text = text

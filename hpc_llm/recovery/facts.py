@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpc_llm.checkpoint.manifest import newest_step
+from hpc_llm.recovery import watch
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import AGAIN, Budgets
@@ -22,6 +23,7 @@ from hpc_llm.slurm.records import JobLife, QueuedJob
 
 SUBMISSIONS = ("submitted", "resubmitted")
 _LIFE_S = 14 * 86400.0  # how far back sacct is asked at most
+_MOST_IDS = 5000  # on a command line; for more, sacct is asked for all of this user's jobs
 # What a supervisor that was asked in vain leaves with: RequeueExit may name any of them.
 _EXIT_CODES = frozenset({0, 1, 2, 75, 80})
 
@@ -87,11 +89,12 @@ def addresses(record: Record) -> set[str]:
 class Queue:
     """One squeue for all of this user's jobs."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ask: bool = True) -> None:
         self.jobs: list[QueuedJob] = []
         self.asked = False
         with contextlib.suppress(client.SlurmError):
-            self.jobs, self.asked = client.queued(), True
+            if ask:
+                self.jobs, self.asked = client.queued(), True
         self.by_address = {job.address: job for job in self.jobs}
 
     def job(self, address: str | None) -> QueuedJob | None:
@@ -109,7 +112,7 @@ class Answers:
         numbers = {int(run.address.partition("_")[0]) for run in asked if run.address}
         since_s = min(_LIFE_S, time.time() - min(run.submitted_at for run in asked) + 3600)
         with contextlib.suppress(client.SlurmError):
-            for life in client.lives(sorted(numbers), since_s=since_s):
+            for life in client.lives(sorted(numbers) if len(numbers) < _MOST_IDS else (), since_s=since_s):
                 if life.end_time is not None:  # the last life that ended, of each address
                     self._lives[life.address] = life
             self._remembered = True
@@ -135,7 +138,7 @@ def _for_sacct(run: RunFacts, queue: Queue) -> bool:
         return False
     job = queue.job(run.address)
     untold = bool(run.history) and run.history[-1].cause is Cause.LOST
-    return job is None or (job.state == "PENDING" and (untold or not run.began))
+    return job is None or (job.state == "PENDING" and (untold or watch.glance(job) == "event"))
 
 
 def site_requeues() -> bool:

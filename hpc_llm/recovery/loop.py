@@ -34,8 +34,9 @@ def one_pass(root: Path) -> list[Seen]:
         done, refused = carry_out(root, list(seen.values()), queue)
         for path, run in seen.items():
             known.runs[path] = _entry(run, now, acted=run in done, refused=run in refused)
-        telling.tell(root, known, seen, done)
+        telling.note(root, known, seen, done)
         census.save(root, known)
+        telling.send(root, known)
     write_atomic(
         RootLayout(root).last_pass, json.dumps({"time": now, "host": os.uname().nodename, "pid": os.getpid()}) + "\n"
     )

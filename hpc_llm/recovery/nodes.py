@@ -13,12 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.storage.files import append_line
 
 # What each kind weighs; from 1 on a node is left out. A fault that hardware reports about itself is enough, and so is
 # a launch that failed on one node alone; deaths may be the program's, so it takes two.
 WEIGHTS = {"gpu-fault": 1.0, "launch-failed": 1.0, "node-failure": 0.5, "death": 0.5, "hang": 0.5, "slow": 0.34}
+_KINDS = {Cause.KILLED: "death", Cause.HANG: "hang", Cause.NODE_FAILURE: "node-failure"}
 CLEARED = "cleared"
 ENOUGH = 1.0
 
@@ -65,6 +67,17 @@ def report(root: Path, node: str, kind: str, *, run: str, attempt: int, weight: 
     scale = WEIGHTS.get(kind, 0.0) * weight
     seen = Evidence(round(time.time(), 3), node, kind, run, attempt, round(scale, 3), said[:300])
     append_line(folder / f"{os.uname().nodename}-{os.getpid()}.jsonl", json.dumps(seen.__dict__))
+
+
+def witness(root: Path, node: str, cause: Cause, log: str, *, run: str, attempt: int) -> None:
+    """Write down what the end of an attempt says about `node`, where the rank ran that failed first and wrote `log`.
+
+    A Python error is the program's; a death by signal, a hang or a lost node may be the node's.
+    """
+    for line in faults_in(log)[:1]:
+        report(root, node, "gpu-fault", run=run, attempt=attempt, said=line)
+    if cause in _KINDS:
+        report(root, node, _KINDS[cause], run=run, attempt=attempt)
 
 
 def clear(root: Path, node: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from hpc_llm.recovery.causes import Cause
 
+SUCCESSOR_LEAVES = 75  # exit status of recovery.successor in a job that has nothing to do (EX_TEMPFAIL)
+
 
 class Action(str, enum.Enum):
     """What is done about a run; its value is the ledger's word for it."""
@@ -180,6 +182,9 @@ def _without_progress(history: Sequence[Ended]) -> int:
 
     Failures of a node that is left out now, and jobs that never began, say nothing about the run.
     """
-    telling = [end for end in history if not end.node_excluded and end.cause is not Cause.LAUNCH_FAILED]
-    progress = [end.checkpoint_step > end.start_step for end in telling]
-    return next((count for count, moved in enumerate(reversed(progress)) if moved), len(progress))
+    moved = [
+        end.checkpoint_step > end.start_step
+        for end in history
+        if end.checkpoint_step > end.start_step or not (end.node_excluded or end.cause is Cause.LAUNCH_FAILED)
+    ]
+    return next((count for count, one in enumerate(reversed(moved)) if one), len(moved))

@@ -1,6 +1,6 @@
 """What a user is told, once per event: a run or sweep that came to its end, the first of its runs that needs a person.
 
-One message for a sweep, not one for each of its runs.
+One message for a sweep, not one for each of its runs. What could not be sent waits in the census for the next pass.
 """
 
 from __future__ import annotations
@@ -18,35 +18,43 @@ from hpc_llm.recovery.policy import Action
 
 _SILENT = ("completed", "cancelled", "stopped")  # its user knows, or has no need to
 _FORGET_S = 90 * 86400.0
+_PATIENCE_S = 86400.0  # with a command or webhook that fails
 
 
-def tell(root: Path, known: Census, seen: Mapping[str, Seen], done: Sequence[Seen]) -> None:
-    """Send what is new; `known.notified` remembers it across passes and watchdogs."""
-    given_up = {run.record.layout.path: run for run in done if run.decision.action is Action.STOP}
+def note(root: Path, known: Census, seen: Mapping[str, Seen], done: Sequence[Seen]) -> None:
+    """Put what is new into `known.outbox`."""
+    given_up = {run.record.layout.path for run in done if run.decision.action is Action.STOP}
     for path, run in seen.items():
         words = run.record.config["recovery"].get("notify") or []
         if not words:
             continue
-        why = _failure(run, given_up)
-        group = _group(path)
-        submission = _submission(run)
+        group, submission = _group(path), _submission(run)
+        common = {"name": group, "root": str(root), "time": time.time()}
+        why = run.decision.why if run.record.layout.path in given_up else _failure(run)
         if why is not None:
-            event = {"event": "failed", "name": group, "run": path, "why": why}
-            _once(root, known, f"failed {group} {submission}", words, event)
+            event = {"event": "failed", **common, "run": path, "why": why}
+            _once(known, f"failed {group} {submission}", words, event)
         if all(known.runs[other].state in ("ended", "complete") for other in _members(known, group)):
-            _once(
-                root,
-                known,
-                f"ended {group} {submission}",
-                words,
-                {"event": "ended", "name": group, **_sum(known, group)},
-            )
+            event = {"event": "ended", **common, **_sum(known, group)}
+            _once(known, f"ended {group} {submission}", words, event)
 
 
-def _failure(run: Seen, given_up: Mapping[Path, Seen]) -> str | None:
+def send(root: Path, known: Census) -> None:
+    """Empty the outbox, message by message; each is remembered as soon as it is out."""
+    for key, (words, event) in list(known.outbox.items()):
+        problem = notify.send(words, event)
+        if problem is not None:
+            print(f"recovery.notify: {problem}", file=sys.stderr)
+            if time.time() - event["time"] < _PATIENCE_S:
+                continue
+        del known.outbox[key]
+        known.notified = {old: at for old, at in known.notified.items() if time.time() - at < _FORGET_S}
+        known.notified[key] = time.time()
+        census.save(root, known)
+
+
+def _failure(run: Seen) -> str | None:
     """Why a person is needed."""
-    if run.record.layout.path in given_up:
-        return run.decision.why
     final = run.record.facts.final
     return final if final is not None and final not in _SILENT and not run.record.facts.completed else None
 
@@ -71,13 +79,6 @@ def _sum(known: Census, group: str) -> dict[str, int]:
     return {"runs": len(states), "completed": states.count("complete")}
 
 
-def _once(root: Path, known: Census, key: str, words: Sequence[str], event: dict[str, Any]) -> None:
-    if key in known.notified:
-        return
-    problem = notify.send(words, {**event, "root": str(root), "time": time.time()})
-    if problem is not None:
-        print(f"recovery.notify: {problem}", file=sys.stderr)
-        return
-    known.notified = {old: at for old, at in known.notified.items() if time.time() - at < _FORGET_S}
-    known.notified[key] = time.time()
-    census.save(root, known)
+def _once(known: Census, key: str, words: Sequence[str], event: dict[str, Any]) -> None:
+    if key not in known.notified:
+        known.outbox.setdefault(key, (list(words), event))

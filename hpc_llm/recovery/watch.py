@@ -15,7 +15,6 @@ from hpc_llm.slurm.records import JobLife, QueuedJob
 EXPEDITE_FROM_S = 5.0  # a requeued job that has less to wait is left alone
 ORPHAN_AFTER_S = 180.0  # a running job whose supervisor has been silent for this long has nobody in it
 FORGOTTEN_AFTER_S = 300.0  # MinJobAge: how long squeue may know a job that sacct does not show yet
-UNANSWERED_S = 30.0  # a slow slurmctld may still take a submission whose answer was lost
 
 NOTHING = Decision(Action.NOTHING, "")
 _CAUSES = {
@@ -88,8 +87,8 @@ def decide(run: RunFacts, job: JobFacts, now: float) -> Decision:
     if state is None:
         if not job.remembered or now - run.submitted_at < FORGOTTEN_AFTER_S:
             return NOTHING  # without accounting a cancelled job and a lost one look alike
-        return _again(run, "Slurm knows nothing of it any more", Cause.UNKNOWN, now)
-    return _again(run, state, _CAUSES[state], now) if state in _CAUSES else NOTHING
+        return _again(run, "Slurm knows nothing of it any more", Cause.UNKNOWN)
+    return _again(run, state, _CAUSES[state]) if state in _CAUSES else NOTHING
 
 
 def charged(run: RunFacts, cause: Cause) -> list[Ended]:
@@ -161,9 +160,7 @@ def _held(job: QueuedJob) -> str:
     return "by a person" if "held" in reason or "special exit" in reason or job.state == "SPECIAL_EXIT" else ""
 
 
-def _again(run: RunFacts, why: str, cause: Cause, now: float) -> Decision:
-    if run.sent_at is not None and now - run.sent_at < UNANSWERED_S:
-        return NOTHING
+def _again(run: RunFacts, why: str, cause: Cause) -> Decision:
     cause = cause if run.began else Cause.LAUNCH_FAILED
     return _spent(charged(run, cause), run, why, cause) or Decision(Action.RESUBMIT, why, cause=cause)
 

@@ -17,8 +17,10 @@ from typing import Any
 from hpc_llm.config import schema
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.planning.mixture import Phase
+from hpc_llm.planning.lengths import phases
+from hpc_llm.planning.mixture import Phase, begun
 from hpc_llm.planning.plan import MemoryEstimate, RunPlan
+from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
 from hpc_llm.storage.files import fsync_directory, share_with_group, write_atomic
 
@@ -74,10 +76,24 @@ def layout_for(config: RunConfig) -> RunLayout:
 
 
 def differences(config: RunConfig, layout: RunLayout) -> list[str]:
-    """The keys in which `config` asks for another training than the run already frozen there."""
-    there, here = identity(read_config(layout)), identity(config)
+    """The keys in which `config` asks for another training than the run already frozen there.
+
+    Phases of the mixture that begin after the newest checkpoint may be another's: what was seen stays as it was.
+    """
+    earlier = read_config(layout)
+    there, here = identity(earlier), identity(config)
+    if _same_so_far(earlier, config, layout):
+        there["data"].pop("mixture")
+        here["data"].pop("mixture")
     old, new = _flat(there), _flat(here)
     return [f"{key}={old.get(key)}, now {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+
+
+def _same_so_far(earlier: RunConfig, config: RunConfig, layout: RunLayout) -> bool:
+    """Whether both mixtures have the same phases up to the newest checkpoint that the ledger knows of."""
+    events = ledger.read(layout.ledger)
+    step = max((event.facts["step"] for event in events if event.event == "checkpointed"), default=0)
+    return step > 0 and begun(phases(earlier), step) == begun(phases(config), step)
 
 
 @dataclass(frozen=True)
@@ -192,9 +208,9 @@ def read_plan(layout: RunLayout) -> RunPlan:
     """The frozen plan; InputError if `layout` is no run."""
     plain = _read(layout.plan)
     try:
-        memory, phases = MemoryEstimate(**plain["memory"]), [Phase(**phase) for phase in plain["phases"]]
+        memory, mixtures = MemoryEstimate(**plain["memory"]), [Phase(**phase) for phase in plain["phases"]]
         seq_lens = [(start, length) for start, length in plain["seq_lens"]]
-        return RunPlan(**{**plain, "memory": memory, "phases": phases, "seq_lens": seq_lens})
+        return RunPlan(**{**plain, "memory": memory, "phases": mixtures, "seq_lens": seq_lens})
     except (KeyError, TypeError) as error:
         raise InputError(f"{layout.plan}: not a plan of this version ({error}); submit the run again") from None
 

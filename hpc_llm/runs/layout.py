@@ -103,6 +103,11 @@ class RootLayout:
 
     path: Path
 
+    @staticmethod
+    def of(run: RunLayout) -> RootLayout:
+        """The root that a frozen run lies in: its code is <root>/.code/<hash>."""
+        return RootLayout(run.code.resolve().parent.parent)
+
     @property
     def watch_lock(self) -> Path:
         """Held by the watchdog that makes its pass."""

@@ -50,7 +50,8 @@ def queued(*, finished: bool = True) -> list[QueuedJob]:
     """One squeue for all of this user's jobs, a record per array task; `finished`: those of the last minutes too."""
     states = ["--states=all"] if finished else []
     format_ = f"--format={records.SQUEUE_FIELDS}"
-    return records.read_squeue(call("squeue", "--noheader", "--array", f"--user={os.getuid()}", *states, format_))
+    words = ["--noheader", "--array", f"--user={os.getuid()}", *_federation()]
+    return records.read_squeue(call("squeue", *words, *states, format_))
 
 
 def lives(job_ids: Iterable[int] = (), *, since_s: float) -> list[JobLife]:
@@ -59,8 +60,14 @@ def lives(job_ids: Iterable[int] = (), *, since_s: float) -> list[JobLife]:
     words = [f"--jobs={which}"] if which else [f"--uid={os.getuid()}"]
     start = f"--starttime=now-{max(1, round(since_s))}seconds"
     fields = f"--format={records.SACCT_FIELDS}"
+    words = [*words, *_federation()]
     text = call("sacct", "--noheader", "--duplicates", "--allocations", "--parsable2", *words, start, fields)
     return records.read_sacct(text)
+
+
+def _federation() -> list[str]:
+    """A job may have been sent to a sibling cluster; where there is no federation this asks the one there is."""
+    return [] if "SLURM_CLUSTERS" in os.environ else ["--federation"]
 
 
 def show(address: str) -> list[Job]:

@@ -17,10 +17,12 @@ import torch
 from hpc_llm.checkpoint import choose, manifest, retention
 from hpc_llm.checkpoint.errors import SaveFailed
 from hpc_llm.checkpoint.manifest import FileEntry, Manifest
+from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Passes, Share, heldout_batches
 from hpc_llm.model.transformer import Transformer
+from hpc_llm.planning.mixture import begun
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs.heartbeat import Phase
 from hpc_llm.storage.files import write_atomic
@@ -59,8 +61,9 @@ def run(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device
     share = Share(attempt.rank, plan.world_size, config.train.global_batch, plan.micro_batch)
     seq_len, checkpointing = config.train.seq_len, plan.activation_checkpointing
     engine = Engine(config, plan, lambda: Transformer(config.model, seq_len, checkpointing), device, attempt.rank)
-    with Batches(stream.training(config, plan), share, pinned=device.type == "cuda") as batches:
-        heldout = heldout_batches(stream.heldout(config, plan), share, config.train.eval_batches)
+    data = Path(plan.data_directory)
+    with Batches(stream.training(config, plan, data), share, pinned=device.type == "cuda") as batches:
+        heldout = heldout_batches(stream.heldout(config, data), share, config.train.eval_batches)
         trainer = Trainer(config, plan, attempt, engine, batches, list(heldout), stop)
         start = trainer.resume()
         metrics = open_metrics(config, plan, attempt, device, start)
@@ -110,6 +113,8 @@ class Trainer:
         """Load the newest checkpoint that all ranks find whole; the number of steps it has done, 0 if none."""
         attempt, plan = self.attempt, self.plan
         log.info("micro-batch %d, %d passes, ZeRO %d", plan.micro_batch, plan.accumulation, plan.zero_stage)
+        if plan.checkpoint_every_s is not None:
+            log.info("saving every %.1f s", plan.checkpoint_every_s)
         chosen = choose.newest_valid(
             attempt.checkpoints, attempt.known_steps, attempt.rank, self.plan.world_size, gather_objects
         )
@@ -119,11 +124,20 @@ class Trainer:
         if chosen.manifest is None:
             log.info("starting at step 0 of %d", self.plan.steps)
             return 0
+        self._check_mixture(chosen.manifest)
         self.engine.load(attempt.checkpoints, chosen.manifest, attempt.rank)
         self._saved_step = chosen.manifest.step
         log.info("going on from the checkpoint of step %d of %d", self._saved_step, self.plan.steps)
         attempt.record("resumed", attempt=attempt.number, step=self._saved_step)
         return self._saved_step
+
+    def _check_mixture(self, chosen: Manifest) -> None:
+        """InputError where the checkpoint has seen what the plan says it has not; phases to come may differ."""
+        if chosen.phases not in ([], begun(self.plan.phases, chosen.step)):
+            raise InputError(
+                f"data.mixture: the checkpoint of step {chosen.step} was trained with another one; give it as it was "
+                f"({chosen.phases}), new phases from {chosen.step}steps on"
+            )
 
     def train(self, start: int, metrics: Metrics) -> Outcome:
         """Steps from `start` to the end of the plan, or until asked to stop; saved at its end either way.
@@ -236,6 +250,7 @@ class Trainer:
             optimizer=self.engine.optimizer_name,
             versions=versions(),
             files=files,
+            phases=begun(self.plan.phases, step),
         )
         manifest.publish(folder, described)
 

@@ -40,3 +40,13 @@ def test_the_first_traceback_of_the_first_rank_is_what_the_ledger_tells(tmp_path
     assert (end["cause"], end["error_rank"]) == ("crash", 1)
     assert end["error"] == "ValueError: a bug of the user's"
     assert "ValueError: a bug of the user's" in hurt.layout.supervisor_log(1).read_text()
+
+
+def test_an_interval_that_is_left_to_the_run_follows_what_its_saves_took_and_how_often_it_failed(
+    tmp_path: Path,
+) -> None:
+    hurt = run(tmp_path, "auto", *WORDS, "checkpoint.every=auto", faults=crash("bug"))
+    assert hurt.status == 0, hurt.output
+    said = [hurt.layout.rank_log(attempt, 0).read_text() for attempt in (1, 2)]
+    first, second = (float(text.partition("saving every ")[2].split()[0]) for text in said)
+    assert second < first / 1.4  # one failure more: half the time between them

@@ -14,7 +14,7 @@ WORDS = ("cluster.gpus_per_node=2", "recovery.hang_floor_s=10", "recovery.start_
 
 def test_a_rank_that_is_stopped_is_found_and_the_run_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
     plain = run(tmp_path, "plain", *WORDS)
-    hurt = run(tmp_path, "hung", *WORDS, faults=[{"attempt": 1, "rank": 1, "kind": "stop-step", "step": 25}])
+    hurt = run(tmp_path, "hung", *WORDS, faults=[{"attempt": 1, "rank": 1, "kind": "stop", "step": 25}])
     assert hurt.status == 0, hurt.output
     (hang,) = hurt.named("hang")
     assert hang["phase"] == "training"

@@ -119,7 +119,7 @@ def test_every_optimizer_trains_and_resumes_to_the_bit(root: Path, optimizer: st
     words = (f"optim={optimizer}", "optim.warmup=2steps", "train.zero_stage=2", "cluster.gpus_per_node=2")
     plain = run(root, f"{optimizer}-plain", *words)
     assert plain.status == 0, plain.output
-    faults = [{"attempt": 1, "rank": 1, "kind": "kill-step", "step": 5}]
+    faults = [{"attempt": 1, "rank": 1, "kind": "kill", "step": 5}]
     hurt = run(root, optimizer, *words, faults=faults)
     assert hurt.status == 0, hurt.output
     assert hurt.losses == plain.losses
@@ -146,7 +146,7 @@ def test_without_a_compiler_the_trainer_says_so_and_uses_torchs_adam(
 def test_a_checkpoint_of_another_optimizer_is_refused_in_one_line(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults = [{"attempt": 1, "rank": 0, "kind": "kill-step", "step": 5}]
+    faults = [{"attempt": 1, "rank": 0, "kind": "kill", "step": 5}]
     run(root, "changed", "recovery.max_crashes=0", faults=faults)
     monkeypatch.setenv("HPC_LLM_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")

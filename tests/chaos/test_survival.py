@@ -42,7 +42,7 @@ def test_a_run_that_is_killed_filled_up_and_damaged_ends_as_if_nothing_had_been(
     assert plain.status == 0, plain.output
 
     faults: list[dict[str, Any]] = [
-        {"attempt": 1, "rank": draw.randrange(ranks), "kind": "kill-step", "step": draw.randrange(4, 7)},
+        {"attempt": 1, "rank": draw.randrange(ranks), "kind": "kill", "step": draw.randrange(4, 7)},
         {"attempt": 2, "rank": 0, "kind": "kill-save", "event": draw.randrange(1, 7)},
         {"attempt": 3, "rank": writer, "kind": "full", "after": draw.randrange(1, 3000)},
     ]
@@ -77,7 +77,7 @@ def test_a_run_killed_at_every_single_touch_of_a_checkpoint_file_in_turn_ends_th
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_stops_and_says_so(root: Path) -> None:
-    faults = [{"attempt": 1, "rank": 0, "kind": "kill-step", "step": 5}]
+    faults = [{"attempt": 1, "rank": 0, "kind": "kill", "step": 5}]
     hurt = run(root, "lost", "recovery.max_crashes=0", faults=faults)
     for step in manifest.steps(hurt.layout.checkpoints):
         damage(hurt, step, "flip")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hpc_llm.config.schema import DataConfig, RunConfig, build, to_dict
+from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, SourceFacts
 from hpc_llm.data.mixture import Mixture
 from hpc_llm.data.samples import Concatenated
-from hpc_llm.data.shards import ShardSet
+from hpc_llm.data.shards import ShardSet, ShardWriter
 from hpc_llm.data.stream import Stream
 from hpc_llm.planning.mixture import Phase, Source, stages
 
@@ -31,7 +35,7 @@ def run_config(**data: Any) -> RunConfig:
             "trackers": {},
         },
     )
-    plain = {**to_dict(config.data), **data}
+    plain = to_dict(dataclasses.replace(config.data, **data))
     return dataclasses.replace(config, data=build(DataConfig, plain))
 
 
@@ -45,3 +49,42 @@ def one_source(shards: ShardSet, seed: int, seq_len: int, global_batch: int) -> 
     source = Source("corpus", samples.num_samples)
     parts = stages([Phase(0, {"corpus": 1.0})], [source], global_batch, steps=10**9)
     return Stream(Mixture(seed, [source], parts, global_batch), [samples], [(0, seq_len)])
+
+
+EOS = 1  # ends every document of write_data
+
+
+def write_data(directory: Path, documents: dict[str, list[list[int]]], shard_tokens: int = 10**6) -> Path:
+    """Prepared data made of documents as they stand, by source; those of the first one are held out too."""
+    shards: dict[str, list[Shard]] = {"train": [], "heldout": []}
+    sources = {}
+    for source in sorted(documents):
+        heldout = documents[source] if source == min(documents) else []
+        tokens, counts = {}, {}
+        for split, texts in (("train", documents[source]), ("heldout", heldout)):
+            with ShardWriter(directory, split, source, 128, shard_tokens) as writer:
+                for text in texts:
+                    writer.append(np.array(text), text_bytes=len(text))
+            shards[split] += writer.shards
+            tokens[split], counts[split] = sum(map(len, texts)), len(texts)
+        counts = {"in": sum(counts.values()), **counts, "rejects": 0, "duplicates": 0}
+        sources[source] = SourceFacts(counts, 0, tokens, sum(tokens.values()), [])
+    manifest = Manifest(
+        version=FORMAT_VERSION,
+        dtype="uint16",
+        vocab_size=128,
+        padded_vocab_size=128,
+        eos_id=EOS,
+        tokenizer="tokenizer.model",  # whoever decodes puts one there
+        tokenizer_sha256="",
+        documents={key: sum(each.documents[key] for each in sources.values()) for key in sources[source].documents},
+        tokens={split: sum(each.tokens[split] for each in sources.values()) for split in shards},
+        bytes_per_token=1.0,
+        unigram_entropy=1.0,
+        recipe={},
+        library="",
+        sources=sources,
+        shards=shards,
+    )
+    (directory / MANIFEST).write_text(manifest.to_json())
+    return directory

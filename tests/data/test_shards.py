@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.data.manifest import FORMAT_VERSION, Manifest, SourceFacts, facts, read_manifest
+from hpc_llm.data.order import sample_ids
 from hpc_llm.data.shards import ShardSet, ShardWriter, dtype_for
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=40), min_size=1, max_size=20)
@@ -102,8 +103,16 @@ def test_opening_reads_no_token(tmp_path: Path) -> None:
         shards={"train": [shard], "heldout": []},
     )
     (tmp_path / "manifest.json").write_text(manifest.to_json())
+    before = resident_bytes()
     large = ShardSet.open(tmp_path, "train")
+    ids = sample_ids(1, 10**9, 64, large.num_samples(2048))
+    assert large.gather(ids, 2048).sum() == 0
     assert large.gather(np.array([large.num_samples(2048) - 1]), 2048).sum() == 0
+    assert resident_bytes() - before < 65 * 16 * 4096 + 8e6, "65 samples, each with the pages around it, and no more"
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def test_folder_without_a_manifest_says_how_to_prepare(tmp_path: Path) -> None:

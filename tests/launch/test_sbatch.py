@@ -270,3 +270,23 @@ def test_array_specifications_name_every_index_once(indices: set[int], throttle:
     named = [index for first, _, last in ranges for index in range(int(first), int(last or first) + 1)]
     assert named == sorted(indices)
     assert limit == (str(throttle) if throttle else "")
+
+
+@pytest.mark.parametrize(
+    ("status", "trains"), [(0, True), (1, True), (2, True), (75, False)], ids=["goes on", "fails", "crashes", "leaves"]
+)
+def test_a_job_with_a_successor_trains_unless_that_says_leave(tmp_path: Path, status: int, trains: bool) -> None:
+    """Whatever else goes wrong with the successor keeps nobody from training."""
+    run_dir = tmp_path / "one"
+    (run_dir / "code").mkdir(parents=True)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\n[[ $2 != hpc_llm.recovery.successor ]] || exit {status}\necho "$2"\nexit 7\n')
+    python.chmod(0o755)
+    config = make_config("cluster=local-slurm", "recovery.successor=true")
+    text = script(config, run_dir=str(run_dir), python=str(python))
+    done = subprocess.run(["bash"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == ((7, "hpc_llm.launch.supervisor\n") if trains else (0, ""))
+
+
+def test_without_a_successor_the_script_knows_nothing_of_one() -> None:
+    assert "successor" not in script(make_config("cluster=local-slurm"))

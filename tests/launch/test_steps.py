@@ -371,7 +371,7 @@ def test_a_run_that_always_crashes_stops_when_its_budget_is_spent(run: Any) -> N
     story = run("leave(1)", 1, "recovery.max_crashes=2", "recovery.max_no_progress=9")
     assert story.status() == 1
     assert story.causes == ["crash"] * 3
-    assert story.facts("ended")[-1]["why"] == "3 crashes (recovery.max_crashes=2)"
+    assert story.facts("ended")[-1]["why"] == "crash: 3 crashes (recovery.max_crashes=2)"
 
 
 def test_a_run_without_progress_stops(run: Any) -> None:

@@ -86,6 +86,53 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
         assert torch.equal(one.grad, other.grad)
 
 
+PIECES = [5, 1, 7, 3]  # documents of a packed row; the last is padding
+
+
+def packed() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens, targets and documents, [2, SEQ_LEN]: both rows of PIECES, in opposite order."""
+    torch.manual_seed(0)
+    tokens, targets = torch.randint(0, CONFIG.vocab_size, (2, 2, SEQ_LEN))
+    numbers = torch.repeat_interleave(torch.tensor([1, 2, 3, 0]), torch.tensor(PIECES))
+    documents = torch.stack([numbers, numbers.flip(0)]).int()
+    return tokens, targets.masked_fill(documents == 0, IGNORED), documents
+
+
+def test_a_packed_document_is_seen_as_if_it_stood_alone() -> None:
+    tokens, targets, documents = packed()
+    together, alone = model(), model()
+    logits = together.logits(tokens, documents)
+    together(tokens, targets, documents).backward()
+    for row, number in [(row, number) for row in range(2) for number in (1, 2, 3)]:
+        own = documents[row] == number
+        torch.testing.assert_close(alone.logits(tokens[row, own][None])[0], logits[row, own])
+        alone(tokens[row, own][None], targets[row, own][None]).backward()
+    for one, other in zip(together.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_without_document_masks_a_document_would_see_the_one_before_it() -> None:
+    tokens, _, documents = packed()
+    assert not torch.allclose(model().logits(tokens), model().logits(tokens, documents))
+
+
+def test_one_document_a_row_gives_the_bits_of_none() -> None:
+    tokens, _, documents = packed()
+    assert torch.equal(model().logits(tokens), model().logits(tokens, torch.ones_like(documents)))
+
+
+def test_documents_and_activation_checkpointing_go_together() -> None:
+    kept, recomputed = model(), model(activation_checkpointing=True)
+    for made in (kept, recomputed):
+        made(*packed()).backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(kept.parameters(), recomputed.parameters(), strict=True))
+
+
+def test_shorter_sequences_are_the_beginning_of_long_ones() -> None:
+    tokens, _, _ = packed()
+    torch.testing.assert_close(model().logits(tokens[:, :6]), model().logits(tokens)[:, :6])
+
+
 def test_the_planned_number_of_parameters_is_the_real_one() -> None:
     assert sum(parameter.numel() for parameter in model().parameters()) == parameter_count(CONFIG)
 

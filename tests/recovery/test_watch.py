@@ -113,13 +113,6 @@ TABLE: dict[str, tuple[RunFacts, JobFacts, Action, str]] = {
         Action.STOP,
         "3 launch failures",
     ),
-    "failed, sent again a moment ago": (replace(RUN, sent_at=NOW - 5), facts(job("FAILED")), Action.NOTHING, ""),
-    "failed, sent again without an answer": (
-        replace(RUN, sent_at=NOW - 60),
-        facts(job("FAILED")),
-        Action.RESUBMIT,
-        "",
-    ),
     "over, its successor is queued": (
         replace(RUN, successor="13"),
         facts(job("FAILED"), successor=job("PENDING", "Dependency", address="13")),

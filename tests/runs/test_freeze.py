@@ -22,6 +22,7 @@ from hpc_llm.planning.plan import RunPlan, make_plan
 from hpc_llm.runs import freeze as module
 from hpc_llm.runs.freeze import freeze, layout_for, read_config, read_plan, run_name, snapshot_code
 from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
+from hpc_llm.runs.ledger import Ledger
 from hpc_llm.storage.files import restrict_access
 from tests.configs import make_config
 from tests.runs.machine import (
@@ -91,14 +92,15 @@ def with_another(config: RunConfig, key: str) -> RunConfig:
         section = section[part]
     given = section[last]
     others = (7, 0.125, "other", True, False, ["other"], [0.125], {"A": "other"}, {"a": {"path": "other"}})
-    for other in (*others, "fp32", "torch_adam", "linear", "line"):
+    for other in (*others, "fp32", "torch_adam", "linear", "line", "best_fit", {"7steps": {"a": 1.0}}):
         section[last] = other
         if other != given:
             try:
                 return build(RunConfig, plain)
             except InputError:
                 continue
-    section[last] = "files" if key == "data.name" else "slurm" if key == "cluster.launcher" else "cpu"
+    others = {"data.name": "files", "cluster.launcher": "slurm", "recovery.on_divergence": "skip"}
+    section[last] = others.get(key, "cpu")
     return build(RunConfig, plain)
 
 
@@ -153,6 +155,35 @@ def test_a_run_goes_on_on_another_machine(tmp_path: Path) -> None:
     assert read_config(layout).cluster.gpus_per_node == 2
     assert read_plan(layout).world_size == 2
     assert layout.code.readlink() == code
+
+
+MIXED = ("data=files", "data.sources={code: {path: /c, weight: 3}, web: {path: /w}}", "run.name=first")
+
+
+@pytest.mark.parametrize(
+    ("mixture", "fits"),
+    [
+        ("{10steps: {web: 1}, 30steps: {code: 1}}", True),
+        ("{10steps: {web: 1}, 20steps: {code: 1, web: 1}}", True),
+        ("{10steps: {web: 1}, 19steps: {code: 1, web: 1}}", False),
+        ("{10steps: {web: 2, code: 1}}", False),
+        ("{}", False),
+    ],
+)
+def test_a_run_goes_on_with_another_mixture_from_its_checkpoint_on(tmp_path: Path, mixture: str, fits: bool) -> None:
+    words = (*MIXED, f"run.root={tmp_path}")
+    first = make_config(*words, "data.mixture={10steps: {web: 1}}")
+    edited = make_config(*words, f"data.mixture={mixture}")
+    layout = freeze(first, plan_of(first))
+    with pytest.raises(InputError, match=r"data\.mixture"):
+        freeze(edited, plan_of(edited))  # nothing is trained that could be kept straight: it is another run
+    Ledger(layout.ledger, "train-0001").write("checkpointed", step=20)
+    if fits:
+        freeze(edited, plan_of(edited))
+        assert read_plan(layout).phases == plan_of(edited).phases
+    else:
+        with pytest.raises(InputError, match=r"data\.mixture"):
+            freeze(edited, plan_of(edited))
 
 
 def test_another_configuration_under_the_same_name_is_refused_naming_the_keys(tmp_path: Path) -> None:

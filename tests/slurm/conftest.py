@@ -12,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from local_runs import Finished
+from slurm_runs import LONG, LONG_STEPS, SlurmRuns
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "local_slurm"
 NEEDED = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "sbatch")
@@ -182,3 +184,19 @@ def make_slurm(_slurm_is_possible: None) -> Iterator[Callable[..., SlurmCluster]
     """Clusters of other kinds, by the options of `tools/local_slurm up`; gone after the test."""
     with ExitStack() as stack:
         yield lambda *options: stack.enter_context(_cluster(*options))
+
+
+@pytest.fixture(scope="session")
+def plain(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The run that nobody disturbs; all others are compared with it."""
+    runs = SlurmRuns(_session_cluster, tmp_path_factory.mktemp("plain"))
+    done = runs.finish(runs.submit("plain"))
+    assert len(done.named("started")) == 1
+    return done
+
+
+@pytest.fixture(scope="session")
+def plain_long(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Long enough for a node to die in."""
+    runs = SlurmRuns(_session_cluster, tmp_path_factory.mktemp("plain"))
+    return runs.finish(runs.submit("plain", LONG), steps=LONG_STEPS)

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from conftest import SlurmCluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STEPS = 1500  # half a minute of steps with four ranks on two cores: time enough to be hit
+STEPS = 1500  # half a minute of steps: time enough to be hit
+LONG_STEPS = 5000
+LONG = f"train.duration={LONG_STEPS}steps"
 WATCH_EVERY_S = 3.0  # each pass is a process, which takes cores from the ranks
+_OTHERS = ("local=", "cluster.", "checkpoint.", "train.duration")
 WORDS = (
-    *(word for word in TINY if not word.startswith(("local=", "cluster.", "checkpoint.", "train.duration"))),
-    *("+cluster=local-slurm", f"train.duration={STEPS}steps", "checkpoint.every=250steps", "checkpoint.keep=100"),
-    *("train.eval_every=100000steps", "recovery.max_no_progress=10"),
+    *(word for word in TINY if not word.startswith(_OTHERS)),
+    *("+cluster=local-slurm", "cluster.gpus_per_node=1", f"train.duration={STEPS}steps"),
+    *("checkpoint.every=250steps", "checkpoint.keep=100", "train.eval_every=100000steps"),
+    "recovery.max_no_progress=10",
 )
 
 
@@ -83,3 +87,27 @@ class SlurmRuns:
 
         done = self.slurm.run(self.python, "-m", "hpc_llm.status", str(self.root), "--json", user=self.user)
         return {row["name"]: row for row in json.loads(done.stdout)}
+
+
+def processes(run: Path, program: str) -> list[int]:
+    """Pids of the run's processes with this word on their command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if program.encode() in words and str(run).encode() in words:
+            found.append(int(folder.name))
+    return found
+
+
+def pids_of_rank(run: Path, rank: int) -> list[int]:
+    """Of processes of that rank, which Slurm's environment tells apart."""
+    wanted = f"SLURM_PROCID={rank}".encode()
+    return [
+        pid
+        for pid in processes(run, "hpc_llm.train")
+        if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        and b"srun" not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    ]

@@ -120,7 +120,7 @@ def ours(setting: Setting) -> None:
         setting.device,
         rank=0,
     )
-    with TimedBatches(stream.training(config, plan), setting.share) as batches:
+    with TimedBatches(stream.training(config, plan, setting.folder), setting.share) as batches:
         batches.clock = setting.clock
         metrics = loop.open_metrics(config, plan, attempt, setting.device, 0)
         try:

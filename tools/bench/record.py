@@ -44,8 +44,8 @@ def machine() -> str:
 
 def versions(packages: Sequence[str]) -> str:
     """Python, `packages` and the commit that was measured."""
-    found = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"Python {platform.python_version()}, {found}, hpc_llm {_commit()}"
+    found = [f"{name} {version(name)}" for name in packages]
+    return ", ".join([f"Python {platform.python_version()}", *found, f"hpc_llm {_commit()}"])
 
 
 def _commit() -> str:

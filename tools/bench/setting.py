@@ -18,7 +18,7 @@ import torch
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Share
-from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, SourceFacts
+from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, SourceFacts
 from hpc_llm.data.shards import ShardWriter
 from hpc_llm.model.init import initialise
 from hpc_llm.model.transformer import Transformer
@@ -104,7 +104,7 @@ class Setting:
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Tokens and targets of every step, all read before the clock first ticks, which it does for each."""
-        with Batches(stream.training(self.config, self.plan), self.share) as batches:
+        with Batches(stream.training(self.config, self.plan, self.folder), self.share) as batches:
             ready = [batches.step(step) for step in range(self.num_steps)]
         for ((tokens, targets),) in ready:
             self.clock.tick()
@@ -116,26 +116,42 @@ def make_shards(folder: Path, source: str, vocab_size: int, num_tokens: int) -> 
     tokens = (vocab_size * np.random.default_rng(0).random(num_tokens) ** 3).astype(np.int64)
     with ShardWriter(folder, "train", source, vocab_size) as writer:
         writer.append(tokens, text_bytes=num_tokens)
-    documents = {"in": 1, "train": 1, "heldout": 0, "rejects": 0, "duplicates": 0}
-    counts = {"train": num_tokens, "heldout": 0}
-    manifest = Manifest(
+    (folder / MANIFEST).write_text(manifest_of({source: writer.shards}, writer.dtype.name, vocab_size).to_json())
+
+
+def manifest_of(shards: dict[str, list[Shard]], dtype: str, vocab_size: int) -> Manifest:
+    """The manifest of training shards that nothing was tokenised for, by source."""
+    facts = {
+        source: SourceFacts(
+            _counted(sum(shard.documents for shard in own)),
+            0,
+            {"train": sum(shard.tokens for shard in own), "heldout": 0},
+            sum(shard.text_bytes for shard in own),
+            [],
+        )
+        for source, own in shards.items()
+    }
+    return Manifest(
         version=FORMAT_VERSION,
-        dtype=writer.dtype.name,
+        dtype=dtype,
         vocab_size=vocab_size,
         padded_vocab_size=vocab_size,
         eos_id=0,
         tokenizer="",
         tokenizer_sha256="",
-        documents=documents,
-        tokens=counts,
+        documents=_counted(sum(each.documents["in"] for each in facts.values())),
+        tokens={"train": sum(each.tokens["train"] for each in facts.values()), "heldout": 0},
         bytes_per_token=1.0,
         unigram_entropy=math.log(vocab_size),
         recipe={},
         library="",
-        sources={source: SourceFacts(documents, 0, counts, num_tokens, [])},
-        shards={"train": writer.shards, "heldout": []},
+        sources=facts,
+        shards={"train": [shard for own in shards.values() for shard in own], "heldout": []},
     )
-    (folder / MANIFEST).write_text(manifest.to_json())
+
+
+def _counted(documents: int) -> dict[str, int]:
+    return {"in": documents, "train": documents, "heldout": 0, "rejects": 0, "duplicates": 0}
 
 
 def gpu_words(device: str) -> list[str]:

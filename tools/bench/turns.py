@@ -50,11 +50,16 @@ class Runner:
             "most_turns": arguments.turns * TURNS_TRIED,
         }
         threads = {"OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
+        command = [sys.executable, str(Path(__file__).with_name("arms.py")), json.dumps(case)]
+        return cls.of(command, {**threads, "PYTHONPATH": str(record.ROOT)})
+
+    @classmethod
+    def of(cls, command: list[str], environment: dict[str, str]) -> Runner:
         errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 – as long as the process
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("arms.py")), json.dumps(case)],
+            command,
             cwd=record.ROOT,
-            env={**os.environ, **threads, "PYTHONPATH": str(record.ROOT)},
+            env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

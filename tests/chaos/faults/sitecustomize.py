@@ -2,14 +2,17 @@
 
 JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its attempt and rank alone.
 
-    {"kind": "kill-step", "step": K}     SIGKILL oneself before optimizer step K (from 0)
+    {"kind": "kill", "step": K}          SIGKILL oneself before optimizer step K (from 0)
     {"kind": "kill-save", "event": K}    SIGKILL oneself at the K-th touch of a file below checkpoints/
                                          (open for writing, rename, mkdir, remove, rmdir)
     {"kind": "stall-save", "event": K, "mark": PATH}   write PATH at that touch, and go no further
-    {"kind": "full", "after": BYTES}     ENOSPC once that many bytes went into checkpoint files
+    {"kind": "full", "after": BYTES, "times": T}   ENOSPC once that many bytes went into checkpoint files; T times
     {"kind": "nan", "step": K, "layer": L}   the weights turn NaN before step K; of parameters named L… if it is given
     {"kind": "raise", "step": K, "error": E}  before step K: E is gpu-memory, host-memory (that really runs out), or bug
-    {"kind": "stop-step", "step": K}     SIGSTOP oneself before step K: hangs, with all who wait for this rank
+    {"kind": "stop", "step": K}          SIGSTOP oneself before step K: hangs, with all who wait for this rank
+
+HPC_LLM_FAULT_ORDERS names a file through which a fault without attempt and step, {"rank": R, "kind": …}, is ordered
+while a run trains: the rank takes the file away and obeys before its next step.
 
 Audit hooks see what the interpreter does to files: the program under test has no test hooks.
 """
@@ -53,17 +56,18 @@ def _at_save_event(number: int, action) -> None:  # type: ignore[no-untyped-def]
     sys.addaudithook(hook)
 
 
-def _full_after(limit: int) -> None:
+def _full_after(limit: int, times: float) -> None:
     from pathlib import Path
 
-    written = 0
+    written, raised = 0, 0
     opened = Path.open
 
     class Full(io.FileIO):
         def write(self, data: bytes) -> int:
-            nonlocal written
+            nonlocal written, raised
             written += len(data)
-            if written > limit:
+            if written > limit and raised < times:
+                raised += 1
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
             return super().write(data)
 
@@ -76,7 +80,12 @@ def _full_after(limit: int) -> None:
 
 
 def _at_step(number: int, action) -> None:  # type: ignore[no-untyped-def]
-    """Run `action()` when the learning rate of optimizer step `number` (from 0) is asked for: before that step."""
+    """Run `action()` before optimizer step `number` (from 0)."""
+    _before_steps(lambda step: action() if step == number else None)
+
+
+def _before_steps(action) -> None:  # type: ignore[no-untyped-def]
+    """Run `action(step)` when the learning rate of a step is asked for, which is before that step."""
     import importlib.abc
     import importlib.util
 
@@ -93,8 +102,7 @@ def _at_step(number: int, action) -> None:  # type: ignore[no-untyped-def]
                 plain = module.learning_rate
 
                 def rate(optim, step, steps, warmup_steps):  # type: ignore[no-untyped-def]
-                    if step == number:
-                        action()
+                    action(step)
                     return plain(optim, step, steps, warmup_steps)
 
                 module.learning_rate = rate
@@ -132,22 +140,47 @@ def _poison(layer: str) -> None:
                         parameter.fill_(float("nan"))
 
 
-for fault in json.loads(os.environ.get("HPC_LLM_FAULTS", "[]")):
-    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
-    if rank != str(fault["rank"]) or os.environ.get("HPC_LLM_ATTEMPT") != str(fault["attempt"]):
-        continue
-    if fault["kind"] == "kill-save":
+def _obey(fault: dict) -> None:
+    """Do it now."""
+    kind = fault["kind"]
+    if kind == "kill":
+        _die()
+    elif kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif kind == "raise":
+        _raise(fault["error"])
+    elif kind == "nan":
+        _poison(fault.get("layer", ""))
+    elif kind == "kill-save":
         _at_save_event(fault["event"], _die)
-    elif fault["kind"] == "stall-save":
-        _at_save_event(fault["event"], lambda mark=fault["mark"]: _stall(mark))
-    elif fault["kind"] == "full":
-        _full_after(fault["after"])
-    elif fault["kind"] == "kill-step":
-        _at_step(fault["step"], _die)
-    elif fault["kind"] == "raise":
-        _at_step(fault["step"], lambda error=fault["error"]: _raise(error))
-    elif fault["kind"] == "stop-step":
-        _at_step(fault["step"], lambda: os.kill(os.getpid(), signal.SIGSTOP))
-    elif fault["kind"] == "nan":
-        layer = fault.get("layer", "")
-        _at_step(fault["step"], lambda layer=layer: _poison(layer))
+    elif kind == "stall-save":
+        _at_save_event(fault["event"], lambda: _stall(fault["mark"]))
+    elif kind == "full":
+        _full_after(fault["after"], fault.get("times", float("inf")))
+
+
+def _take_orders(path: str, rank: str) -> None:
+    def look(step: int) -> None:
+        try:
+            with open(path) as file:  # noqa: PTH123
+                fault = json.load(file)
+        except (OSError, ValueError):
+            return
+        if str(fault["rank"]) == rank:
+            os.unlink(path)  # noqa: PTH108
+            _obey(fault)
+
+    _before_steps(look)
+
+
+RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", ""))
+if "HPC_LLM_ATTEMPT" in os.environ:
+    for fault in json.loads(os.environ.get("HPC_LLM_FAULTS", "[]")):
+        if str(fault["rank"]) != RANK or os.environ["HPC_LLM_ATTEMPT"] != str(fault["attempt"]):
+            continue
+        if "step" in fault:
+            _at_step(fault["step"], lambda fault=fault: _obey(fault))
+        else:
+            _obey(fault)
+    if "HPC_LLM_FAULT_ORDERS" in os.environ:
+        _take_orders(os.environ["HPC_LLM_FAULT_ORDERS"], RANK)

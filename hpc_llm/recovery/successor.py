@@ -1,0 +1,89 @@
+"""`python -m hpc_llm.recovery.successor RUN_DIR`, in a job before it trains: a watchdog that needs no process.
+
+Each job first queues the one that waits for its end (`afterany`), which costs nothing while it waits. When that starts
+it decides as a watchdog would: train on, or leave because the run is complete, cancelled or out of budget. Standard
+library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+
+from hpc_llm.recovery import acts, facts, watch
+from hpc_llm.recovery.acts import Seen
+from hpc_llm.recovery.facts import Answers, Queue, Record
+from hpc_llm.recovery.policy import SUCCESSOR_LEAVES, Action
+from hpc_llm.runs import ledger
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.slurm import client
+
+AFTER = "HPC_LLM_AFTER"  # in a successor's environment: the job that it waited for
+
+
+def main() -> int:
+    """0: train; SUCCESSOR_LEAVES: there is nothing to do. What goes wrong here keeps nobody from training."""
+    layout, own = RunLayout(Path(sys.argv[1])), client.own_address(os.environ)
+    try:
+        record = facts.read(layout)
+        book = ledger.Ledger(layout.ledger, f"successor-{own}")
+        why = _nothing_to_do(record, own, book) if AFTER in os.environ else _complete(record)
+        if why is not None:
+            print(f"successor: {why}: nothing to do", flush=True)
+            return SUCCESSOR_LEAVES
+        queue_next(record, own, book)
+    except (OSError, ValueError, KeyError, client.SlurmError) as error:
+        print(f"successor: {error}; training without one", file=sys.stderr, flush=True)
+    return 0
+
+
+def _complete(record: Record) -> str | None:
+    return "complete" if record.facts.completed else None
+
+
+def _nothing_to_do(record: Record, own: str, book: ledger.Ledger) -> str | None:
+    """Why the run needs no further job; None once this one is noted as the run's."""
+    run = record.facts
+    if run.completed or run.final is not None:
+        return run.final or "complete"
+    if run.address == own:
+        return None  # requeued: it has taken over before
+    queue = Queue()
+    alone = dataclasses.replace(record, facts=dataclasses.replace(run, successor=None, sent_at=None))
+    job = Answers([alone], queue)(alone)
+    if job.queued is not None and job.queued.live:
+        return f"job {run.address} is {job.queued.state}"
+    decision = watch.decide(alone.facts, job, time.time())
+    if decision.action is Action.NOTHING:
+        return f"Slurm does not say how job {run.address} ended, and a user's scancel is final"
+    acts.note(Seen(alone, job, decision), book, own if decision.action is Action.RESUBMIT else str(run.address))
+    return None if decision.action is Action.RESUBMIT else decision.why
+
+
+def queue_next(record: Record, own: str, book: ledger.Ledger) -> None:
+    """The same script again, to wait for the end of this job; once, however often this job is requeued."""
+    queue, task = Queue(), own.partition("_")[2]
+    waiting = queue.job(record.facts.successor)
+    if waiting is not None and waiting.live and waiting.address != own:
+        return
+    known = [event.facts.get("job") for event in record.events]
+    found = acts.sent_already(record, queue, task) if own in known else None
+    if found is None or found == own:
+        options = [f"--dependency=afterany:{own}", f"--export=ALL,{AFTER}={own}"]
+        number = client.submit(record.layout.script, *options, *([f"--array={task}"] if task else []))
+        found = f"{number}_{task}" if task else str(number)
+    book.write("successor", job=found, after=own)
+
+
+def withdraw(layout: RunLayout) -> None:
+    """Take the waiting job of a run that is over out of the queue; Slurm's silence leaves it to start and leave."""
+    record = facts.read(layout)
+    if record.facts.successor is not None:
+        client.cancel(record.facts.successor)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

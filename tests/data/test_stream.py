@@ -1,0 +1,154 @@
+"""A run's stream: machine and worker settings change nothing that is trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_data import EOS, run_config, write_data
+from test_packing import documents
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.data import packs, stream
+from hpc_llm.data.loader import Batches, Share, heldout_batches
+from hpc_llm.data.manifest import facts
+from hpc_llm.data.samples import IGNORED
+from hpc_llm.planning.plan import RunPlan, make_plan
+
+SOURCES = {
+    "books": {"path": "b", "weight": 0.2, "max_epochs": 1.5},
+    "code": {"path": "c", "weight": 0.3},
+    "web": {"path": "w", "weight": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mixed")
+    texts = {"books": documents(1, 20, 60), "code": documents(2, 60, 30), "web": documents(3, 200, 20)}
+    packs.ensure(write_data(folder, texts, shard_tokens=900), 16)
+    return folder
+
+
+def run(
+    data: Path, global_batch: int = 8, packing: str = "concatenated", boundaries: bool = False, warmup: bool = False
+) -> tuple[RunConfig, RunPlan]:
+    config = run_config(
+        sources=SOURCES,
+        out=str(data),
+        mixture={"20steps": {"code": 3, "web": 1}},
+        packing=packing,
+        mask_boundaries=boundaries,
+    )
+    lengths = {"4": "5steps", "8": "7steps"} if warmup else {}
+    train = dataclasses.replace(
+        config.train, seq_len=16, global_batch=global_batch, duration="40steps", seq_len_warmup=lengths
+    )
+    config = dataclasses.replace(config, train=train)
+    return config, make_plan(config, facts(data))
+
+
+def whole_step(config: RunConfig, plan: RunPlan, step: int, world_size: int, micro_batch: int) -> list[torch.Tensor]:
+    """The real rows of all ranks and passes of a step, cut as the loader cuts them: tokens, targets, documents."""
+    global_batch = config.train.global_batch
+    passes = []
+    for rank in range(world_size):
+        with Batches(
+            stream.training(config, plan, Path(plan.data_directory)), Share(rank, world_size, global_batch, micro_batch)
+        ) as batches:
+            passes += batches.step(step)
+    rows = [torch.cat(part) for part in zip(*passes, strict=True)]
+    real = (rows[1] != IGNORED).view(-1, config.train.seq_len).any(1)
+    real = real.repeat_interleave(config.train.seq_len // rows[0].shape[1])
+    return [part[real] for part in rows]
+
+
+@given(
+    world_size=st.integers(1, 4),
+    micro_batch=st.integers(1, 9),
+    global_batch=st.integers(4, 13),
+    step=st.integers(0, 39),
+    packing=st.sampled_from(["concatenated", "best_fit"]),
+    boundaries=st.booleans(),
+    warmup=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_machine_changes_nothing_in_any_step_of_any_kind_of_run(
+    data: Path, world_size: int, micro_batch: int, global_batch: int, step: int, packing: str, boundaries: bool,
+    warmup: bool,
+) -> None:  # fmt: skip
+    boundaries = boundaries and packing == "concatenated"
+    config, plan = run(data, global_batch, packing, boundaries, warmup)
+    alone = whole_step(config, plan, step, 1, global_batch)
+    for one, other in zip(whole_step(config, plan, step, world_size, micro_batch), alone, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_every_step_has_the_shares_of_its_phase(data: Path) -> None:
+    mixture = stream.training(*run(data, global_batch=10), data).mixture
+    for step in range(10):
+        assert np.bincount(mixture.step(step).sources, minlength=3).tolist() == [2, 3, 5]
+    counted = np.bincount(np.concatenate([mixture.step(step).sources for step in range(20, 40)]), minlength=3)
+    assert counted.tolist() == [0, 150, 50]
+
+
+def test_rows_come_from_the_source_that_the_mixture_names(data: Path) -> None:
+    config, plan = run(data)
+    made = stream.training(config, plan, Path(plan.data_directory))
+    with Batches(made, Share(0, 1, 8, 8)) as batches:
+        for step in (0, 25, 3):
+            ((tokens, targets),) = batches.step(step)
+            rows = made.mixture.step(step)
+            for row, (source, sample) in enumerate(zip(rows.sources, rows.samples, strict=True)):
+                arrays = made.samples[source].blank(1)
+                made.samples[source].read(np.array([sample]), arrays, np.array([0]))
+                assert tokens[row].tolist() == arrays.tokens[0].tolist()
+                assert targets[row].tolist() == arrays.targets[0].tolist()
+
+
+def test_shorter_sequences_at_first_are_the_same_tokens_in_the_same_step(data: Path) -> None:
+    full, warm = run(data), run(data, warmup=True)
+    assert warm[1].seq_lens == [(0, 4), (5, 8), (12, 16)]
+    assert warm[1].tokens_per_step == full[1].tokens_per_step
+    for step, length in ((0, 4), (4, 4), (5, 8), (11, 8), (12, 16), (39, 16)):
+        long, short = (whole_step(*each, step, 2, 3) for each in (full, warm))
+        assert short[0].shape == (8 * 16 // length, length)
+        assert all(torch.equal(one.flatten(), other.flatten()) for one, other in zip(long, short, strict=True))
+
+
+def test_a_documents_first_token_is_no_target_where_boundaries_are_masked(data: Path) -> None:
+    plain, masked = (whole_step(*run(data, boundaries=masked), 7, 1, 8) for masked in (False, True))
+    ends = plain[0] == EOS
+    assert ends.any()
+    assert torch.equal(masked[1], torch.where(ends, IGNORED, plain[1]))
+
+
+@pytest.mark.parametrize("packing", ["concatenated", "best_fit"])
+def test_held_out_text_is_packed_like_the_rest(data: Path, packing: str) -> None:
+    config, _ = run(data, packing=packing)
+    samples = stream.heldout(config, data)
+    batches = list(heldout_batches(samples, Share(0, 1, 8, 8), 10**6))
+    assert len(batches) == -(-samples.num_samples // 8)
+    assert len(batches[0][0]) == (3 if packing == "best_fit" else 2)
+
+
+def test_data_without_its_pack_is_refused(data: Path) -> None:
+    config, plan = run(data, packing="best_fit")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, seq_len=8))
+    with pytest.raises(InputError, match=r"pack-8: missing or damaged; pack again: python -m hpc_llm\.prepare"):
+        stream.training(config, plan, Path(plan.data_directory))
+
+
+def test_text_shorter_than_a_sample_is_refused(data: Path) -> None:
+    config, plan = run(data)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, seq_len=10**6))
+    with pytest.raises(InputError, match=r"train\.seq_len=1000000: the train text in .* has \d+ tokens"):
+        stream.training(config, plan, Path(plan.data_directory))
+    with pytest.raises(InputError, match="the heldout text"):
+        stream.heldout(config, data)

@@ -1,0 +1,57 @@
+"""The ledger as the policy reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.history import attempts_since_submission
+from hpc_llm.runs.ledger import Event
+
+
+def event(time: float, name: str, writer: str = "", **facts: Any) -> Event:
+    return Event(time, name, writer or f"supervisor-{facts.get('attempt', 1):04d}", facts)
+
+
+def started(time: float, attempt: int, step: int = 0) -> Event:
+    return event(time, "started", attempt=attempt, checkpoint_step=step, nodes=["n1", "n2"])
+
+
+def test_what_was_before_the_users_last_submission_counts_no_more() -> None:
+    events = [event(0, "submitted", "submit"), started(1, 1), event(5, "submitted", "submit"), started(6, 2, 30)]
+    (end,) = attempts_since_submission(events, 40)
+    assert (end.start_step, end.checkpoint_step, end.cause) == (30, 40, Cause.LOST)
+
+
+def test_an_attempt_that_said_nothing_got_as_far_as_the_next_one_found_it() -> None:
+    events = [event(0, "submitted", "submit"), started(1, 1), started(9, 2, 20)]
+    assert [end.checkpoint_step for end in attempts_since_submission(events, 50)] == [20, 50]
+
+
+def test_hours_that_nobody_added_up_are_those_between_first_and_last_word() -> None:
+    events = [event(0, "submitted", "submit"), started(0, 1)]
+    events += [event(3600, "checkpointed", "train-0001", attempt=1, step=9), started(9000, 2)]
+    assert [end.gpu_hours for end in attempts_since_submission(events, 9, world_size=4)] == [4.0, 0.0]
+    assert attempts_since_submission(events, 9)[0].gpu_hours == 0.0
+
+
+@pytest.mark.parametrize(("rank", "node"), [(0, "n1"), (3, "n1"), (4, "n2"), (7, "n2"), (None, None), (99, None)])
+def test_ranks_lie_in_blocks_on_the_nodes(rank: int | None, node: str | None) -> None:
+    events = [event(0, "submitted", "submit"), started(1, 1)]
+    events += [event(2, "ended", attempt=1, cause="crash", first_failed=rank, checkpoint_step=0)]
+    assert attempts_since_submission(events, 0, world_size=8)[0].node == node
+
+
+def test_a_failure_of_a_node_that_is_excluded_later_is_the_nodes() -> None:
+    events = [event(0, "submitted", "submit"), started(1, 1), event(2, "ended", attempt=1, cause="killed", node="n2")]
+    assert not attempts_since_submission(events, 0)[0].node_excluded
+    assert attempts_since_submission([*events, event(3, "excluded", "watchdog-a-1", nodes=["n2"])], 0)[0].node_excluded
+
+
+@pytest.mark.parametrize("act", ["released", "resubmitted", "requeued"])
+def test_jobs_that_never_began_are_counted_where_they_happened(act: str) -> None:
+    events = [event(0, "submitted", "submit"), event(5, act, "watchdog-a-1", cause="launch-failed"), started(9, 1)]
+    assert [end.cause for end in attempts_since_submission(events, 0)] == [Cause.LAUNCH_FAILED, Cause.LOST]
+    assert len(attempts_since_submission([*events, event(12, act, "watchdog-a-1")], 0)) == 2

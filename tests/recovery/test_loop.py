@@ -1,0 +1,489 @@
+"""A pass of the watchdog over run directories: what it does, what it costs, and that it may be killed anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_slurm import FakeSlurm, Killed, attempt, life, make_run, named, slurm, write
+
+from hpc_llm import watchdog
+from hpc_llm.recovery import census, loop, nodes
+from hpc_llm.recovery.policy import Action
+from hpc_llm.runs import ledger
+from hpc_llm.runs.layout import RootLayout, RunLayout
+
+__all__ = ["slurm"]
+
+
+def acts(slurm: FakeSlurm) -> list[tuple[str, Action]]:
+    return [(run.record.layout.name, run.decision.action) for run in loop.one_pass(slurm.root)]
+
+
+def beat(layout: RunLayout, ago_s: float) -> None:
+    layout.heartbeat.touch()
+    os.utime(layout.heartbeat, (time.time() - ago_s,) * 2)
+
+
+def requeued(slurm: FakeSlurm, path: str, job: str) -> RunLayout:
+    run = make_run(slurm, path, job=job, state="PENDING")
+    attempt(run, 1, 3000)
+    slurm.put(job, "PENDING", reason="BeginTime", start_time=time.time() + 100)
+    return run
+
+
+def test_a_requeued_job_is_expedited_once_and_its_end_is_told(slurm: FakeSlurm) -> None:
+    run = requeued(slurm, "one", "12")
+    slurm.ended["12"] = life("12", "PREEMPTED")
+    assert acts(slurm) == [("one", Action.EXPEDITE)]
+    assert acts(slurm) == []
+    (end,) = named(run, "ended")
+    assert (end.facts["cause"], end.facts["restart"]) == ("preempted", True)
+    assert end.facts["gpu_hours"] == pytest.approx((3000 - 60) / 3600 * 4, rel=0.01)
+    assert named(run, "expedited")[0].facts["job"] == "12"
+
+
+def test_a_lost_job_is_submitted_again_with_its_own_script_and_task(slurm: FakeSlurm) -> None:
+    single = make_run(slurm, "one", job="12", state="PREEMPTED")
+    task = make_run(slurm, "sweep/lr=1", job="20_7", state="NODE_FAIL")
+    for run in (single, task):
+        attempt(run, 1, 3000)
+    assert dict(acts(slurm)) == {"one": Action.RESUBMIT, "lr=1": Action.RESUBMIT}
+    assert {job.address for job in slurm.live()} == {"101", "102_7"}
+    assert named(task, "resubmitted")[0].facts["job"] == "102_7"
+    assert acts(slurm) == []
+
+
+def test_a_job_that_never_begins_is_not_sent_for_ever(slurm: FakeSlurm) -> None:
+    run = make_run(slurm, "one", "recovery.max_launch_failures=2", job="12", state="FAILED")
+    for _ in range(6):
+        acts(slurm)
+        for job in slurm.live():
+            slurm.put(job.address, "FAILED")
+    assert len(named(run, "resubmitted")) == 2
+    assert "3 launch failures (recovery.max_launch_failures=2)" in named(run, "given-up")[0].facts["why"]
+
+
+def test_a_held_job_is_released_without_the_node_that_failed_to_launch_it(slurm: FakeSlurm) -> None:
+    run = make_run(slurm, "one", job="12", state="PENDING")
+    slurm.put("12", "PENDING", reason="launch failed requeued held")
+    slurm.ended["12"] = life("12", "NODE_FAIL", "n2,n3")
+    slurm.nodes["n3"] = "drained"
+    assert acts(slurm) == [("one", Action.RELEASE)]
+    assert slurm.excluded["12"] == "n3"
+    assert slurm.said.index("update 12") < slurm.said.index("release 12")
+    assert named(run, "released")[0].facts["nodes"] == ["n3"]
+    assert named(run, "excluded")[0].facts["nodes"] == ["n3"]
+
+
+def test_a_bad_node_burns_no_retries(slurm: FakeSlurm) -> None:
+    words = ("recovery.max_launch_failures=0", "recovery.max_node_failures=1")
+    run = make_run(slurm, "one", *words, job="12", state="PENDING")
+    slurm.nodes["n3"] = "drained"
+    write(run, 600, "watchdog-x", "excluded", nodes=["n3"])
+    write(run, 500, "watchdog-x", "released", job="12", cause="launch-failed", nodes=["n3"])
+    slurm.put("12", "FAILED")
+    attempt(run, 1, 400)
+    assert acts(slurm) == [("one", Action.RESUBMIT)]
+
+
+def test_no_node_is_excluded_where_too_few_would_be_left(slurm: FakeSlurm) -> None:
+    slurm.nodes = {"n1": "idle", "n2": "idle"}
+    nodes.report(slurm.root, "n1", "gpu-fault", run="one", attempt=1)
+    make_run(slurm, "one", job="12", state="FAILED")
+    assert acts(slurm) == [("one", Action.RESUBMIT)]
+    assert slurm.excluded["101"] == ""
+
+
+def test_nodes_that_the_user_excludes_stay_excluded(slurm: FakeSlurm) -> None:
+    nodes.report(slurm.root, "n1", "gpu-fault", run="one", attempt=1)
+    make_run(slurm, "one", "cluster.exclude=n4", job="12", state="FAILED")
+    slurm.nodes["n5"] = "mixed"
+    assert acts(slurm) == [("one", Action.RESUBMIT)]
+    assert slurm.excluded["101"] == "n4,n1"
+
+
+def test_what_the_log_says_of_hardware_excludes_the_node_of_that_rank(slurm: FakeSlurm) -> None:
+    run = make_run(slurm, "one", job="12", state="PENDING")
+    attempt(run, 1, 3000, cause="crash", first_failed=2, restart=True)
+    run.attempt(1).mkdir()
+    run.rank_log(1, 2).write_text("NVRM: Xid (PCI:0000:1b:00): 79, GPU has fallen off the bus.\n")
+    slurm.put("12", "PENDING", reason="BeginTime", start_time=time.time() + 100)
+    assert acts(slurm) == [("one", Action.EXPEDITE)]
+    assert slurm.excluded["12"] == "n2"
+
+
+def test_what_its_user_cancels_stays_cancelled_whatever_comes(slurm: FakeSlurm) -> None:
+    run = make_run(slurm, "one", job="12", state="CANCELLED")
+    attempt(run, 1, 3000)
+    assert acts(slurm) == [("one", Action.MARK_CANCELLED)]
+    slurm.jobs.clear()
+    slurm.ended["12"] = life("12", "NODE_FAIL")
+    assert acts(slurm) == []
+    assert slurm.live() == []
+
+
+def test_the_site_that_queues_a_failed_run_again_by_its_exit_code_is_understood(slurm: FakeSlurm) -> None:
+    run = make_run(slurm, "one", job="12", state="PENDING")
+    attempt(run, 1, 3000, cause="config-error")
+    slurm.put("12", "PENDING", reason="BeginTime", start_time=time.time() + 100)
+    assert acts(slurm) == []
+    slurm.requeue_exit = "1,5-9"
+    assert acts(slurm) == [("one", Action.WITHDRAW)]
+    assert slurm.live() == []
+
+
+def test_a_queue_that_cannot_be_asked_means_nothing_is_done(slurm: FakeSlurm) -> None:
+    make_run(slurm, "one", job="12", state="NODE_FAIL")
+    slurm.down = True
+    assert acts(slurm) == []
+    assert RootLayout(slurm.root).last_pass.exists()
+
+
+def test_a_refusal_is_written_down_and_not_asked_for_again_at_once(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hpc_llm.slurm import client
+
+    run = make_run(slurm, "one", job="12", state="NODE_FAIL")
+
+    def no(*_: object) -> int:
+        raise client.SlurmRefused("QOSMaxSubmitJobPerUserLimit")
+
+    monkeypatch.setattr(client, "submit", no)
+    for _ in range(3):
+        acts(slurm)
+    (refused,) = named(run, "refused")
+    assert "QOSMaxSubmit" in refused.facts["why"]
+
+
+def test_a_damaged_run_keeps_nobody_from_the_others(slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(slurm, "bad", job="11", state="NODE_FAIL").config.write_text("{")
+    make_run(slurm, "good", job="12", state="NODE_FAIL")
+    assert acts(slurm) == [("good", Action.RESUBMIT)]
+    assert "bad: passed over" in capsys.readouterr().err
+
+
+# -- killed anywhere -----------------------------------------------------------------------------------------------
+
+
+def held(slurm: FakeSlurm) -> RunLayout:
+    run = make_run(slurm, "one", job="12", state="PENDING")
+    slurm.put("12", "PENDING", reason="launch failed requeued held")
+    slurm.ended["12"] = life("12", "NODE_FAIL", "n3")
+    return run
+
+
+def lost(slurm: FakeSlurm) -> RunLayout:
+    run = make_run(slurm, "one", job="12", state="PREEMPTED")
+    attempt(run, 1, 3000)
+    return run
+
+
+def lost_task(slurm: FakeSlurm) -> RunLayout:
+    run = make_run(slurm, "sweep/lr=1", job="20_7", state="PREEMPTED")
+    attempt(run, 1, 3000)
+    return run
+
+
+def orphan(slurm: FakeSlurm) -> RunLayout:
+    run = make_run(slurm, "one", job="12", state="RUNNING")
+    attempt(run, 1, 3000)
+    beat(run, 600)
+    return run
+
+
+STORIES: dict[str, Callable[[FakeSlurm], RunLayout]] = {
+    "held": held,
+    "lost": lost,
+    "lost task": lost_task,
+    "orphan": orphan,
+    "requeued": lambda slurm: requeued(slurm, "one", "12"),
+}
+
+
+def later(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """The clock goes on."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + seconds)
+
+
+def settle(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes of another watchdog, a minute apart, until there is nothing to do."""
+    for _ in range(4):
+        with monkeypatch.context() as clock:
+            later(slurm, clock, 60)
+            loop.one_pass(slurm.root)
+
+
+@pytest.mark.parametrize("story", STORIES)
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_watchdog_killed_over_any_call_of_slurm_loses_nothing_and_doubles_nothing(
+    slurm: FakeSlurm, story: str, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = STORIES[story](slurm)
+    for number in range(1, 30):
+        pristine = dict(slurm.jobs)
+        slurm.said.clear()
+        slurm.kill_at = (number, side)
+        try:
+            loop.one_pass(slurm.root)
+            killed = False
+        except Killed:
+            killed = True
+        slurm.kill_at = None
+        settle(slurm, monkeypatch)
+        (job,) = slurm.live()
+        assert job.reason in ("Priority", "BeginTime")
+        assert ledger.read(run.ledger)
+        assert latest_job(run) == job.address
+        if not killed:
+            assert number > 2
+            return
+        start_over(slurm, run, pristine, story)
+    raise AssertionError("a pass without end")
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_a_watchdog_killed_over_any_write_loses_nothing_and_doubles_nothing(
+    slurm: FakeSlurm, story: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = STORIES[story](slurm)
+    for number in range(1, 30):
+        pristine = dict(slurm.jobs)
+        with killing_writes(number) as count, suppress(Killed):
+            loop.one_pass(slurm.root)
+        settle(slurm, monkeypatch)
+        (job,) = slurm.live()
+        assert latest_job(run) == job.address
+        assert job.reason in ("Priority", "BeginTime")
+        if count() < number:
+            assert number > 3
+            return
+        start_over(slurm, run, pristine, story)
+    raise AssertionError("a pass without end")
+
+
+def latest_job(run: RunLayout) -> str:
+    sent = [event for event in ledger.read(run.ledger) if event.event in ("submitted", "resubmitted")]
+    return str(sent[-1].facts["job"])
+
+
+def start_over(slurm: FakeSlurm, run: RunLayout, jobs: dict[str, Any], story: str) -> None:
+    """As it was before the pass."""
+    for path in run.ledger.glob("watchdog-*"):
+        path.unlink()
+    remove(RootLayout(slurm.root).nodes)
+    RootLayout(slurm.root).census.unlink(missing_ok=True)
+    slurm.jobs = jobs
+    slurm.excluded.clear()
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def killing_writes(number: int) -> Iterator[Callable[[], int]]:
+    """Killed when the `number`th line is to be appended, or file replaced; how many there were."""
+    count = 0
+
+    def guard(original: Callable[..., None]) -> Callable[..., None]:
+        def write(*words: Any) -> None:
+            nonlocal count
+            count += 1
+            if count == number:
+                raise Killed
+            original(*words)
+
+        return write
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((ledger, "append_line"), (nodes, "append_line"), (census, "write_atomic")):
+            patch.setattr(module, name, guard(getattr(module, name)))
+        patch.setattr(loop, "write_atomic", guard(loop.write_atomic))
+        yield lambda: count
+
+
+def test_two_watchdogs_take_turns(slurm: FakeSlurm) -> None:
+    with loop.only_watchdog(slurm.root) as first, loop.only_watchdog(slurm.root) as second:
+        assert (first, second) == (True, False)
+    with loop.only_watchdog(slurm.root) as again:
+        assert again
+
+
+def test_a_full_disk_does_not_end_the_watchdog(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(slurm, "one", job="12", state="NODE_FAIL")
+    passes: list[float] = []
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def sleep(seconds: float) -> None:
+        passes.append(seconds)
+        if len(passes) == 2:
+            monkeypatch.undo()  # there is room again, and the real Slurm is nobody's business here
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger, "append_line", full)
+    monkeypatch.setattr(loop, "write_atomic", full)
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert watchdog.main([str(slurm.root), "--every", "7"]) == 130
+    assert passes == [7.0, 7.0]
+    assert "No space left" in capsys.readouterr().err
+    assert slurm.live() == []  # nothing was sent that could not be announced
+    assert [event.event for event in ledger.read(run.ledger)] == ["submitted"]
+
+
+# -- what a pass costs ---------------------------------------------------------------------------------------------
+
+_COUNTED: Counter[str] = Counter()
+_COUNTING: list[Path] = []
+_EVENTS = ("open", "os.listdir", "os.scandir", "os.rename", "os.remove", "os.mkdir", "os.utime", "os.chmod", "os.link")
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _COUNTING and event in _EVENTS and str(arguments[0]).startswith(str(_COUNTING[0])):
+        _COUNTED[f"{event} {arguments[0]}"] += 1
+
+
+@pytest.fixture
+def operations(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """File-system operations of one pass; Python audits all but stat, which is counted beside."""
+    sys.addaudithook(_audit)
+
+    def counting_stat(original: Callable[..., Any]) -> Callable[..., Any]:
+        def stat(path: Any, *more: Any, **options: Any) -> Any:
+            if _COUNTING:
+                _COUNTED[f"stat {path}"] += 1
+            return original(path, *more, **options)
+
+        return stat
+
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(os, name, counting_stat(getattr(os, name)))
+
+    def one_pass() -> int:
+        _COUNTED.clear()
+        _COUNTING.append(slurm.root)
+        try:
+            loop.one_pass(slurm.root)
+        finally:
+            _COUNTING.clear()
+        return sum(_COUNTED.values())
+
+    return one_pass
+
+
+def test_a_pass_costs_two_calls_of_slurm_and_at_most_one_look_at_each_live_run(
+    slurm: FakeSlurm, operations: Callable[[], int]
+) -> None:
+    for number in range(240):
+        run = make_run(slurm, f"done-{number}", job=f"{1000 + number}", state="COMPLETED")
+        attempt(run, 1, 3000)
+        write(run, 10, "supervisor-0001", "completed", attempt=1)
+    slurm.jobs.clear()
+    for number in range(40):
+        run = make_run(slurm, f"sweep/live-{number}", job=f"5000_{number}")
+        attempt(run, 1, 3000)
+        beat(run, 5)
+    for number in range(20):
+        make_run(slurm, f"queued-{number}", job=f"{7000 + number}", state="PENDING")
+    stale = time.time() - 100
+    os.utime(slurm.root / "sweep", (stale, stale))
+    slurm.said.clear()
+    first = operations()
+    assert first > 240
+    assert slurm.said == ["queued"]
+    slurm.said.clear()
+    second = operations()
+    assert slurm.said == ["queued"]
+    running = sum("heartbeats" in key for key in _COUNTED)
+    assert running == 40
+    assert second <= 40 + 8, _COUNTED
+    slurm.put("7003", "PREEMPTED")
+    operations()
+    assert [word for word in slurm.said if word.startswith(("queued", "lives"))] == ["queued", "queued"]
+
+
+def test_a_new_run_in_a_known_sweep_is_found_and_one_that_is_removed_forgotten(slurm: FakeSlurm) -> None:
+    make_run(slurm, "sweep/a", job="20_0", state="PENDING")
+    loop.one_pass(slurm.root)
+    late = make_run(slurm, "sweep/b", job="21_0", state="NODE_FAIL")
+    assert acts(slurm) == [("b", Action.RESUBMIT)]
+    remove(late.path)
+    assert acts(slurm) == []
+
+
+def test_a_run_that_was_given_up_and_is_submitted_again_is_looked_after_again(slurm: FakeSlurm) -> None:
+    run = make_run(slurm, "one", job="12", state="FAILED")
+    attempt(run, 1, 3000, cause="config-error")
+    assert acts(slurm) == []
+    write(run, 1, "submit", "submitted", job="13")
+    slurm.put("13", "PENDING", name="one", work_dir=str(run.code), reason="Priority")
+    assert acts(slurm) == []
+    attempt(run, 2, 0.5)
+    slurm.put("13", "NODE_FAIL")
+    assert acts(slurm) == [("one", Action.RESUBMIT)]
+
+
+def test_a_census_that_is_damaged_is_made_anew(slurm: FakeSlurm) -> None:
+    make_run(slurm, "one", job="12", state="PENDING")
+    loop.one_pass(slurm.root)
+    RootLayout(slurm.root).census.write_text('{"version": 1, "runs": 3}')
+    slurm.put("12", "NODE_FAIL")
+    assert acts(slurm) == [("one", Action.RESUBMIT)]
+
+
+# -- telling -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[[], list[dict[str, Any]]]:
+    """What the user's command was given."""
+    (tmp_path / "tell").write_text(f"#!/bin/bash\ncat >>{tmp_path}/said; echo >>{tmp_path}/said\n")
+    (tmp_path / "tell").chmod(0o755)
+    said = tmp_path / "said"
+    return lambda: [json.loads(line) for line in said.read_text().splitlines()] if said.exists() else []
+
+
+def test_a_user_is_told_once_per_sweep_and_not_once_per_task(
+    slurm: FakeSlurm, told: Callable[[], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    runs = [
+        make_run(slurm, f"sweep/{n}", f"recovery.notify=['{tmp_path}/tell']", job=f"20_{n}", state="COMPLETED")
+        for n in range(5)
+    ]
+    for number, run in enumerate(runs):
+        attempt(run, 1, 3000, cause="diverged" if number < 3 else "completed")
+        if number >= 3:
+            write(run, 10, "supervisor-0001", "completed", attempt=1)
+    for _ in range(3):
+        loop.one_pass(slurm.root)
+    failed, ended = told()
+    assert (failed["event"], failed["name"], failed["why"]) == ("failed", "sweep", "diverged")
+    assert (ended["event"], ended["runs"], ended["completed"]) == ("ended", 5, 2)
+
+
+def test_a_message_that_could_not_be_sent_is_sent_by_the_next_pass(
+    slurm: FakeSlurm, told: Callable[[], list[dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(slurm, "one", f"recovery.notify=['{tmp_path}/tell']", job="12", state="COMPLETED")
+    attempt(run, 1, 3000, cause="diverged")
+    (tmp_path / "tell").chmod(0o600)
+    loop.one_pass(slurm.root)
+    assert "recovery.notify" in capsys.readouterr().err
+    (tmp_path / "tell").chmod(0o755)
+    loop.one_pass(slurm.root)
+    assert [event["event"] for event in told()] == ["failed", "ended"]

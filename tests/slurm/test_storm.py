@@ -1,0 +1,197 @@
+"""Fault after fault at runs that nobody looks after but the watchdog: none is lost, and none ends in other bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from local_runs import FAULTS, Finished, damage
+from slurm_runs import LONG, LONG_STEPS, SlurmRuns, pids_of_rank
+
+from hpc_llm.checkpoint import manifest
+from hpc_llm.runs.layout import RunLayout
+
+if TYPE_CHECKING:
+    from conftest import SlurmCluster
+
+pytestmark = pytest.mark.slurm
+
+BUDGETS = [
+    f"recovery.max_{what}=1000" for what in ("crashes", "hangs", "node_failures", "out_of_memory", "no_progress")
+]
+
+
+@dataclass
+class Storm:
+    """One run and what happens to it. Each fault returns once the run has got over it."""
+
+    runs: SlurmRuns
+    run: RunLayout
+    draw: random.Random
+    orders: Path
+    fired: list[str] = field(default_factory=list)
+
+    @property
+    def attempt(self) -> int:
+        return max(facts["attempt"] for facts in Finished(0, "", self.run).named("started"))
+
+    def fire(self, kind: str) -> None:
+        before = self.runs.steps(self.run)
+        KINDS[kind](self)
+        self.fired.append(kind)
+        assert self.runs.steps(self.run) < LONG_STEPS, f"the run was over before it had got over {kind}: {before}"
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        self.runs.until(condition, f"{what}, after {[*self.fired, '…']}", 180)
+
+    def ends_attempt(self, fault: Callable[[], None]) -> None:
+        """`fault` happens, and a later attempt trains on from a checkpoint."""
+        before = self.attempt
+        fault()
+        self.until(lambda: self.attempt > before, "another attempt")
+        self.trains()
+
+    def trains(self) -> None:
+        """Steps are done by the newest attempt."""
+        log = self.run.rank_log(self.attempt, 0)
+        self.until(lambda: log.exists() and "going on from the checkpoint" in log.read_text(), "a resumed attempt")
+        before = self.run.metrics.stat().st_mtime
+        self.until(lambda: self.run.metrics.stat().st_mtime > before, "further steps")
+
+    def order(self, **fault: object) -> None:
+        """A fault from within; see chaos/faults."""
+        draft = self.orders.with_suffix(".draft")
+        draft.write_text(json.dumps(fault))
+        draft.rename(self.orders)
+
+    def signal_rank(self, number: int) -> None:
+        (pid,) = pids_of_rank(self.run.path, self.draw.randrange(2))
+        os.kill(pid, number)
+
+    def checkpoint(self) -> int:
+        return manifest.newest_step(self.run.checkpoints)
+
+
+def kill_rank(storm: Storm) -> None:
+    storm.ends_attempt(lambda: storm.signal_rank(signal.SIGKILL))
+
+
+def stop_rank(storm: Storm) -> None:
+    hangs = len(Finished(0, "", storm.run).named("hang"))
+    storm.ends_attempt(lambda: storm.signal_rank(signal.SIGSTOP))
+    assert len(Finished(0, "", storm.run).named("hang")) == hangs + 1
+
+
+def lose_node(storm: Storm, which: int) -> None:
+    node = Finished(0, "", storm.run).named("started")[-1]["nodes"][which]
+    storm.ends_attempt(lambda: storm.runs.slurm.tool("kill-node", node))
+    storm.runs.slurm.tool("revive-node", node)
+    storm.until(lambda: storm.runs.slurm.node_state(node) in ("idle", "mixed", "allocated"), f"{node} back")
+
+
+def preempt(storm: Storm, grace_s: int) -> None:
+    storm.runs.slurm.run("scontrol", "update", "PartitionName=train", f"GraceTime={grace_s}")
+    storm.ends_attempt(lambda: storm.runs.slurm.tool("preempt", storm.runs.job_of(storm.run)))
+
+
+def time_limit(storm: Storm) -> None:
+    job = storm.runs.job_of(storm.run)
+    storm.ends_attempt(lambda: storm.runs.slurm.run("scancel", "--batch", "--signal=USR2", job))
+    assert Finished(0, "", storm.run).named("requeued")
+
+
+def damage_checkpoint(storm: Storm) -> None:
+    """The newest one, and with nothing saved since, the run has to go back further."""
+    rejected = len(Finished(0, "", storm.run).named("checkpoint-rejected"))
+
+    def harm() -> None:
+        damage(Finished(0, "", storm.run), storm.checkpoint(), storm.draw.choice(["truncate", "flip"]))
+        storm.signal_rank(signal.SIGKILL)
+
+    storm.ends_attempt(harm)
+    assert len(Finished(0, "", storm.run).named("checkpoint-rejected")) == rejected + 1
+
+
+def fill_disk(storm: Storm) -> None:
+    failed = len(Finished(0, "", storm.run).named("save-failed"))
+    storm.order(rank=storm.draw.randrange(2), kind="full", after=100, times=1)
+    storm.until(lambda: len(Finished(0, "", storm.run).named("save-failed")) > failed, "a save that failed")
+    before = storm.checkpoint()
+    storm.until(lambda: storm.checkpoint() > before, "a save that did not")
+
+
+def stop_slurmctld(storm: Storm) -> None:
+    storm.runs.slurm.tool("ctld-stop")
+    try:
+        before = storm.runs.steps(storm.run)
+        storm.until(lambda: storm.runs.steps(storm.run) > before + 100, "steps without slurmctld")
+    finally:
+        storm.runs.slurm.tool("ctld-start")
+
+
+def kill_watchdog(storm: Storm) -> None:
+    """What cron starts is killed in the middle of a pass; the next one does the work."""
+    words = [storm.runs.python, "-m", "hpc_llm.watchdog", str(storm.runs.root), "--once"]
+    watchdog = subprocess.Popen(words, env=storm.runs.slurm.env)
+    with pytest.raises(subprocess.TimeoutExpired):
+        watchdog.wait(storm.draw.uniform(0.05, 0.2))
+    watchdog.kill()
+    watchdog.wait()
+
+
+def exhaust_memory(storm: Storm) -> None:
+    storm.ends_attempt(lambda: storm.order(rank=storm.draw.randrange(2), kind="raise", error="host-memory"))
+    assert "out-of-memory" in [end["cause"] for end in Finished(0, "", storm.run).named("ended")]
+
+
+KINDS: dict[str, Callable[[Storm], None]] = {
+    "a rank killed": kill_rank,
+    "a rank stopped": stop_rank,
+    "the batch host lost": lambda storm: lose_node(storm, 0),
+    "a worker lost": lambda storm: lose_node(storm, 1),
+    "preempted with grace": lambda storm: preempt(storm, 5),
+    "preempted without grace": lambda storm: preempt(storm, 0),
+    "time limit": time_limit,
+    "newest checkpoint damaged": damage_checkpoint,
+    "disk full in a save": fill_disk,
+    "slurmctld down": stop_slurmctld,
+    "watchdog killed": kill_watchdog,
+    "host memory exhausted": exhaust_memory,
+}
+
+
+@pytest.fixture
+def spare(make_slurm: Callable[..., SlurmCluster], tmp_path: Path) -> Iterator[SlurmRuns]:
+    slurm = make_slurm("--nodes", "3", "--slurmd-timeout", "5")
+    slurm.env |= {"PYTHONPATH": str(FAULTS), "HPC_LLM_FAULT_ORDERS": str(tmp_path / "orders")}
+    yield SlurmRuns(slurm, tmp_path / "runs")
+
+
+def draw_faults(seed: int, count: int | None) -> list[str]:
+    """Every kind once in an order of its own, or `count` of them."""
+    draw = random.Random(seed)
+    return draw.sample(sorted(KINDS), len(KINDS)) if count is None else draw.choices(sorted(KINDS), k=count)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_run_gets_over_every_kind_of_fault_one_after_the_other(
+    spare: SlurmRuns, plain_long: Finished, tmp_path: Path, half: int
+) -> None:
+    faults = draw_faults(seed=1, count=None)
+    run = spare.submit("storm", LONG, "checkpoint.every=100steps", "recovery.hang_floor_s=10", *BUDGETS)
+    storm = Storm(spare, run, random.Random(half), tmp_path / "orders")
+    spare.until_trained(run, 250)
+    for kind in faults[half::2]:
+        storm.fire(kind)
+    done = spare.finish(run, steps=LONG_STEPS)
+    assert sorted(done.losses) == list(range(1, LONG_STEPS + 1))
+    assert done.losses == plain_long.losses
+    assert done.final_state == plain_long.final_state
