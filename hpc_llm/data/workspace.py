@@ -1,8 +1,8 @@
 """The folder beside the target in which it is prepared; a killed preparation goes on with what lies there.
 
-<out>.partial-<hash of the plan>/
+<out>.partial-<hash of the inputs>/
   inputs.json   recipe, and every input file with size and time
-  prepare.json prepare.sbatch    for tasks on a cluster
+  prepare.json prepare.sbatch   for tasks on a cluster
   scan/         00000.npz: a chunk's first look (scan.Scanned)
   decided.npz   what becomes of each document
   tokens/       00000.bin .npz: a chunk's tokens (tokenise.Tokenised)
@@ -28,30 +28,28 @@ from hpc_llm.data.sources import InputFile
 from hpc_llm.storage.files import write_atomic
 
 _FOLDERS = ("scan", "tokens", "shards", "out")
-
-
 _MARK = ".partial-"
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths of a preparation. The folder's name holds a hash of the plan: whoever works by another is elsewhere."""
+    """Paths of a preparation. Its name holds a hash of the inputs: whoever works on others is elsewhere."""
 
     path: Path
 
     @classmethod
     def begin(cls, directory: Path, recipe: dict[str, Any], files: list[InputFile]) -> Workspace:
         """The folder in which `directory` is prepared from these files, new or as it was left; others are removed."""
-        plan = json.dumps({"recipe": recipe, "files": [dataclasses.astuple(file) for file in files]})
-        digest = hashlib.sha256(plan.encode()).hexdigest()[:12]
+        inputs = json.dumps({"recipe": recipe, "files": [dataclasses.astuple(file) for file in files]})
+        digest = hashlib.sha256(inputs.encode()).hexdigest()[:12]
         found = cls(directory.with_name(f"{directory.name}{_MARK}{digest}"))
         for other in cls._all(directory):
-            if other != found or not found.plan.exists():
+            if other != found or not found.inputs.exists():
                 other.remove()
-        if not found.plan.exists():
+        if not found.inputs.exists():
             for name in _FOLDERS:
                 (found.path / name).mkdir(parents=True)
-            write_atomic(found.plan, plan)
+            write_atomic(found.inputs, inputs)
         return found
 
     @classmethod
@@ -62,7 +60,8 @@ class Workspace:
 
     @classmethod
     def _all(cls, directory: Path) -> list[Workspace]:
-        return [cls(path) for path in directory.parent.glob(f"{glob.escape(directory.name)}{_MARK}*")]
+        name = glob.escape(directory.name)
+        return [cls(path) for dot in ("", ".") for path in directory.parent.glob(f"{dot}{name}{_MARK}*")]
 
     @property
     def directory(self) -> Path:
@@ -70,7 +69,7 @@ class Workspace:
         return self.path.with_name(self.path.name.rpartition(_MARK)[0])
 
     @property
-    def plan(self) -> Path:
+    def inputs(self) -> Path:
         return self.path / "inputs.json"
 
     @property
@@ -96,11 +95,11 @@ class Workspace:
 
     def files(self) -> list[InputFile]:
         """The input files of the work that was begun."""
-        return [InputFile(*values) for values in json.loads(self.plan.read_bytes())["files"]]
+        return [InputFile(*values) for values in json.loads(self.inputs.read_bytes())["files"]]
 
     def remove(self) -> None:
         """All of it, and at once for those who look for something here."""
-        gone = self.path.with_name(f".{self.path.name}.{os.uname().nodename}.{os.getpid()}")
+        gone = self.path.with_name(f".{self.path.name.lstrip('.')}.{os.uname().nodename}.{os.getpid()}")
         with suppress(FileNotFoundError):
             self.path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
