@@ -26,4 +26,4 @@ for optimizer in fused_adam fused_lion cpu_adam; do
     python -m hpc_llm.build "optim=$optimizer" cluster.device=cpu
 done
 python -m pytest -n 2 -m "not slurm" "$@"
-exec python -m pytest -m slurm "$@"  # one cluster at a time
+exec python -m pytest -n 2 --dist loadfile -m slurm "$@"  # two clusters, each with its own nodes and ports
