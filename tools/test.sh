@@ -3,7 +3,7 @@
 #
 #   tools/test.sh            everything this machine can run; says what it leaves out
 #   tools/test.sh --fast     no training processes, no services: two minutes
-#   tools/test.sh … ARGS     further arguments go to pytest
+#   tools/test.sh … ARGS     further arguments go to pytest; --long fires a hundred faults at runs on Slurm
 #
 # With CI=true nothing may be left out.
 set -euo pipefail

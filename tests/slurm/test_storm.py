@@ -185,13 +185,26 @@ def draw_faults(seed: int, count: int | None) -> list[str]:
 def test_a_run_gets_over_every_kind_of_fault_one_after_the_other(
     spare: SlurmRuns, plain_long: Finished, tmp_path: Path, half: int
 ) -> None:
-    faults = draw_faults(seed=1, count=None)
-    run = spare.submit("storm", LONG, "checkpoint.every=100steps", "recovery.hang_floor_s=10", *BUDGETS)
-    storm = Storm(spare, run, random.Random(half), tmp_path / "orders")
-    spare.until_trained(run, 250)
-    for kind in faults[half::2]:
+    weather(spare, plain_long, tmp_path, half, draw_faults(seed=1, count=None)[half::2])
+
+
+@pytest.mark.parametrize("job", range(20))
+def test_a_hundred_faults_and_no_run_is_lost(
+    spare: SlurmRuns, plain_long: Finished, tmp_path: Path, job: int, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--long"):
+        pytest.skip("an hour of faults: --long")
+    weather(spare, plain_long, tmp_path, job, draw_faults(seed=2, count=100)[job::20])
+
+
+def weather(runs: SlurmRuns, plain_long: Finished, folder: Path, seed: int, faults: list[str]) -> None:
+    """A run under these faults ends as one that nothing happened to."""
+    run = runs.submit("storm", LONG, "checkpoint.every=100steps", "recovery.hang_floor_s=10", *BUDGETS)
+    storm = Storm(runs, run, random.Random(seed), folder / "orders")
+    runs.until_trained(run, 250)
+    for kind in faults:
         storm.fire(kind)
-    done = spare.finish(run, steps=LONG_STEPS)
+    done = runs.finish(run, steps=LONG_STEPS)
     assert sorted(done.losses) == list(range(1, LONG_STEPS + 1))
     assert done.losses == plain_long.losses
     assert done.final_state == plain_long.final_state
