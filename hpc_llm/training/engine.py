@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hpc_llm.checkpoint import reshape
 from hpc_llm.checkpoint.engine import ManifestCheckpointEngine
 from hpc_llm.checkpoint.manifest import FileEntry, Manifest, folder_of
 from hpc_llm.config.errors import InputError
@@ -126,22 +127,38 @@ class Engine:
         self._engine.save_checkpoint(str(checkpoints), tag=folder.name, save_latest=False)
 
     def load(self, checkpoints: Path, manifest: Manifest, rank: int) -> None:
-        """Restore weights and optimizer from a verified checkpoint; InputError if another machine shape wrote it."""
+        """Restore weights and optimizer from a verified checkpoint, of this world size and ZeRO stage or others.
+
+        InputError where precision or optimizer are others, or the stages are laid out otherwise: 1 and 2 are alike,
+        0 and 3 are not.
+        """
+        folder = folder_of(checkpoints, manifest.step)
+        vouched = {folder / entry.name: entry for entry in manifest.files}
         written = (manifest.world_size, manifest.zero_stage, manifest.precision, manifest.optimizer)
         wanted = (self.world_size, self._zero_stage, self._precision, self.optimizer_name)
-        if written != wanted:
+        if written[2:] != wanted[2:] or _layout(manifest.zero_stage) != _layout(self._zero_stage):
             labels = ("ranks", "ZeRO stage", "precision", "optimizer")
             changes = [
                 f"{label} {old} → {new}" for label, old, new in zip(labels, written, wanted, strict=True) if old != new
             ]
             raise InputError(
-                f"checkpoint of step {manifest.step} cannot be loaded: {', '.join(changes)}; go on as it was saved"
+                f"checkpoint of step {manifest.step} cannot be loaded: {', '.join(changes)}; go on as it was saved "
+                f"(train.zero_stage={manifest.zero_stage}; the number of ranks may change)"
             )
-        folder = folder_of(checkpoints, manifest.step)
+        if written == wanted or self._zero_stage == 0:  # at stage 0 every rank has all of it
+            self._load(folder, vouched, rank, universal=False)
+            return
+        with reshape.universal(folder, rank, gather_objects) as whole:
+            made = FileEntry("", 0, "")  # by ourselves, from files that the manifest names
+            self._load(whole, dict.fromkeys(whole.rglob("*.pt"), made), rank, universal=True)
+
+    def _load(self, folder: Path, vouched: dict[Path, FileEntry], rank: int, universal: bool) -> None:
         reader = ManifestCheckpointEngine(rank, gather_objects, lambda *_: None)
-        reader.vouched = {folder / entry.name: entry for entry in manifest.files}
+        reader.vouched = vouched
         self._engine.checkpoint_engine = reader
-        self._engine.load_checkpoint(str(checkpoints), tag=folder.name)
+        self._engine._config.load_universal_checkpoint = universal
+        self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        self._engine._config.load_universal_checkpoint = False
 
     def weights(self) -> dict[str, Tensor]:
         """Full fp32-or-bf16 weights by name, on the CPU, on every rank."""
@@ -153,6 +170,11 @@ class Engine:
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
+
+
+def _layout(zero_stage: int) -> int:
+    """Stages that lay their states out alike have the same: 1 and 2 do."""
+    return 1 if zero_stage == 2 else zero_stage
 
 
 def deepspeed_settings(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
