@@ -77,7 +77,8 @@ def arrays(configs: Sequence[RunConfig], most: int) -> Iterator[list[RunConfig]]
     """The runs as arrays of at most `most`: one resource shape each, in order."""
     shapes: dict[str, list[RunConfig]] = {}
     for config in configs:
-        shape = json.dumps(dataclasses.asdict(config.cluster), sort_keys=True)  # all that a script's header says
+        header = dataclasses.asdict(config.cluster)  # all that a script's header says
+        shape = json.dumps([config.run.depends_on, header], sort_keys=True)
         shapes.setdefault(shape, []).append(config)
     for same in shapes.values():
         yield from (same[start : start + most] for start in range(0, len(same), most))

@@ -35,6 +35,7 @@ _MACHINE_KEYS = (
         "run.root",
         "run.group",
         "run.max_gpu_hours",
+        "run.depends_on",
         "cluster",
         "checkpoint",
         "recovery",

@@ -12,7 +12,7 @@ from hpc_llm.sweeps.results import Result
 SEED = "run.seed"
 # Where a run lies and how it was asked for; nobody compares runs by these.
 _NO_TREATMENT = (
-    *("run.name", "run.sweep", "run.root", "run.group", "run.max_gpu_hours", "data.out"),
+    *("run.name", "run.sweep", "run.root", "run.group", "run.max_gpu_hours", "run.depends_on", "data.out"),
     *("dry_run", "test_only", "local", "json"),
 )
 _PRESETS = ("model.name", "optim.name", "data.name", "train.name", "cluster.name")
