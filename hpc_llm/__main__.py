@@ -14,6 +14,7 @@ VERBS = {
     "prepare": "train a tokenizer and tokenise a corpus into shards",
     "build": "compile DeepSpeed's operators once, for all ranks",
     "status": "where the runs below a root stand",
+    "compare": "what a sweep found: a table, the winner, the scaling fit",
     "watchdog": "look after every run below a root: requeued, preempted, lost",
     "train": "one run's ranks; what srun and torchrun start",
 }

@@ -1,56 +1,102 @@
-"""`python -m hpc_llm.status RUN_ROOT [--json] [--nodes] [--clear-node NAME]`: where runs and nodes stand."""
+"""`python -m hpc_llm.status RUN_ROOT|RUN_DIR [--json] [--watch] [--logs] [--nodes]`: where runs and nodes stand."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from hpc_llm.config import verbs
 from hpc_llm.config.errors import InputError
-from hpc_llm.recovery.accounting import Account
 
-_COLUMNS = ("job_id", "name", "state", "cause", "step", "steps", "loss", "checkpoint_step", "restarts", "ettr")
-_NODE_COLUMNS = ("node", "score", "excluded_until", "evidence")
+_WATCH_S = 30.0  # each look asks Slurm twice; shared systems ask not to be polled often
 
 
 def main(words: list[str] | None = None) -> int:
-    """A table of all runs below a root, or JSON."""
+    """A table of all runs below a root, one run with its story, its log, or JSON."""
     return verbs.run("status", _status, words, hydra=False)
 
 
 def _status(words: list[str]) -> int:
+    given = _parser().parse_args(words)
+    root: Path = given.root
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give the run.root of your runs, for example ./runs")
+    if (given.rank is not None and not given.logs) or (given.follow and not given.logs):
+        raise InputError("--rank and -f belong to --logs; add it")
+    if given.clear_node is not None:
+        return _clear(root, given.clear_node)
+    if given.logs:
+        return _logs(root, given.rank, given.follow)
+    if given.nodes:
+        return _nodes(root, given.json)
+    if given.watch is None:
+        return _show(root, given.json)
+    if given.json or given.watch <= 0:
+        raise InputError("--watch: a positive number of seconds is expected, and no --json, which is for scripts")
+    return _watch(root, given.watch)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hpc_llm.status", description=__doc__)
-    parser.add_argument("root", type=Path, metavar="RUN_ROOT")
+    parser.add_argument("root", type=Path, metavar="RUN_ROOT|RUN_DIR")
     parser.add_argument("--json", action="store_true", help="a list of runs (with --nodes: of nodes) for scripts")
+    parser.add_argument(
+        "--watch", type=float, nargs="?", const=_WATCH_S, metavar="SECONDS", help="again and again (default 30)"
+    )
+    parser.add_argument("--logs", action="store_true", help="the first error and the end of the newest attempt's log")
+    parser.add_argument(
+        "--rank", type=int, metavar="N", help="with --logs: of this rank (default: the one that failed)"
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="with --logs: and what is added to it")
     parser.add_argument("--nodes", action="store_true", help="nodes with evidence against them, and until when")
     parser.add_argument("--clear-node", metavar="NAME", help="forget the evidence against a node")
-    given = parser.parse_args(words)
-    if not given.root.is_dir():
-        raise InputError(f"{given.root}: no such folder; give the run.root of your runs, for example ./runs")
-    if given.clear_node is not None:
-        return _clear(given.root, given.clear_node)
-    from hpc_llm.recovery import standing
+    return parser
 
-    if given.nodes:
-        rows = standing.nodes_of(given.root)
-        print(json.dumps(rows, indent=2) if given.json else _table([_node(row) for row in rows], _NODE_COLUMNS))
-        return 0
-    found = standing.of(given.root)
+
+def _show(root: Path, as_json: bool) -> int:
+    """Where the runs stand, as a list or in words."""
+    from hpc_llm.recovery import standing, views
+
+    found = standing.of(root)
     for warning in found.warnings:
         print(f"status: {warning}", file=sys.stderr)
-    if given.json:
-        print(json.dumps(found.rows, indent=2))
-        return 0
-    print(_table(found.rows, _COLUMNS))
-    _print_account(found.account)
-    excluded = [_node(row)["node"] for row in standing.nodes_of(given.root) if row["excluded_until"] is not None]
-    if excluded:
-        print(f"nodes left out: {', '.join(excluded)} (--nodes says why)")
+    print(json.dumps(found.rows, indent=2) if as_json else "\n".join(views.of(root, found)))
+    return 0
+
+
+def _watch(root: Path, every_s: float) -> int:
+    """The same until Ctrl-C; where the terminal cannot be cleared, one below the other."""
+    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" else ""
+    while True:
+        print(f"{clear}{time.strftime('%Y-%m-%d %H:%M:%S')}  every {every_s:g} s, Ctrl-C ends it")
+        _show(root, as_json=False)
+        sys.stdout.flush()
+        time.sleep(every_s)
+
+
+def _logs(root: Path, rank: int | None, follow: bool) -> int:
+    from hpc_llm.recovery import census, logs
+
+    runs = census.find_runs(root)
+    if len(runs) != 1:
+        names = ", ".join(str(run.path.relative_to(root)) for run in runs[:8])
+        raise InputError(f"--logs: {root} holds {len(runs)} runs; give the directory of one: {names}")
+    lines: Iterator[str] = logs.follow(runs[0], rank) if follow else logs.opening(logs.choose(runs[0], rank))
+    for line in lines:
+        print(line, flush=follow)
+    return 0
+
+
+def _nodes(root: Path, as_json: bool) -> int:
+    from hpc_llm.recovery import standing, views
+
+    rows = standing.nodes_of(root)
+    print(json.dumps(rows, indent=2) if as_json else views.nodes(rows))
     return 0
 
 
@@ -61,46 +107,6 @@ def _clear(root: Path, node: str) -> int:
         raise InputError(f"--clear-node {node}: nothing is known against it; --nodes lists those that have evidence")
     nodes.clear(root, node)
     return 0
-
-
-def _print_account(account: Account) -> None:
-    """Where the time of all runs went, by their GPUs."""
-    if account.ettr is None or account.ettr_scheduled is None:
-        return
-    parts = {
-        "queue": account.queue_s,
-        "start-up": account.start_up_s,
-        "saves": account.stall_s,
-        "lost steps": account.lost_s,
-        "detection": account.detection_s,
-    }
-    rest = ", ".join(f"{name} {seconds / account.wall_s:.1%}" for name, seconds in parts.items())
-    print(f"ETTR {account.ettr:.1%}, without the queue {account.ettr_scheduled:.1%}; of all time: {rest}")
-
-
-def _node(row: dict[str, Any]) -> dict[str, Any]:
-    """A node's row for people."""
-    until = row["excluded_until"]
-    kinds = [one["kind"] for one in row["evidence"]]
-    return {
-        **row,
-        "excluded_until": None if until is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(until)),
-        "evidence": ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)),
-    }
-
-
-def _table(rows: list[dict[str, Any]], columns: Sequence[str]) -> str:
-    lines = [[column.upper() for column in columns], *([_cell(row[column]) for column in columns] for row in rows)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

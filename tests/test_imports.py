@@ -62,6 +62,7 @@ DRY_RUNS = {
     "plan": ["experiment=mpt-7b", "json=true"],
     "prepare": ["data=files", "data.source=/no/such"],
     "status": ["."],
+    "compare": ["."],
 }
 
 
@@ -73,7 +74,7 @@ def test_a_login_node_never_waits_for_torch(tmp_path: Path, verb: str) -> None:
         "print(f'status {status}, heavy modules {heavy}')"
     )
     done = python("-c", program, cwd=tmp_path)
-    expected = 2 if verb == "prepare" else 0
+    expected = 2 if verb in ("prepare", "compare") else 0
     assert done.stdout.splitlines()[-1] == f"status {expected}, heavy modules []", done.stderr
 
 

@@ -6,6 +6,7 @@ the user sees every mistake at once.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import re
@@ -94,7 +95,34 @@ def compose_sweep(argv: Sequence[str]) -> list[Choice]:
     """As `compose_all`, each with what the sweep chose for it; InputError lists the mistakes of all of them."""
     words = Words.parse(argv)
     with _hydra(words):
+        words = _with_named_sweep(words)
         return _compose_columns(_columns(_checked(words), words.multirun), words)
+
+
+def _with_named_sweep(words: Words) -> Words:
+    """The words with those that the chosen experiment sweeps (hydra.sweeper.params, as in Hydra) before the user's."""
+    chosen = [word.partition("=")[2] for word in words.overrides if word.partition("=")[0] == "experiment"]
+    names = [
+        name for name in chosen[-1:] for name in name.split(",") if name in _groups(words.config_dirs)["experiment"]
+    ]
+    swept = {name: params for name in names if (params := _sweep_of(name, words))}
+    if not swept:
+        return words
+    if len(names) > 1:
+        raise InputError(f"experiment={chosen[-1]}: {next(iter(swept))} is a sweep of its own; submit it by itself")
+    if not words.multirun:
+        raise InputError(f"experiment={names[0]}: it is a sweep; add -m")
+    named = [f"{key}={values}" for key, values in swept[names[0]].items()]
+    return dataclasses.replace(words, overrides=[*named, *words.overrides])
+
+
+def _sweep_of(experiment: str, words: Words) -> dict[str, str]:
+    """Key → values in Hydra's sweep syntax, in the order that they vary."""
+    try:
+        composed = hydra_compose("config", [f"experiment={experiment}", _search_path(words)], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException):
+        return {}  # composing the whole says what is wrong
+    return {str(key): str(values) for key, values in (composed.hydra.sweeper.get("params") or {}).items()}
 
 
 def sound_part(argv: Sequence[str], problems: Sequence[str]) -> list[RunConfig]:
@@ -341,14 +369,18 @@ def _compose_one(overrides: list[str], words: Words) -> DictConfig:
     lines = [
         word if word.lstrip("+~").partition("=")[0].partition("@")[0] in groups else _force(word) for word in overrides
     ]
-    quoted = [str(folder).replace("'", r"\'") for folder in words.config_dirs[1:]]
-    path = "[" + ",".join(f"'file://{folder}'" for folder in quoted) + "]"
     try:
-        composed = hydra_compose("config", [*lines, f"hydra.searchpath={path}"])
+        composed = hydra_compose("config", [*lines, _search_path(words)])
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(" ".join(str(error).split())) from error
     OmegaConf.set_struct(composed, False)
     return composed
+
+
+def _search_path(words: Words) -> str:
+    """The word that tells Hydra of the user's own folders."""
+    quoted = [str(folder).replace("'", r"\'") for folder in words.config_dirs[1:]]
+    return "hydra.searchpath=[" + ",".join(f"'file://{folder}'" for folder in quoted) + "]"
 
 
 def _resolve(composed: DictConfig) -> RunConfig:

@@ -29,6 +29,7 @@ class RunSection:
     seed: int = 17
     group: str | None = None  # Unix group that may read the run; null keeps it private
     max_gpu_hours: float | None = None  # what all attempts together may spend unattended
+    depends_on: str | None = None  # run or sweep below root that must be complete before this one begins
 
 
 @dataclass(frozen=True)

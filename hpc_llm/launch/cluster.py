@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.launch import local, sending
+from hpc_llm.launch import chain, local, sending
 from hpc_llm.launch.parts import Part, divide
 from hpc_llm.launch.submission import examine_all
 from hpc_llm.runs import freeze, ledger
@@ -66,6 +66,10 @@ def estimates(configs: Sequence[RunConfig]) -> list[str]:
 
 def freeze_here(config: RunConfig, words: list[str]) -> RunLayout:
     """Freeze one run for the job that this process is in (or will be submitted by hand); its directory."""
+    if config.run.depends_on is not None:
+        raise InputError(
+            "run.depends_on: a script written by hand waits by sbatch --dependency=afterok:JOB; leave it out"
+        )
     restrict_access(config.run.group)
     examine_all([config])
     _prepare([config])
@@ -94,10 +98,11 @@ def submit(configs: Sequence[RunConfig], words: list[str]) -> Outcome:
         queue = client.queued()
         left = _left_alone(configs, [job for job in queue if job.live])
         todo = [config for config in configs if _place(config) not in left]
+        waits = chain.waits(todo, [job for job in queue if job.live])
         try:
             parts = divide(todo, _most_tasks(todo))
             frozen = freeze.freeze_all([(config, plans[_place(config)]) for config in todo])
-            return Outcome(_send_all(parts, frozen, {job.array_id for job in queue}, words), left)
+            return Outcome(_send_all(parts, frozen, {job.array_id for job in queue}, words, waits), left)
         except client.SlurmRefused as error:
             raise InputError(_refusal(configs[0], error)) from None
 
@@ -158,7 +163,13 @@ def _array_of(run: RunLayout) -> int | None:
     return int(addresses[-1].partition("_")[0]) if addresses else None
 
 
-def _send_all(parts: Sequence[Part], frozen: Sequence[freeze.Frozen], known: set[int], words: list[str]) -> list[Job]:
+def _send_all(
+    parts: Sequence[Part],
+    frozen: Sequence[freeze.Frozen],
+    known: set[int],
+    words: list[str],
+    waits: Mapping[str | None, list[str]],
+) -> list[Job]:
     """Submit part after part. Where one is not accepted, what was made for it and those after it is removed."""
     made = {run.layout.path: run for run in frozen}
     jobs: list[Job] = []
@@ -166,7 +177,8 @@ def _send_all(parts: Sequence[Part], frozen: Sequence[freeze.Frozen], known: set
         try:
             with _signals_later():
                 part.write()
-                job_id = sending.send(part.script, name=part.name, work_dir=part.work_dir, known=known)
+                options = waits[part.depends_on]
+                job_id = sending.send(part.script, name=part.name, work_dir=part.work_dir, known=known, options=options)
                 part.link()
                 jobs.append(Job(job_id, part, dict(zip(part.addresses(job_id), part.runs, strict=True))))
                 _note(jobs[-1], words)

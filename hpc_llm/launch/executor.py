@@ -11,6 +11,7 @@ import io
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import submitit
@@ -26,9 +27,9 @@ _SIGNALS = range(129, 193)  # 128 + the signal that ended sbatch; 255 is its own
 class ScriptExecutor(submitit.SlurmExecutor):
     """Submits `script` as it is."""
 
-    def __init__(self, script: Path, folder: str) -> None:
+    def __init__(self, script: Path, folder: str, options: Sequence[str]) -> None:
         super().__init__(folder)
-        self._script = script
+        self._script, self._options = script, options
 
     def submit_script(self) -> int:
         """The job id; for an array, the array's."""
@@ -42,17 +43,17 @@ class ScriptExecutor(submitit.SlurmExecutor):
         # Slurm. timeout(1) also takes sbatch out of the terminal's reach: Ctrl-C cannot kill it half-way.
         ours = client.clean_environment(os.environ)
         removed = [word for name in os.environ if name not in ours for word in ("-u", name)]
-        return ["timeout", str(SBATCH_TIMEOUT_S), "env", *removed, "sbatch", str(self._script)]
+        return ["timeout", str(SBATCH_TIMEOUT_S), "env", *removed, "sbatch", *self._options, str(self._script)]
 
 
-def submit(script: Path) -> int:
-    """The id of the job (for an array, of the array) that `sbatch script` made.
+def submit(script: Path, options: Sequence[str] = ()) -> int:
+    """The id of the job (for an array, of the array) that `sbatch OPTIONS script` made.
 
     SlurmRefused: there is no job. SlurmUnavailable: nobody knows; look for it by its name before trying again.
     """
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-            return ScriptExecutor(script, folder).submit_script()
+            return ScriptExecutor(script, folder, options).submit_script()
     except FailedSubmissionError as error:
         raise client.SlurmUnavailable(" ".join(str(error).split())) from None
     except FailedJobError as error:

@@ -11,7 +11,7 @@ from types import FrameType
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.launch import show_preparation, supervisor
+from hpc_llm.launch import chain, show_preparation, supervisor
 from hpc_llm.launch.show import Show
 from hpc_llm.launch.submission import examine
 from hpc_llm.recovery.causes import ExitCode
@@ -33,6 +33,7 @@ def run(config: RunConfig, words: list[str]) -> int:
     restrict_access(config.run.group)
     prepare_data(config)
     plan = examine(config)
+    chain.require_complete(config)
     layout = freeze.freeze(config, plan)
     ledger.Ledger(layout.ledger, "submit").write("submitted", words=words, host=os.uname().nodename)
     show = Show(layout, plan)

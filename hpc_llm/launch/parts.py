@@ -29,6 +29,7 @@ class Part:
     work_dir: Path
     runs: list[RunLayout]
     array: bool
+    depends_on: str | None
 
     def addresses(self, job_id: int) -> list[str]:
         """How Slurm calls each run's job."""
@@ -62,7 +63,7 @@ def divide(configs: Sequence[RunConfig], most: int) -> list[Part]:
 def _single(config: RunConfig) -> Part:
     layout = freeze.layout_for(config)
     text = render_script(config, run_dir=str(layout.path), python=_python(config), name=layout.name)
-    return Part(layout.name, layout.script, text, layout.code, [layout], array=False)
+    return Part(layout.name, layout.script, text, layout.code, [layout], False, config.run.depends_on)
 
 
 def _array(configs: list[RunConfig], throttle: int | None, number: int) -> Part:
@@ -72,7 +73,7 @@ def _array(configs: list[RunConfig], throttle: int | None, number: int) -> Part:
     config = dataclasses.replace(configs[0], cluster=dataclasses.replace(configs[0].cluster, array_throttle=throttle))
     tasks = {index: str(layout.path) for index, layout in enumerate(layouts)}
     text = render_script(config, run_dir=str(folder.path), python=_python(config), name=name, array=tasks)
-    return Part(name, folder.script(number), text, folder.path, layouts, array=True)
+    return Part(name, folder.script(number), text, folder.path, layouts, True, config.run.depends_on)
 
 
 def _next_number(folder: SweepLayout) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from hpc_llm.slurm import client
@@ -17,8 +17,8 @@ class Unknown(client.SlurmUnavailable):
     """Nobody can say whether the job exists."""
 
 
-def send(script: Path, *, name: str, work_dir: Path, known: Collection[int]) -> int:
-    """The id of the job (or array) that `script` makes, submitted once.
+def send(script: Path, *, name: str, work_dir: Path, known: Collection[int], options: Sequence[str] = ()) -> int:
+    """The id of the job (or array) that `script` makes with sbatch's `options`, submitted once.
 
     `known` are the ids of this user's jobs from before. SlurmRefused: Slurm said no. SlurmUnavailable: the answer was
     lost and there is no such job. Unknown: it was lost and Slurm does not say.
@@ -26,7 +26,7 @@ def send(script: Path, *, name: str, work_dir: Path, known: Collection[int]) -> 
     from hpc_llm.launch import executor  # submitit takes 0.1 s to import
 
     try:
-        return executor.submit(script)
+        return executor.submit(script, options)
     except client.SlurmUnavailable as error:
         found = _look_for(name, work_dir, known, str(error))
         if found is None:

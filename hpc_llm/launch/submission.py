@@ -13,7 +13,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import manifest, sources
 from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
-from hpc_llm.runs import preflight
+from hpc_llm.runs import dependency, preflight
 
 _MOST_PROBLEMS = 20  # lines that a person reads; a sweep can have thousands
 
@@ -54,7 +54,7 @@ class _Look:
             raise InputError(problems)
         data, plan = None, None
         if not config.dry_run:
-            problems += self._place(config) or preflight.name_problems(config)
+            problems += self._place(config) or [*preflight.name_problems(config), *dependency.problems(config)]
         try:
             data = self._known_data(config)
         except InputError as error:

@@ -27,6 +27,8 @@ def named(choices: Sequence[Choice]) -> list[RunConfig]:
     if len(configs) == 1:
         return configs
     chosen = "run.name" in choices[0].swept
+    if not chosen:
+        _refuse_duplicates(choices)
     names = [str(config.run.name) for config in configs] if chosen else run_names([choice.swept for choice in choices])
     sweeps = [config.run.sweep or (None if chosen else config.run.name) for config in configs]
     derived = None if all(sweeps) else derived_name(configs)
@@ -38,6 +40,17 @@ def named(choices: Sequence[Choice]) -> list[RunConfig]:
     if repeated := sorted(str(name) for (_, _, name), count in twice.items() if count > 1):
         raise InputError(f"run.name={repeated[0]}: several runs of this sweep have it; sweep distinct values")
     return placed
+
+
+def _refuse_duplicates(choices: Sequence[Choice]) -> None:
+    """InputError where the words ask for the same run twice, spelt the same or not (1e-4 and 0.0001)."""
+    seen: set[str] = set()
+    for choice in choices:
+        text = json.dumps(dataclasses.asdict(choice.config), sort_keys=True)
+        if text in seen:
+            label = " ".join(f"{key}={value}" for key, value in choice.swept.items())
+            raise InputError(f"{label}: this sweep has it twice; sweep distinct values (run.seed for repetitions)")
+        seen.add(text)
 
 
 def run_names(swept: Sequence[dict[str, str]]) -> list[str]:
@@ -64,7 +77,8 @@ def arrays(configs: Sequence[RunConfig], most: int) -> Iterator[list[RunConfig]]
     """The runs as arrays of at most `most`: one resource shape each, in order."""
     shapes: dict[str, list[RunConfig]] = {}
     for config in configs:
-        shape = json.dumps(dataclasses.asdict(config.cluster), sort_keys=True)  # all that a script's header says
+        header = dataclasses.asdict(config.cluster)  # all that a script's header says
+        shape = json.dumps([config.run.depends_on, header], sort_keys=True)
         shapes.setdefault(shape, []).append(config)
     for same in shapes.values():
         yield from (same[start : start + most] for start in range(0, len(same), most))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +18,7 @@ from hpc_llm.recovery.accounting import Account, account, restarts_by_cause
 from hpc_llm.recovery.acts import Seen
 from hpc_llm.runs import attempts
 from hpc_llm.runs.layout import RootLayout, RunLayout
+from hpc_llm.runs.ledger import Event
 
 _TAIL_BYTES = 4096
 _WATCHDOG_SILENT_S = 900.0  # fifteen passes of the default, three of a cron that looks every five minutes
@@ -33,33 +36,41 @@ class Standing:
 
 def of(root: Path) -> Standing:
     """name, job_id, state, cause, step, steps, loss, checkpoint_step, restarts, ettr and more of every run at or below
-    `root`; state: queued, running, completed, failed, stopped, cancelled or unknown.
+    `root`; state: queued, running, completed, failed, stopped, cancelled or unknown. Two questions to Slurm.
     """
     now, rows, total = time.time(), [], Account()
     for seen in loop.look(root):
-        found = row(seen, now)
+        found = row(root, seen, now)
         rows.append(found)
         total += Account(**found["seconds"]) * seen.record.world_size
     return Standing(rows, total, list(_warnings(root, rows, now)))
 
 
-def row(seen: Seen, now: float) -> dict[str, Any]:
-    """One run's row."""
+def row(root: Path, seen: Seen, now: float) -> dict[str, Any]:
+    """One run's row; keys that end in _s are seconds from now."""
     record = seen.record
     layout, facts, events = record.layout, record.facts, record.events
     ends = [event.facts for event in events if event.event == "ended"]
-    last, state = last_step(layout), state_of(seen)
-    until = now if state in ("queued", "running") else None
+    steps, state, plan = last_steps(layout), state_of(seen), json.loads(layout.plan.read_text())
+    last, going = steps[-1] if steps else {}, state in ("queued", "running")
+    until = now if going else None
     spent = account(events, until=until, first_step_at=first_step_at(layout))
     return {
         "name": layout.name,
+        "run": str(layout.path.relative_to(root)) if layout.path != root else layout.name,
         "job_id": facts.address,
         "state": state,
         "cause": ends[-1]["cause"] if ends else facts.final,
         "step": last.get("step", 0),
-        "steps": json.loads(layout.plan.read_text())["steps"],
+        "steps": plan["steps"],
         "loss": last.get("loss"),
+        "tokens_per_second": (speed := usual_speed(steps)),
+        "mfu": last.get("mfu"),
+        "eta_s": eta_s(last.get("step", 0), plan, speed) if going else None,
+        "limit_s": limit_s(seen, now) if state == "running" else None,
+        "nodes": _nodes(seen) if going else "",
         "checkpoint_step": newest_step(layout.checkpoints),
+        "checkpoint_age_s": _since(events, "checkpointed", now),
         "restarts": max(0, attempts.newest(layout) - 1),
         "restarts_by_cause": restarts_by_cause(events),
         "ettr": spent.ettr,
@@ -126,18 +137,53 @@ def first_step_at(layout: RunLayout) -> float | None:
     return float(found)
 
 
-def last_step(layout: RunLayout) -> dict[str, Any]:
-    """The newest whole row of a step in metrics.jsonl; reads its end alone."""
-    if not layout.metrics.exists():
-        return {}
-    with layout.metrics.open("rb") as file:
-        file.seek(max(0, layout.metrics.stat().st_size - _TAIL_BYTES))
-        lines = file.read().decode(errors="replace").splitlines()
-    for line in reversed(lines):
-        try:
-            found: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if "loss" in found:
-            return found
-    return {}
+def last_steps(layout: RunLayout) -> list[dict[str, Any]]:
+    """The newest whole rows of steps in metrics.jsonl, oldest first; reads its end alone."""
+    try:
+        with layout.metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):  # cut off by the tail's beginning, or being written
+            row = json.loads(line)
+            if isinstance(row, dict) and "loss" in row:
+                found.append(row)
+    return found
+
+
+def usual_speed(steps: Sequence[dict[str, Any]]) -> float | None:
+    """Tokens per second: the median of the newest steps, since one of them may have waited for a save."""
+    speeds = [float(row["tokens_per_second"]) for row in steps if "tokens_per_second" in row]
+    return statistics.median(speeds) if speeds else None
+
+
+def eta_s(step: int, plan: dict[str, Any], tokens_per_second: float | None) -> float | None:
+    """Training time that is left at the present speed; saves, evaluations and the queue come on top."""
+    if not tokens_per_second or "tokens_per_step" not in plan:
+        return None
+    return float(plan["steps"] - step) * float(plan["tokens_per_step"]) / tokens_per_second
+
+
+def limit_s(seen: Seen, now: float) -> float | None:
+    """Until the job's time limit, as it was submitted; None where it has none, or Slurm does not say when it began."""
+    minutes, job = seen.record.config["cluster"]["time_min"], seen.job.queued
+    if minutes is None or job is None or job.start_time is None:
+        return None
+    return job.start_time + float(minutes) * 60 - now
+
+
+def _nodes(seen: Seen) -> str:
+    """Where it trains, in Slurm's spelling; here, the machine's name."""
+    if seen.job.queued is not None:
+        return seen.job.queued.node_list
+    started = [event.facts for event in seen.record.events if event.event == "started"]
+    return ",".join(started[-1].get("nodes") or [str(started[-1].get("host", ""))]) if started else ""
+
+
+def _since(events: Sequence[Event], name: str, now: float) -> float | None:
+    """Seconds since the newest event of that name."""
+    newest = max((event.time for event in events if event.event == name), default=None)
+    return None if newest is None else now - newest

@@ -35,6 +35,7 @@ _MACHINE_KEYS = (
         "run.root",
         "run.group",
         "run.max_gpu_hours",
+        "run.depends_on",
         "cluster",
         "checkpoint",
         "recovery",
@@ -85,7 +86,7 @@ def differences(config: RunConfig, layout: RunLayout) -> list[str]:
     if _same_so_far(earlier, config, layout):
         there["data"].pop("mixture")
         here["data"].pop("mixture")
-    old, new = _flat(there), _flat(here)
+    old, new = flat(there), flat(here)
     return [f"{key}={old.get(key)}, now {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
 
 
@@ -251,8 +252,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not readable as JSON ({error}); the run directory is damaged") from None
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{a: {b: 1}} as {a.b: 1}: the keys as a command line spells them."""
     leaves = {}
     for key, value in tree.items():
-        leaves.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        leaves.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return leaves

@@ -5,16 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
+from hpc_llm.config.schema import RunConfig
 from hpc_llm.trackers.protocol import Row
+
+Treatment = str | float | int | bool
+_METRICS = ("heldout_loss", "loss", "tokens_per_second")  # scalars of every run: the page shows their newest values
+
+
+def treatment_of(config: RunConfig) -> dict[str, Treatment]:
+    """The keys that runs are compared by; all hundred would hide them."""
+    model, optim, train = config.model, config.optim, config.train
+    found: dict[str, Treatment] = {"model": model.name, "data": config.data.name, "optim": optim.name}
+    found |= {"model.d_model": model.d_model, "model.n_layers": model.n_layers, "model.n_heads": model.n_heads}
+    found |= {"optim.lr": optim.lr, "optim.weight_decay": optim.weight_decay, "optim.schedule": optim.schedule}
+    found |= {"train.global_batch": train.global_batch, "train.seq_len": train.seq_len}
+    return found | {"train.duration": train.duration, "run.seed": config.run.seed}
 
 
 class TensorboardTracker:
     """Scalars under their own names, every `every` steps; held-out loss always."""
 
-    def __init__(self, folder: Path, start_step: int, every: int) -> None:
+    def __init__(
+        self, folder: Path, start_step: int, every: int, treatment: dict[str, Treatment] | None = None
+    ) -> None:
+        """`treatment` is what the page of hyperparameters lists and draws; it is written once, at step 0."""
         self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
         self._every = every
+        if treatment and start_step == 0:
+            for summary in hparams(treatment, dict.fromkeys(_METRICS, 0.0)):
+                self._writer._get_file_writer().add_summary(summary, 0)  # add_hparams would make a run of its own
 
     def log(self, row: Row) -> None:
         step = int(row["step"])

@@ -82,9 +82,10 @@ def open_metrics(config: RunConfig, plan: RunPlan, attempt: Attempt, device: tor
         attempt.check_fence()
         trackers.append(JsonlTracker(attempt.metrics, start, attempt.check_fence))
         if config.trackers.tensorboard is not None:
-            from hpc_llm.trackers.tensorboard import TensorboardTracker  # 0.4 s to import, on one rank
+            from hpc_llm.trackers.tensorboard import TensorboardTracker, treatment_of  # 0.4 s to import, on one rank
 
-            trackers.append(TensorboardTracker(attempt.tensorboard, start, config.trackers.tensorboard.every))
+            every, treatment = config.trackers.tensorboard.every, treatment_of(config)
+            trackers.append(TensorboardTracker(attempt.tensorboard, start, every, treatment))
     peak = plan.peak_tflops * 1e12 if plan.peak_tflops else measured_peak_flops(device, config.train.precision)
     spikes = SpikeRule(config.recovery.spike_threshold)
     return Metrics(trackers, plan.tokens_per_step, plan.flops_per_token, peak * plan.world_size, spikes)

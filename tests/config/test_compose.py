@@ -39,7 +39,7 @@ def own_model(conf: Path, name: str) -> Path:
 @pytest.mark.parametrize(("group", "name"), SHIPPED)
 def test_every_shipped_preset_composes(group: str, name: str) -> None:
     words = [f"{group}={name}", *(["data.source=/text"] if name == "files" else [])]
-    config = make_config(*words)
+    config, *_ = compose_all([*words, "-m"])
     assert isinstance(config, RunConfig)
     if group in ("model", "data", "optim", "cluster"):
         assert getattr(config, group).name == name
@@ -231,7 +231,7 @@ def test_the_package_finds_its_presets_from_anywhere(tmp_path: Path, monkeypatch
         ("trackers=[tensorbord]", "trackers=tensorbord: no such preset; allowed: tensorboard"),
         ("model=null", "model=null: a preset is expected; allowed: mpt-"),
         ("trackers=null", "trackers=null: a preset is expected; allowed: tensorboard"),
-        ("experiment=null", "experiment=null: a preset is expected; allowed: mpt-"),
+        ("experiment=null", "experiment=null: a preset is expected; allowed: ablation-optimizer, "),
         ("run.seed", "'run.seed': key=value is expected, "),
         ("optim.lr=${model.d_model", "'optim.lr=${model.d_model': key=value is expected, "),
         ("optim.lr=${nope}", "Interpolation key 'nope' not found full_key: optim.lr"),

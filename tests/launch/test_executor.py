@@ -49,6 +49,12 @@ def test_sbatch_gets_the_runs_own_script_and_nothing_of_submitit_is_left(
     assert os.environ["SLURM_JOB_ID"] == "1"
 
 
+def test_options_of_this_submission_stand_before_the_script(script: Path, tmp_path: Path) -> None:
+    command(tmp_path, "sbatch", f'echo "$@" >{tmp_path}/words; echo Submitted batch job 4711')
+    executor.submit(script, ["--dependency=afterok:7"])
+    assert (tmp_path / "words").read_text() == f"--dependency=afterok:7 {script}\n"
+
+
 @pytest.mark.parametrize(
     ("text", "error", "said"),
     [

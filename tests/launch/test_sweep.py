@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -99,3 +100,47 @@ def test_a_thousand_runs_fit_one_script_and_its_parts_know_their_runs() -> None:
     assert part.addresses(12)[999] == "12_999"
     assert f"  [999]={part.runs[999].path}\n" in part.text
     assert "#SBATCH --array=0-999\n" in part.text
+
+
+def test_an_experiment_may_be_a_sweep_which_the_users_words_add_to() -> None:
+    configs = sweep("experiment=ablation-optimizer")
+    assert len(configs) == 24
+    assert {config.run.sweep for config in configs} == {"ablation-optimizer"}
+    assert configs[0].run.name == "optim=fused_adam,lr=1e-4,seed=0"
+    fewer = sweep("experiment=ablation-optimizer", "optim.lr=1e-3", "run.seed=4,5", "train.duration=10steps")
+    assert [(config.optim.name, config.run.seed) for config in fewer] == [
+        *(("fused_adam", seed) for seed in (4, 5)),
+        *(("fused_lion", seed) for seed in (4, 5)),
+    ]
+    assert {(config.optim.lr, config.train.duration) for config in fewer} == {(1e-3, "10steps")}
+
+
+def test_the_ladder_has_sizes_with_their_own_recipes() -> None:
+    configs = sweep("experiment=ladder")
+    assert [config.run.name for config in configs] == [f"model=mpt-{size}" for size in ("125m", "350m", "760m", "1b")]
+    assert len({config.train.duration for config in configs}) == 4
+
+
+def test_a_sweep_in_a_users_own_folder_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nhydra: {sweeper: {params: {run.seed: 'range(5)'}}}\n"
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert [config.run.seed for config in sweep("experiment=mine")] == list(range(5))
+
+
+def test_a_named_sweep_is_not_submitted_as_one_run_nor_with_another() -> None:
+    with pytest.raises(InputError, match="experiment=ladder: it is a sweep; add -m"):
+        compose_sweep(["experiment=ladder"])
+    with pytest.raises(InputError, match="ladder is a sweep of its own"):
+        sweep("experiment=mpt-7b,ladder")
+
+
+@pytest.mark.parametrize("words", [["optim.lr=1e-4,0.0001"], ["run.seed=1,2", "train.duration=10steps,10steps"]])
+def test_the_same_run_twice_is_refused_by_its_key(words: list[str]) -> None:
+    with pytest.raises(InputError, match=r"=.*: this sweep has it twice"):
+        sweep(*words)
+
+
+def test_runs_that_differ_in_the_machine_alone_are_no_duplicates() -> None:
+    assert len(sweep("train.micro_batch=1,2", "cluster.gpus_per_node=1,2")) == 4

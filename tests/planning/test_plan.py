@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from hpc_llm.config import checks
+from hpc_llm.config.compose import compose_all
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import accumulation
@@ -57,7 +58,8 @@ def test_the_published_run_takes_the_published_time() -> None:
 
 @pytest.mark.parametrize("name", presets("experiment"))
 def test_every_experiment_has_a_plan(name: str) -> None:
-    assert plan(f"experiment={name}").steps > 0
+    for config in compose_all([f"experiment={name}", "-m"]):
+        assert make_plan(config, None).steps > 0
 
 
 @pytest.mark.parametrize("cluster", slurm_clusters())

@@ -75,3 +75,66 @@ def test_a_watchdog_that_has_died_is_told_of_while_runs_need_it(
 def test_where_nobody_ever_ran_a_watchdog_nothing_is_said_of_it(slurm: FakeSlurm, said: Any) -> None:
     make_run(slurm, "one", job="12")
     assert said()[2] == ""
+
+
+def test_a_running_run_says_when_it_will_be_done_and_when_its_job_must_end(slurm: FakeSlurm, said: Any) -> None:
+    run = make_run(slurm, "rates/lr=1", "cluster.time_min=120", job="12_0")
+    run.plan.write_text(json.dumps({"steps": 100, "nodes": 2, "tokens_per_step": 1000}))
+    attempt(run, 1, 3000)
+    write(run, 600, "train-0001", "checkpointed", attempt=1, step=30, seconds=1.0)
+    rows = [{"step": step, "loss": 2.0, "tokens_per_second": 500.0, "mfu": 0.4} for step in range(1, 40)]
+    rows[-1]["tokens_per_second"] = 1.0  # a step that waited for something
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 39, "heldout_loss": 3.0}]))
+    (row,) = json.loads(said("--json")[1])
+    assert (row["run"], row["name"], row["job_id"]) == ("rates/lr=1", "lr=1", "12_0")
+    assert row["eta_s"] == pytest.approx((100 - 39) * 1000 / 500)
+    assert row["limit_s"] == pytest.approx(7200 - 3500, abs=30)
+    assert row["checkpoint_age_s"] == pytest.approx(600, abs=30)
+    table = said()[1]
+    assert table.split()[0] == "JOB"
+    assert "39/100" in table and "1h01m" in table and "2m" in table and "40.0%" in table and "10m ago" in table
+
+
+def test_a_run_that_waits_or_is_over_has_no_limit_and_no_speed_is_made_up(slurm: FakeSlurm, said: Any) -> None:
+    make_run(slurm, "one", "cluster.time_min=120", job="12", state="PENDING")
+    (row,) = json.loads(said("--json")[1])
+    assert (row["eta_s"], row["limit_s"], row["tokens_per_second"], row["checkpoint_age_s"]) == (None,) * 4
+
+
+def test_one_run_is_told_with_its_story_and_its_first_error(
+    slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(slurm, "one", job="12")
+    run.attempt(1).mkdir()
+    attempt(run, 1, 3000, cause="crash", restart=True)
+    run.rank_log(1, 0).write_text("2026-01-02 03:04:05,000 rank 0 ERROR ValueError: no\n")
+    assert verb.main([str(run.path)]) == 0
+    out = capsys.readouterr().out
+    assert [word for word in ("submitted", "started", "ended") if word in out] == ["submitted", "started", "ended"]
+    assert "cause=crash" in out
+    assert "first error of attempt 1: rank 0, ValueError: no" in out
+
+
+def test_status_asks_slurm_twice_however_many_runs_there_are(slurm: FakeSlurm, said: Any) -> None:
+    for number in range(20):
+        make_run(slurm, f"run-{number}", job=str(number + 1))
+    slurm.said.clear()
+    assert len(json.loads(said("--json")[1])) == 20
+    assert len(slurm.said) <= 2
+
+
+def test_watching_shows_it_again_and_refuses_json(
+    slurm: FakeSlurm, said: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(slurm, "one", job="12")
+    waits = iter([None, KeyboardInterrupt()])
+
+    def wait(_: float) -> None:
+        if stop := next(waits):
+            raise stop
+
+    monkeypatch.setattr(verb.time, "sleep", wait)
+    code, out, _ = said("--watch", "5")
+    assert (code, out.count("Ctrl-C ends it"), out.count("JOB")) == (130, 2, 2)
+    assert "\x1b" not in out, "a dumb terminal gets no control sequences"
+    assert said("--watch", "--json")[0] == 2

@@ -37,7 +37,16 @@ from tests.runs.machine import (
 )
 
 # Keys that say where and how a run is computed, not what is learned.
-OF_THE_MACHINE = ("run.name", "run.sweep", "run.root", "run.group", "run.max_gpu_hours", "data.out", "data.workers")
+OF_THE_MACHINE = (
+    "run.name",
+    "run.sweep",
+    "run.root",
+    "run.group",
+    "run.max_gpu_hours",
+    "run.depends_on",
+    "data.out",
+    "data.workers",
+)
 OF_THE_MACHINE += ("train.micro_batch", "train.activation_checkpointing", "train.eval_every", "train.zero_stage")
 OF_THE_MACHINE += ("cluster.", "checkpoint.", "recovery.", "trackers.", "dry_run", "test_only", "local", "json")
 

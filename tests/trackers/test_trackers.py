@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from hpc_llm.trackers import jsonl
 from hpc_llm.trackers.jsonl import JsonlTracker
-from hpc_llm.trackers.tensorboard import TensorboardTracker
+from hpc_llm.trackers.tensorboard import TensorboardTracker, treatment_of
+from tests.configs import make_config
 
 
 def rows(first: int, last: int) -> list[dict[str, float | int]]:
@@ -66,3 +68,19 @@ def test_a_resumed_run_shows_no_step_twice_in_tensorboard(tmp_path: Path) -> Non
         tracker.close()
     found = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in found.Scalars("loss")] == list(range(1, 13))
+
+
+def test_tensorboard_knows_what_a_run_was_and_which_of_its_scalars_to_draw_against_it(tmp_path: Path) -> None:
+    for start in (0, 3):
+        tracker = TensorboardTracker(tmp_path, start, every=1, treatment=treatment_of(make_config("optim.lr=2e-4")))
+        tracker.log({"step": start + 1, "loss": 2.5})
+        tracker.close()
+    assert len(list(tmp_path.glob("events*"))) == 2, "its words stay with the run that has them"
+    found = EventAccumulator(str(tmp_path)).Reload()
+    said = {tag: HParamsPluginData.FromString(content) for tag, content in found.PluginTagToContent("hparams").items()}
+    values = said["_hparams_/session_start_info"].session_start_info.hparams
+    assert values["optim.lr"].number_value == 2e-4
+    assert values["model"].string_value == "mpt-tiny"
+    metrics = [info.name.tag for info in said["_hparams_/experiment"].experiment.metric_infos]
+    assert "loss" in metrics and "heldout_loss" in metrics
+    assert found.Tags()["scalars"] == ["loss"]

@@ -1,0 +1,74 @@
+"""What `status` prints for people: the table of a root, one run with its story, the nodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc_llm.recovery import errors, standing, tables, timeline
+from hpc_llm.recovery.accounting import Account
+from hpc_llm.recovery.standing import Standing
+from hpc_llm.recovery.tables import plain
+from hpc_llm.runs import attempts, ledger
+from hpc_llm.runs.layout import RunLayout
+
+_NODES: list[tables.Column] = [
+    ("NODE", lambda row: row["node"]),
+    ("SCORE", lambda row: plain(row["score"])),
+    ("EXCLUDED_UNTIL", lambda row: _until(row["excluded_until"])),
+    ("EVIDENCE", lambda row: _evidence(row["evidence"])),
+]
+
+
+def of(root: Path, found: Standing) -> Iterator[str]:
+    """Every run's line, where the time went, and nodes left out; where `root` is a run itself, that one in detail."""
+    yield tables.of(found.rows, tables.RUNS)
+    yield from _account(found.account)
+    run = RunLayout(root)
+    if run.config.exists():
+        yield from _story(run)
+        return
+    excluded = [row["node"] for row in standing.nodes_of(root) if row["excluded_until"] is not None]
+    if excluded:
+        yield f"nodes left out: {', '.join(excluded)} (--nodes says why)"
+
+
+def nodes(rows: Sequence[dict[str, Any]]) -> str:
+    """Every node with evidence against it."""
+    return tables.of(rows, _NODES)
+
+
+def _story(run: RunLayout) -> Iterator[str]:
+    """What happened, and the newest attempt's first error."""
+    yield f"\n{run.path}"
+    yield from timeline.lines(ledger.read(run.ledger))
+    number = attempts.newest(run)
+    failure = errors.first(errors.tails(run.attempt(number).glob("rank-*.log"))) if number else None
+    if failure is not None:
+        yield f"first error of attempt {number}: rank {failure.rank}, {failure.error} (--logs shows it)"
+
+
+def _account(account: Account) -> Iterator[str]:
+    """Where the time of all runs went, by their GPUs."""
+    if account.ettr is None or account.ettr_scheduled is None:
+        return
+    parts = {
+        "queue": account.queue_s,
+        "start-up": account.start_up_s,
+        "saves": account.stall_s,
+        "lost steps": account.lost_s,
+        "detection": account.detection_s,
+    }
+    rest = ", ".join(f"{name} {seconds / account.wall_s:.1%}" for name, seconds in parts.items())
+    yield f"ETTR {account.ettr:.1%}, without the queue {account.ettr_scheduled:.1%}; of all time: {rest}"
+
+
+def _until(when: float | None) -> str:
+    return "-" if when is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+
+
+def _evidence(seen: Sequence[dict[str, Any]]) -> str:
+    kinds = [one["kind"] for one in seen]
+    return ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds))

@@ -1,0 +1,84 @@
+"""One run's directory → the numbers that runs are compared by. Nothing is asked of Slurm, nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.recovery.accounting import account
+from hpc_llm.recovery.standing import first_step_at
+from hpc_llm.runs import ledger
+from hpc_llm.runs.freeze import flat
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.trackers import jsonl
+
+_LAST_FRACTION = 0.02  # of the steps: their mean is the final loss, since one batch's own loss is mostly noise
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run was and what came of it. Losses are nats per target token; None: not measured (yet)."""
+
+    name: str
+    config: dict[str, Any]  # dotted key → value
+    parameters: int
+    train_flops: float  # of the whole plan
+    steps: int  # of the plan
+    step: int  # the newest that is in metrics.jsonl
+    complete: bool
+    final_loss: float | None  # training: mean of the last 2 % of the steps
+    heldout_loss: float | None  # of the last evaluation
+    best_loss: float | None  # the lowest held-out loss of all evaluations
+    tokens_per_second: float | None  # median over steps
+    gpu_hours: float  # allocated, all attempts, without the queue
+
+    @property
+    def seed(self) -> Any:
+        return self.config["run.seed"]
+
+
+def read(layout: RunLayout) -> Result:
+    """InputError where the directory is no run, or a damaged one."""
+    try:
+        config, plan = (json.loads(path.read_text()) for path in (layout.config, layout.plan))
+        keys, events, rows = flat(config), ledger.read(layout.ledger), jsonl.read(layout.metrics)
+        spent = account(events, until=None, first_step_at=first_step_at(layout))
+        trained = [row for row in rows if "loss" in row]
+        heldout = _finite([row["heldout_loss"] for row in rows if "heldout_loss" in row])
+        return Result(
+            name=layout.name,
+            config=keys,
+            parameters=plan["parameters"],
+            train_flops=plan["flops_per_token"] * plan["tokens"],
+            steps=plan["steps"],
+            step=int(trained[-1]["step"]) if trained else 0,
+            complete=any(event.event == "completed" for event in events),
+            final_loss=final_loss([float(row["loss"]) for row in trained], plan["steps"]),
+            heldout_loss=heldout[-1] if heldout else None,
+            best_loss=min(heldout, default=None),
+            tokens_per_second=_median([row["tokens_per_second"] for row in trained if "tokens_per_second" in row]),
+            gpu_hours=(spent.wall_s - spent.queue_s) / 3600 * plan["world_size"],
+        )
+    except FileNotFoundError as error:
+        raise InputError(f"{layout.path}: not a run directory (no {error.filename})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{layout.path}: a run that cannot be read ({error!r})") from None
+
+
+def final_loss(losses: Sequence[float], steps: int) -> float | None:
+    """Mean of the losses of the last 2 % of `steps`, at least of one; None where one of them is not finite."""
+    last = losses[-max(1, round(steps * _LAST_FRACTION)) :]
+    return statistics.fmean(last) if last and all(map(math.isfinite, last)) else None
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
