@@ -199,7 +199,8 @@ def _countable(config: RunConfig) -> bool:
         model.n_heads,
         model.n_layers,
         model.vocab_size,
-        model.expansion_ratio,
+        model.ffn_size,
+        model.kv_heads,
         train.seq_len,
         world,
     )
