@@ -1,18 +1,16 @@
-"""Which backend computes attention: a table by device and shape, or what `train.attention` says. No torch here."""
+"""Which backend computes attention: a table by shape, or what `train.attention` says. No torch here."""
 
 from __future__ import annotations
 
-from hpc_llm.config.schema import ModelConfig, TrainConfig
+from hpc_llm.config.schema import RunConfig
 
-LONG = 4096  # tokens; from there on a bias of n_heads·length² outgrows the activations of a layer
+# Tokens up to which ALiBi is a stored bias. On a CPU folding it wins from 2048 on (benchmarks/attention.md); no GPU has
+# been measured yet: there a bias of n_heads·length² soon outgrows the activations of a layer.
+LONGEST_BIAS = 4096
 
 
-def choose(model: ModelConfig, train: TrainConfig, device: str) -> str:
-    """sdpa, folded, flex or flash on `device` (cuda, cpu), for sequences of train.seq_len tokens.
-
-    No GPU has been measured yet: there the table goes by memory alone.
-    """
-    if train.attention != "auto":
-        return train.attention
-    stores_bias = model.positions == "alibi"
-    return "folded" if device == "cuda" and stores_bias and train.seq_len > LONG else "sdpa"
+def choose(config: RunConfig) -> str:
+    """sdpa, folded, flex or flash."""
+    if config.train.attention != "auto":
+        return config.train.attention
+    return "folded" if config.model.positions == "alibi" and config.train.seq_len > LONGEST_BIAS else "sdpa"

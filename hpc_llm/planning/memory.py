@@ -47,7 +47,7 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
     compute = COMPUTE_BYTES[precision]
     states = optimizer_bytes(count, world, zero_stage, precision, MOMENTS[config.optim.name])
     gradients = gradient_bytes(count, world, zero_stage, precision, offloaded)
-    backend = attention.choose(model, config.train, "cpu" if config.cluster.device == "cpu" else "cuda")
+    backend = attention.choose(config)
     sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing, backend)
     mask = mask_elements(config, backend, micro_batch) * compute
     tokens = micro_batch * config.train.seq_len

@@ -91,18 +91,15 @@ def test_what_works_is_not_complained_of(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "device", "backend"),
+    ("words", "backend"),
     [
-        ([], "cpu", "sdpa"),
-        (["model=mpt-7b"], "cuda", "sdpa"),
-        (["model=mpt-7b-8k"], "cuda", "folded"),
-        (["model=mpt-7b-8k"], "cpu", "sdpa"),
-        (["model=mpt-7b-8k", "train.attention=flex"], "cuda", "flex"),
-        (["model=llama-8b"], "cuda", "sdpa"),
+        ([], "sdpa"),
+        (["model=mpt-7b", "cluster=a100x64"], "sdpa"),
+        (["model=mpt-7b-8k", "cluster=a100x64"], "folded"),
+        (["model=mpt-7b-8k", "train.seq_len=4096"], "sdpa"),
+        (["model=mpt-7b-8k", "cluster=a100x64", "train.attention=flex"], "flex"),
+        (["model=llama-8b", "cluster=a100x64"], "sdpa"),
     ],
 )
-def test_attention_is_chosen_by_device_and_shape_unless_it_is_given(
-    words: list[str], device: str, backend: str
-) -> None:
-    config = make_config(*words)
-    assert choose(config.model, config.train, device) == backend
+def test_attention_is_chosen_by_shape_unless_it_is_given(words: list[str], backend: str) -> None:
+    assert choose(make_config(*words)) == backend
