@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hpc_llm.config.schema import RunConfig
 
-# Tokens up to which ALiBi is a stored bias. On a CPU folding it wins from 2048 on (benchmarks/attention.md); no GPU has
-# been measured yet: there a bias of n_heads·length² soon outgrows the activations of a layer.
+# Tokens up to which ALiBi is a stored bias. Beyond, n_heads·length² numbers outgrow a layer's activations; on a CPU
+# folding it is then no slower (benchmarks/attention.md), on a GPU neither has been measured yet.
 LONGEST_BIAS = 4096
 
 

@@ -5,6 +5,7 @@ ALiBi: Press et al., arXiv 2108.12409. RoPE: Su et al., arXiv 2104.09864, in the
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -22,6 +23,12 @@ def alibi_slopes(n_heads: int, bias_max: float = 8.0) -> Tensor:
     power = 2 ** math.ceil(math.log2(n_heads))
     slopes = torch.pow(2.0, -torch.arange(1, power + 1, dtype=torch.float32) * bias_max / power)
     return slopes if power == n_heads else torch.cat([slopes[1::2], slopes[::2]])[:n_heads]
+
+
+@functools.cache
+def slopes_on(n_heads: int, bias_max: float, device: torch.device) -> Tensor:
+    """alibi_slopes, copied to `device` once: a copy waits for it, and a buffer would be rounded with the model."""
+    return alibi_slopes(n_heads, bias_max).to(device)
 
 
 def alibi_bias(n_heads: int, seq_len: int, bias_max: float = 8.0) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hpc_llm.config import attention
-from hpc_llm.config.schema import ModelConfig, RunConfig
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.activations import activation_bytes, mask_elements
 from hpc_llm.planning.hardware import GIB
 from hpc_llm.planning.parameters import COMPUTE_BYTES, FP32_BYTES, MOMENTS, parameter_count
 
@@ -18,7 +19,6 @@ BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default reduce_bucket_size
 LIVE_ELEMENTS = 1_000_000_000  # ZeRO-3's max_live_parameters and sub_group_size
 # Cross-entropy from bf16 logits: log-probabilities, their gradient and the logits' gradient, each in fp32.
 LOSS_BYTES = 3 * FP32_BYTES
-FOLDED_EXTRA = 8  # head dimensions that carry ALiBi (model.backends.folded)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
     states = optimizer_bytes(count, world, zero_stage, precision, MOMENTS[config.optim.name])
     gradients = gradient_bytes(count, world, zero_stage, precision, offloaded)
     backend = attention.choose(config)
-    sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing, backend)
+    on_cpu = config.cluster.device == "cpu"
+    sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing, backend, on_cpu)
     mask = mask_elements(config, backend, micro_batch) * compute
     tokens = micro_batch * config.train.seq_len
     if config.train.loss_chunk is None:
@@ -105,55 +106,6 @@ def optimizer_bytes(count: int, world_size: int, zero_stage: int, precision: str
     master = 0 if zero_stage == 0 and precision == "fp32" else 1
     elements = count if zero_stage == 0 else shard(count, world_size)
     return FP32_BYTES * (moments + master) * elements
-
-
-def mask_elements(config: RunConfig, backend: str, micro_batch: int) -> int:
-    """Numbers of attention's mask, for all layers; folded and SDPA store one, FlexAttention and flash-attn none.
-
-    SDPA's ALiBi is one additive bias [heads, s, s], and where documents are apart one more for every sequence. Other
-    masks [s, s] are boolean and become numbers of the compute dtype in the kernel.
-    """
-    model, documents = config.model, config.data.packing == "best_fit"
-    square = config.train.seq_len**2
-    if backend in ("flex", "flash"):
-        return 0
-    if backend == "sdpa" and model.positions == "alibi":
-        return (1 + micro_batch if documents else 1) * model.n_heads * square
-    return micro_batch * square if documents else square if model.sliding_window else 0
-
-
-def activation_bytes(model: ModelConfig, seq_len: int, compute: int, checkpointing: bool, backend: str = "sdpa") -> int:
-    """Activations of one sequence, all layers.
-
-    Korthikanti et al. (arXiv 2205.05198, eq. 1) count s·b·h·(34 + 5·a·s/h) bytes per layer. Without dropout its
-    masks go (2·s·b·h); fused attention keeps no s² scores, only its output, which the 34 hold already. That is
-    (8 + 2e)·s·d elements: inputs of two norms, of attention and MLP (4), q, k, v (3), attention's output (1), and
-    the input and output of GELU (2e). Other shapes: `_attention_width` and `_ffn_width`. Checkpointing keeps a
-    layer's input and recomputes one layer at a time. Backward through one MLP holds its activations' gradients.
-    """
-    width = seq_len * model.d_model
-    norms = 4 * width + (2 * width * FP32_BYTES // compute if model.norm == "layernorm" and compute < FP32_BYTES else 0)
-    ffn = seq_len * _ffn_width(model)
-    layer = norms + seq_len * _attention_width(model, backend) + ffn
-    ends = 2 * width  # embedding's output and the last norm's input
-    kept = model.n_layers * width + layer if checkpointing else model.n_layers * layer
-    return compute * (kept + ffn + ends)
-
-
-def _attention_width(model: ModelConfig, backend: str) -> int:
-    """Elements per token that attention keeps: q, k, v and its output, and what they were before they were changed."""
-    heads, shared, size = model.n_heads, model.kv_heads, model.head_size
-    projected, turned = (heads + 2 * shared) * size, (heads + shared) * size
-    changed = turned if model.positions == "rope" or model.qk_ln else 0
-    clipped = projected if model.clip_qkv is not None else 0
-    if backend == "folded":
-        return clipped + changed + (2 * heads + 2 * shared) * (size + FOLDED_EXTRA)
-    return clipped + changed + projected + heads * size
-
-
-def _ffn_width(model: ModelConfig) -> int:
-    """GELU's input and output, or SwiGLU's gate, up, silu(gate) and product."""
-    return (4 if model.ffn == "swiglu" else 2) * model.ffn_size
 
 
 def bucket_elements(count: int) -> int:

@@ -31,7 +31,7 @@ INTRODUCTION = """
 
 Forward and backward of one layer's attention with what its pass shares (masks, biases), median (least–greatest) of the
 rounds after the first. The error is the root mean square against the formula in fp64 on the same rounded inputs, over
-the first head of the first sequence; "rounding" is that of the exact result in the same precision.
+the first sequence; "rounding" is that of the exact result in the same precision.
 """
 
 
@@ -60,15 +60,18 @@ def errors(name: str, config: ModelConfig, inputs: list[Tensor], documents: Tens
     backend = make_backend(name, config, length)
     constant = None if backend.constant is None else backend.constant.to(q.device, q.dtype)
     tokens = torch.zeros(1, length, dtype=torch.int64, device=q.device)
-    found = backend.attend(q, k, v, backend.shared(constant, tokens, documents))[0, 0].double()
-    place = torch.arange(length, device=q.device)
-    slope = alibi_slopes(config.n_heads, config.alibi_bias_max)[0].item()
-    scores = q[0, 0].double() @ k[0, 0].double().T / config.head_size**0.5 + slope * (place[None] - place[:, None])
+    found = backend.attend(q, k, v, backend.shared(constant, tokens, documents))[0].double()
+    distance = torch.arange(length, device=q.device)[None] - torch.arange(length, device=q.device)[:, None]
     seen = past(length, None, q.device)
     if documents is not None:
         seen = seen & together(documents)[0, 0]
-    exact = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v[0, 0].double()
-    return tuple((x - exact).square().mean().sqrt().item() for x in (found, exact.to(q.dtype).double()))  # type: ignore[return-value]
+    off = rounding = 0.0
+    for head, slope in enumerate(alibi_slopes(config.n_heads, config.alibi_bias_max).tolist()):
+        scores = q[0, head].double() @ k[0, head].double().T / config.head_size**0.5 + slope * distance
+        exact = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v[0, head].double()
+        off += (found[head] - exact).square().mean().item() / config.n_heads
+        rounding += (exact.to(q.dtype).double() - exact).square().mean().item() / config.n_heads
+    return off**0.5, rounding**0.5
 
 
 def main() -> None:

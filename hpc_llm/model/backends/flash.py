@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import ModelConfig
-from hpc_llm.model.positions import alibi_slopes
+from hpc_llm.model.positions import slopes_on
 
 Shared = tuple[Tensor, Tensor | None]  # boundaries of the documents of all rows [num_documents + 1] int32; slopes
 
@@ -27,13 +27,11 @@ class Flash:
                 "or choose train.attention=auto"
             ) from None
         self._kernel = flash_attn_varlen_func
-        self._slopes = (
-            alibi_slopes(config.n_heads, config.alibi_bias_max).tolist() if config.positions == "alibi" else None
-        )
+        self._alibi = (config.n_heads, config.alibi_bias_max) if config.positions == "alibi" else None
         self._window = (-1, -1) if config.sliding_window is None else (config.sliding_window - 1, 0)
 
     def shared(self, constant: None, tokens_BS: Tensor, documents_BS: Tensor | None) -> Shared:
-        slopes = None if self._slopes is None else torch.tensor(self._slopes, device=tokens_BS.device)
+        slopes = self._alibi and slopes_on(*self._alibi, tokens_BS.device)
         if documents_BS is None:
             batch, length = tokens_BS.shape
             ends = torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=tokens_BS.device)

@@ -6,6 +6,7 @@ torch has no backward for it on a CPU; the forward pass is what the tests see th
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,16 +14,14 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from hpc_llm.config.schema import ModelConfig
-from hpc_llm.model.positions import alibi_slopes
+from hpc_llm.model.positions import slopes_on
 
 
 class Flex:
     constant = None
 
     def __init__(self, config: ModelConfig) -> None:
-        self._slopes = (
-            alibi_slopes(config.n_heads, config.alibi_bias_max).tolist() if config.positions == "alibi" else None
-        )
+        self._alibi = (config.n_heads, config.alibi_bias_max) if config.positions == "alibi" else None
         self._window = config.sliding_window
 
     def shared(self, constant: None, tokens_BS: Tensor, documents_BS: Tensor | None) -> tuple[BlockMask, Tensor | None]:
@@ -38,20 +37,19 @@ class Flex:
 
         batch = None if documents_BS is None else documents_BS.shape[0]
         mask = create_block_mask(visible, batch, None, length, length, device=device, _compile=device.type == "cuda")
-        return mask, None if self._slopes is None else torch.tensor(self._slopes, device=device)
+        return mask, self._alibi and slopes_on(*self._alibi, device)
 
     def attend(self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: tuple[BlockMask, Tensor | None]) -> Tensor:
         mask, slopes_H = shared
-
-        def alibi(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            assert slopes_H is not None
-            return score + slopes_H[h] * (j - i)
-
         kernel = compiled() if q_BHSd.is_cuda else flex_attention
         fewer = q_BHSd.shape[1] != k_BGSd.shape[1]
-        return kernel(
-            q_BHSd, k_BGSd, v_BGSd, score_mod=None if slopes_H is None else alibi, block_mask=mask, enable_gqa=fewer
-        )
+        score_mod = None if slopes_H is None else biased(slopes_H)
+        return kernel(q_BHSd, k_BGSd, v_BGSd, score_mod=score_mod, block_mask=mask, enable_gqa=fewer)
+
+
+def biased(slopes_H: Tensor) -> Callable[..., Tensor]:
+    """ALiBi for FlexAttention: a score, its batch, head, query and key → the score."""
+    return lambda score, b, h, i, j: score + slopes_H[h] * (j - i)
 
 
 @functools.cache

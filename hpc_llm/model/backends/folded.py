@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from hpc_llm.config.schema import ModelConfig
 from hpc_llm.model.backends.sdpa import causal
 from hpc_llm.model.masks import past, together
-from hpc_llm.model.positions import alibi_slopes
+from hpc_llm.model.positions import slopes_on
 
 EXTRA = 8  # dimensions added to each head
 Shared = tuple[Tensor, Tensor, Tensor | None]  # for queries [n_heads, EXTRA], for keys [length, EXTRA], mask
@@ -25,13 +25,12 @@ class Folded:
     constant = None
 
     def __init__(self, config: ModelConfig) -> None:
-        self._slopes = alibi_slopes(config.n_heads, config.alibi_bias_max).tolist()
+        self._heads, self._bias_max = config.n_heads, config.alibi_bias_max
         self._window, self._scale = config.sliding_window, config.head_size**-0.5
 
     def shared(self, constant: None, tokens_BS: Tensor, documents_BS: Tensor | None) -> Shared:
         length, device = tokens_BS.shape[1], tokens_BS.device
-        # Made from Python's numbers: kept as a buffer it would be rounded to bf16 with the model.
-        slopes_H1 = torch.tensor(self._slopes, device=device)[:, None] / self._scale
+        slopes_H1 = slopes_on(self._heads, self._bias_max, device)[:, None] / self._scale
         high = slopes_H1.bfloat16().float()
         middle = (slopes_H1 - high).bfloat16().float()
         low = (slopes_H1 - high - middle).bfloat16().float()
