@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hpc_llm.config import data_checks, order_checks
+from hpc_llm.config import data_checks, model_checks, order_checks
 from hpc_llm.config.schema import ClusterConfig, RecoveryConfig, RunConfig
 
 VOCAB_MULTIPLE = 128  # embeddings padded to it: worth up to 4 MFU points (MPT-7B)
@@ -25,6 +25,11 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("model.d_model", "model.n_heads", "model.n_layers", "model.vocab_size"), _POSITIVE),
     **dict.fromkeys(("model.max_seq_len", "model.expansion_ratio", "model.alibi_bias_max"), _POSITIVE),
     **dict.fromkeys(("model.clip_qkv", "model.init_std", "data.vocab_size", "data.workers"), _POSITIVE),
+    **dict.fromkeys(("model.n_kv_heads", "model.d_ffn", "model.rope_theta", "model.norm_eps"), _POSITIVE),
+    **dict.fromkeys(("model.sliding_window", "model.logit_scale", "model.logit_soft_cap"), _POSITIVE),
+    "model.z_loss": _NOT_NEGATIVE,
+    **dict.fromkeys(("train.loss_chunk", "optim.muon_lr"), _POSITIVE),
+    "optim.muon_momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
     **dict.fromkeys(("data.heldout_fraction", "optim.decay_fraction"), _FRACTION),
     "data.tokenizer_sample_mb": _POSITIVE,
     "data.max_reject_fraction": (lambda value: 0 <= value <= 1, "from 0 to 1"),
@@ -65,6 +70,7 @@ def problems(config: RunConfig) -> list[str]:
         *_words(config),
         *_combinations(config),
         *_without_effect(config),
+        *model_checks.problems(config),
         *data_checks.problems(config.data),
         *order_checks.problems(config),
     ]
@@ -86,8 +92,6 @@ def _ranges(config: RunConfig) -> Iterator[str]:
 
 def _shapes(config: RunConfig) -> Iterator[str]:
     model, train, data = config.model, config.train, config.data
-    if model.n_heads > 0 and model.d_model % model.n_heads:
-        yield f"model.n_heads={model.n_heads}: a divisor of model.d_model={model.d_model} is expected"
     if train.seq_len > model.max_seq_len:
         yield (
             f"train.seq_len={train.seq_len}: at most model.max_seq_len={model.max_seq_len} of {model.name}; "

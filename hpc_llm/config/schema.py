@@ -44,7 +44,7 @@ class RecipeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decoder-only transformer of the MPT family (ALiBi, pre-norm, GELU, no biases)."""
+    """Shape of a decoder-only transformer, pre-norm; the defaults are those of the MPT family."""
 
     name: str
     d_model: int
@@ -53,10 +53,37 @@ class ModelConfig:
     vocab_size: int  # rows of the embedding: the tokenizer's vocabulary padded to a multiple of 128
     max_seq_len: int  # tokens
     recipe: RecipeConfig
-    expansion_ratio: int = 4
+    n_kv_heads: int | None = None  # heads of keys and values; null: n_heads; fewer: GQA; 1: MQA
+    positions: Literal["alibi", "rope", "learned", "none"] = "alibi"
     alibi_bias_max: float = 8.0
+    rope_theta: float = 10_000.0
+    norm: Literal["layernorm", "low_precision_layernorm", "rmsnorm"] = "low_precision_layernorm"
+    norm_eps: float = 1e-5
+    ffn: Literal["gelu", "swiglu"] = "gelu"
+    expansion_ratio: int = 4  # width of the FFN ÷ d_model
+    d_ffn: int | None = None  # width of the FFN where that is no multiple of d_model
+    bias: bool = False  # of projections, and of norms that have one
+    tied: bool = True  # the embedding is the output's matrix too
+    qk_ln: bool = False  # queries and keys are normalised, each over all heads
     clip_qkv: float | None = None
+    sliding_window: int | None = None  # tokens that a position sees, itself included
+    logit_scale: float = 1.0
+    logit_soft_cap: float | None = None  # logits become cap·tanh(logits ÷ cap)
+    z_loss: float = 0.0  # times the squared log of the softmax's denominator, in the gradient alone
     init_std: float = 0.02
+    scale_residual_init: bool = True  # what writes into the residual stream starts smaller by sqrt(2·n_layers)
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def ffn_size(self) -> int:
+        return self.d_ffn or self.expansion_ratio * self.d_model
 
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
@@ -114,10 +141,12 @@ class DataConfig(ReadingConfig):
 class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["fused_adam", "fused_lion", "cpu_adam", "torch_adam"]
+    name: Literal["fused_adam", "fused_lion", "cpu_adam", "torch_adam", "muon"]
     lr: float
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
+    muon_lr: float | None = None  # muon: of the hidden matrices, with the same schedule; lr is of the rest
+    muon_momentum: float | None = None
     weight_decay: float = 0.1
     grad_clip: float = 1.0  # L2 norm of the whole gradient; 0 turns clipping off
     schedule: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = "cosine"
@@ -138,6 +167,9 @@ class TrainConfig:
     zero_stage: int | Auto = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
     activation_checkpointing: bool | Auto = "auto"
+    attention: Literal["auto", "sdpa", "folded", "flex", "flash"] = "auto"  # how it is computed: docs/models.md
+    loss_chunk: int | None = None  # tokens whose logits are held at once; null: all of a pass
+    compile: bool = False  # torch.compile, block by block
     eval_every: str = "500steps"  # steps or tok; held-out loss, also at the end
     eval_batches: int = 8  # global batches of held-out text
 

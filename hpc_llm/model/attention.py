@@ -1,59 +1,39 @@
-"""Causal attention with linear biases (ALiBi, Press et al., arXiv 2108.12409)."""
+"""Self-attention: projections, what is done to queries and keys, and a backend that mixes the values."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hpc_llm.config.schema import ModelConfig
-
-
-def alibi_slopes(n_heads: int, bias_max: float = 8.0) -> Tensor:
-    """Slope per head, [n_heads], fp32: 2^(-i·bias_max/P) for P the next power of two.
-
-    Where n_heads is no power of two the odd places come first, then the even ones, cut to n_heads,
-    as MPT does it.
-    """
-    power = 2 ** math.ceil(math.log2(n_heads))
-    slopes = torch.pow(2.0, -torch.arange(1, power + 1, dtype=torch.float32) * bias_max / power)
-    return slopes if power == n_heads else torch.cat([slopes[1::2], slopes[::2]])[:n_heads]
-
-
-def alibi_bias(n_heads: int, seq_len: int, bias_max: float = 8.0) -> Tensor:
-    """Additive mask, [1, n_heads, seq_len, seq_len], fp32: -slope·distance to the past, -inf to the future."""
-    position = torch.arange(seq_len, dtype=torch.float32)
-    distance = position[None, :] - position[:, None]  # [query, key], ≤ 0 for the past
-    bias = alibi_slopes(n_heads, bias_max)[:, None, None] * distance
-    return bias.masked_fill(distance > 0, float("-inf"))[None]
-
-
-def apart(bias_1HSS: Tensor, documents_BS: Tensor) -> Tensor:
-    """The bias of each sequence, [batch, n_heads, length, length], -inf between different documents.
-
-    ALiBi knows distances alone, so positions begin anew with each document by themselves.
-    """
-    other_B1SS = (documents_BS[:, :, None] != documents_BS[:, None, :])[:, None]
-    return bias_1HSS.masked_fill(other_B1SS, float("-inf"))
+from hpc_llm.model.backends.protocol import Backend
+from hpc_llm.model.norms import make_norm
+from hpc_llm.model.positions import Rotation, rotate
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection for query, key and value, no biases."""
+    """One fused projection for queries, keys and values; several heads of queries may share one of keys and values."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, backend: Backend) -> None:
         super().__init__()
-        self.n_heads, self.clip_qkv = config.n_heads, config.clip_qkv
-        self.Wqkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
-        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self._backend, self._head, self._clip = backend, config.head_size, config.clip_qkv
+        self._widths = [config.d_model, *[config.kv_heads * config.head_size] * 2]
+        self.Wqkv = nn.Linear(config.d_model, sum(self._widths), bias=config.bias)
+        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+        self.q_ln = make_norm(config, self._widths[0]) if config.qk_ln else None
+        self.k_ln = make_norm(config, self._widths[1]) if config.qk_ln else None
 
-    def forward(self, x_BSD: Tensor, bias_BHSS: Tensor) -> Tensor:
-        """`bias_BHSS` is added to the scores; one for all sequences has a batch dimension of 1."""
-        batch, seq_len, d_model = x_BSD.shape
+    def forward(self, x_BSD: Tensor, shared: Any, angles: Rotation | None) -> Tensor:
+        """`shared` is the backend's for this pass; `angles` where positions are rotations."""
         qkv = self.Wqkv(x_BSD)
-        if self.clip_qkv is not None:
-            qkv = qkv.clamp(-self.clip_qkv, self.clip_qkv)
-        q, k, v = qkv.view(batch, seq_len, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)  # each [B, H, S, head]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHSS)
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, seq_len, d_model))
+        if self._clip is not None:
+            qkv = qkv.clamp(-self._clip, self._clip)
+        q, k, v = qkv.split(self._widths, dim=-1)
+        if self.q_ln is not None and self.k_ln is not None:
+            q, k = self.q_ln(q), self.k_ln(k)
+        q, k, v = (x.unflatten(-1, (-1, self._head)).transpose(1, 2) for x in (q, k, v))  # each [B, heads, S, head]
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        mixed = self._backend.attend(q, k, v, shared)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))

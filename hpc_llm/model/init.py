@@ -14,15 +14,16 @@ _RESIDUAL = ("out_proj.weight", "down_proj.weight")  # the two that write into t
 
 @torch.no_grad()
 def initialise(name: str, parameter: Tensor, config: ModelConfig, seed: int) -> None:
-    """Fill `parameter` in place: ones for norms, else normal(0, init_std).
+    """Fill `parameter` in place: ones for norms, zeros for biases, else normal(0, init_std).
 
-    Projections into the residual stream are scaled by 1/sqrt(2·n_layers) (GPT-2). Drawn on the CPU,
-    so that every device starts from the same numbers.
+    With scale_residual_init projections into the residual stream are scaled by 1/sqrt(2·n_layers) (GPT-2). Drawn on
+    the CPU, so that every device starts from the same numbers.
     """
     if parameter.dim() == 1:
-        parameter.fill_(1.0)
+        parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
         return
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    std = config.init_std / (2 * config.n_layers) ** 0.5 if name.endswith(_RESIDUAL) else config.init_std
+    scaled = config.scale_residual_init and name.endswith(_RESIDUAL)
+    std = config.init_std / (2 * config.n_layers) ** 0.5 if scaled else config.init_std
     parameter.copy_(torch.normal(0.0, std, parameter.shape, generator=generator))

@@ -2,14 +2,77 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from hpc_llm.config.schema import ModelConfig
 
 IGNORED = -100  # a target that does not count
 
 
-def summed_cross_entropy(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
-    """Sum of -log p(target) in nats over all targets but IGNORED; fp32 scalar, 0 where all are ignored."""
-    return F.cross_entropy(
-        logits_BSV.float().flatten(0, 1), targets_BS.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+def readout(x_D: Tensor, weight_VD: Tensor, config: ModelConfig) -> Tensor:
+    """Logits of hidden states [..., d_model]: [..., vocab_size], scaled and capped as the model says."""
+    logits = F.linear(x_D, weight_VD)
+    if config.logit_scale != 1.0:
+        logits = logits * config.logit_scale
+    if config.logit_soft_cap is not None:
+        logits = config.logit_soft_cap * torch.tanh(logits / config.logit_soft_cap)
+    return logits
+
+
+def summed_cross_entropy(logits_NV: Tensor, targets_N: Tensor, z_loss: float = 0.0) -> Tensor:
+    """Sum of -log p(target) in nats over all targets but IGNORED; fp32 scalar, 0 where all are ignored.
+
+    The gradient alone is also that of z_loss · log²Z (PaLM, arXiv 2204.02311, section 5): what is reported stays a
+    cross-entropy, to compare with runs without it.
+    """
+    logits_NV = logits_NV.float()
+    loss = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
+    if z_loss:
+        log_z = logits_NV.logsumexp(dim=-1).masked_fill(targets_N == IGNORED, 0.0)
+        penalty = z_loss * log_z.square().sum()
+        loss = loss + (penalty - penalty.detach())
+    return loss
+
+
+def summed_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, config: ModelConfig, chunk: int | None) -> Tensor:
+    """summed_cross_entropy of the readout; with `chunk`, no more than that many tokens' logits exist at once."""
+    if chunk is None:
+        return summed_cross_entropy(readout(x_ND, weight_VD, config), targets_N, config.z_loss)
+    if torch.is_grad_enabled():
+        return _Chunked.apply(x_ND, weight_VD, targets_N, config, chunk)
+    parts = zip(x_ND.split(chunk), targets_N.split(chunk), strict=True)
+    return torch.stack([summed_cross_entropy(readout(x, weight_VD, config), t) for x, t in parts]).sum()
+
+
+class _Chunked(torch.autograd.Function):
+    """Takes each chunk's gradient while its logits are there: nothing is computed twice, nothing of them is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, config: ModelConfig, chunk: int
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
+        weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32)  # a sum over chunks: bf16 would lose its ends
+        x_grads = []
+        weight = weight_VD.detach().requires_grad_()
+        for part, targets in zip(x_ND.split(chunk), targets_N.split(chunk), strict=True):
+            x = part.detach().requires_grad_()
+            with torch.enable_grad():
+                loss = summed_cross_entropy(readout(x, weight, config), targets, config.z_loss)
+            x_grad, part_grad = torch.autograd.grad(loss, (x, weight))
+            x_grads.append(x_grad)
+            weight_grad += part_grad
+            total += loss.detach()
+        ctx.save_for_backward(torch.cat(x_grads), weight_grad)
+        ctx.weight_dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x_grad, weight_grad = ctx.saved_tensors
+        # In fp32, as the plain loss scales its logits' gradient: `grad` in bf16 would be off by up to 0.4 %.
+        return (x_grad.float() * grad).to(x_grad.dtype), (weight_grad * grad).to(ctx.weight_dtype), None, None, None

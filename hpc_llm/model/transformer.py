@@ -1,73 +1,97 @@
-"""A decoder-only transformer of the MPT family: ALiBi, pre-norm, GELU, no biases, tied embeddings.
+"""A decoder-only transformer, pre-norm, in the shapes of MPT, Llama and what lies between them (config ModelConfig).
 
-Names of parameters are those of Hugging Face's MptForCausalLM below `transformer.`.
+Names of parameters are those of Hugging Face's MptForCausalLM below `transformer.`, as far as it has them.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hpc_llm.config.schema import ModelConfig
-from hpc_llm.model.attention import Attention, alibi_bias, apart
-from hpc_llm.model.loss import summed_cross_entropy
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.up_proj = nn.Linear(config.d_model, config.expansion_ratio * config.d_model, bias=False)
-        self.down_proj = nn.Linear(config.expansion_ratio * config.d_model, config.d_model, bias=False)
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.up_proj(x_BSD)))
+from hpc_llm.model.attention import Attention
+from hpc_llm.model.backends import make_backend
+from hpc_llm.model.backends.protocol import Backend
+from hpc_llm.model.feedforward import make_feedforward
+from hpc_llm.model.loss import readout, summed_loss
+from hpc_llm.model.norms import make_norm
+from hpc_llm.model.positions import Rotation, places, rotation
 
 
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, backend: Backend) -> None:
         super().__init__()
-        self.norm_1 = nn.LayerNorm(config.d_model, bias=False)
-        self.attn = Attention(config)
-        self.norm_2 = nn.LayerNorm(config.d_model, bias=False)
-        self.ffn = FeedForward(config)
+        self.norm_1 = make_norm(config, config.d_model)
+        self.attn = Attention(config, backend)
+        self.norm_2 = make_norm(config, config.d_model)
+        self.ffn = make_feedforward(config)
 
-    def forward(self, x_BSD: Tensor, bias_BHSS: Tensor) -> Tensor:
-        x_BSD = x_BSD + self.attn(self.norm_1(x_BSD), bias_BHSS)
+    def forward(self, x_BSD: Tensor, shared: Any, angles: Rotation | None) -> Tensor:
+        x_BSD = x_BSD + self.attn(self.norm_1(x_BSD), shared, angles)
         return x_BSD + self.ffn(self.norm_2(x_BSD))
 
 
 class Transformer(nn.Module):
     """Tokens and targets, each [batch, length] int64, length ≤ seq_len → summed loss (see model.loss).
 
-    With documents, [batch, length] int, each of them is seen as if it stood alone.
+    With documents, [batch, length] int, each of them is seen as if it stood alone. `attention` names a backend
+    (model.backends), `loss_chunk` the tokens whose logits exist at once.
     """
 
-    bias_1HSS: Tensor
+    constant: Tensor | None
 
-    def __init__(self, config: ModelConfig, seq_len: int, activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        seq_len: int,
+        activation_checkpointing: bool = False,
+        attention: str = "sdpa",
+        loss_chunk: int | None = None,
+    ) -> None:
         super().__init__()
-        self.activation_checkpointing = activation_checkpointing
+        self.config, self.activation_checkpointing, self.loss_chunk = config, activation_checkpointing, loss_chunk
+        self._backend = make_backend(attention, config, seq_len)
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm_f = nn.LayerNorm(config.d_model, bias=False)
-        bias = alibi_bias(config.n_heads, seq_len, config.alibi_bias_max)
-        self.register_buffer("bias_1HSS", bias, persistent=False)
+        self.wpe = nn.Embedding(config.max_seq_len, config.d_model) if config.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(config, self._backend) for _ in range(config.n_layers))
+        self.norm_f = make_norm(config, config.d_model)
+        self.lm_head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.register_buffer("constant", self._backend.constant, persistent=False)
 
     def forward(self, tokens_BS: Tensor, targets_BS: Tensor, documents_BS: Tensor | None = None) -> Tensor:
-        return summed_cross_entropy(self.logits(tokens_BS, documents_BS), targets_BS)
+        x_ND = self.hidden(tokens_BS, documents_BS).flatten(0, 1)
+        return summed_loss(x_ND, self.output_matrix, targets_BS.flatten(), self.config, self.loss_chunk)
 
     def logits(self, tokens_BS: Tensor, documents_BS: Tensor | None = None) -> Tensor:
         """Unnormalised log-probabilities of the next token, [batch, length, vocab_size]."""
-        length = tokens_BS.shape[1]
-        bias = self.bias_1HSS[:, :, :length, :length]
-        if documents_BS is not None:
-            bias = apart(bias, documents_BS)
+        return readout(self.hidden(tokens_BS, documents_BS), self.output_matrix, self.config)
+
+    def hidden(self, tokens_BS: Tensor, documents_BS: Tensor | None = None) -> Tensor:
+        """What the output matrix is applied to, [batch, length, d_model]."""
+        length, device = tokens_BS.shape[1], tokens_BS.device
+        shared = self._backend.shared(self.constant, tokens_BS, documents_BS)
+        angles = None
+        if self.config.positions == "rope":  # relative: a document need not begin at 0
+            angles = rotation(length, self.config.head_size, self.config.rope_theta, device)
         x_BSD = self.wte(tokens_BS)
+        if self.wpe is not None:
+            x_BSD = x_BSD + self.wpe(places(length, documents_BS, device))
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BSD = checkpoint(block, x_BSD, bias, use_reentrant=False)
+                x_BSD = checkpoint(block, x_BSD, shared, angles, use_reentrant=False)
             else:
-                x_BSD = block(x_BSD, bias)
-        return F.linear(self.norm_f(x_BSD), self.wte.weight)
+                x_BSD = block(x_BSD, shared, angles)
+        return self.norm_f(x_BSD)
+
+    @property
+    def output_matrix(self) -> Tensor:
+        """[vocab_size, d_model]; the embedding itself where they are tied."""
+        return self.wte.weight if self.lm_head is None else self.lm_head.weight
+
+    def compile_blocks(self) -> None:
+        """Compile one block for all of them: short to compile, and checkpointing stays outside."""
+        for block in self.blocks:
+            block.compile()

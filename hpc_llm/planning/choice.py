@@ -65,5 +65,7 @@ def _modes(config: RunConfig) -> list[tuple[int, bool]]:
     return [
         (stage, checkpointing)
         for stage, checkpointing in (STAGE_0 if stage_0 else CHEAPEST_FIRST)
-        if train.zero_stage in ("auto", stage) and train.activation_checkpointing in ("auto", checkpointing)
+        if not (config.optim.name == "muon" and stage == 3)  # its matrices would have to be gathered (config.checks)
+        and train.zero_stage in ("auto", stage)
+        and train.activation_checkpointing in ("auto", checkpointing)
     ]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpc_llm.config.schema import ModelConfig, RunConfig
+from hpc_llm.config import attention
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.activations import activation_bytes, mask_elements
 from hpc_llm.planning.hardware import GIB
 from hpc_llm.planning.parameters import COMPUTE_BYTES, FP32_BYTES, MOMENTS, parameter_count
 
@@ -45,16 +47,22 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
     compute = COMPUTE_BYTES[precision]
     states = optimizer_bytes(count, world, zero_stage, precision, MOMENTS[config.optim.name])
     gradients = gradient_bytes(count, world, zero_stage, precision, offloaded)
-    sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing)
-    # One additive ALiBi bias [heads, s, s] for all layers; where documents are apart, one more for every sequence.
-    biases = 1 + micro_batch if config.data.packing == "best_fit" else 1
-    bias = biases * model.n_heads * config.train.seq_len**2 * compute
+    backend = attention.choose(config)
+    on_cpu = config.cluster.device == "cpu"
+    sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing, backend, on_cpu)
+    mask = mask_elements(config, backend, micro_batch) * compute
+    tokens = micro_batch * config.train.seq_len
+    if config.train.loss_chunk is None:
+        logits = tokens * model.vocab_size * (compute + LOSS_BYTES)
+    else:  # one chunk's, and the fp32 gradient of the output's matrix, which waits for backward
+        chunk = min(config.train.loss_chunk, tokens)
+        logits = model.vocab_size * (chunk * (compute + LOSS_BYTES) + model.d_model * (compute + FP32_BYTES))
     return MemoryEstimate(
         weights=weight_bytes(count, world, zero_stage, compute),
         gradients=gradients,
         optimizer=0 if offloaded else states,
-        activations=micro_batch * sequence + bias,
-        logits=micro_batch * config.train.seq_len * model.vocab_size * (compute + LOSS_BYTES),
+        activations=micro_batch * sequence + mask,
+        logits=logits,
         overhead=context + bucket_bytes(count, zero_stage, precision, offloaded),
         host=states + FP32_BYTES * shard(count, world) if offloaded else 0,
     )
@@ -98,23 +106,6 @@ def optimizer_bytes(count: int, world_size: int, zero_stage: int, precision: str
     master = 0 if zero_stage == 0 and precision == "fp32" else 1
     elements = count if zero_stage == 0 else shard(count, world_size)
     return FP32_BYTES * (moments + master) * elements
-
-
-def activation_bytes(model: ModelConfig, seq_len: int, compute: int, checkpointing: bool) -> int:
-    """Activations of one sequence, all layers.
-
-    Korthikanti et al. (arXiv 2205.05198, eq. 1) count s·b·h·(34 + 5·a·s/h) bytes per layer. Without dropout its
-    masks go (2·s·b·h); fused attention keeps no s² scores, only its output, which the 34 hold already. That is
-    (8 + 2e)·s·d elements: inputs of two norms, of attention and MLP (4), q, k, v (3), attention's output (1), and
-    the input and output of GELU (2e). Checkpointing keeps a layer's input and recomputes one layer at a time.
-    Backward through one MLP holds two more gradients of e·d.
-    """
-    width = seq_len * model.d_model
-    layer = (8 + 2 * model.expansion_ratio) * width
-    working = 2 * model.expansion_ratio * width
-    ends = 2 * width  # embedding's output and the last norm's input
-    kept = model.n_layers * width + layer if checkpointing else model.n_layers * layer
-    return compute * (kept + working + ends)
 
 
 def bucket_elements(count: int) -> int:

@@ -4,30 +4,49 @@ from __future__ import annotations
 
 from hpc_llm.config.schema import ModelConfig
 
-# Adam keeps two fp32 moments per parameter, Lion one (arXiv 2302.06675).
-MOMENTS = {"fused_adam": 2, "cpu_adam": 2, "torch_adam": 2, "fused_lion": 1}
+# Adam keeps two fp32 moments per parameter, Lion one (arXiv 2302.06675). Muon keeps one of hidden matrices and two of
+# the rest: counted as two.
+MOMENTS = {"fused_adam": 2, "cpu_adam": 2, "torch_adam": 2, "fused_lion": 1, "muon": 2}
 FP32_BYTES = 4
 COMPUTE_BYTES = {"bf16": 2, "fp32": 4}
 
 
 def parameter_count(model: ModelConfig) -> int:
-    """Parameters of an MPT: no biases, no position embeddings (ALiBi), embedding and output tied.
+    """Every parameter of the model. MPT-7B's shape with 50432 rows gives 6,649,286,656."""
+    ends = model.vocab_size * model.d_model * (1 if model.tied else 2) + _norm(model, model.d_model)
+    return ends + _places(model) + model.n_layers * _block(model)
 
-    Per block: Wqkv [3d, d], out_proj [d, d], up_proj [e·d, d], down_proj [d, e·d] and two norm weights [d];
-    then one norm at the end. MPT-7B's shape with 50432 rows gives 6,649,286,656.
-    """
-    d = model.d_model
-    block = (4 + 2 * model.expansion_ratio) * d * d + 2 * d
-    return model.vocab_size * d + model.n_layers * block + d
+
+def _block(model: ModelConfig) -> int:
+    """Wqkv [d + 2·kv, d], out_proj [d, d], FFN up (SwiGLU: gate and up) [f or 2f, d] and down [d, f], norms."""
+    d, kv, f = model.d_model, model.kv_heads * model.head_size, model.ffn_size
+    rows = [d + 2 * kv, d, 2 * f if model.ffn == "swiglu" else f]
+    weights = sum(rows) * d + d * f
+    biases = sum(rows) + d if model.bias else 0
+    over_heads = _norm(model, d) + _norm(model, kv) if model.qk_ln else 0
+    return weights + biases + 2 * _norm(model, d) + over_heads
+
+
+def _norm(model: ModelConfig, width: int) -> int:
+    return 2 * width if model.bias and model.norm != "rmsnorm" else width
+
+
+def _places(model: ModelConfig) -> int:
+    """The table of learned positions."""
+    return model.max_seq_len * model.d_model if model.positions == "learned" else 0
 
 
 def flops_per_token(model: ModelConfig, seq_len: int) -> float:
     """FLOPs of forward and backward per trained token: 6·N + 12·L·d·s.
 
-    The count of PaLM (arXiv 2204.02311, appendix B) and of LLM Foundry's benchmark tables: the tied embedding
-    once, attention as if it were not causal, recomputation by activation checkpointing not counted.
+    The count of PaLM (arXiv 2204.02311, appendix B) and of LLM Foundry's benchmark tables: attention as if it were
+    not causal, recomputation by activation checkpointing not counted. N leaves out tables that are only looked up:
+    learned positions, and the embedding where the output has a matrix of its own. With a sliding window s is at most
+    its length.
     """
-    return 6.0 * parameter_count(model) + 12.0 * model.n_layers * model.d_model * seq_len
+    looked_up = _places(model) + (0 if model.tied else model.vocab_size * model.d_model)
+    seen = min(seq_len, model.sliding_window or seq_len)
+    return 6.0 * (parameter_count(model) - looked_up) + 12.0 * model.n_layers * model.d_model * seen
 
 
 def checkpoint_bytes(parameters: int, optimizer: str, precision: str) -> int:

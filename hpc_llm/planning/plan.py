@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from hpc_llm.config import checks
+from hpc_llm.config import attention, checks
 from hpc_llm.config.errors import InputError, nearest
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import accumulation, rows_per_rank
@@ -45,6 +45,7 @@ class RunPlan:
     accumulation: int  # passes per optimizer step
     zero_stage: int
     activation_checkpointing: bool
+    attention: str  # the backend (config.attention)
     # length
     steps: int
     tokens_per_step: int
@@ -122,6 +123,7 @@ def make_plan(config: RunConfig, data: DataFacts | None, *, memory_available: in
         accumulation=accumulation(train.global_batch, cluster.world_size, choice.micro_batch),
         zero_stage=choice.zero_stage,
         activation_checkpointing=choice.activation_checkpointing,
+        attention=attention.choose(config),
         steps=length.steps,
         tokens_per_step=length.tokens_per_step,
         tokens=tokens,
@@ -199,7 +201,8 @@ def _countable(config: RunConfig) -> bool:
         model.n_heads,
         model.n_layers,
         model.vocab_size,
-        model.expansion_ratio,
+        model.ffn_size,
+        model.kv_heads,
         train.seq_len,
         world,
     )

@@ -13,6 +13,7 @@ from hpc_llm.planning.hardware import GIB
 
 KNOBS = ("activation_checkpointing", "micro_batch", "zero_stage")  # of train, the least intrusive first
 MOST_OTHER_KNOBS = 2
+LOSS_CHUNK = 4096  # tokens; half a GB of logits for every 10,000 pieces of a vocabulary
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,13 @@ def refusal(config: RunConfig, usable: int) -> str | None:
 
 
 def suggestions(config: RunConfig, usable: int) -> list[Suggestion]:
-    """What makes `config` fit, nearest first: other settings, the optimizer in host memory, more nodes."""
-    return [*_other_knobs(config, usable), *_offloaded(config, usable), *_more_nodes(config, usable)]
+    """What makes `config` fit, nearest first: other settings, logits in chunks, the optimizer in host memory, nodes."""
+    return [
+        *_other_knobs(config, usable),
+        *_chunked_loss(config, usable),
+        *_offloaded(config, usable),
+        *_more_nodes(config, usable),
+    ]
 
 
 def _other_knobs(config: RunConfig, usable: int) -> list[Suggestion]:
@@ -60,6 +66,17 @@ def _other_knobs(config: RunConfig, usable: int) -> list[Suggestion]:
         if fitting:
             return fitting[:MOST_OTHER_KNOBS]
     return []
+
+
+def _chunked_loss(config: RunConfig, usable: int) -> Iterator[Suggestion]:
+    train = config.train
+    if train.loss_chunk is not None or train.seq_len * train.global_batch <= LOSS_CHUNK:
+        return
+    chunked = replace(config, train=replace(train, loss_chunk=LOSS_CHUNK))
+    for knobs in ((), _fixed(config)):
+        if choice := choose(_released(chunked, knobs), usable):
+            yield Suggestion(_changed(config, choice, knobs, f"train.loss_chunk={LOSS_CHUNK}"))
+            return
 
 
 def _offloaded(config: RunConfig, usable: int) -> Iterator[Suggestion]:

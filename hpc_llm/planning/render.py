@@ -77,6 +77,7 @@ def _batch(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     yield "ZeRO stage", f"{plan.zero_stage} {_origin(train.zero_stage)}"
     state = "on" if plan.activation_checkpointing else "off"
     yield "act. ckpt", f"{state} {_origin(train.activation_checkpointing)}"
+    yield "attention", f"{plan.attention} {_origin(train.attention)}"
 
 
 def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:

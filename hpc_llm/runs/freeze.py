@@ -42,6 +42,7 @@ _MACHINE_KEYS = (
         "trackers",
     ),
     *("data.out", "data.workers", "train.micro_batch", "train.activation_checkpointing", "train.eval_every"),
+    *("train.attention", "train.loss_chunk", "train.compile"),
     *("train.zero_stage", "dry_run", "test_only", "local", "json"),
 )
 

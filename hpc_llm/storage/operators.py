@@ -17,7 +17,7 @@ def needed(optimizer: str, device: str) -> str | None:
     """The operator that `optimizer` (optim.name) runs on `device` (cuda, cpu); None if it is torch's own."""
     if optimizer == "fused_lion" and device == "cpu":
         return "cpu_lion"  # DeepSpeed has no fused_lion kernel for CPUs
-    return None if optimizer == "torch_adam" else optimizer
+    return None if optimizer in ("torch_adam", "muon") else optimizer
 
 
 def folder(architecture: str) -> Path:

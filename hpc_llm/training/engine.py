@@ -62,7 +62,7 @@ class Engine:
                 if rank == 0 or not stage_3:
                     initialise(name, parameter, config.model, config.run.seed)
         optimizer_device = "cpu" if config.optim.name == "cpu_adam" else device.type
-        optimizer = optim.make(config.optim, model.named_parameters(), optimizer_device)
+        optimizer = optim.make(config.optim, list(model.named_parameters()), optimizer_device)
         self.optimizer_name = f"{type(optimizer).__module__.partition('.')[0]}.{type(optimizer).__name__}"
         with startup.compiling_later():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
@@ -78,7 +78,7 @@ class Engine:
         into ranks and passes: DeepSpeed averages over ranks, hence the factor world_size.
         """
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         num_targets = sum(int((targets != IGNORED).sum()) for _, targets, *_ in passes)
         counts = torch.tensor([num_targets, *map(int, flags)], dtype=torch.int64).to(self._device, non_blocking=True)
         if self.world_size > 1:

@@ -20,7 +20,7 @@ from hpc_llm.checkpoint.manifest import FileEntry, Manifest
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Passes, Share, heldout_batches
-from hpc_llm.model.transformer import Transformer
+from hpc_llm.model.build import build_model
 from hpc_llm.planning.mixture import begun, check_begun
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs.heartbeat import Phase
@@ -58,8 +58,8 @@ def run(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device
     """Resume, and train to the plan's end or until asked to stop."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     share = Share(attempt.rank, plan.world_size, config.train.global_batch, plan.micro_batch)
-    seq_len, checkpointing = config.train.seq_len, plan.activation_checkpointing
-    engine = Engine(config, plan, lambda: Transformer(config.model, seq_len, checkpointing), device, attempt.rank)
+    checkpointing, attention = plan.activation_checkpointing, plan.attention
+    engine = Engine(config, plan, lambda: build_model(config, checkpointing, attention), device, attempt.rank)
     data = Path(plan.data_directory)
     with Batches(stream.training(config, plan, data), share, pinned=device.type == "cuda") as batches:
         heldout = heldout_batches(stream.heldout(config, data), share, config.train.eval_batches)

@@ -1,43 +1,31 @@
-"""Optimizers by name, with the right parameter groups."""
+"""Optimizers by name."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import OptimConfig
 from hpc_llm.storage import operators
-from hpc_llm.training import ops
+from hpc_llm.training import muon, ops
+from hpc_llm.training.parameter_groups import Named, parameter_groups
 
 log = logging.getLogger(__name__)
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, norms and embeddings do not. Groups in a fixed order, empty ones left out.
-
-    A parameter counts as a matrix by its full shape, also where ZeRO-3 holds only a part of it.
-    """
-    decayed: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in named:
-        dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-        (decayed if dimensions >= 2 and not name.endswith("wte.weight") else rest).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def make(config: OptimConfig, named: Iterable[tuple[str, nn.Parameter]], device: str) -> torch.optim.Optimizer:
+def make(config: OptimConfig, named: Named, device: str) -> torch.optim.Optimizer:
     """The optimizer `config.name` for `device` (cuda, cpu).
 
     Without its compiled operator an Adam falls back to torch's fused AdamW and says so; a Lion has no
     such twin: InputError.
     """
-    groups = parameter_groups(list(named), config.weight_decay)
+    if config.name == "muon":
+        return muon.make(config, named, device)
+    groups = parameter_groups(named, config.weight_decay)
     common: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas)}
     adam = {**common, "eps": config.eps}
     operator = operators.needed(config.name, device)

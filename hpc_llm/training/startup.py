@@ -36,6 +36,21 @@ def compiling_later() -> Iterator[None]:
         torch.compile = compile_now
 
 
+@contextlib.contextmanager
+def compiling_never() -> Iterator[None]:
+    """Inside, `@torch.compile` leaves a function as it is."""
+    compile_now = torch.compile
+
+    def never(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        return function if function is not None else lambda decorated: decorated
+
+    torch.compile = never  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_now
+
+
 def leave_optimizers_uncompiled() -> None:
     """torch keeps its compiler off an optimizer's bookkeeping by importing it on the first call: say that it is off.
 

@@ -33,6 +33,17 @@ OUT_OF_RANGE = {
     "model.alibi_bias_max=-8.0": POSITIVE,
     "model.clip_qkv=0.0": POSITIVE,
     "model.init_std=-0.02": POSITIVE,
+    "model.n_kv_heads=-1": POSITIVE,
+    "model.d_ffn=-8": POSITIVE,
+    "model.rope_theta=0.0": POSITIVE,
+    "model.norm_eps=0.0": POSITIVE,
+    "model.sliding_window=0": POSITIVE,
+    "model.logit_scale=0.0": POSITIVE,
+    "model.logit_soft_cap=-1.0": POSITIVE,
+    "model.z_loss=-0.1": NOT_NEGATIVE,
+    "train.loss_chunk=0": POSITIVE,
+    "optim.muon_lr=0.0": POSITIVE,
+    "optim.muon_momentum=1.0": "in [0, 1)",
     "data.vocab_size=0": POSITIVE,
     "data.workers=0": POSITIVE,
     "data.heldout_fraction=1.0": FRACTION,
@@ -85,7 +96,6 @@ AT_THE_EDGE = (
 
 # words → what is found: nothing else
 BROKEN: list[tuple[list[str], list[str]]] = [
-    (["model.n_heads=3"], ["model.n_heads=3: a divisor of model.d_model=256 is expected"]),
     (
         ["train.seq_len=1024"],
         [

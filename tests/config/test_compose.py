@@ -229,7 +229,7 @@ def test_the_package_finds_its_presets_from_anywhere(tmp_path: Path, monkeypatch
         ("+cluster=a100x46", "cluster=a100x46: no such preset; allowed: a100x64, "),
         ("experiment=mpt-8b", "experiment=mpt-8b: no such preset; allowed: mpt-"),
         ("trackers=[tensorbord]", "trackers=tensorbord: no such preset; allowed: tensorboard"),
-        ("model=null", "model=null: a preset is expected; allowed: mpt-"),
+        ("model=null", "model=null: a preset is expected; allowed: llama-125m, "),
         ("trackers=null", "trackers=null: a preset is expected; allowed: tensorboard"),
         ("experiment=null", "experiment=null: a preset is expected; allowed: ablation-optimizer, "),
         ("run.seed", "'run.seed': key=value is expected, "),

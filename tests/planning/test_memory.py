@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from hpc_llm.planning.memory import MemoryEstimate, activation_bytes, bucket_elements, estimate, optimizer_bytes
+from hpc_llm.config.schema import ModelConfig
+from hpc_llm.model.transformer import Transformer
+from hpc_llm.planning.activations import activation_bytes
+from hpc_llm.planning.choice import choices
+from hpc_llm.planning.memory import MemoryEstimate, bucket_elements, estimate, optimizer_bytes
 from hpc_llm.planning.parameters import parameter_count
 from tests.configs import make_config
 
@@ -85,3 +90,82 @@ def test_buckets_are_never_larger_than_the_model() -> None:
 
 def test_a_cpu_has_no_cuda_context() -> None:
     assert estimate(make_config("cluster=local-slurm"), 1, False, 1).overhead == 0
+
+
+def test_folded_alibi_stores_no_bias() -> None:
+    long = ("model=mpt-7b-8k", "cluster=a100x64", "train.attention=")
+    kept, less = (estimate(make_config(*long[:2], long[2] + name), 1, False, 1) for name in ("sdpa", "folded"))
+    bias = 32 * 8192 * 8192 * 2
+    assert 0.8 * bias < kept.activations - less.activations < bias  # the extra dimensions cost some of it
+    folded = memory("train.attention=folded").activations
+    windowed = memory("train.attention=folded", "model.sliding_window=512").activations
+    assert windowed - folded == 2048 * 2048 * 2  # one mask for all heads
+
+
+def test_documents_need_a_mask_for_every_sequence() -> None:
+    words = ("model=llama-1b", "data.packing=best_fit", "cluster=a100x64")
+    packed, plain = (estimate(make_config(*some), 1, False, 3).activations for some in (words, (words[0], words[2])))
+    assert packed - plain == 3 * 2048 * 2048 * 2
+    flash = estimate(make_config(*words, "train.attention=flash"), 1, False, 3)
+    assert flash.activations == plain
+
+
+def test_logits_in_chunks_cost_their_chunk_and_a_gradient_of_the_output_matrix() -> None:
+    model = make_config(*WORDS).model
+    found = memory("train.loss_chunk=512", micro_batch=4).logits
+    assert found == model.vocab_size * (512 * (2 + 12) + model.d_model * (2 + 4))
+    assert found < memory(micro_batch=4).logits / 3
+
+
+def test_muon_is_never_planned_at_stage_3() -> None:
+    modes = {choice.zero_stage for choice in choices(make_config("model=mpt-7b", "cluster=a100x64", "optim=muon"), 0)}
+    assert modes == {1, 2}
+
+
+SHAPES = [
+    (),
+    ("model.positions=rope",),
+    ("model.n_kv_heads=1",),
+    ("model.ffn=swiglu", "model.d_ffn=300"),
+    ("model.norm=rmsnorm",),
+    ("model.norm=layernorm",),
+    ("model.qk_ln=true",),
+    ("model.clip_qkv=1",),
+    ("model.bias=true", "model.positions=learned"),
+    ("model=llama-tiny",),
+]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("words", SHAPES, ids=" ".join)
+def test_the_planned_activations_are_what_autograd_keeps(words: tuple[str, ...], precision: torch.dtype) -> None:
+    model = make_config(*words, "model.n_layers=4").model
+    assert kept_bytes(model, "sdpa", precision) == pytest.approx(planned_bytes(model, "sdpa", precision), rel=0.08)
+
+
+def test_so_are_those_of_folded_alibi() -> None:
+    model = make_config("model.n_layers=4").model
+    kept, planned = (count(model, "folded", torch.bfloat16) for count in (kept_bytes, planned_bytes))
+    assert kept == pytest.approx(planned, rel=0.08)
+
+
+def planned_bytes(model: ModelConfig, backend: str, precision: torch.dtype) -> int:
+    """Without what backward adds at its end: the gradients of one FFN's activations."""
+    compute = precision.itemsize
+    ffn = compute * 128 * model.ffn_size * (4 if model.ffn == "swiglu" else 2)
+    return activation_bytes(model, 128, compute, False, backend, on_cpu=True) - ffn
+
+
+def kept_bytes(model: ModelConfig, backend: str, precision: torch.dtype) -> int:
+    """Storage of all that a forward pass on the CPU saves, parameters and buffers left out."""
+    made = Transformer(model, 128, attention=backend).to(precision)
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*made.parameters(), *made.buffers()]}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        made.hidden(torch.zeros(1, 128, dtype=torch.int64))
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from hpc_llm.model.transformer import Transformer
 from hpc_llm.planning.parameters import checkpoint_bytes, flops_per_token, parameter_count
 from tests.configs import make_config, presets
 
@@ -17,6 +19,8 @@ PUBLISHED_BILLIONS = {
     "mpt-13b": 13.0,
     "mpt-30b": 29.95,
     "mpt-70b": 65.0,
+    "mpt-7b-8k": 6.65,
+    "mpt-7b-storywriter-65k": 6.65,
 }
 
 
@@ -29,6 +33,44 @@ def test_mpt_7b_has_the_released_number_of_parameters() -> None:
 @pytest.mark.parametrize(("name", "billions"), PUBLISHED_BILLIONS.items())
 def test_every_published_size_has_about_the_parameters_of_its_name(name: str, billions: float) -> None:
     assert parameter_count(make_config(f"model={name}").model) / 1e9 == pytest.approx(billions, rel=0.03)
+
+
+@pytest.mark.parametrize("name", presets("model"))
+def test_every_preset_has_the_planned_number_of_parameters(name: str) -> None:
+    model = make_config(f"model={name}").model
+    with torch.device("meta"):
+        real = Transformer(model, 16)
+    assert parameter_count(model) == sum(parameter.numel() for parameter in real.parameters())
+
+
+OPTIONS = [
+    ("model.bias=true",),
+    ("model.bias=true", "model=llama-tiny", "model.qk_ln=true"),
+    ("model.qk_ln=true", "model.n_kv_heads=2", "model.bias=true"),
+    ("model.positions=learned", "model.tied=false", "model.norm=layernorm"),
+    ("model.ffn=swiglu", "model.d_ffn=100", "model.bias=true"),
+    ("model.n_kv_heads=1", "model.expansion_ratio=3", "model.positions=rope"),
+]
+
+
+@pytest.mark.parametrize("words", OPTIONS, ids=" ".join)
+def test_every_option_is_counted(words: tuple[str, ...]) -> None:
+    model = make_config(*words).model
+    real = Transformer(model, 16)
+    assert parameter_count(model) == sum(parameter.numel() for parameter in real.parameters())
+
+
+def test_flops_leave_out_what_is_only_looked_up() -> None:
+    tied = make_config().model
+    per_parameter = 6 * parameter_count(tied)
+    for words in (["model.positions=learned"], ["model.tied=false"]):
+        other = make_config(*words).model
+        assert parameter_count(other) > parameter_count(tied)
+        assert flops_per_token(other, 256) == flops_per_token(tied, 256)
+    windowed = make_config("model.sliding_window=64").model
+    attention = 12 * tied.n_layers * tied.d_model
+    assert flops_per_token(windowed, 256) == per_parameter + attention * 64
+    assert flops_per_token(windowed, 32) == per_parameter + attention * 32
 
 
 def test_every_size_of_the_family_is_shipped() -> None:

@@ -48,6 +48,7 @@ OF_THE_MACHINE = (
     "data.workers",
 )
 OF_THE_MACHINE += ("train.micro_batch", "train.activation_checkpointing", "train.eval_every", "train.zero_stage")
+OF_THE_MACHINE += ("train.attention", "train.loss_chunk", "train.compile")
 OF_THE_MACHINE += ("cluster.", "checkpoint.", "recovery.", "trackers.", "dry_run", "test_only", "local", "json")
 
 
@@ -100,16 +101,27 @@ def with_another(config: RunConfig, key: str) -> RunConfig:
     for part in path:
         section = section[part]
     given = section[last]
-    others = (7, 0.125, "other", True, False, ["other"], [0.125], {"A": "other"}, {"a": {"path": "other"}})
-    for other in (*others, "fp32", "torch_adam", "linear", "line", "best_fit", {"7steps": {"a": 1.0}}):
+    others: tuple[Any, ...] = (
+        7,
+        0.125,
+        "other",
+        True,
+        False,
+        ["other"],
+        [0.125],
+        {"A": "other"},
+        {"a": {"path": "other"}},
+    )
+    others += ("fp32", "torch_adam", "linear", "line", "best_fit", "rope", "rmsnorm", "swiglu", "folded")
+    for other in (*others, {"7steps": {"a": 1.0}}):
         section[last] = other
         if other != given:
             try:
                 return build(RunConfig, plain)
             except InputError:
                 continue
-    others = {"data.name": "files", "cluster.launcher": "slurm", "recovery.on_divergence": "skip"}
-    section[last] = others.get(key, "cpu")
+    last_resort = {"data.name": "files", "cluster.launcher": "slurm", "recovery.on_divergence": "skip"}
+    section[last] = last_resort.get(key, "cpu")
     return build(RunConfig, plain)
 
 

@@ -1,6 +1,6 @@
 """One rank that trains a list of cases in one process and prints each one's losses as JSON.
 
-`python engine_worker.py RANK WORLD_SIZE PORT CASES_JSON`; a case is [precision, zero_stage, micro_batch].
+`python engine_worker.py RANK WORLD_SIZE PORT CASES_JSON`; a case is [precision, zero_stage, micro_batch, *words].
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import torch
 
 from hpc_llm.config.compose import compose
+from hpc_llm.config.schema import RunConfig
 from hpc_llm.model.loss import IGNORED
 from hpc_llm.planning.batch import accumulation, pass_rows
 from hpc_llm.planning.plan import RunPlan, make_plan
@@ -44,9 +45,12 @@ def global_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens[:, :-1].contiguous(), targets
 
 
-def plan_for(precision: str, stage: int, micro: int, world_size: int) -> tuple[object, RunPlan]:
-    words = [f"train.precision={precision}", f"train.zero_stage={stage}", f"train.micro_batch={micro}"]
-    config = compose([*WORDS, *words, f"cluster.gpus_per_node={world_size}"])
+def plan_for(precision: str, stage: int, micro: int, world_size: int, *more: str) -> tuple[RunConfig, RunPlan]:
+    """The run of a case; `more` words replace those of their keys."""
+    words = [f"train.precision={precision}", f"train.zero_stage={stage}", f"train.micro_batch={micro}", *more]
+    given = {word.partition("=")[0] for word in words}
+    kept = [word for word in WORDS if word.partition("=")[0] not in given]
+    config = compose([*kept, *words, f"cluster.gpus_per_node={world_size}"])
     return config, make_plan(config, None)
 
 
@@ -54,15 +58,21 @@ def main() -> None:
     rank, world_size, port = map(int, sys.argv[1:4])
     device = devices.choose_device("cpu", 0)
     with devices.process_group(RankEnvironment(rank, rank, world_size, world_size, "127.0.0.1", port), device):
-        from hpc_llm.model.transformer import Transformer
+        from hpc_llm.model.build import build_model
         from hpc_llm.training.engine import Engine
         from hpc_llm.training.schedule import learning_rate
 
         results = []
-        for precision, stage, micro in json.loads(sys.argv[4]):
-            config, plan = plan_for(precision, stage, micro, world_size)
+        for precision, stage, micro, *words in json.loads(sys.argv[4]):
+            config, plan = plan_for(precision, stage, micro, world_size, *words)
             assert plan.accumulation == accumulation(GLOBAL_BATCH, world_size, micro)
-            engine = Engine(config, plan, lambda config=config: Transformer(config.model, SEQ_LEN), device, rank)
+            engine = Engine(
+                config,
+                plan,
+                lambda config=config, plan=plan: build_model(config, plan.activation_checkpointing, plan.attention),
+                device,
+                rank,
+            )
             losses = []
             for step in range(STEPS):
                 tokens, targets = global_batch(step)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
+from engine_ranks import Case, trained
 
 pytestmark = pytest.mark.slow
 
-WORKER = Path(__file__).with_name("engine_worker.py")
 STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3)}
 MICRO_BATCHES = {1: (8, 3, 2), 2: (4, 2, 1)}  # by ranks: global batch 8 in 1, 3 (the last one short) and 4 passes
 UNEVEN_ON_TWO_RANKS = 3  # 4 rows per rank in passes of 3 and 1
@@ -29,28 +23,10 @@ TOLERANCE = {"fp32": (1e-5, 1e-5), "bf16": (4e-3, 2e-2)}  # of loss, of gradient
 
 
 @cache
-def losses(world_size: int) -> dict[tuple[str, int, int], list[list[float]]]:
+def losses(world_size: int) -> dict[Case, list[list[float]]]:
     """(precision, stage, micro-batch) → [loss, gradient norm] per step, all in one set of processes."""
     micro = (*MICRO_BATCHES[world_size], *((UNEVEN_ON_TWO_RANKS,) if world_size == 2 else ()))
-    cases = [(precision, stage, m) for precision, stages in STAGES.items() for stage in stages for m in micro]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(world_size), str(port), json.dumps(cases)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-        for rank in range(world_size)
-    ]
-    output = [process.communicate(timeout=300)[0] for process in ranks]
-    assert all(process.returncode == 0 for process in ranks), output
-    found = json.loads(output[0].split("RESULT ")[1].splitlines()[0])
-    return dict(zip(cases, found, strict=True))
+    return trained(world_size, [(name, stage, m) for name, stages in STAGES.items() for stage in stages for m in micro])
 
 
 @cache

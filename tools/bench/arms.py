@@ -29,7 +29,7 @@ from hpc_llm.config.compose import compose
 from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Passes
 from hpc_llm.data.manifest import facts
-from hpc_llm.model.transformer import Transformer
+from hpc_llm.model.build import build_model
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.runs.attempts import Fence, claim
 from hpc_llm.runs.layout import RunLayout
@@ -71,7 +71,7 @@ def deepspeed_alone(setting: Setting) -> None:
     from hpc_llm.training.engine import deepspeed_settings
 
     config, model = setting.config, setting.model()
-    optimizer = optim.make(config.optim, model.named_parameters(), setting.device.type)
+    optimizer = optim.make(config.optim, list(model.named_parameters()), setting.device.type)
     settings = {**deepspeed_settings(config, setting.plan), "gradient_clipping": config.optim.grad_clip}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     for tokens, targets in setting.batches():
@@ -116,7 +116,7 @@ def ours(setting: Setting) -> None:
     engine = Engine(
         config,
         plan,
-        lambda: Transformer(config.model, config.train.seq_len, plan.activation_checkpointing),
+        lambda: build_model(config, plan.activation_checkpointing, plan.attention),
         setting.device,
         rank=0,
     )

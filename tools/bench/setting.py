@@ -20,6 +20,7 @@ from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Share
 from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, SourceFacts
 from hpc_llm.data.shards import ShardWriter
+from hpc_llm.model.build import build_model
 from hpc_llm.model.init import initialise
 from hpc_llm.model.transformer import Transformer
 from hpc_llm.planning.hardware import GIB, GPUS
@@ -97,7 +98,7 @@ class Setting:
         return Share(0, 1, self.config.train.global_batch, self.plan.micro_batch)
 
     def model(self) -> Transformer:
-        model = Transformer(self.config.model, self.config.train.seq_len, self.plan.activation_checkpointing)
+        model = build_model(self.config, self.plan.activation_checkpointing, self.plan.attention)
         for name, parameter in model.named_parameters():
             initialise(name, parameter, self.config.model, self.config.run.seed)
         return model.to(self.device)

@@ -1,0 +1,16 @@
+"""Which backend computes attention: a table by shape, or what `train.attention` says. No torch here."""
+
+from __future__ import annotations
+
+from hpc_llm.config.schema import RunConfig
+
+# Tokens up to which ALiBi is a stored bias. Beyond, n_heads·length² numbers outgrow a layer's activations; on a CPU
+# folding it is then no slower (benchmarks/attention.md), on a GPU neither has been measured yet.
+LONGEST_BIAS = 4096
+
+
+def choose(config: RunConfig) -> str:
+    """sdpa, folded, flex or flash."""
+    if config.train.attention != "auto":
+        return config.train.attention
+    return "folded" if config.model.positions == "alibi" and config.train.seq_len > LONGEST_BIAS else "sdpa"

@@ -1,0 +1,89 @@
+"""Rules on the model's shape and on how its step is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from hpc_llm.config.schema import ModelConfig, RunConfig
+
+_DEFAULT = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+# key → the setting without which it has no effect
+_NEEDS = {"alibi_bias_max": ("positions", "alibi"), "rope_theta": ("positions", "rope")}
+
+
+def problems(config: RunConfig) -> Iterator[str]:
+    """What is wrong with them as far as the configuration alone can tell."""
+    yield from _shapes(config.model)
+    yield from _without_effect(config)
+    yield from _attention(config)
+    yield from _muon(config)
+
+
+def _shapes(model: ModelConfig) -> Iterator[str]:
+    if min(model.d_model, model.n_heads, model.kv_heads) <= 0:
+        return
+    if model.d_model % model.n_heads:
+        yield f"model.n_heads={model.n_heads}: a divisor of model.d_model={model.d_model} is expected"
+    elif model.positions == "rope" and model.head_size % 2:
+        yield (
+            f"model.positions=rope: rotates pairs, so a head needs an even size, not {model.head_size} "
+            f"(model.d_model={model.d_model} ÷ model.n_heads={model.n_heads})"
+        )
+    if model.n_heads % model.kv_heads:
+        yield f"model.n_kv_heads={model.n_kv_heads}: a divisor of model.n_heads={model.n_heads} is expected, or null"
+
+
+def _without_effect(config: RunConfig) -> Iterator[str]:
+    model, train = config.model, config.train
+    for key, (other, needed) in _NEEDS.items():
+        if getattr(model, key) != _DEFAULT[key] and getattr(model, other) != needed:
+            yield f"model.{key}={getattr(model, key):g}: has an effect with model.{other}={needed} alone"
+    if model.d_ffn is not None and model.expansion_ratio != _DEFAULT["expansion_ratio"]:
+        yield f"model.expansion_ratio={model.expansion_ratio}: has no effect beside model.d_ffn={model.d_ffn}"
+    if model.norm == "layernorm" and train.precision == "fp32":
+        yield (
+            "model.norm=layernorm: has an effect with train.precision=bf16 alone; in fp32 it is "
+            "model.norm=low_precision_layernorm"
+        )
+    if model.sliding_window is not None and model.sliding_window >= train.seq_len:
+        yield (
+            f"model.sliding_window={model.sliding_window}: has no effect on train.seq_len={train.seq_len}; "
+            "give fewer tokens, or null"
+        )
+    if train.loss_chunk is not None and train.loss_chunk >= train.seq_len * train.global_batch:
+        yield (
+            f"train.loss_chunk={train.loss_chunk}: has no effect on {train.seq_len * train.global_batch} tokens, "
+            "a whole step's; give fewer, or null"
+        )
+
+
+def _attention(config: RunConfig) -> Iterator[str]:
+    wanted, device = config.train.attention, config.cluster.device
+    if wanted == "folded" and config.model.positions != "alibi":
+        yield (
+            f"train.attention=folded: folds ALiBi into the heads, and model.positions={config.model.positions}; "
+            "use train.attention=auto"
+        )
+    if wanted in ("flex", "flash") and device == "cpu":
+        yield f"train.attention={wanted}: needs a GPU to train, and cluster.device=cpu; use sdpa, folded or auto"
+
+
+def _muon(config: RunConfig) -> Iterator[str]:
+    optim, stage = config.optim, config.train.zero_stage
+    if optim.name != "muon":
+        for key in ("muon_lr", "muon_momentum"):
+            if (value := getattr(optim, key)) is not None:
+                yield f"optim.{key}={value:g}: has an effect with optim=muon alone"
+        return
+    for key in ("muon_lr", "muon_momentum"):
+        if getattr(optim, key) is None:
+            yield f"optim.{key}=null: a number is expected with optim=muon"
+    if stage not in ("auto", 1, 2):
+        yield f"optim=muon: works with train.zero_stage=1 or 2, not {stage}"
+    if optim.grad_clip != 0 and math.isfinite(optim.grad_clip):
+        yield (
+            f"optim.grad_clip={optim.grad_clip:g}: DeepSpeed would clip Muon's updates, whose size is fixed, instead "
+            "of gradients; use optim.grad_clip=0 with optim=muon"
+        )

@@ -1,0 +1,58 @@
+"""FlexAttention: compiled on a GPU, where masked blocks are skipped and ALiBi is computed in the kernel.
+
+torch has no backward for it on a CPU; the forward pass is what the tests see there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from hpc_llm.config.schema import ModelConfig
+from hpc_llm.model.positions import slopes_on
+
+
+class Flex:
+    constant = None
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._alibi = (config.n_heads, config.alibi_bias_max) if config.positions == "alibi" else None
+        self._window = config.sliding_window
+
+    def shared(self, constant: None, tokens_BS: Tensor, documents_BS: Tensor | None) -> tuple[BlockMask, Tensor | None]:
+        window, length, device = self._window, tokens_BS.shape[1], tokens_BS.device
+
+        def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            seen = i >= j
+            if window is not None:
+                seen = seen & (i - j < window)
+            if documents_BS is not None:
+                seen = seen & (documents_BS[b, i] == documents_BS[b, j])
+            return seen
+
+        batch = None if documents_BS is None else documents_BS.shape[0]
+        mask = create_block_mask(visible, batch, None, length, length, device=device, _compile=device.type == "cuda")
+        return mask, self._alibi and slopes_on(*self._alibi, device)
+
+    def attend(self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: tuple[BlockMask, Tensor | None]) -> Tensor:
+        mask, slopes_H = shared
+        kernel = compiled() if q_BHSd.is_cuda else flex_attention
+        fewer = q_BHSd.shape[1] != k_BGSd.shape[1]
+        score_mod = None if slopes_H is None else biased(slopes_H)
+        return kernel(q_BHSd, k_BGSd, v_BGSd, score_mod=score_mod, block_mask=mask, enable_gqa=fewer)
+
+
+def biased(slopes_H: Tensor) -> Callable[..., Tensor]:
+    """ALiBi for FlexAttention: a score, its batch, head, query and key → the score."""
+    return lambda score, b, h, i, j: score + slopes_H[h] * (j - i)
+
+
+@functools.cache
+def compiled() -> Any:
+    """Uncompiled, FlexAttention holds all scores."""
+    return torch.compile(flex_attention, dynamic=False)

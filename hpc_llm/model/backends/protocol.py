@@ -1,0 +1,21 @@
+"""What a way to compute attention looks like."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Backend(Protocol):
+    """Queries are [batch, n_heads, length, head], keys and values [batch, kv_heads, length, head]."""
+
+    @property
+    def constant(self) -> Tensor | None:
+        """A buffer of the model, moved and rounded with it; None where none is needed."""
+
+    def shared(self, constant: Any, tokens_BS: Tensor, documents_BS: Tensor | None) -> Any:
+        """What all layers of one pass have in common: masks and biases."""
+
+    def attend(self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: Any) -> Tensor:
+        """The values mixed, in the shape of the queries."""

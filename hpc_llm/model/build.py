@@ -1,0 +1,15 @@
+"""The model of a run, as its plan says."""
+
+from __future__ import annotations
+
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.model.transformer import Transformer
+
+
+def build_model(config: RunConfig, activation_checkpointing: bool, attention: str) -> Transformer:
+    """The transformer of `config` with the plan's checkpointing and backend, its weights not yet initialised."""
+    train = config.train
+    model = Transformer(config.model, train.seq_len, activation_checkpointing, attention, train.loss_chunk)
+    if train.compile:
+        model.compile_blocks()
+    return model

@@ -1,0 +1,24 @@
+"""Normalisation before each layer, over the last dimension."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hpc_llm.config.schema import ModelConfig
+
+
+class Fp32LayerNorm(nn.LayerNorm):
+    """LayerNorm whose every step is fp32, rounded once at its end; torch's own takes and gives bf16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), bias, self.eps).to(x.dtype)
+
+
+def make_norm(config: ModelConfig, width: int) -> nn.Module:
+    """The model's norm over `width` features; RMSNorm (arXiv 1910.07467) never has a bias."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(width, config.norm_eps)
+    kind = Fp32LayerNorm if config.norm == "layernorm" else nn.LayerNorm
+    return kind(width, config.norm_eps, bias=config.bias)

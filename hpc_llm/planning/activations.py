@@ -1,0 +1,67 @@
+"""Bytes that a forward pass keeps for backward, by the model's shape and what computes its attention."""
+
+from __future__ import annotations
+
+from hpc_llm.config.schema import ModelConfig, RunConfig
+
+FOLDED_EXTRA = 8  # head dimensions that carry ALiBi (model.backends.folded)
+
+
+def mask_elements(config: RunConfig, backend: str, micro_batch: int) -> int:
+    """Numbers of attention's mask, for all layers; folded and SDPA store one, FlexAttention and flash-attn none.
+
+    SDPA's ALiBi is one additive bias [heads, s, s], and where documents are apart one more for every sequence. Other
+    masks [s, s] are boolean and become numbers of the compute dtype in the kernel.
+    """
+    model, documents = config.model, config.data.packing == "best_fit"
+    square = config.train.seq_len**2
+    if backend in ("flex", "flash"):
+        return 0
+    if backend == "sdpa" and model.positions == "alibi":
+        return (1 + micro_batch if documents else 1) * model.n_heads * square
+    return micro_batch * square if documents else square if model.sliding_window else 0
+
+
+def activation_bytes(
+    model: ModelConfig, seq_len: int, compute: int, checkpointing: bool, backend: str = "sdpa", on_cpu: bool = False
+) -> int:
+    """Activations of one sequence, all layers; `compute` is the bytes of a number.
+
+    Korthikanti et al. (arXiv 2205.05198, eq. 1) count s·b·h·(34 + 5·a·s/h) bytes per layer. Without dropout its
+    masks go (2·s·b·h); fused attention keeps no s² scores, only its output, which the 34 hold already. That is
+    (8 + 2e)·s·d elements: inputs of two norms, of attention and MLP (4), q, k, v (3), attention's output (1), and
+    the input and output of GELU (2e). Other shapes: see below. Checkpointing keeps a layer's input and recomputes one
+    layer at a time. Backward through one MLP holds its activations' gradients.
+    """
+    norm, ffn = _norm_width(model, compute, on_cpu), _ffn_width(model)
+    layer = 2 * (norm + model.d_model) + _attention_width(model, backend) + ffn
+    ends = model.d_model + norm  # embedding's output and what the last norm keeps
+    kept = model.n_layers * model.d_model + layer if checkpointing else model.n_layers * layer
+    return compute * seq_len * (kept + ffn + ends)
+
+
+def _norm_width(model: ModelConfig, compute: int, on_cpu: bool) -> int:
+    """Elements per token that a norm keeps: its input, or an fp32 copy of it; torch's RMSNorm is not fused on a CPU."""
+    if model.norm == "layernorm":
+        return model.d_model * 4 // compute
+    if model.norm == "rmsnorm" and on_cpu:
+        return model.d_model * (2 if compute == 4 else 4)
+    return model.d_model
+
+
+def _attention_width(model: ModelConfig, backend: str) -> int:
+    """Elements per token that attention keeps: q, k, v and its output, and what they were before they were changed."""
+    heads, shared, size = model.n_heads, model.kv_heads, model.head_size
+    projected, turned = (heads + 2 * shared) * size, (heads + shared) * size
+    changed = turned if model.positions == "rope" or model.qk_ln else 0
+    clipped = projected if model.clip_qkv is not None else 0
+    if backend == "folded":
+        return clipped + changed + (2 * heads + 2 * shared) * (size + FOLDED_EXTRA)
+    masked = backend == "sdpa" and (model.positions == "alibi" or model.sliding_window is not None)
+    repeated = 2 * heads * size if masked and shared < heads else 0
+    return clipped + changed + repeated + projected + heads * size
+
+
+def _ffn_width(model: ModelConfig) -> int:
+    """GELU's input and output, or SwiGLU's gate, up, silu(gate) and product."""
+    return (4 if model.ffn == "swiglu" else 2) * model.ffn_size

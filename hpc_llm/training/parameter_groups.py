@@ -1,0 +1,31 @@
+"""Which parameters an optimizer treats alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+Named = Sequence[tuple[str, nn.Parameter]]
+_TABLES = ("wte.weight", "wpe.weight")  # looked up, not multiplied; a tied one too
+
+
+def parameter_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; norms, biases and embeddings do not. Groups in a fixed order, empty ones left out.
+
+    A parameter counts as a matrix by its full shape, also where ZeRO-3 holds only a part of it.
+    """
+    decayed = [parameter for name, parameter in named if is_matrix(name, parameter)]
+    rest = [parameter for name, parameter in named if not is_matrix(name, parameter)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2 and not name.endswith(_TABLES)
+
+
+def is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is a matrix inside the model: neither an embedding nor the output's."""
+    return is_matrix(name, parameter) and not name.endswith("lm_head.weight")

@@ -1,0 +1,105 @@
+"""Rules on the model's shape and on how its step is computed: what breaks them, and the line that says so."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpc_llm.config.attention import choose
+from hpc_llm.config.checks import problems
+from tests.configs import make_config
+
+MUON = ("optim=muon", "train.zero_stage=1")
+
+# words → what is found: nothing else
+BROKEN: list[tuple[list[str], list[str]]] = [
+    (["model.n_heads=3"], ["model.n_heads=3: a divisor of model.d_model=256 is expected"]),
+    (["model.n_kv_heads=3"], ["model.n_kv_heads=3: a divisor of model.n_heads=4 is expected, or null"]),
+    (
+        ["model.positions=rope", "model.d_model=36"],
+        [
+            "model.positions=rope: rotates pairs, so a head needs an even size, not 9 "
+            "(model.d_model=36 ÷ model.n_heads=4)"
+        ],
+    ),
+    (
+        ["model.positions=rope", "model.alibi_bias_max=16"],
+        ["model.alibi_bias_max=16: has an effect with model.positions=alibi alone"],
+    ),
+    (["model.rope_theta=500000"], ["model.rope_theta=500000: has an effect with model.positions=rope alone"]),
+    (
+        ["model.d_ffn=512", "model.expansion_ratio=3"],
+        ["model.expansion_ratio=3: has no effect beside model.d_ffn=512"],
+    ),
+    (
+        ["model.norm=layernorm", "train.precision=fp32"],
+        [
+            "model.norm=layernorm: has an effect with train.precision=bf16 alone; in fp32 it is "
+            "model.norm=low_precision_layernorm"
+        ],
+    ),
+    (
+        ["model.sliding_window=256"],
+        ["model.sliding_window=256: has no effect on train.seq_len=256; give fewer tokens, or null"],
+    ),
+    (
+        ["train.loss_chunk=4096"],
+        ["train.loss_chunk=4096: has no effect on 4096 tokens, a whole step's; give fewer, or null"],
+    ),
+    (
+        ["model.positions=rope", "train.attention=folded"],
+        ["train.attention=folded: folds ALiBi into the heads, and model.positions=rope; use train.attention=auto"],
+    ),
+    (
+        ["train.attention=flex", "cluster.device=cpu"],
+        ["train.attention=flex: needs a GPU to train, and cluster.device=cpu; use sdpa, folded or auto"],
+    ),
+    (["optim.muon_lr=0.01"], ["optim.muon_lr=0.01: has an effect with optim=muon alone"]),
+    (["optim.muon_momentum=0.9"], ["optim.muon_momentum=0.9: has an effect with optim=muon alone"]),
+    ([*MUON, "optim.muon_lr=null"], ["optim.muon_lr=null: a number is expected with optim=muon"]),
+    (
+        ["optim=muon", "train.zero_stage=3"],
+        ["optim=muon: works with train.zero_stage=1 or 2, not 3"],
+    ),
+    (
+        [*MUON, "optim.grad_clip=1.0"],
+        [
+            "optim.grad_clip=1: DeepSpeed would clip Muon's updates, whose size is fixed, instead of gradients; "
+            "use optim.grad_clip=0 with optim=muon"
+        ],
+    ),
+]
+
+WORKS = [
+    ["model.positions=rope", "model.rope_theta=500000", "model.n_kv_heads=1"],
+    ["model.d_ffn=700", "model.ffn=swiglu", "model.norm=rmsnorm", "model.tied=false", "model.bias=true"],
+    ["model.sliding_window=255", "train.loss_chunk=4095", "train.attention=folded", "model.norm=layernorm"],
+    ["cluster=a100x8", "train.attention=flex", "train.global_batch=64"],
+    ["cluster=a100x8", "train.attention=flash", "train.global_batch=64"],
+    [*MUON],
+    ["model=llama-tiny"],
+]
+
+
+@pytest.mark.parametrize(("words", "lines"), BROKEN, ids=[" ".join(words) for words, _ in BROKEN])
+def test_a_broken_rule_is_said_in_one_line(words: list[str], lines: list[str]) -> None:
+    assert problems(make_config(*words)) == lines
+
+
+@pytest.mark.parametrize("words", WORKS, ids=" ".join)
+def test_what_works_is_not_complained_of(words: list[str]) -> None:
+    assert problems(make_config(*words)) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "backend"),
+    [
+        ([], "sdpa"),
+        (["model=mpt-7b", "cluster=a100x64"], "sdpa"),
+        (["model=mpt-7b-8k", "cluster=a100x64"], "folded"),
+        (["model=mpt-7b-8k", "train.seq_len=4096"], "sdpa"),
+        (["model=mpt-7b-8k", "cluster=a100x64", "train.attention=flex"], "flex"),
+        (["model=llama-8b", "cluster=a100x64"], "sdpa"),
+    ],
+)
+def test_attention_is_chosen_by_shape_unless_it_is_given(words: list[str], backend: str) -> None:
+    assert choose(make_config(*words)) == backend
