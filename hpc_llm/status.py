@@ -30,6 +30,8 @@ def _status(words: list[str]) -> int:
         raise InputError("--rank and -f belong to --logs; add it")
     if given.clear_node is not None:
         return _clear(root, given.clear_node)
+    if given.tensorboard:
+        return _tensorboard(root)
     if given.logs:
         return _logs(root, given.rank, given.follow)
     if given.nodes:
@@ -53,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rank", type=int, metavar="N", help="with --logs: of this rank (default: the one that failed)"
     )
     parser.add_argument("-f", "--follow", action="store_true", help="with --logs: and what is added to it")
+    parser.add_argument("--tensorboard", action="store_true", help="serve its pages on 127.0.0.1; prints the ssh line")
     parser.add_argument("--nodes", action="store_true", help="nodes with evidence against them, and until when")
     parser.add_argument("--clear-node", metavar="NAME", help="forget the evidence against a node")
     return parser
@@ -89,6 +92,20 @@ def _logs(root: Path, rank: int | None, follow: bool) -> int:
     lines: Iterator[str] = logs.follow(runs[0], rank) if follow else logs.opening(logs.choose(runs[0], rank))
     for line in lines:
         print(line, flush=follow)
+    return 0
+
+
+def _tensorboard(root: Path) -> int:
+    """Becomes TensorBoard, until Ctrl-C."""
+    import getpass
+    import socket
+
+    from hpc_llm.trackers import page
+
+    port = page.free_port()
+    print(page.tunnel(port, getpass.getuser(), socket.gethostname()), flush=True)
+    words = page.command(root, port)
+    os.execv(words[0], words)
     return 0
 
 

@@ -33,12 +33,9 @@ def _submit(words: list[str]) -> int:
     if configs[0].dry_run:
         print("\n\n".join(map(render, configs, plans)))
         return 0
-    from hpc_llm.launch import local  # rich takes 0.1 s to import, and a dry run needs none of it
+    from hpc_llm.launch import local, local_sweep  # rich takes 0.1 s to import, and a dry run needs none of it
 
-    for config in configs:
-        if status := local.run(config, words):
-            return status
-    return 0
+    return local.run(configs[0], words) if len(configs) == 1 else local_sweep.run(configs, words)
 
 
 def _further(words: list[str], problems: list[str]) -> list[str]:

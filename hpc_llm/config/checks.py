@@ -58,7 +58,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 _SLURM_ONLY = (
     *("partition", "account", "qos", "constraint", "exclude", "reservation", "cpus_per_gpu", "mem", "time_min"),
-    *("array_throttle", "setup", "wrapper", "sbatch", "gpu_request", "signal_lead_s"),
+    *("setup", "wrapper", "sbatch", "gpu_request", "signal_lead_s"),
 )
 
 

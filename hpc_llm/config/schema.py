@@ -206,7 +206,7 @@ class ClusterConfig:
     mem: str | None = None  # per node, Slurm's spelling; "0" is all; null requests none
     time_min: int | None = None  # wall-clock limit of one job, minutes
     signal_lead_s: int = 300  # notice before the limit: one step + one save + 60 s
-    array_throttle: int | None = None  # tasks of a sweep that run at once
+    array_throttle: int | None = None  # runs of a sweep at once; here: 1 where null
     setup: list[str] = field(default_factory=list)  # shell lines: module load …, source …/activate
     exports: dict[str, str] = field(default_factory=dict)  # environment of job and ranks
     wrapper: list[str] = field(default_factory=list)  # container words put on the step: apptainer exec …

@@ -72,7 +72,7 @@ def freeze_here(config: RunConfig, words: list[str]) -> RunLayout:
         )
     restrict_access(config.run.group)
     examine_all([config])
-    _prepare([config])
+    local.prepare([config])
     (plan,) = examine_all([config])
     with _alone(config):
         (part,) = divide([config], 1)
@@ -92,7 +92,7 @@ def submit(configs: Sequence[RunConfig], words: list[str]) -> Outcome:
     """
     _require_sbatch()
     restrict_access(configs[0].run.group)
-    _prepare(configs)
+    local.prepare(configs)
     plans = dict(zip(map(_place, configs), examine_all(configs), strict=True))
     with _alone(configs[0]):
         queue = client.queued()
@@ -235,21 +235,6 @@ def _most_tasks(configs: Sequence[RunConfig]) -> int:
     options = dict(word.strip().partition("=")[::2] for word in said.get("SchedulerParameters", "").split(","))
     limit = options.get("max_array_tasks", "")
     return max(1, min(most, int(limit)) if limit.isdigit() else most)
-
-
-def _prepare(configs: Sequence[RunConfig]) -> None:
-    """Data that prepares itself, and operators for CPUs: once for all runs that share them."""
-    for config in {_data_of(config): config for config in configs}.values():
-        local.prepare_data(config)
-    for config in {config.optim.name: config for config in configs if config.cluster.device == "cpu"}.values():
-        local._build(config)
-
-
-def _data_of(config: RunConfig) -> tuple[Path, str, int]:
-    """What runs that share it need to have prepared once."""
-    from hpc_llm.data.manifest import directory_for
-
-    return directory_for(config), config.data.packing, config.train.seq_len
 
 
 def _place(config: RunConfig) -> Path:

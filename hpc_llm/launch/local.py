@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from hpc_llm.config.errors import InputError
@@ -25,11 +27,7 @@ _POLL_S = 0.2
 
 def run(config: RunConfig, words: list[str]) -> int:
     """Run `config` to its end and show it; the exit status. InputError as `examine`, or on a login node."""
-    if shutil.which("sbatch") and "SLURM_JOB_ID" not in os.environ and not config.local:
-        raise InputError(
-            "cluster=local: sbatch is on PATH and this is no job: a login node is not for training; "
-            "add +cluster=NAME to submit, or local=true to run here all the same"
-        )
+    refuse_login_node(config)
     restrict_access(config.run.group)
     prepare_data(config)
     plan = examine(config)
@@ -41,13 +39,37 @@ def run(config: RunConfig, words: list[str]) -> int:
         print(f"{layout.path} is complete: nothing left to train")
         show.summary()
         return 0
-    _build(config)
+    build(config)
     show.header(config)
     status = _supervise(layout, show)
     if status == supervisor.BUSY:
         return 1
     show.ending(status, words)
     return 130 if status == ExitCode.STOPPED else status
+
+
+def refuse_login_node(config: RunConfig) -> None:
+    """InputError where this is a cluster's login node and nobody said local=true."""
+    if shutil.which("sbatch") and "SLURM_JOB_ID" not in os.environ and not config.local:
+        raise InputError(
+            "cluster=local: sbatch is on PATH and this is no job: a login node is not for training; "
+            "add +cluster=NAME to submit, or local=true to run here all the same"
+        )
+
+
+def prepare(configs: Sequence[RunConfig]) -> None:
+    """Data that prepares itself, and operators for CPUs: once for all runs that share them."""
+    for config in {_data_of(config): config for config in configs}.values():
+        prepare_data(config)
+    for config in {config.optim.name: config for config in configs if config.cluster.device == "cpu"}.values():
+        build(config)
+
+
+def _data_of(config: RunConfig) -> tuple[Path, str, int]:
+    """What runs that share it need to have prepared once."""
+    from hpc_llm.data.manifest import directory_for
+
+    return directory_for(config), config.data.packing, config.train.seq_len
 
 
 def prepare_data(config: RunConfig) -> None:
@@ -61,7 +83,7 @@ def prepare_data(config: RunConfig) -> None:
         show_preparation.pack_shown(config, directory)
 
 
-def _build(config: RunConfig) -> None:
+def build(config: RunConfig) -> None:
     """Compile what the optimizer needs, once, in a process of its own: this one never imports torch."""
     operator = operators.needed(config.optim.name, "cpu")
     if operator is None or (
@@ -72,11 +94,16 @@ def _build(config: RunConfig) -> None:
     subprocess.run(words, check=False)
 
 
-def _supervise(layout: RunLayout, show: Show) -> int:
-    """Start the supervisor, pass signals on, show progress; the run's exit status."""
+def supervise(layout: RunLayout) -> subprocess.Popen[bytes]:
+    """The run's supervisor, which ends with this process."""
     command = [sys.executable, "-m", "hpc_llm.launch.supervisor", str(layout.path)]
     environment = {**os.environ, "HPC_LLM_PARENT": str(os.getpid())}
-    child = subprocess.Popen(command, cwd=layout.code, env=environment, start_new_session=True)
+    return subprocess.Popen(command, cwd=layout.code, env=environment, start_new_session=True)
+
+
+def _supervise(layout: RunLayout, show: Show) -> int:
+    """Start the supervisor, pass signals on, show progress; the run's exit status."""
+    child = supervise(layout)
 
     def pass_on(number: int, _: FrameType | None) -> None:
         child.send_signal(signal.SIGTERM)

@@ -127,7 +127,9 @@ def findings(report: Report) -> list[str]:
     """What the numbers say, in sentences."""
     said, verdict = [], report.verdict
     by = f"by {_NAMES[report.measure]}, mean ± deviation over seeds"
-    if verdict.winner is None:
+    if not report.keys:
+        said.append(f"{report.rows[0].complete} complete runs that differ in nothing but their seed: no winner to name")
+    elif verdict.winner is None:
         said.append(f"no winner: {verdict.why}")
     elif verdict.significant:
         said.append(f"winner: {verdict.winner} ({by}): {verdict.why}")

@@ -67,6 +67,14 @@ def test_one_seed_is_too_few_to_tell_and_that_is_said(tmp_path: Path, said: Any)
     assert "too few seeds to tell" in said()[1]
 
 
+def test_of_seeds_alone_nobody_wins(tmp_path: Path, said: Any) -> None:
+    for seed in range(2):
+        make_run(tmp_path / "sweep" / str(seed), f"run.seed={seed}")
+    out = said()[1]
+    assert "2 complete runs that differ in nothing but their seed" in out
+    assert "lowest" not in out
+
+
 def test_what_only_follows_from_a_preset_is_no_swept_key(tmp_path: Path, said: Any) -> None:
     for model in ("mpt-125m", "mpt-350m"):
         make_run(tmp_path / "sweep" / model, f"model={model}")

@@ -1,0 +1,26 @@
+"""TensorBoard's pages for one person: on this machine's loopback, reached through ssh."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+_HOST = "127.0.0.1"  # on a shared login node every other address would show the runs to anybody
+
+
+def free_port() -> int:
+    """A port that nobody has at this moment."""
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def command(root: Path, port: int) -> list[str]:
+    """What serves all runs below `root`."""
+    return [sys.executable, "-m", "tensorboard.main", f"--logdir={root}", f"--host={_HOST}", f"--port={port}"]
+
+
+def tunnel(port: int, user: str, machine: str) -> str:
+    """What to type at home."""
+    return f"ssh -N -L {port}:{_HOST}:{port} {user}@{machine}    # then http://{_HOST}:{port}"

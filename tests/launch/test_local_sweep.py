@@ -1,0 +1,88 @@
+"""A sweep on this machine: so many at once, failures that stop nobody, a signal that stops all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpc_llm.launch.local_sweep import _Crew
+from hpc_llm.runs.layout import RunLayout
+
+# A supervisor's part: says that it is there, and leaves once its partner is there too.
+MEETS = """
+import pathlib, sys, time
+here, partner = map(pathlib.Path, sys.argv[1:])
+here.touch()
+for _ in range(1000):
+    if partner.exists(): sys.exit(0)
+    time.sleep(0.03)
+sys.exit(1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def runs(root: Path, count: int) -> list[RunLayout]:
+    return [RunLayout(root / f"run-{number}") for number in range(count)]
+
+
+def python(program: str, *words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", program, *words])
+
+
+def test_two_at_once_meet_each_other(tmp_path: Path) -> None:
+    first, second = runs(tmp_path, 2)
+
+    def start(run: RunLayout) -> subprocess.Popen[bytes]:
+        return python(MEETS, str(run.path), str(second.path if run == first else first.path))
+
+    assert _Crew([first, second], 2, start).work() == 0
+
+
+def test_there_are_never_more_at_once_than_asked_for(tmp_path: Path) -> None:
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(_: RunLayout) -> subprocess.Popen[bytes]:
+        assert sum(child.poll() is None for child in children) < 2
+        children.append(python("import time; time.sleep(0.1)"))
+        return children[-1]
+
+    assert _Crew(runs(tmp_path, 5), 2, start).work() == 0
+    assert len(children) == 5
+
+
+def test_one_that_fails_stops_no_other_and_shows_in_the_exit_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statuses = iter([0, 1, 0])
+    assert _Crew(runs(tmp_path, 3), 1, lambda _: python(f"raise SystemExit({next(statuses)})")).work() == 1
+    said = capsys.readouterr().out
+    assert "run-1: failed" in said
+    assert "run-2: complete" in said
+
+
+def test_a_stop_signal_reaches_those_that_run_and_lets_none_begin(tmp_path: Path) -> None:
+    children = []
+
+    def start(_: RunLayout) -> subprocess.Popen[bytes]:
+        children.append(python("import time; time.sleep(60)"))
+        if len(children) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return children[-1]
+
+    assert _Crew(runs(tmp_path, 5), 2, start).work() == 130
+    assert len(children) == 2
+    assert all(child.returncode == -signal.SIGTERM for child in children)
