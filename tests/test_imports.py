@@ -19,7 +19,7 @@ VIOLATIONS = {
     "Nothing that runs on a login node or in the batch shell imports torch": ("storage/files.py", "import torch"),
     "The supervisor needs the standard library alone": ("recovery/policy.py", "import rich"),
     "One file imports Hydra": ("config/checks.py", "import omegaconf"),
-    "DeepSpeed stays in training and in the checkpoint engine": ("trackers/tensorboard.py", "import deepspeed"),
+    "DeepSpeed stays in training and behind checkpoints": ("trackers/tensorboard.py", "import deepspeed"),
     "One file imports submitit": ("launch/steps.py", "import submitit"),
     "The model knows its configuration and torch": ("model/loss.py", "import hpc_llm.slurm.environment"),
     "Plan, script text, order, causes and policy are functions of data": ("planning/batch.py", "import random"),
