@@ -14,7 +14,7 @@ from pathlib import Path
 
 _EVERY_S = 1.0  # between writes while the phase stays the same
 _WIDTH = 256  # bytes of the file: overwritten in place, since a new file a second is dear on a parallel file system
-_FEWEST = 8  # steps before their usual time is known
+_FEWEST = 4  # steps before their usual time is known, where no earlier attempt has told
 
 
 class Phase(str, enum.Enum):
@@ -36,6 +36,7 @@ class Beat:
     step: int
     phase: Phase
     usual_s: float
+    step_s: float  # what a step takes, whatever the phase
     count: int  # grows with every sign of life
 
 
@@ -44,6 +45,7 @@ class Heart:
 
     def __init__(self, path: Path, attempt: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._attempt, self._clock = attempt, clock
+        self._earlier_s = max((beat.step_s for beat in _beats(path.parent).values()), default=0.0)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         self._phase, self._count, self._written_at = Phase.STARTING, 0, -_EVERY_S
         self._entered_at = self._stepped_at = clock()
@@ -65,27 +67,30 @@ class Heart:
             self._phase, self._entered_at = phase, now
         self._written_at = now
         fields = {"attempt": self._attempt, "step": step, "phase": phase.value, "count": self._count}
-        line = json.dumps({**fields, "usual_s": round(self._usual_s(), 4)})
+        line = json.dumps({**fields, "usual_s": round(self._usual_s(), 4), "step_s": round(self._step_s(), 4)})
         try:
             os.pwrite(self._file, line.ljust(_WIDTH - 1).encode() + b"\n", 0)
         except OSError:
             return
 
     def _usual_s(self) -> float:
-        if self._phase is Phase.TRAINING:
-            return statistics.median(self._steps_s) if len(self._steps_s) >= _FEWEST else 0.0
-        return self._longest_s[self._phase]
+        return self._step_s() if self._phase is Phase.TRAINING else self._longest_s[self._phase]
+
+    def _step_s(self) -> float:
+        return statistics.median(self._steps_s) if len(self._steps_s) >= _FEWEST else self._earlier_s
 
 
 def read(folder: Path, attempt: int) -> dict[str, Beat]:
     """Beats of `attempt` by node; files that are being written or belong to another attempt are passed over."""
+    return {node: beat for node, beat in _beats(folder).items() if beat.attempt == attempt}
+
+
+def _beats(folder: Path) -> dict[str, Beat]:
     found = {}
     for path in folder.glob("*.beat"):
         try:
             fields = json.loads(path.read_text())
-            beat = Beat(**{**fields, "phase": Phase(fields["phase"])})
+            found[path.stem] = Beat(**{**fields, "phase": Phase(fields["phase"])})
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if beat.attempt == attempt:
-            found[path.stem] = beat
     return found

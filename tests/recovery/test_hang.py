@@ -11,7 +11,7 @@ FLOOR_S, START_S = 60.0, 600.0
 
 
 def beat(count: int, phase: Phase = Phase.TRAINING, usual_s: float = 1.0) -> Beat:
-    return Beat(attempt=1, step=count, phase=phase, usual_s=usual_s, count=count)
+    return Beat(attempt=1, step=count, phase=phase, usual_s=usual_s, step_s=usual_s, count=count)
 
 
 @pytest.mark.parametrize(
