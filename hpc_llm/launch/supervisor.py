@@ -120,11 +120,13 @@ class Supervisor:
         """Write the end down, and have the run started elsewhere where that was decided."""
         if cause is Cause.LOST or (self._place_ends() and cause is not Cause.COMPLETED):
             return  # Slurm tells better than we why this attempt ended
-        restart = decision.restart and not self.signals
-        book.write("ended", **ended, restart=restart, action=decision.action.value, why=decision.why)
         if cause is Cause.COMPLETED:
+            book.write("ended", **ended, restart=False)
             book.write("completed", attempt=ended["attempt"], steps=self.plan["steps"])
             self.place.finished(self.layout)
+            return
+        restart = decision.restart and not self.signals
+        book.write("ended", **ended, restart=restart, action=decision.action.value, why=decision.why)
         elsewhere = decision.action in (Action.REQUEUE, Action.REQUEUE_EXCLUDING)
         if elsewhere and (how := self.place.come_back()):
             book.write("requeued", attempt=ended["attempt"], how=how)
