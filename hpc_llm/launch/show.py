@@ -155,8 +155,12 @@ class Show:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
+                try:
+                    self._rows.append(json.loads(line))
+                except ValueError:  # cut back and grown again since: the offset lies inside another line
+                    self._rows, self._offset = [], 0
+                    break
                 self._offset += len(line)
-                self._rows.append(json.loads(line))
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

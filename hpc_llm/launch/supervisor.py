@@ -138,7 +138,10 @@ class Supervisor:
         return decide(history, Budgets.of(self.config), cluster_facts(self.layout, self.config["recovery"]))
 
     def _wait(self, step: Step, attempt: int, book: ledger.Ledger) -> tuple[StepEnd, Hang | None]:
-        """Until all ranks have left. The first stop signal asks them to save, the second kills them; a hang aborts."""
+        """Until all ranks have left. A stop signal asks them to save, Ctrl-C after another one kills them; a hang aborts.
+
+        Only Ctrl-C is a person's impatience: the death of a parent with threads sends its SIGTERM more than once.
+        """
         obeyed, hang, recovery = 0, None, self.config["recovery"]
         watch = HangWatch(recovery["hang_floor_s"], recovery["start_timeout_s"], time.monotonic())
         while (end := step.poll()) is None:
@@ -146,7 +149,7 @@ class Supervisor:
                 obeyed += 1
                 book.write("notice", signal=signal.Signals(number).name)
                 attention.call(self.layout)
-                step.ask_to_stop() if obeyed == 1 else step.kill()
+                step.kill() if number == signal.SIGINT and obeyed > 1 else step.ask_to_stop()
             beats = heartbeat.read(self.layout.heartbeats, attempt)
             if hang is None and (hang := watch.look(beats, time.monotonic())):
                 seen = {"phase": hang.phase.value, "step": hang.step, "silent_s": round(hang.silent_s, 1)}

@@ -470,3 +470,15 @@ def test_a_deadline_that_has_come_is_not_slept_over(run: Any, monkeypatch: pytes
     watching._sleep(0.0)
     watching._sleep(1e6)
     assert waited == [0.0, supervisor.HEARTBEAT_S]
+
+
+def test_a_sigterm_that_comes_twice_lets_the_ranks_save(run: Any, pipe: Pipe) -> None:
+    """As from the death of a parent that has threads: one for each that dies."""
+    story = run("tell('ready'); wait(); tell('asked'); wait(); leave(80)")
+    process = story.supervise()
+    assert pipe.lines(1) == ["0 ready"]
+    process.send_signal(signal.SIGTERM)
+    assert pipe.lines(1) == ["0 asked"]
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=_LIMIT_S)
+    assert story.facts("ended")[0]["exit_codes"] == {"0": STOPPED}
