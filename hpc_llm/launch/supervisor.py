@@ -138,7 +138,7 @@ class Supervisor:
         return decide(history, Budgets.of(self.config), cluster_facts(self.layout, self.config["recovery"]))
 
     def _wait(self, step: Step, attempt: int, book: ledger.Ledger) -> tuple[StepEnd, Hang | None]:
-        """Until all ranks have left. A stop signal asks them to save, Ctrl-C after another one kills them; a hang aborts.
+        """Until all ranks have left. A stop signal asks them to save, Ctrl-C after that kills them; a hang aborts.
 
         Only Ctrl-C is a person's impatience: the death of a parent with threads sends its SIGTERM more than once.
         """
