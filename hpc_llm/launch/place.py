@@ -65,7 +65,7 @@ class LocalPlace:
         return {"host": os.uname().nodename, "pid": os.getpid()}
 
     def start(self, spec: StepSpec, attempt: int, log: Path) -> Step:
-        return LocalStep(spec, ExitCode.STOPPED, pick_port(f"{os.getpid()}/{attempt}"))
+        return LocalStep(spec, ExitCode.STOPPED, pick_port(f"{log}/{os.getpid()}"))
 
     def dump_stacks(self, run_dir: Path, output: Path) -> None:
         _dump_stacks([], run_dir, output)
@@ -116,7 +116,7 @@ class SlurmPlace:
             *(f"--output={spec.log(0).parent}/rank-%4t.log", "--open-mode=append", "--input=none"),
         ]
         address = master_address(self.hosts[0])
-        place = {"MASTER_ADDR": address, "MASTER_PORT": str(pick_port(f"{self.job}/{attempt}")), "HPC_LLM_HOLD": "1"}
+        place = {"MASTER_ADDR": address, "MASTER_PORT": str(pick_port(f"{log}/{self.job}")), "HPC_LLM_HOLD": "1"}
         if address.startswith("127."):
             place["GLOO_SOCKET_IFNAME"] = place["NCCL_SOCKET_IFNAME"] = "lo"
         return SrunStep(spec, ExitCode.STOPPED, options, place, log, self._signal_tasks)

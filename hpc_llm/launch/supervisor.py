@@ -181,6 +181,7 @@ class Supervisor:
         cores = len(os.sched_getaffinity(0)) // world_size
         command = [cluster["python"] or sys.executable, "-m", "hpc_llm.train", str(self.layout.path)]
         environment = {**cluster["exports"], "HPC_LLM_ATTEMPT": str(number)}
+        environment["HPC_LLM_RENDEZVOUS"] = f"{self.layout.path}/{number}"
         environment["HPC_LLM_MICRO_BATCH"] = str(self._micro_batch())
         if self.place.parental:
             environment["HPC_LLM_SUPERVISOR"] = str(os.getpid())

@@ -55,9 +55,25 @@ def process_group(place: RankEnvironment, device: torch.device) -> Iterator[None
             probe.bind((place.master_addr, 0))
             place = RankEnvironment(**{**vars(place), "master_port": probe.getsockname()[1]})
     place.export(os.environ)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=place.rank, world_size=place.world_size)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, store=_store(place))
     yield
     dist.destroy_process_group()
+
+
+def _store(place: RankEnvironment) -> dist.Store | None:
+    """Where the ranks of one attempt meet, under a name that only they know; None: as torch does it.
+
+    Two runs that chose a port in the same moment would otherwise mix: rank 1 of one joined rank 0 of the other, and
+    together they found no checkpoint whole (seen with two clusters on one machine).
+    """
+    name = os.environ.get("HPC_LLM_RENDEZVOUS")
+    if name is None:
+        return None
+    server = dist.TCPStore(
+        place.master_addr, place.master_port, place.world_size, place.rank == 0, wait_for_workers=False
+    )
+    return dist.PrefixStore(name, server)
 
 
 T = TypeVar("T")

@@ -1,0 +1,40 @@
+"""Ranks of different runs that found the same port do not become one group."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+RANK = """
+import sys, torch
+from hpc_llm.slurm.environment import RankEnvironment
+from hpc_llm.training.device import broadcast, process_group
+place = RankEnvironment(int(sys.argv[1]), 0, 2, 1, "127.0.0.1", int(sys.argv[2]))
+with process_group(place, torch.device("cpu")):
+    print("met", broadcast(sys.argv[3]), flush=True)
+"""
+
+
+def rank(number: int, port: int, run: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "HPC_LLM_RENDEZVOUS": run, "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-c", RANK, str(number), str(port), run]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_rank_of_another_run_is_not_let_in() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    stranger, first, second = rank(1, port, "/runs/b/1"), rank(0, port, "/runs/a/1"), rank(1, port, "/runs/a/1")
+    try:
+        assert [one.communicate(timeout=60)[0].strip() for one in (first, second)] == ["met /runs/a/1"] * 2
+    finally:
+        for one in (stranger, first, second):
+            one.kill()
+    assert "met" not in stranger.communicate()[0]
