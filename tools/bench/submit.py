@@ -36,6 +36,10 @@ three. Arms take turns within a round.
 
 Written by `tools/bench/submit.py`; sections are only ever added.
 """
+SMALL = [  # whose checkpoints a thousand times over fit on the disk, which submit looks at
+    *("model.d_model=32", "model.n_heads=2", "model.n_layers=1", "model.vocab_size=512", "model.max_seq_len=64"),
+    "train.seq_len=16",
+]
 APP = """
 import hydra
 @hydra.main(version_base=None, config_path=None)
@@ -70,7 +74,7 @@ class Bench:
         """What a user types for `count` runs."""
         if arm == "hpc_llm":
             sweep = ["-m", f"run.seed=range({count})"] if count > 1 else []
-            return [sys.executable, "-m", "hpc_llm.submit", "+cluster=local-slurm", "model=mpt-tiny", *sweep]
+            return [sys.executable, "-m", "hpc_llm.submit", "+cluster=local-slurm", *SMALL, *sweep]
         python = str(self.peers / "bin" / "python")
         if arm == "submitit":
             return [python, str(self.folder / "plain.py"), str(count)]
@@ -121,6 +125,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        folder.chmod(0o755)  # munge's socket must be reachable
         inherited = {**os.environ, "LOCAL_SLURM_DIR": str(folder / "slurm"), "PYTHONPATH": str(record.ROOT)}
         subprocess.run([LOCAL_SLURM, "up"], env=inherited, check=True)
         try:
@@ -144,7 +149,7 @@ def prepared(folder: Path, peers: Path, environment: dict[str, str]) -> Bench:
     path = {"PATH": f"{wrapped.parent}{os.pathsep}{environment['PATH']}"}
     bench = Bench(folder, peers, environment | conf | path)
     bench.slurm("scontrol", "update", "PartitionName=train", "State=DOWN")
-    bench.slurm(sys.executable, "-m", "hpc_llm.prepare", "model=mpt-tiny", f"run.root={folder / 'runs'}")
+    bench.slurm(sys.executable, "-m", "hpc_llm.prepare", *SMALL, f"run.root={folder / 'runs'}")
     return bench
 
 
