@@ -101,12 +101,17 @@ def supervise(layout: RunLayout) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=layout.code, env=environment, start_new_session=True)
 
 
+def as_passed_on(number: int) -> int:
+    """The signal that a supervisor, which no terminal reaches, gets for one of ours: a second Ctrl-C must stay one."""
+    return signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+
+
 def _supervise(layout: RunLayout, show: Show) -> int:
     """Start the supervisor, pass signals on, show progress; the run's exit status."""
     child = supervise(layout)
 
     def pass_on(number: int, _: FrameType | None) -> None:
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(as_passed_on(number))
         show.stopping = True
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -51,11 +51,12 @@ class _Crew:
     def __init__(self, todo: Sequence[RunLayout], at_once: int, start: Start) -> None:
         self._todo, self._at_once, self._start = deque(todo), at_once, start
         self._running: dict[subprocess.Popen[bytes], RunLayout] = {}
-        self._asked = self._passed_on = 0  # stop signals; the second makes a supervisor leave at once
+        self._asked: list[int] = []  # stop signals; a second Ctrl-C makes a supervisor leave at once
+        self._passed_on = 0
 
     def work(self) -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: self._ask())
+            signal.signal(number, lambda got, _: self._asked.append(got))
         statuses = []
         while self._running or (self._todo and not self._asked):
             while self._todo and len(self._running) < self._at_once and not self._asked:
@@ -69,15 +70,12 @@ class _Crew:
             return 130
         return 1 if any(statuses) else 0
 
-    def _ask(self) -> None:
-        self._asked += 1
-
     def _pass_on(self) -> None:
         """Here and not in the handler, which may come while a child is started and not yet known."""
-        while self._passed_on < self._asked:
+        for number in self._asked[self._passed_on :]:
             self._passed_on += 1
             for child in self._running:
-                child.send_signal(signal.SIGTERM)
+                child.send_signal(local.as_passed_on(number))
 
     def _ended(self) -> list[int]:
         """Exit statuses of those that have left since the last look."""

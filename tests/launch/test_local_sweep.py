@@ -14,16 +14,9 @@ import pytest
 from hpc_llm.launch.local_sweep import _Crew
 from hpc_llm.runs.layout import RunLayout
 
-# A supervisor's part: says that it is there, and leaves once its partner is there too.
-MEETS = """
-import pathlib, sys, time
-here, partner = map(pathlib.Path, sys.argv[1:])
-here.touch()
-for _ in range(1000):
-    if partner.exists(): sys.exit(0)
-    time.sleep(0.03)
-sys.exit(1)
-"""
+# A supervisor's part. Opening a pipe by its name waits for the other side: two that run one after the other never meet.
+MEETS = "import signal, sys; signal.alarm(60); open(sys.argv[1], sys.argv[2]).close()"
+WAITS = "import signal; signal.pause()"
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +37,9 @@ def python(program: str, *words: str) -> subprocess.Popen[bytes]:
 
 
 def test_two_at_once_meet_each_other(tmp_path: Path) -> None:
-    first, second = runs(tmp_path, 2)
-
-    def start(run: RunLayout) -> subprocess.Popen[bytes]:
-        return python(MEETS, str(run.path), str(second.path if run == first else first.path))
-
-    assert _Crew([first, second], 2, start).work() == 0
+    pipe, sides = tmp_path / "pipe", iter("rw")
+    os.mkfifo(pipe)
+    assert _Crew(runs(tmp_path, 2), 2, lambda _: python(MEETS, str(pipe), next(sides))).work() == 0
 
 
 def test_there_are_never_more_at_once_than_asked_for(tmp_path: Path) -> None:
@@ -74,15 +64,19 @@ def test_one_that_fails_stops_no_other_and_shows_in_the_exit_status(
     assert "run-2: complete" in said
 
 
-def test_a_stop_signal_reaches_those_that_run_and_lets_none_begin(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("typed", "passed_on"),
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)],
+)
+def test_a_stop_signal_reaches_those_that_run_and_lets_none_begin(tmp_path: Path, typed: int, passed_on: int) -> None:
     children = []
 
     def start(_: RunLayout) -> subprocess.Popen[bytes]:
-        children.append(python("import time; time.sleep(60)"))
+        children.append(python(WAITS))
         if len(children) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), typed)
         return children[-1]
 
     assert _Crew(runs(tmp_path, 5), 2, start).work() == 130
     assert len(children) == 2
-    assert all(child.returncode == -signal.SIGTERM for child in children)
+    assert all(child.returncode == -passed_on for child in children)
