@@ -24,15 +24,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hpc_llm.config import completion, schema
+from hpc_llm.config import building, completion
 from hpc_llm.config.errors import InputError, nearest
 from hpc_llm.config.schema import RunConfig
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
-HYDRA_FLAGS = (
-    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i"),
-    *("--shell-completion", "-sc", "--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"),
-)
+from hpc_llm.config.words import CONF, Words, force, groups_of, key_problem, plain_group
 
 OmegaConf.register_new_resolver("scale", lambda value, factor: float(value) * float(factor), replace=True)
 
@@ -43,41 +38,6 @@ class Choice:
 
     config: RunConfig
     swept: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Words:
-    """A command line, taken apart."""
-
-    overrides: list[str]
-    multirun: bool
-    config_dirs: list[Path]  # ours first; a user's own conf/ and --config-dir add to it
-
-    @classmethod
-    def parse(cls, argv: Sequence[str]) -> Words:
-        """Flags and overrides of `argv`; `+group=x` is taken as `group=x`."""
-        directories = [CONF.resolve()]
-        own = Path.cwd() / "conf"
-        if own.is_dir() and own.resolve() not in directories:
-            directories.append(own.resolve())
-        overrides, multirun, rest = [], False, iter(argv)
-        for word in rest:
-            if word in ("-m", "--multirun"):
-                multirun = True
-            elif word in ("--run", "-r"):
-                multirun = False
-            elif word in ("--config-dir", "-cd") or word.startswith("--config-dir="):
-                given = word.partition("=")[2] if "=" in word else next(rest, "")
-                if not given or not Path(given).expanduser().is_dir():
-                    raise InputError(f"--config-dir {given}: no such folder")
-                directories.append(Path(given).expanduser().resolve())
-            elif word.startswith("-") and "=" not in word:
-                raise InputError(
-                    f"{word}: unknown flag; allowed: {nearest(word, ['-m', '--config-dir', *HYDRA_FLAGS])}"
-                )
-            else:
-                overrides.append(_plain_group(word, directories))
-        return cls(overrides, multirun, directories)
 
 
 def compose(argv: Sequence[str]) -> RunConfig:
@@ -103,7 +63,7 @@ def _with_named_sweep(words: Words) -> Words:
     """The words with those that the chosen experiment sweeps (hydra.sweeper.params, as in Hydra) before the user's."""
     chosen = [word.partition("=")[2] for word in words.overrides if word.partition("=")[0] == "experiment"]
     names = [
-        name for name in chosen[-1:] for name in name.split(",") if name in _groups(words.config_dirs)["experiment"]
+        name for name in chosen[-1:] for name in name.split(",") if name in groups_of(words.config_dirs)["experiment"]
     ]
     swept = {name: params for name in names if (params := _sweep_of(name, words))}
     if not swept:
@@ -131,17 +91,12 @@ def sound_part(argv: Sequence[str], problems: Sequence[str]) -> list[RunConfig]:
     Empty where a preset is wrong: what its values would have meant for the others, nobody knows.
     """
     blamed = {re.split("[=:]", problem, maxsplit=1)[0].lstrip("'") for problem in problems}
-    if blamed & set(_groups(Words.parse(argv).config_dirs)):
+    if blamed & set(groups_of(Words.parse(argv).config_dirs)):
         return []
     try:
         return compose_all([word for word in argv if word.partition("=")[0].lstrip("+~") not in blamed])
     except InputError:
         return []
-
-
-def wants_hydra(argv: Sequence[str]) -> bool:
-    """Whether `argv` asks for one of Hydra's own answers (--cfg, --help, --info, completion)."""
-    return any(word.split("=")[0] in HYDRA_FLAGS for word in argv)
 
 
 def answer_as_hydra(argv: Sequence[str], program: str) -> None:
@@ -168,21 +123,8 @@ def answer_as_hydra(argv: Sequence[str], program: str) -> None:
 def _known_to_hydra(word: str) -> str:
     """As `submit` takes it: `+group=x` as `group=x`, keys of the schema though no YAML file spells them out."""
     key, equals, _ = word.partition("=")
-    known = equals and _key_problem(key.lstrip("+")) is None
-    return _force(word) if known else _plain_group(word, [CONF.resolve()])
-
-
-def _plain_group(word: str, directories: list[Path]) -> str:
-    key, equals, _ = word.partition("=")
-    name = key.lstrip("+")
-    return word[len(key) - len(name) :] if equals and key.startswith("+") and name in _groups(directories) else word
-
-
-def _groups(directories: list[Path]) -> dict[str, set[str]]:
-    options: dict[str, set[str]] = {}
-    for path in (path for directory in directories for path in directory.glob("*/*.yaml")):
-        options.setdefault(path.parent.name, set()).add(path.stem)
-    return options
+    known = equals and key_problem(key.lstrip("+")) is None
+    return force(word) if known else plain_group(word, [CONF.resolve()])
 
 
 @contextmanager
@@ -193,7 +135,7 @@ def _hydra(words: Words) -> Iterator[None]:
 
 def _checked(words: Words) -> list[Override]:
     """The overrides with every unknown key, group or preset reported at once."""
-    groups = _groups(words.config_dirs)
+    groups = groups_of(words.config_dirs)
     parser, checked, good, problems = OverridesParser.create(), [], [], []
     for word in words.overrides:
         try:
@@ -203,7 +145,7 @@ def _checked(words: Words) -> list[Override]:
             continue
         override.config_loader = _Presets(groups)  # type: ignore[assignment]
         key = override.key_or_group
-        problem = _group_problem(override, groups) if key in groups else _key_problem(key)
+        problem = _group_problem(override, groups) if key in groups else key_problem(key)
         if problem:
             problems.append(problem)
         else:
@@ -242,44 +184,6 @@ def _group_problem(override: Override, groups: dict[str, set[str]]) -> str | Non
         if str(name) not in groups[group]:
             return f"{group}={name}: no such preset; allowed: {nearest(str(name), groups[group], most=20)}"
     return None
-
-
-def _key_problem(key: str) -> str | None:
-    kind: Any = RunConfig
-    parts = key.split(".")
-    if parts[0] == "hydra":
-        return None
-    named = False  # whether the next part is a name that the user chose
-    for position, part in enumerate(parts):
-        if named:
-            named = False
-            continue
-        fields = schema.field_types(kind)
-        if part not in fields:
-            prefix = ".".join(parts[:position]) + "." if position else ""
-            everywhere = _all_keys(RunConfig)
-            same = [name for name in everywhere if name.rpartition(".")[2] == parts[-1]]
-            hint = f"did you mean {' or '.join(same)}?" if same else f"allowed: {nearest(part, fields)}"
-            return f"{key}: unknown key {prefix}{part}; {hint}"
-        section = schema.section_class(fields[part])
-        if section is None and (section := schema.named_class(fields[part])):
-            if len(parts) <= position + 2:
-                return None  # all of them, or one, given as a mapping
-            named = True
-        if section is None:
-            if position < len(parts) - 1 and not schema.describe(fields[part]).startswith("a mapping"):
-                return f"{key}: {'.'.join(parts[: position + 1])} is {schema.describe(fields[part])} and has no keys"
-            return None
-        kind = section
-    return f"{key}: a group of keys; set one of them: {nearest('', schema.field_types(kind))}"
-
-
-def _all_keys(kind: type, prefix: str = "") -> list[str]:
-    names = []
-    for name, annotation in schema.field_types(kind).items():
-        section = schema.section_class(annotation)
-        names += _all_keys(section, f"{prefix}{name}.") if section else [prefix + name]
-    return names
 
 
 @dataclass(frozen=True)
@@ -343,7 +247,7 @@ def _compose_columns(columns: list[_Column], words: Words) -> list[Choice]:
 
 def _late_values(column: _Column, columns: list[_Column], words: Words) -> dict[str, Any]:
     """Word → value for a swept column of scalars whose key no other word touches; else empty, for Hydra to do."""
-    override, groups = column.override, _groups(words.config_dirs)
+    override, groups = column.override, groups_of(words.config_dirs)
     key = override.key_or_group
     others = [other.override.key_or_group for other in columns if other is not column]
     touched = (f"{other}." for other in others if other not in groups)
@@ -358,16 +262,16 @@ def _late_values(column: _Column, columns: list[_Column], words: Words) -> dict[
         return {}
     parser = OverridesParser.create()
     try:
-        values = {word: parser.parse_override(_force(word)).value() for word in column.words}
+        values = {word: parser.parse_override(force(word)).value() for word in column.words}
     except HydraException:
         return {}
     return {} if any(isinstance(value, (dict, list)) for value in values.values()) else values
 
 
 def _compose_one(overrides: list[str], words: Words) -> DictConfig:
-    groups = _groups(words.config_dirs)
+    groups = groups_of(words.config_dirs)
     lines = [
-        word if word.lstrip("+~").partition("=")[0].partition("@")[0] in groups else _force(word) for word in overrides
+        word if word.lstrip("+~").partition("=")[0].partition("@")[0] in groups else force(word) for word in overrides
     ]
     try:
         composed = hydra_compose("config", [*lines, _search_path(words)])
@@ -392,9 +296,4 @@ def _resolve(composed: DictConfig) -> RunConfig:
     assert isinstance(plain, dict)
     plain.pop("experiment", None)
     plain.setdefault("trackers", {})
-    return schema.build(RunConfig, {str(key): value for key, value in plain.items()})
-
-
-def _force(word: str) -> str:
-    """`key=value` as `++key=value`: the schema, already asked, decides what exists, not the YAML file."""
-    return word if word.startswith(("~", "hydra.", "+hydra.", "++")) else "++" + word.lstrip("+")
+    return building.build(RunConfig, {str(key): value for key, value in plain.items()})

@@ -1,4 +1,4 @@
-"""The whole vocabulary of a run: frozen dataclasses, built from plain data with every error at once.
+"""The whole vocabulary of a run: frozen dataclasses. `config.building` makes them from plain data.
 
 Keys carry their unit. `auto` (as a string) means: the plan derives it (hpc_llm.planning) and writes
 what it chose into plan.json. A field that ends in `| None` may be `null`.
@@ -6,15 +6,8 @@ what it chose into plan.json. A field that ends in `| None` may be `null`.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, Union
-
-from hpc_llm.config.errors import InputError, nearest
+from typing import Literal
 
 Auto = Literal["auto"]
 
@@ -269,118 +262,3 @@ class RunConfig:
     test_only: bool = False
     local: bool = False
     json: bool = False
-
-
-T = TypeVar("T")
-
-
-def build(cls: type[T], data: Mapping[str, Any]) -> T:
-    """`data` as a frozen dataclass of type `cls`; InputError lists every unknown, missing or ill-typed key."""
-    problems: list[str] = []
-    built = _build(cls, data, "", problems)
-    if problems:
-        raise InputError(problems)
-    return typing.cast(T, built)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain data of a config dataclass, ready for JSON; `build` reverses it."""
-    return dataclasses.asdict(config)
-
-
-@functools.cache  # 0.3 ms a class, and a sweep builds a thousand configurations
-def field_types(cls: type) -> dict[str, Any]:
-    """Resolved type of every field of a config dataclass."""
-    return typing.get_type_hints(cls)
-
-
-def section_class(annotation: Any) -> type | None:
-    """The dataclass that an annotation such as `X` or `X | None` holds, if any."""
-    options = (annotation,) if typing.get_origin(annotation) is dict else typing.get_args(annotation) or (annotation,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)  # type: ignore[return-value]
-
-
-def named_class(annotation: Any) -> type | None:
-    """The dataclass of the values of an annotation such as `dict[str, X]`, if any."""
-    return section_class(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else None
-
-
-def _build(cls: Any, data: Any, prefix: str, problems: list[str]) -> Any:
-    if not isinstance(data, Mapping):
-        problems.append(f"{prefix.rstrip('.')}={data!r}: a group of keys is expected here")
-        return None
-    hints = field_types(cls)
-    for key in data:
-        if key not in hints:
-            problems.append(f"{prefix}{key}: unknown key; allowed here: {nearest(str(key), hints)}")
-    values = {}
-    for item in dataclasses.fields(cls):
-        name = prefix + item.name
-        if item.name in data and data[item.name] != "???":
-            values[item.name] = _coerce(hints[item.name], data[item.name], name, problems)
-        elif item.name in data or (item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING):
-            problems.append(f"{name}: missing; give it as {name}=…")
-    return cls(**values) if not problems else None
-
-
-def _coerce(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
-    section = section_class(kind)
-    if section is not None:
-        return (
-            None
-            if value is None and types.NoneType in typing.get_args(kind)
-            else _build(section, value, name + ".", problems)
-        )
-    named = named_class(kind)
-    if named is not None and isinstance(value, Mapping):
-        return {str(key): _build(named, item, f"{name}.{key}.", problems) for key, item in value.items()}
-    try:
-        return _convert(kind, value)
-    except (ValueError, OverflowError):
-        problems.append(f"{name}={value!r}: {describe(kind)} is expected")
-        return None
-
-
-def _convert(kind: Any, value: Any) -> Any:
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
-        for option in args:
-            try:
-                return _convert(option, value)
-            except ValueError:
-                continue
-        raise ValueError
-    if kind is types.NoneType and value is None:
-        return None
-    if origin is Literal and value in args:
-        return value
-    if origin is list and isinstance(value, (list, tuple)):
-        return [_convert(args[0], item) for item in value]
-    if origin is dict and isinstance(value, Mapping):
-        words = {True: "true", False: "false"}  # cluster.sbatch.contiguous=true
-        items = ((key, words[item] if isinstance(item, bool) else item) for key, item in value.items())
-        return {str(key): _convert(args[1], item) for key, item in items}
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0:
-        return int(value)
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError
-
-
-def describe(kind: Any) -> str:
-    """A type in a user's words."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(option) for option in args)
-    if origin is Literal:
-        return " or ".join(str(option) for option in args)
-    if origin is list:
-        return f"a list ([a,b]) of {describe(args[0])}"
-    if origin is dict:
-        return f"a mapping ({{key: value}}) to {'groups of keys' if named_class(kind) else describe(args[1])}"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
-    return names.get(kind, str(kind))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from hpc_llm.config.errors import InputError
+from hpc_llm.config.words import wants_hydra
 
 
 def run(verb: str, story: Callable[[list[str]], int], words: list[str] | None = None, hydra: bool = True) -> int:
@@ -20,7 +21,7 @@ def run(verb: str, story: Callable[[list[str]], int], words: list[str] | None = 
         if hydra:
             from hpc_llm.config import compose
 
-            if compose.wants_hydra(words):
+            if wants_hydra(words):
                 compose.answer_as_hydra(words, f"python -m hpc_llm.{verb}")
                 return 0
         return story(words)

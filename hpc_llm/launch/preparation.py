@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_llm.config import schema
+from hpc_llm.config import building
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import DataConfig, RunConfig
 from hpc_llm.data import folders, manifest
@@ -74,7 +74,7 @@ def begin(config: RunConfig, directory: Path) -> Path:
     root = freeze.root_of(config)
     for folder in (root, _logs(directory)):
         freeze.make_folder(folder, config.run.group)
-    write_json(work / _CONFIG, schema.to_dict(config))
+    write_json(work / _CONFIG, building.to_dict(config))
     write_atomic(work / _SCRIPT, _render(config, directory, work, freeze.snapshot_code(root)))
     return work / _SCRIPT
 
@@ -87,7 +87,7 @@ def join(work: Path, environment: Mapping[str, str] = os.environ) -> None:
 
     workspace = Workspace(work)
     try:
-        config = schema.build(RunConfig, json.loads((work / _CONFIG).read_bytes()))
+        config = building.build(RunConfig, json.loads((work / _CONFIG).read_bytes()))
     except OSError as error:
         if (workspace.directory / manifest.MANIFEST).exists():
             return  # others have done it all

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_llm.config import schema
+from hpc_llm.config import building
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.lengths import phases
@@ -49,7 +49,7 @@ _MACHINE_KEYS = (
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """The part of the configuration that decides what is learned."""
-    plain = schema.to_dict(config)
+    plain = building.to_dict(config)
     for key in _MACHINE_KEYS:
         *path, last = key.split(".")
         section = plain
@@ -203,7 +203,7 @@ def snapshot_code(root: Path) -> Path:
 
 def read_config(layout: RunLayout) -> RunConfig:
     """The frozen configuration; InputError if `layout` is no run."""
-    return schema.build(RunConfig, _read(layout.config))
+    return building.build(RunConfig, _read(layout.config))
 
 
 def read_plan(layout: RunLayout) -> RunPlan:
@@ -220,7 +220,7 @@ def read_plan(layout: RunLayout) -> RunPlan:
 def _documents(layout: RunLayout, config: RunConfig, plan: RunPlan) -> dict[Path, str]:
     """What is written of a run, by file: the plan, and last the configuration."""
     frozen = dataclasses.replace(config, run=dataclasses.replace(config.run, name=run_name(config)))
-    return {layout.plan: _as_json(dataclasses.asdict(plan)), layout.config: _as_json(schema.to_dict(frozen))}
+    return {layout.plan: _as_json(dataclasses.asdict(plan)), layout.config: _as_json(building.to_dict(frozen))}
 
 
 def _as_json(value: Any) -> str:

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc_llm.config.building import build, describe, field_types, section_class, to_dict
 from hpc_llm.config.errors import InputError, nearest
-from hpc_llm.config.schema import RunConfig, build, describe, field_types, section_class, to_dict
+from hpc_llm.config.schema import RunConfig
 from tests.configs import make_config
 
 WRONG = [["nested"]]  # a value that no key of the schema takes

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hpc_llm.config.schema import DataConfig, RunConfig, build, to_dict
+from hpc_llm.config.building import build, to_dict
+from hpc_llm.config.schema import DataConfig, RunConfig
 from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, SourceFacts
 from hpc_llm.data.mixture import Mixture
 from hpc_llm.data.samples import Concatenated

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from small_data import run_config
 
+from hpc_llm.config.building import to_dict
 from hpc_llm.config.errors import InputError
-from hpc_llm.config.schema import RunConfig, to_dict
+from hpc_llm.config.schema import RunConfig
 from hpc_llm.data.manifest import directory_for, facts, read_manifest
 from hpc_llm.data.pipeline import prepare
 from hpc_llm.data.tokenizer import open_tokenizer

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hpc_llm.config.building import to_dict
 from hpc_llm.config.errors import InputError
-from hpc_llm.config.schema import RunConfig, to_dict
+from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch import chain
 from hpc_llm.launch.sweep import arrays
 from hpc_llm.runs import dependency, freeze

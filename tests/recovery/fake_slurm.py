@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hpc_llm.config.schema import to_dict
+from hpc_llm.config.building import to_dict
 from hpc_llm.recovery import blame
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Event, Ledger, read

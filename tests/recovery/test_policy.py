@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_llm.config.schema import to_dict
+from hpc_llm.config.building import to_dict
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import (
     ELSEWHERE,

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from hpc_llm.config.building import build, field_types, section_class, to_dict
 from hpc_llm.config.errors import InputError
-from hpc_llm.config.schema import RunConfig, build, field_types, section_class, to_dict
+from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan, make_plan
 from hpc_llm.runs import freeze as module
 from hpc_llm.runs.freeze import freeze, layout_for, read_config, read_plan, run_name, snapshot_code

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hpc_llm.config.schema import to_dict
+from hpc_llm.config.building import to_dict
 from hpc_llm.runs.layout import RunLayout
 from tests.configs import make_config
 

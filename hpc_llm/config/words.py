@@ -1,0 +1,117 @@
+"""The words of a command line, before Hydra sees them: flags and overrides, presets there are, keys the schema has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_llm.config import building
+from hpc_llm.config.errors import InputError, nearest
+from hpc_llm.config.schema import RunConfig
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+HYDRA_FLAGS = (
+    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i"),
+    *("--shell-completion", "-sc", "--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"),
+)
+
+
+@dataclass(frozen=True)
+class Words:
+    """A command line, taken apart."""
+
+    overrides: list[str]
+    multirun: bool
+    config_dirs: list[Path]  # ours first; a user's own conf/ and --config-dir add to it
+
+    @classmethod
+    def parse(cls, argv: Sequence[str]) -> Words:
+        """Flags and overrides of `argv`; `+group=x` is taken as `group=x`."""
+        directories = [CONF.resolve()]
+        own = Path.cwd() / "conf"
+        if own.is_dir() and own.resolve() not in directories:
+            directories.append(own.resolve())
+        overrides, multirun, rest = [], False, iter(argv)
+        for word in rest:
+            if word in ("-m", "--multirun"):
+                multirun = True
+            elif word in ("--run", "-r"):
+                multirun = False
+            elif word in ("--config-dir", "-cd") or word.startswith("--config-dir="):
+                given = word.partition("=")[2] if "=" in word else next(rest, "")
+                if not given or not Path(given).expanduser().is_dir():
+                    raise InputError(f"--config-dir {given}: no such folder")
+                directories.append(Path(given).expanduser().resolve())
+            elif word.startswith("-") and "=" not in word:
+                raise InputError(
+                    f"{word}: unknown flag; allowed: {nearest(word, ['-m', '--config-dir', *HYDRA_FLAGS])}"
+                )
+            else:
+                overrides.append(plain_group(word, directories))
+        return cls(overrides, multirun, directories)
+
+
+def wants_hydra(argv: Sequence[str]) -> bool:
+    """Whether `argv` asks for one of Hydra's own answers (--cfg, --help, --info, completion)."""
+    return any(word.split("=")[0] in HYDRA_FLAGS for word in argv)
+
+
+def plain_group(word: str, directories: list[Path]) -> str:
+    """`+group=x` as `group=x`; any other word as it is."""
+    key, equals, _ = word.partition("=")
+    name = key.lstrip("+")
+    return word[len(key) - len(name) :] if equals and key.startswith("+") and name in groups_of(directories) else word
+
+
+def groups_of(directories: list[Path]) -> dict[str, set[str]]:
+    """The presets of every group in configuration folders."""
+    options: dict[str, set[str]] = {}
+    for path in (path for directory in directories for path in directory.glob("*/*.yaml")):
+        options.setdefault(path.parent.name, set()).add(path.stem)
+    return options
+
+
+def key_problem(key: str) -> str | None:
+    """Why the schema has no such dotted key; None where it has."""
+    kind: Any = RunConfig
+    parts = key.split(".")
+    if parts[0] == "hydra":
+        return None
+    named = False  # whether the next part is a name that the user chose
+    for position, part in enumerate(parts):
+        if named:
+            named = False
+            continue
+        fields = building.field_types(kind)
+        if part not in fields:
+            prefix = ".".join(parts[:position]) + "." if position else ""
+            everywhere = _all_keys(RunConfig)
+            same = [name for name in everywhere if name.rpartition(".")[2] == parts[-1]]
+            hint = f"did you mean {' or '.join(same)}?" if same else f"allowed: {nearest(part, fields)}"
+            return f"{key}: unknown key {prefix}{part}; {hint}"
+        section = building.section_class(fields[part])
+        if section is None and (section := building.named_class(fields[part])):
+            if len(parts) <= position + 2:
+                return None  # all of them, or one, given as a mapping
+            named = True
+        if section is None:
+            if position < len(parts) - 1 and not building.describe(fields[part]).startswith("a mapping"):
+                return f"{key}: {'.'.join(parts[: position + 1])} is {building.describe(fields[part])} and has no keys"
+            return None
+        kind = section
+    return f"{key}: a group of keys; set one of them: {nearest('', building.field_types(kind))}"
+
+
+def _all_keys(kind: type, prefix: str = "") -> list[str]:
+    names = []
+    for name, annotation in building.field_types(kind).items():
+        section = building.section_class(annotation)
+        names += _all_keys(section, f"{prefix}{name}.") if section else [prefix + name]
+    return names
+
+
+def force(word: str) -> str:
+    """`key=value` as `++key=value`: the schema, already asked, decides what exists, not the YAML file."""
+    return word if word.startswith(("~", "hydra.", "+hydra.", "++")) else "++" + word.lstrip("+")
