@@ -58,7 +58,7 @@ class ManifestCheckpointEngine(CheckpointEngine):
         self._rank, self._gather, self._publish = rank, gather, publish
         self._files: list[FileEntry] = []
         self._error: OSError | None = None
-        self.vouched: dict[Path, FileEntry] = {}  # files that a verified manifest names
+        self.vouched: set[Path] = set()  # files that a verified manifest names
 
     def create(self, info: CheckpointCommitInfo) -> None:
         self._files, self._error = [], None

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 import filelock
 import numpy as np
 
 from hpc_llm.config.errors import InputError
+from hpc_llm.data.crew import OnProgress
 from hpc_llm.data.manifest import Manifest, Shard, read_manifest
 from hpc_llm.data.packing import Packed, pack
 from hpc_llm.storage.files import write_atomic
@@ -20,11 +20,11 @@ from hpc_llm.storage.files import write_atomic
 _FORMAT = 1
 _HEADER = 6  # format, seq_len, start of the SHA-256 of the shard's index, rows, pieces, positions in use
 
-OnProgress = Callable[[str, int, int, int], None]  # stage, bytes of shards done, bytes in all, tokens (0: not counted)
-
 
 def ensure(directory: Path, seq_len: int, on_progress: OnProgress | None = None) -> None:
     """Pack every shard of prepared data that is not packed for `seq_len` yet; one process at a time.
+
+    on_progress gets bytes of shards, and no tokens.
 
     InputError if the data is not prepared or the folder cannot be written.
     """

@@ -13,6 +13,7 @@ from hpc_llm.launch.steps import StepEnd
 from hpc_llm.recovery import errors, nodes
 from hpc_llm.recovery.causes import Cause, classify
 from hpc_llm.recovery.errors import Failure
+from hpc_llm.recovery.history import node_of
 from hpc_llm.recovery.policy import Cluster
 from hpc_llm.runs.layout import RootLayout, RunLayout
 
@@ -52,8 +53,7 @@ def judge(
         # Without a notice to this process it was Slurm that told the ranks: the job is being taken away.
         cause = Cause.TIME_LIMIT if signal.SIGUSR2 in signals else Cause.LOST
     rank = failure.rank if failure else end.first_failed
-    node = hosts[rank * len(hosts) // world_size] if hosts and rank is not None else None  # ranks lie in blocks
-    return Ending(cause, end, failure, node)
+    return Ending(cause, end, failure, node_of(rank, hosts, world_size))
 
 
 def bear_witness(layout: RunLayout, attempt: int, ending: Ending) -> None:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +33,8 @@ class Place(Protocol):
 
     exclusive: bool  # whether a lock on the run directory tells a living supervisor from a dead one
     parental: bool  # whether ranks are children of this process and die with it
+    hosts: Sequence[str]  # by name, in the order of ranks; none where it is this machine
+    restarts: int  # how often Slurm has started this very job before
 
     def facts(self) -> dict[str, Any]:
         """What the ledger shall know of it."""
@@ -60,6 +63,8 @@ class LocalPlace:
 
     exclusive = True
     parental = True
+    hosts: Sequence[str] = ()
+    restarts = 0
 
     def facts(self) -> dict[str, Any]:
         return {"host": os.uname().nodename, "pid": os.getpid()}
@@ -93,19 +98,13 @@ class SlurmPlace:
     parental = False
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = environment
         self.job = client.own_address(environment)
-        self.hosts = client.hostnames(environment["SLURM_JOB_NODELIST"])
+        self.hosts: Sequence[str] = client.hostnames(environment["SLURM_JOB_NODELIST"])
+        self.restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
 
     def facts(self) -> dict[str, Any]:
-        restarts = int(self._environment.get("SLURM_RESTART_COUNT", "0"))
-        return {
-            "host": os.uname().nodename,
-            "pid": os.getpid(),
-            "job": self.job,
-            "restarts": restarts,
-            "nodes": self.hosts,
-        }
+        here = {"host": os.uname().nodename, "pid": os.getpid()}
+        return {**here, "job": self.job, "restarts": self.restarts, "nodes": list(self.hosts)}
 
     def start(self, spec: StepSpec, attempt: int, log: Path) -> Step:
         tasks_per_node = spec.world_size // len(self.hosts)

@@ -65,7 +65,7 @@ class Supervisor:
     def _over(self) -> bool:
         """Whether there is nothing left to do: for a job that Slurm has queued again, also where the run was ended."""
         record = facts.read(self.layout)
-        if record.facts.completed or not self.place.facts().get("restarts"):
+        if record.facts.completed or not self.place.restarts:
             return record.facts.completed
         spent = exhausted(record.facts.history, record.facts.budgets)
         if spent and record.facts.final is None:
@@ -110,7 +110,7 @@ class Supervisor:
             hung=hang is not None,
             in_slurm=not self.place.parental,
             signals=self.signals,
-            hosts=self.place.facts().get("nodes", []),
+            hosts=self.place.hosts,
             world_size=self.plan["world_size"],
         )
         bear_witness(self.layout, number, ending)

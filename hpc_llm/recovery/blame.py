@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_llm.recovery import nodes
+from hpc_llm.recovery import errors, nodes
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.facts import Record
 from hpc_llm.slurm import client
 from hpc_llm.slurm.records import JobLife
 
-_LOG_TAIL_BYTES = 256 * 1024
 _UP = ("idle", "mixed", "allocated", "completing", "reserved", "planned")
 
 
@@ -97,13 +96,7 @@ class Blame:
         rank = ended[-1].get("first_failed") if ended else None
         if rank is None:
             return ""
-        try:
-            with record.layout.rank_log(attempt, rank).open("rb") as file:
-                file.seek(0, 2)
-                file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
-                return file.read().decode(errors="replace")
-        except OSError:
-            return ""
+        return "".join(errors.tails([record.layout.rank_log(attempt, rank)]))
 
     def _sinfo(self) -> Sequence[Node]:
         if self._nodes is None:

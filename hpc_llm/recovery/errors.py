@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc_llm.recovery import nodes
 from hpc_llm.recovery.causes import Cause
+from hpc_llm.storage.files import tail
 
 _TAIL_BYTES = 65536
 _LOGGED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) rank (\d+) (\w+) ", re.MULTILINE)
@@ -16,7 +19,6 @@ _TRACEBACK = "Traceback (most recent call last):"
 _SAID: dict[Cause, re.Pattern[str]] = {
     Cause.GPU_OUT_OF_MEMORY: re.compile(r"CUDA out of memory|OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY"),
     Cause.OUT_OF_MEMORY: re.compile(r"DefaultCPUAllocator: can't allocate memory|^MemoryError", re.MULTILINE),
-    Cause.NODE_FAILURE: re.compile(r"uncorrectable ECC|\bXid \(|fallen off the bus"),
     Cause.STORAGE_FULL: re.compile(r"No space left on device|Disk quota exceeded"),
 }
 
@@ -51,6 +53,8 @@ def refine(cause: Cause, failure: Failure | None) -> Cause:
     """A cause that an exit code could not name: `crash`, by what the first error says."""
     if cause is not Cause.CRASH or failure is None:
         return cause
+    if nodes.faults_in(failure.text):
+        return Cause.NODE_FAILURE
     return next((better for better, words in _SAID.items() if words.search(failure.text)), cause)
 
 
@@ -58,13 +62,8 @@ def tails(paths: Iterable[Path]) -> list[str]:
     """The ends of log files; of one that cannot be read, nothing."""
     found = []
     for path in paths:
-        try:
-            with path.open("rb") as file:
-                file.seek(0, 2)
-                file.seek(max(0, file.tell() - _TAIL_BYTES))
-                found.append(file.read().decode(errors="replace"))
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            found.append(tail(path, _TAIL_BYTES))
     return found
 
 

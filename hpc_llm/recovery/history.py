@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
 
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import Ended
@@ -28,7 +27,8 @@ def attempts_since_submission(
     for number, successor in zip_longest(sorted(started), sorted(started)[1:]):
         facts = ended.get(number, {})
         after = newest_checkpoint if successor is None else started[successor].facts["checkpoint_step"]
-        node = facts.get("node") or _node_of(facts.get("first_failed"), started[number].facts, world_size)
+        hosts = started[number].facts.get("nodes") or []
+        node = facts.get("node") or node_of(facts.get("first_failed"), hosts, world_size)
         end = Ended(
             cause=Cause(facts.get("cause", Cause.LOST)),
             start_step=started[number].facts["checkpoint_step"],
@@ -51,13 +51,12 @@ def _never_began(excluded: set[str], event: Event) -> Ended:
     return Ended(Cause.LAUNCH_FAILED, 0, 0, 0.0, nodes[0] if nodes else None, bool(excluded & set(nodes)))
 
 
-def _node_of(rank: int | None, started: Mapping[str, Any], world_size: int | None) -> str | None:
-    """Ranks lie in blocks on the nodes of a step."""
-    nodes = started.get("nodes") or []
-    if rank is None or not world_size or not nodes:
+def node_of(rank: int | None, hosts: Sequence[str], world_size: int | None) -> str | None:
+    """Where a rank ran: ranks lie in blocks on the hosts of a step. None where that is not known."""
+    if rank is None or not world_size or not hosts:
         return None
-    place = rank * len(nodes) // world_size
-    return str(nodes[place]) if place < len(nodes) else None
+    place = rank * len(hosts) // world_size
+    return hosts[place] if place < len(hosts) else None
 
 
 def _hours_seen(events: Sequence[Event], attempt: int, world_size: int) -> float:

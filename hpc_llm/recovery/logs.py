@@ -12,6 +12,7 @@ from hpc_llm.recovery import errors
 from hpc_llm.recovery.errors import Failure
 from hpc_llm.runs import attempts
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.storage.files import tail
 
 _TAIL_LINES = 40
 _TAIL_BYTES = 65536
@@ -60,11 +61,7 @@ def opening(log: Log) -> Iterator[str]:
         yield from log.failure.text.splitlines()
         yield ""
     yield f"{log.path}:"
-    with log.path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _TAIL_BYTES))
-        lines = file.read().decode(errors="replace").splitlines()
-    yield from lines[-_TAIL_LINES:]
+    yield from tail(log.path, _TAIL_BYTES).splitlines()[-_TAIL_LINES:]
 
 
 def follow(layout: RunLayout, rank: int | None, wait: Callable[[float], None] = time.sleep) -> Iterator[str]:

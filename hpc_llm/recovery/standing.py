@@ -19,6 +19,7 @@ from hpc_llm.recovery.acts import Seen
 from hpc_llm.runs import attempts
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.ledger import Event
+from hpc_llm.storage.files import tail
 
 _TAIL_BYTES = 4096
 _WATCHDOG_SILENT_S = 900.0  # fifteen passes of the default, three of a cron that looks every five minutes
@@ -140,9 +141,7 @@ def first_step_at(layout: RunLayout) -> float | None:
 def last_steps(layout: RunLayout) -> list[dict[str, Any]]:
     """The newest whole rows of steps in metrics.jsonl, oldest first; reads its end alone."""
     try:
-        with layout.metrics.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
+        lines = tail(layout.metrics, _TAIL_BYTES).splitlines()
     except FileNotFoundError:
         return []
     found = []

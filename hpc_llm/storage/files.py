@@ -32,6 +32,13 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
 
 
+def tail(path: Path, size: int) -> str:
+    """The last `size` bytes of a text file; its first line may be cut. OSError where it cannot be read."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read().decode(errors="replace")
+
+
 def append_line(path: Path, line: str) -> None:
     """One whole line at the end of `path` in a single write, so that readers see it whole."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)

@@ -133,7 +133,7 @@ class Engine:
         0 and 3 are not.
         """
         folder = folder_of(checkpoints, manifest.step)
-        vouched = {folder / entry.name: entry for entry in manifest.files}
+        vouched = {folder / entry.name for entry in manifest.files}
         written = (manifest.world_size, manifest.zero_stage, manifest.precision, manifest.optimizer)
         wanted = (self.world_size, self._zero_stage, self._precision, self.optimizer_name)
         if written[2:] != wanted[2:] or _layout(manifest.zero_stage) != _layout(self._zero_stage):
@@ -149,10 +149,10 @@ class Engine:
             self._load(folder, vouched, rank, universal=False)
             return
         with reshape.universal(folder, rank, gather_objects) as whole:
-            made = FileEntry("", 0, "")  # by ourselves, from files that the manifest names
-            self._load(whole, dict.fromkeys(whole.rglob("*.pt"), made), rank, universal=True)
+            made = set(whole.rglob("*.pt"))  # by ourselves, from files that the manifest names
+            self._load(whole, made, rank, universal=True)
 
-    def _load(self, folder: Path, vouched: dict[Path, FileEntry], rank: int, universal: bool) -> None:
+    def _load(self, folder: Path, vouched: set[Path], rank: int, universal: bool) -> None:
         reader = ManifestCheckpointEngine(rank, gather_objects, lambda *_: None)
         reader.vouched = vouched
         self._engine.checkpoint_engine = reader

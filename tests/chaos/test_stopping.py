@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from local_runs import TINY, Finished, run
+from waiting import until
 
 from hpc_llm.checkpoint import manifest
 from hpc_llm.runs.layout import RunLayout
@@ -29,14 +29,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
-    """Wait for `condition`, which other processes make true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} after {seconds} s"
-        time.sleep(0.05)
-
-
 @contextlib.contextmanager
 def started(root: Path, name: str) -> Iterator[tuple[subprocess.Popen[str], RunLayout]]:
     """A long run that has trained some steps."""
@@ -44,7 +36,7 @@ def started(root: Path, name: str) -> Iterator[tuple[subprocess.Popen[str], RunL
     command = [sys.executable, "-m", "hpc_llm.submit", *TINY, *LONG, f"run.root={root}", f"run.name={name}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        until(lambda: len(jsonl.read(layout.metrics)) > 20, "steps")
+        until(lambda: len(jsonl.read(layout.metrics)) > 20, 120, "steps")
         yield process, layout
     finally:
         process.kill()
@@ -61,7 +53,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_bit(root: Path) -> Non
     layout = RunLayout(root / "stopped")
     command = [sys.executable, "-m", "hpc_llm.submit", *TINY, *words, f"run.root={root}", "run.name=stopped"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    until(lambda: len(jsonl.read(layout.metrics)) > 20, "steps")
+    until(lambda: len(jsonl.read(layout.metrics)) > 20, 120, "steps")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
@@ -91,7 +83,11 @@ def test_a_second_ctrl_c_leaves_at_once_and_leaves_nobody_behind(root: Path) -> 
         for rank in ranks:
             rank.suspend()  # it cannot save
         process.send_signal(signal.SIGINT)
-        until(lambda: any("notice" in path.read_text() for path in layout.ledger.glob("supervisor-*")), "first notice")
+        until(
+            lambda: any("notice" in path.read_text() for path in layout.ledger.glob("supervisor-*")),
+            120,
+            "first notice",
+        )
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) != 0
         assert psutil.wait_procs(family, timeout=10)[1] == []

@@ -7,12 +7,12 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from tests.runs.machine import REPOSITORY
 
@@ -49,11 +49,8 @@ def results(out: Path) -> dict[str, int]:
 
 def kill_once_there_are(count: int, given: list[str], out: Path) -> None:
     process = start(given, out)
-    deadline = time.monotonic() + 60
-    while len(results(out)) < count:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
+    until(lambda: len(results(out)) >= count or process.poll() is not None, 60, f"{count} results", poll_s=0.0005)
+    assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)  # the output ends when the last worker has: none outlives it
     assert process.returncode == -signal.SIGKILL

@@ -149,7 +149,8 @@ def test_killed_anywhere_the_same_call_makes_the_same_bytes(
     script.write_text(
         "import json, os, signal, sys\n"
         "from pathlib import Path\n"
-        "from hpc_llm.config.schema import RunConfig, build\n"
+        "from hpc_llm.config.building import build\n"
+        "from hpc_llm.config.schema import RunConfig\n"
         "from hpc_llm.data.pipeline import prepare\n"
         "def die(stage, done, total, tokens):\n"
         "    if stage == sys.argv[3]:\n"

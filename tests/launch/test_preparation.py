@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.data.pipeline import prepare
@@ -68,9 +68,7 @@ def test_any_number_of_tasks_makes_the_bytes_of_one_though_one_is_killed(
     work = preparation.begin(config, shared).parent
     tasks = [task(number, work) for number in range(3)]
     scans = work / "scan"
-    deadline = time.monotonic() + 60
-    while not list(scans.glob("[!.]*")) and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(lambda: bool(list(scans.glob("[!.]*"))), 60, "a first result", poll_s=0.001)
     tasks[1].send_signal(signal.SIGKILL)
     tasks[1].communicate(timeout=60)
     tasks.append(task(1, work))  # requeued by Slurm: its claims are its own

@@ -6,26 +6,20 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from configs import make_config
 from local_runs import Finished
 from slurm_runs import LONG, LONG_STEPS, SlurmRuns
+from waiting import until
+
+from hpc_llm.data.pipeline import prepare
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "local_slurm"
 NEEDED = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "sbatch")
-
-
-def await_true(condition: Callable[[], bool], timeout_s: float, what: str, poll_s: float = 0.1) -> None:
-    """Return as soon as the condition holds; fail naming `what` where it does not in time."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > end:
-            pytest.fail(f"not within {timeout_s:g} s: {what}")
-        time.sleep(poll_s)
 
 
 class SlurmCluster:
@@ -101,19 +95,19 @@ class SlurmCluster:
                 seen.append(state)
             return state in wanted
 
-        await_true(arrived, timeout_s, f"job {job} in {sorted(wanted)}; it went through {seen}")
+        until(arrived, timeout_s, f"job {job} in {sorted(wanted)}; it went through {seen}")
         return seen[-1]
 
     def wait_text(self, path: Path, text: str, timeout_s: float = 30) -> None:
         """Wait until a file that a job writes holds the text."""
-        await_true(lambda: path.exists() and text in path.read_text(), timeout_s, f"{text!r} in {path}")
+        until(lambda: path.exists() and text in path.read_text(), timeout_s, f"{text!r} in {path}")
 
     def node_state(self, node: str) -> str:
         """Slurm's long word for it; `*` at its end means that the node does not answer."""
         return self.run("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%T").stdout.split()[0]
 
     def wait_node(self, node: str, state: str, timeout_s: float) -> None:
-        await_true(lambda: self.node_state(node) == state, timeout_s, f"node {node} is {state}")
+        until(lambda: self.node_state(node) == state, timeout_s, f"node {node} is {state}")
 
     def cancel_all(self) -> None:
         """Leave an empty queue to the next test."""
@@ -122,7 +116,7 @@ class SlurmCluster:
             # Two signals: KILL now, because steps that ignore SIGTERM hold their nodes for KillWait, 30 s.
             self.run("scancel", "--signal=KILL", "--full", *jobs, check=False)
             self.run("scancel", *jobs, check=False)
-            await_true(lambda: not self.squeue(), 60, "an empty queue")
+            until(lambda: not self.squeue(), 60, "an empty queue")
 
 
 def _why_not() -> str | None:
@@ -148,12 +142,6 @@ def _cluster(*options: str) -> Iterator[SlurmCluster]:
     finally:
         cluster.tool("down")
         shutil.rmtree(folder)
-
-
-@pytest.fixture
-def eventually() -> Callable[..., None]:
-    """`eventually(condition, timeout_s, what)`, see `await_true`."""
-    return await_true
 
 
 @pytest.fixture(scope="session")
@@ -200,3 +188,11 @@ def plain_long(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPath
     """Long enough for a node to die in."""
     runs = SlurmRuns(_session_cluster, tmp_path_factory.mktemp("plain"))
     return runs.finish(runs.submit("plain", LONG), steps=LONG_STEPS)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default data, prepared once."""
+    folder = tmp_path_factory.mktemp("shards") / "stdlib"
+    prepare(make_config(), folder)
+    return folder

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from local_runs import TINY, Finished
+from waiting import until
 
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.trackers import jsonl
@@ -60,14 +61,18 @@ class SlurmRuns:
 
     def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 180) -> None:
         """Wait for `condition`, with a pass of the watchdog every few seconds, as a user's has one every minute."""
-        end, watched = time.monotonic() + timeout_s, 0.0
-        while not condition():
-            now = time.monotonic()
-            assert now < end, f"not within {timeout_s:g} s: {what}"
-            if now - watched >= WATCH_EVERY_S:
+        watched = 0.0
+
+        def met() -> bool:
+            nonlocal watched
+            if condition():
+                return True
+            if time.monotonic() - watched >= WATCH_EVERY_S:
                 self.watch()
-                watched = now
-            time.sleep(0.3)
+                watched = time.monotonic()
+            return False
+
+        until(met, timeout_s, what, poll_s=0.3)
 
     def watch(self) -> None:
         """One pass of the watchdog."""

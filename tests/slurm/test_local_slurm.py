@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from waiting import until
 
 if TYPE_CHECKING:
     from conftest import SlurmCluster
@@ -68,11 +69,11 @@ def test_two_jobs_on_a_node_get_different_gpus(slurm: SlurmCluster) -> None:
         slurm.wait_text(slurm.work / f"one-gpu-{job}.out", f"gpus={gpu}\n")
 
 
-def test_sacct_shows_a_finished_job(slurm: SlurmCluster, eventually: Callable[..., None]) -> None:
+def test_sacct_shows_a_finished_job(slurm: SlurmCluster) -> None:
     job = slurm.sbatch("--output=/dev/null", script="exit 3")
     slurm.wait_state(job, "FAILED")
     row = {"jobid": job, "state": "FAILED", "exitcode": "3:0"}
-    eventually(lambda: slurm.sacct(job, fields="jobid,state,exitcode") == [row], 30, "sacct knows the job")
+    until(lambda: slurm.sacct(job, fields="jobid,state,exitcode") == [row], 30, "sacct knows the job")
 
 
 def test_a_plain_user_submits_and_runs_as_himself(slurm: SlurmCluster) -> None:
@@ -185,12 +186,12 @@ def test_where_a_qos_preempts(make_slurm: Callable[..., SlurmCluster]) -> None:
 
 
 def test_nothing_outlives_down_and_leftovers_do_not_matter(
-    make_slurm: Callable[..., SlurmCluster], eventually: Callable[..., None]
+    make_slurm: Callable[..., SlurmCluster],
 ) -> None:
     site = make_slurm("--nodes=1", "--no-accounting")
     # A child that leaves its session, as a data server might: only its environment tells whose it is.
     site.sbatch("--output=/dev/null", "--wrap=setsid sleep 300 & exec sleep 300")
-    eventually(lambda: processes_of(site.prefix).count("sleep 300 ") == 2, 20, "both processes of the job run")
+    until(lambda: processes_of(site.prefix).count("sleep 300 ") == 2, 20, "both processes of the job run")
 
     # The machine lost the daemons, as at a power cut; their pids now belong to somebody else.
     bystander = subprocess.Popen(["sleep", "300"], start_new_session=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from waiting import until
 
 from hpc_llm.data.manifest import read_manifest
 from hpc_llm.data.pipeline import prepare
@@ -79,20 +80,19 @@ def test_cancelled_it_goes_on_with_the_same_command(
     prepare_on: Callable[..., str],
     words: list[str],
     tmp_path: Path,
-    eventually: Callable[..., None],
 ) -> None:
     (number,) = re.findall(r"array (\d+)", prepare_on())[:1]
     scans = "data.partial-*/scan/[!.]*.npz"
-    eventually(lambda: bool(list(tmp_path.glob(scans))), 60, "a first result")
+    until(lambda: bool(list(tmp_path.glob(scans))), 60, "a first result")
     slurm.run("scancel", "--signal=KILL", "--full", number)
     slurm.run("scancel", number)
-    eventually(lambda: not slurm.squeue(), 60, "an empty queue")
+    until(lambda: not slurm.squeue(), 60, "an empty queue")
     if not (tmp_path / "data").exists():
         kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob(scans)}
         again = json.loads(prepare_on("json=true"))
         assert again["job_id"] != int(number)
         assert kept.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob(scans)}.items()
-        eventually((tmp_path / "data" / "manifest.json").exists, 120, "the data")
+        until((tmp_path / "data" / "manifest.json").exists, 120, "the data")
     prepare(make_config(*words, "data.workers=1"), tmp_path / "alone")
     assert content(tmp_path / "data") == content(tmp_path / "alone")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,12 +142,17 @@ def stop_slurmctld(storm: Storm) -> None:
 def kill_watchdog(storm: Storm) -> None:
     """What cron starts is killed in the middle of a pass; the next one does the work."""
     words = [storm.runs.python, "-m", "hpc_llm.watchdog", str(storm.runs.root), "--once"]
-    watchdog = subprocess.Popen(words, env=storm.runs.slurm.env)
-    try:
-        watchdog.wait(storm.draw.uniform(0.02, 0.15))  # a pass takes about that: some are killed, some come through
-    except subprocess.TimeoutExpired:
+    began = time.monotonic()
+    storm.runs.watch()
+    whole_s = time.monotonic() - began
+    for _ in range(20):
+        watchdog = subprocess.Popen(words, env=storm.runs.slurm.env)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            watchdog.wait(storm.draw.uniform(0.3, 0.9) * whole_s)
         watchdog.kill()
-    watchdog.wait()
+        if watchdog.wait() == -signal.SIGKILL:
+            return
+    pytest.fail("twenty passes ended before they were killed")
 
 
 def exhaust_memory(storm: Storm) -> None:
@@ -189,12 +196,9 @@ def test_a_run_gets_over_every_kind_of_fault_one_after_the_other(
     weather(spare, plain_long, tmp_path, half, draw_faults(seed=1, count=None)[half::2])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("job", range(20))
-def test_a_hundred_faults_and_no_run_is_lost(
-    spare: SlurmRuns, plain_long: Finished, tmp_path: Path, job: int, request: pytest.FixtureRequest
-) -> None:
-    if not request.config.getoption("--long"):
-        pytest.skip("an hour of faults: --long")
+def test_a_hundred_faults_and_no_run_is_lost(spare: SlurmRuns, plain_long: Finished, tmp_path: Path, job: int) -> None:
     weather(spare, plain_long, tmp_path, job, draw_faults(seed=2, count=100)[job::20])
 
 

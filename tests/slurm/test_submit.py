@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from waiting import until
 
 from hpc_llm import submit as verb
-from hpc_llm.data.pipeline import prepare
 from hpc_llm.launch import executor, sending
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
-from tests.configs import make_config
 
 if TYPE_CHECKING:
     from conftest import SlurmCluster
@@ -60,7 +59,6 @@ class Submit:
     root: Path
     words: list[str]
     capsys: pytest.CaptureFixture[str]
-    eventually: Callable[..., None]
 
     def __call__(self, *words: str) -> Answer:
         self.capsys.readouterr()
@@ -73,20 +71,12 @@ class Submit:
         return sorted(path.name for path in self.root.glob("[!.]*")) if self.root.exists() else []
 
 
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards") / "stdlib"
-    prepare(make_config(), folder, lambda *_: None)
-    return folder
-
-
 @pytest.fixture
 def submit_to(
     tmp_path: Path,
     shards: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    eventually: Callable[..., None],
 ) -> Iterator[Callable[[SlurmCluster], Submit]]:
     umask = os.umask(0o077)
     monkeypatch.chdir(tmp_path)
@@ -101,7 +91,7 @@ def submit_to(
         for name, value in slurm.env.items():
             if name.startswith(("SLURM_", "LOCAL_SLURM")):
                 monkeypatch.setenv(name, value)
-        return Submit(slurm, tmp_path / "runs", words, capsys, eventually)
+        return Submit(slurm, tmp_path / "runs", words, capsys)
 
     yield on
     os.umask(umask)
@@ -428,7 +418,7 @@ def test_ctrl_c_or_a_broken_ssh_does_not_lose_a_job(
     command = [sys.executable, "-m", "hpc_llm.submit", *submit.words, "run.name=first", HELD]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    submit.eventually(Path("started").exists, 30, "sbatch at work")
+    until(Path("started").exists, 30, "sbatch at work")
     os.killpg(process.pid, number)
     process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else -number)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from waiting import until
 
-from hpc_llm.data.pipeline import prepare
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
-from tests.configs import make_config
 
 if TYPE_CHECKING:
     from conftest import SlurmCluster
@@ -49,8 +48,8 @@ exit $word
 class Runs:
     """Runs of the stand-in below one root."""
 
-    def __init__(self, slurm: SlurmCluster, folder: Path, shards: Path, eventually: Callable[..., None]) -> None:
-        self.slurm, self.root, self._until = slurm, folder / "runs", eventually
+    def __init__(self, slurm: SlurmCluster, folder: Path, shards: Path) -> None:
+        self.slurm, self.root = slurm, folder / "runs"
         python = folder / "python"
         python.write_text(STAND_IN % {"python": sys.executable})
         python.chmod(0o755)
@@ -82,7 +81,7 @@ class Runs:
                 self.watch()
             return bool(condition())
 
-        self._until(met, timeout_s, what)
+        until(met, timeout_s, what)
 
     def jobs(self) -> dict[str, str]:
         """State of every job in the queue, by address."""
@@ -100,16 +99,9 @@ def tell(run: RunLayout, word: str) -> None:
     (run.path / "do.new").rename(run.path / "do")
 
 
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards") / "stdlib"
-    prepare(make_config(), folder, lambda *_: None)
-    return folder
-
-
 @pytest.fixture
-def runs_on(tmp_path: Path, shards: Path, eventually: Callable[..., None]) -> Callable[[SlurmCluster], Runs]:
-    return lambda slurm: Runs(slurm, tmp_path, shards, eventually)
+def runs_on(tmp_path: Path, shards: Path) -> Callable[[SlurmCluster], Runs]:
+    return lambda slurm: Runs(slurm, tmp_path, shards)
 
 
 @pytest.fixture

@@ -60,9 +60,10 @@ def _commit() -> str:
 
 
 def command() -> str:
-    """What was typed, with the environment that changes how memory is allocated."""
+    """What was typed, with the environment that changes how memory is allocated; folders elsewhere by name alone."""
+    words = [Path(word).name.upper() if word.startswith("/") else word for word in sys.argv[1:]]
     settings = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(ALLOCATOR_SETTINGS)]
-    return shlex.join([*settings, "python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
+    return shlex.join([*settings, "python", os.path.relpath(sys.argv[0], ROOT), *words])
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -23,7 +23,6 @@ import json
 import os
 import signal
 import sys
-import time
 
 WATCHED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 
@@ -36,7 +35,7 @@ def _stall(mark: str) -> None:
     with open(mark, "w"):  # noqa: PTH123 – no imports before the program's own
         pass
     while True:
-        time.sleep(3600)
+        signal.pause()
 
 
 def _at_save_event(number: int, action) -> None:  # type: ignore[no-untyped-def]
