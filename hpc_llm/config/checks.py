@@ -42,6 +42,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "checkpoint.keep": _POSITIVE,
     **dict.fromkeys(("cluster.nodes", "cluster.gpus_per_node", "cluster.cpus_per_gpu"), _POSITIVE),
     **dict.fromkeys(("cluster.threads_per_rank", "cluster.time_min", "cluster.array_throttle"), _POSITIVE),
+    "cluster.spare_nodes": _NOT_NEGATIVE,
     "cluster.signal_lead_s": (lambda value: 0 <= value <= 65535, "seconds from 0 to 65535 (Slurm's limit)"),
     "cluster.expected_mfu": (lambda value: 0 < value <= 1, "above 0, at most 1"),
     **dict.fromkeys(("recovery.max_crashes", "recovery.max_no_progress", "recovery.max_hangs"), _NOT_NEGATIVE),
@@ -57,6 +58,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trackers.tensorboard.every": _POSITIVE,
 }
 _SLURM_ONLY = (
+    "spare_nodes",
     *("partition", "account", "qos", "constraint", "exclude", "reservation", "cpus_per_gpu", "mem", "time_min"),
     *("setup", "wrapper", "sbatch", "gpu_request", "signal_lead_s"),
 )

@@ -184,6 +184,7 @@ class ClusterConfig:
     launcher: Literal["local", "slurm"]
     nodes: int
     gpus_per_node: int  # ranks per node; on a machine without GPUs too
+    spare_nodes: int = 0  # held and paid for beyond `nodes`: they take the place of nodes that fail, without the queue
     device: Literal["auto", "cuda", "cpu"] = "auto"
     gpu: str | None = None  # e.g. a100-80gb: memory and peak (hpc_llm.planning.hardware)
     expected_mfu: float | None = None  # of the bf16 dense peak; what the plan's times rest on

@@ -14,7 +14,6 @@ from hpc_llm.recovery import errors, nodes
 from hpc_llm.recovery.causes import Cause, classify
 from hpc_llm.recovery.errors import Failure
 from hpc_llm.recovery.history import node_of
-from hpc_llm.recovery.policy import Cluster
 from hpc_llm.runs.layout import RootLayout, RunLayout
 
 _SPOKEN = (Cause.CRASH, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)  # a rank that died of these could still say why
@@ -41,10 +40,15 @@ class Ending:
 
 
 def judge(
-    layout: RunLayout, attempt: int, end: StepEnd, *, hung: bool, in_slurm: bool, signals: Collection[int],
-    hosts: Sequence[str], world_size: int,
+    layout: RunLayout, attempt: int, end: StepEnd, *, hung: bool, in_slurm: bool, outlives_nodes: bool,
+    signals: Collection[int], hosts: Sequence[str], world_size: int,
 ) -> Ending:  # fmt: skip
-    """The ending of an attempt whose step has ended. `signals`: those that the supervisor has got."""
+    """The ending of an attempt whose step has ended. `signals`: those that the supervisor has got.
+
+    outlives_nodes: whether the place stays when one of its nodes is lost; where it goes, Slurm tells what happened.
+    """
+    if end.lost_nodes and outlives_nodes:
+        return Ending(Cause.NODE_FAILURE, end, None, end.lost_nodes[0])
     cause, failure = Cause.HANG if hung else classify(end.exit_codes, end.first_failed), None
     if cause in _SPOKEN:
         failure = errors.first(errors.tails(layout.attempt(attempt).glob("rank-*.log")))
@@ -67,11 +71,11 @@ def bear_witness(layout: RunLayout, attempt: int, ending: Ending) -> None:
         nodes.witness(root, ending.node, ending.cause, log, run=layout.name, attempt=attempt)
 
 
-def cluster_facts(layout: RunLayout, recovery: dict[str, Any]) -> Cluster:
-    """Nodes that the evidence of all runs of the root speaks against. Spare ones no allocation of ours has."""
+def bad_nodes(layout: RunLayout, recovery: dict[str, Any]) -> frozenset[str]:
+    """Nodes that the evidence of all runs of the root speaks against."""
     try:
         evidence = nodes.read(RootLayout.of(layout).path)
     except OSError:
-        return Cluster()
+        return frozenset()
     limits = (recovery["node_exclusion_h"], recovery["max_excluded_nodes"])
-    return Cluster(nodes.excluded(nodes.standings(evidence, time.time(), *limits)))
+    return nodes.excluded(nodes.standings(evidence, time.time(), *limits))

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,14 +33,24 @@ class Place(Protocol):
 
     exclusive: bool  # whether a lock on the run directory tells a living supervisor from a dead one
     parental: bool  # whether ranks are children of this process and die with it
-    hosts: Sequence[str]  # by name, in the order of ranks; none where it is this machine
+    outlives_nodes: bool  # whether it stays when one of its nodes is lost: there are spare ones
     restarts: int  # how often Slurm has started this very job before
+
+    @property
+    def hosts(self) -> Sequence[str]:
+        """Nodes with ranks on them, by name, in the order of ranks; none where it is this machine."""
 
     def facts(self) -> dict[str, Any]:
         """What the ledger shall know of it."""
 
     def start(self, spec: StepSpec, attempt: int, log: Path) -> Step:
         """Start the ranks; `log` takes what the launcher itself says."""
+
+    def enough_without(self, nodes: Collection[str]) -> bool:
+        """Whether the nodes that it still has suffice when these are left out."""
+
+    def leave_out(self, nodes: Collection[str]) -> None:
+        """No rank is started on these any more; spare ones take their place."""
 
     def dump_stacks(self, run_dir: Path, output: Path) -> None:
         """Where all ranks are stuck, by py-spy where it is installed; takes seconds, and never fails."""
@@ -64,6 +74,7 @@ class LocalPlace:
     exclusive = True
     parental = True
     hosts: Sequence[str] = ()
+    outlives_nodes = False
     restarts = 0
 
     def facts(self) -> dict[str, Any]:
@@ -71,6 +82,12 @@ class LocalPlace:
 
     def start(self, spec: StepSpec, attempt: int, log: Path) -> Step:
         return LocalStep(spec, ExitCode.STOPPED, pick_port(f"{log}/{os.getpid()}"))
+
+    def enough_without(self, nodes: Collection[str]) -> bool:
+        return False
+
+    def leave_out(self, nodes: Collection[str]) -> None:
+        pass
 
     def dump_stacks(self, run_dir: Path, output: Path) -> None:
         _dump_stacks([], run_dir, output)
@@ -89,7 +106,7 @@ class LocalPlace:
 
 
 class SlurmPlace:
-    """The allocation that this process is the batch shell of.
+    """The allocation that this process is the batch shell of: `num_nodes` for ranks, and spare ones.
 
     No lock: a supervisor whose node is dead to Slurm may live on and hold it. The fence rules (runs.attempts).
     """
@@ -97,10 +114,15 @@ class SlurmPlace:
     exclusive = False
     parental = False
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], num_nodes: int) -> None:
         self.job = client.own_address(environment)
-        self.hosts: Sequence[str] = client.hostnames(environment["SLURM_JOB_NODELIST"])
+        self._usable = client.hostnames(environment["SLURM_JOB_NODELIST"])
+        self._num_nodes, self.outlives_nodes = num_nodes, len(self._usable) > num_nodes
         self.restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
+
+    @property
+    def hosts(self) -> Sequence[str]:
+        return self._usable[: self._num_nodes]
 
     def facts(self) -> dict[str, Any]:
         here = {"host": os.uname().nodename, "pid": os.getpid()}
@@ -119,6 +141,24 @@ class SlurmPlace:
         if address.startswith("127."):
             place["GLOO_SOCKET_IFNAME"] = place["NCCL_SOCKET_IFNAME"] = "lo"
         return SrunStep(spec, ExitCode.STOPPED, options, place, log, self._signal_tasks)
+
+    def enough_without(self, nodes: Collection[str]) -> bool:
+        return len(self._left(nodes)) >= self._num_nodes
+
+    def leave_out(self, nodes: Collection[str]) -> None:
+        """A spare one takes the very place of the other, so that the ranks elsewhere stay where they are."""
+        left = self._left(nodes)
+        spare = iter(node for node in left if node not in self.hosts)
+        moved = [node if node in left else next(spare, None) for node in self.hosts]
+        hosts = [node for node in moved if node is not None]
+        self._usable = hosts + [node for node in left if node not in hosts]
+
+    def _left(self, nodes: Collection[str]) -> list[str]:
+        """Of the nodes there were, those that Slurm has not lost since, without `nodes`."""
+        there = set(self._usable)
+        with contextlib.suppress(client.SlurmError):
+            there = {node for job in client.show(self.job) for node in client.hostnames(job.node_list)}
+        return [node for node in self._usable if node in there and node not in nodes]
 
     def _signal_tasks(self, name: str) -> bool:
         try:

@@ -56,7 +56,7 @@ def options(config: RunConfig, *, run_dir: str, name: str, indices: tuple[int, .
             yield Option(key, value, f"cluster.{key}")
     if indices:
         yield Option("array", array_spec(indices, cluster.array_throttle))
-    yield Option("nodes", str(cluster.nodes))
+    yield Option("nodes", str(cluster.nodes + cluster.spare_nodes))
     yield Option("ntasks-per-node", str(cluster.gpus_per_node))  # one task per GPU
     yield from _gpus(cluster)
     if cluster.cpus_per_gpu is not None:
@@ -80,13 +80,16 @@ def options(config: RunConfig, *, run_dir: str, name: str, indices: tuple[int, .
 
 
 def _placement(cluster: ClusterConfig) -> Iterator[Option]:
-    """No --no-kill: a job that lost its batch node would stay RUNNING with nobody in it and never be requeued.
+    """--no-kill for spare nodes alone: with it a job whose batch node is lost stays RUNNING with nobody in it, and only
+    a watchdog finds it.
 
     No --hint: whether `cpus_per_gpu` counts cores or hyperthreads is the site's affair (cluster.sbatch.hint).
     """
     if cluster.mem == "0" and "exclusive" not in cluster.sbatch:
         yield Option("exclusive")  # all the memory is asked for, so the cores are not for neighbours either
-    if cluster.nodes > 1 and "wait-all-nodes" not in cluster.sbatch:
+    if cluster.spare_nodes:
+        yield Option("no-kill")  # the allocation outlives a node, and the step begins again on the others
+    if cluster.nodes + cluster.spare_nodes > 1 and "wait-all-nodes" not in cluster.sbatch:
         yield Option("wait-all-nodes", "1")  # start the script when every node has booted, not the first
 
 

@@ -38,10 +38,14 @@ class StepSpec:
 
 @dataclass(frozen=True)
 class StepEnd:
-    """exit_codes by rank as far as known, negative for a signal; first_failed: the rank that failed first."""
+    """exit_codes by rank as far as known, negative for a signal; first_failed: the rank that failed first.
+
+    lost_nodes: those that Slurm gave up under the step.
+    """
 
     exit_codes: dict[int, int]
     first_failed: int | None
+    lost_nodes: tuple[str, ...] = ()
 
 
 class Step(Protocol):
@@ -172,7 +176,8 @@ class SrunStep:
             return StepEnd(dict.fromkeys(range(self._world_size), 0), None)
         codes = dict(reversed(exits)) or {0: code}  # the first word on a rank counts
         first = exits[0] if exits else (0, code)
-        return StepEnd(codes, None if first[1] == self._stop_code else first[0])
+        lost = tuple(dict.fromkeys(_NODE_LOST.findall(self._said.decode(errors="replace"))))
+        return StepEnd(codes, None if first[1] == self._stop_code else first[0], lost)
 
     def seconds_to_deadline(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
@@ -206,6 +211,7 @@ class SrunStep:
 
 
 _SRUN_ERROR = re.compile(r"srun: error: \S+: tasks? ([\d,\-\[\]]+): (.+)")
+_NODE_LOST = re.compile(r"srun: error: (?:Node failure on|Task launch for \S+ failed on node) ([^\s:]+)")
 _SIGNALS = {
     "Killed": signal.SIGKILL,
     "Terminated": signal.SIGTERM,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_llm.checkpoint.manifest import newest_step
-from hpc_llm.launch.ending import Ending, bear_witness, cluster_facts, judge
+from hpc_llm.launch.ending import Ending, bad_nodes, bear_witness, judge
 from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.launch.place import LocalPlace, Place, SlurmPlace
 from hpc_llm.launch.steps import Step, StepEnd, StepSpec
@@ -28,7 +28,7 @@ from hpc_llm.recovery import facts
 from hpc_llm.recovery.causes import Cause, ExitCode
 from hpc_llm.recovery.hang import Hang, HangWatch
 from hpc_llm.recovery.history import attempts_since_submission
-from hpc_llm.recovery.policy import Action, Budgets, Decision, decide, exhausted
+from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, decide, exhausted
 from hpc_llm.runs import attempts, attention, heartbeat, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.storage.files import append_line, restrict_access
@@ -47,6 +47,8 @@ class Supervisor:
         self.config: dict[str, Any] = json.loads(self.layout.config.read_text())
         self.plan: dict[str, Any] = json.loads(self.layout.plan.read_text())
         self.signals: list[int] = []
+        cluster = self.config["cluster"]
+        self._gpus = self.plan["world_size"] + cluster["spare_nodes"] * cluster["gpus_per_node"]
 
     def run(self) -> int:
         """Attempts until the policy says stop; the exit status of the run."""
@@ -87,7 +89,7 @@ class Supervisor:
         book.write("started", attempt=number, checkpoint_step=step_before, **self.place.facts())
         append_line(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
         end, hang = self._wait(self.place.start(self._spec(number), number, log), number, book)
-        hours = (time.time() - began) / 3600 * self.plan["world_size"]
+        hours = (time.time() - began) / 3600 * self._gpus
         ending = self._judge(number, end, hang)
         ended = {
             "attempt": number,
@@ -109,6 +111,7 @@ class Supervisor:
             end,
             hung=hang is not None,
             in_slurm=not self.place.parental,
+            outlives_nodes=self.place.outlives_nodes,
             signals=self.signals,
             hosts=self.place.hosts,
             world_size=self.plan["world_size"],
@@ -127,6 +130,9 @@ class Supervisor:
             return
         restart = decision.restart and not self.signals
         book.write("ended", **ended, restart=restart, action=decision.action.value, why=decision.why)
+        if restart and decision.nodes:
+            book.write("excluded", nodes=list(decision.nodes), why="left out of this allocation")
+            self.place.leave_out(decision.nodes)
         elsewhere = decision.action in (Action.REQUEUE, Action.REQUEUE_EXCLUDING)
         if elsewhere and (how := self.place.come_back()):
             book.write("requeued", attempt=ended["attempt"], how=how)
@@ -135,7 +141,10 @@ class Supervisor:
     def _decide(self, ended: dict[str, Any]) -> Decision:
         events = [*ledger.read(self.layout.ledger), ledger.Event(time.time(), "ended", "", ended)]
         history = attempts_since_submission(events, ended["checkpoint_step"], self.plan["world_size"])
-        return decide(history, Budgets.of(self.config), cluster_facts(self.layout, self.config["recovery"]))
+        bad = bad_nodes(self.layout, self.config["recovery"])
+        failed = {node for node in [history[-1].node] if node is not None}
+        enough = self.place.outlives_nodes and self.place.enough_without(bad | failed)
+        return decide(history, Budgets.of(self.config), Cluster(bad, enough))
 
     def _wait(self, step: Step, attempt: int, book: ledger.Ledger) -> tuple[StepEnd, Hang | None]:
         """Until all ranks have left. A stop signal asks them to save, Ctrl-C after that kills them; a hang aborts.
@@ -238,8 +247,9 @@ def main() -> int:
     """Supervise the run directory of the command line, in the allocation if this is its batch shell."""
     in_slurm = "SLURM_JOB_ID" in os.environ and "SLURM_JOB_NODELIST" in os.environ
     run_dir = Path(sys.argv[1])
-    launcher = json.loads(RunLayout(run_dir).config.read_text())["cluster"]["launcher"]
-    place: Place = SlurmPlace(dict(os.environ)) if in_slurm and launcher == "slurm" else LocalPlace()
+    cluster = json.loads(RunLayout(run_dir).config.read_text())["cluster"]
+    slurm = in_slurm and cluster["launcher"] == "slurm"
+    place: Place = SlurmPlace(dict(os.environ), cluster["nodes"]) if slurm else LocalPlace()
     return Supervisor(run_dir, place).run()
 
 

@@ -77,7 +77,7 @@ class Blame:
         except client.SlurmError:
             return ()
         left = {node.name for node in there if node.up} - bad
-        return tuple(sorted(bad)) if len(left) >= cluster["nodes"] else ()
+        return tuple(sorted(bad)) if len(left) >= cluster["nodes"] + cluster.get("spare_nodes", 0) else ()
 
     def _launch_failed(self, node: str, run: str, number: int, weight: float) -> None:
         key = (node, "launch-failed", run, number)

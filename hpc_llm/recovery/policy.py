@@ -88,7 +88,7 @@ class Cluster:
     """What is known of the machine when an attempt has ended."""
 
     bad_nodes: frozenset[str] = frozenset()  # to be left out, by the evidence of all runs
-    num_spare_nodes: int = 0  # of this allocation
+    enough_left: bool = False  # whether this allocation can go on without the bad ones and the one that just failed
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,14 @@ def decide(history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None =
         return Decision(Action.STOP, f"{last.cause}: not a matter of trying again", cause=last.cause)
     if spent := exhausted(history, budgets):
         return Decision(Action.STOP, f"{last.cause}: {spent}", cause=last.cause)
-    bad = (last.node,) if last.node in cluster.bad_nodes and last.node is not None else ()
+    died_here = last.cause is Cause.NODE_FAILURE and cluster.enough_left
+    bad = (last.node,) if last.node is not None and (last.node in cluster.bad_nodes or died_here) else ()
     why = f"{_count(history, budgets)}: starting again from step {last.checkpoint_step}"
-    if last.cause in ELSEWHERE or (bad and not cluster.num_spare_nodes):
+    if bad and cluster.enough_left and (died_here or last.cause in IN_PLACE):
+        return Decision(Action.RESTART_WITHOUT_NODE, f"{why} without {last.node}", bad, last.cause)
+    if bad or last.cause in ELSEWHERE:
         return Decision(Action.REQUEUE_EXCLUDING if bad else Action.REQUEUE, why, bad, last.cause)
-    return Decision(Action.RESTART_WITHOUT_NODE if bad else Action.RESTART_STEP, why, bad, last.cause)
+    return Decision(Action.RESTART_STEP, why, bad, last.cause)
 
 
 def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:

@@ -247,6 +247,13 @@ def test_all_of_a_nodes_memory_means_the_node_alone_unless_the_user_says_otherwi
     assert options(script(with_cluster(mem="0", sbatch={"exclusive": "user"})))["exclusive"] == "user"
 
 
+def test_spare_nodes_are_asked_for_and_the_job_outlives_a_node() -> None:
+    config = make_config("+cluster=a100x64", "cluster.spare_nodes=2")
+    asked = script(config, run_dir="/r/x").splitlines()
+    assert "#SBATCH --nodes=10" in asked and "#SBATCH --no-kill" in asked
+    assert "#SBATCH --no-kill" not in script(make_config("+cluster=a100x64"), run_dir="/r/x")
+
+
 def test_a_percent_sign_in_a_path_is_not_a_pattern() -> None:
     found = options(script(make_config("cluster=local-slurm"), run_dir="/r/50%j"))
     assert found["output"] == "/r/50%%j/slurm/%j.log"

@@ -72,9 +72,15 @@ class Life(RuleBasedStateMachine):
         self.job, self.began = "held", False
 
     @precondition(lambda self: self.job == "running")
-    @rule(cause=st.sampled_from(RETRIED), steps=st.integers(0, 3), hours=st.floats(0, 3), bad=st.booleans())
-    def an_attempt_fails(self, cause: Cause, steps: int, hours: float, bad: bool) -> None:
-        cluster = Cluster(frozenset({"n1"}) if bad else frozenset(), 1)
+    @rule(
+        cause=st.sampled_from(RETRIED),
+        steps=st.integers(0, 3),
+        hours=st.floats(0, 3),
+        bad=st.booleans(),
+        enough=st.booleans(),
+    )
+    def an_attempt_fails(self, cause: Cause, steps: int, hours: float, bad: bool, enough: bool) -> None:
+        cluster = Cluster(frozenset({"n1"}) if bad else frozenset(), enough)
         self._ends(cause, steps, hours, node="n1")
         self._follow(decide(self.history, self.budgets, cluster), cause)
 

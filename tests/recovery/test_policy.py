@@ -171,21 +171,24 @@ def test_a_divergence_is_final_unless_batches_may_be_skipped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cause", "num_spare_nodes", "action"),
+    ("cause", "enough_left", "action"),
     [
-        (Cause.CRASH, 1, Action.RESTART_WITHOUT_NODE),
-        (Cause.HANG, 1, Action.RESTART_WITHOUT_NODE),
-        (Cause.CRASH, 0, Action.REQUEUE_EXCLUDING),
-        (Cause.NODE_FAILURE, 1, Action.REQUEUE_EXCLUDING),
-        (Cause.COMPLETED, 1, Action.STOP),
+        (Cause.CRASH, True, Action.RESTART_WITHOUT_NODE),
+        (Cause.HANG, True, Action.RESTART_WITHOUT_NODE),
+        (Cause.CRASH, False, Action.REQUEUE_EXCLUDING),
+        (Cause.NODE_FAILURE, True, Action.RESTART_WITHOUT_NODE),
+        (Cause.NODE_FAILURE, False, Action.REQUEUE_EXCLUDING),
+        (Cause.TIME_LIMIT, True, Action.REQUEUE_EXCLUDING),
+        (Cause.COMPLETED, True, Action.STOP),
     ],
 )
-def test_a_bad_node_is_left_out(cause: Cause, num_spare_nodes: int, action: Action) -> None:
-    cluster = Cluster(frozenset({"n2"}), num_spare_nodes)
+def test_a_bad_node_is_left_out(cause: Cause, enough_left: bool, action: Action) -> None:
+    cluster = Cluster(frozenset({"n2"}), enough_left)
     decision = decide([replace(moved(cause), node="n2")], PLENTY, cluster)
     assert decision.action is action
     assert decision.nodes == (("n2",) if action is not Action.STOP else ())
-    assert decide([replace(moved(cause), node="n1")], PLENTY, cluster).nodes == ()
+    sound = decide([replace(moved(cause), node="n1")], PLENTY, cluster)
+    assert sound.nodes == (("n1",) if cause is Cause.NODE_FAILURE and enough_left else ())  # dead, whatever it was
 
 
 @pytest.mark.parametrize("cause", [Cause.CRASH, Cause.KILLED, Cause.HANG, Cause.LAUNCH_FAILED])

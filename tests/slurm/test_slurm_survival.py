@@ -149,6 +149,22 @@ def test_a_node_that_dies_is_replaced_and_comes_back_while_the_next_attempt_runs
     assert done.named("resumed")[0]["step"] > 0
 
 
+def test_a_spare_node_takes_the_place_of_a_dead_one_without_the_queue(spare: SlurmRuns, plain_long: Finished) -> None:
+    run = spare.submit("spared", LONG, "cluster.spare_nodes=1")
+    spare.until_trained(run, 150)
+    first, dead = Finished(0, "", run).named("started")[0]["nodes"]
+    spare.slurm.tool("kill-node", dead)
+    spare.until(lambda: resumed(run) == 1, "a second attempt that trains")
+    spare.slurm.tool("revive-node", dead)
+    done = spare.finish(run, steps=LONG_STEPS)
+    assert_same(done, plain_long)
+    before, after = done.named("started")
+    assert (after["job"], after["restarts"]) == (before["job"], 0)
+    assert after["nodes"][0] == first and dead not in after["nodes"]
+    ended = done.named("ended")[0]
+    assert (ended["cause"], ended["node"], ended["action"]) == ("node-failure", dead, "restarted-without")
+
+
 def test_ranks_that_train_on_where_slurm_believes_them_dead_write_nothing(
     spare: SlurmRuns, plain_long: Finished
 ) -> None:
