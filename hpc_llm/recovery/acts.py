@@ -11,7 +11,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def carry_out(root: Path, seen: Sequence[Seen], queue: Queue) -> tuple[list[Seen
     for run in seen:
         if run.decision.action is Action.NOTHING:
             continue
-        book = ledger.Ledger(run.record.layout.ledger, f"watchdog-{os.uname().nodename}-{os.getpid()}")
+        book = _book(run.record)
         try:
             blame.of_attempt(run.record)
             _Act(run, book, blame, queue)()
@@ -58,6 +59,19 @@ def carry_out(root: Path, seen: Sequence[Seen], queue: Queue) -> tuple[list[Seen
         else:
             done.append(run)
     return done, refused
+
+
+def leave_out_of_waiting(root: Path, records: Iterable[Record]) -> None:
+    """Bad nodes, from jobs that are pending and need nothing else: one word to Slurm for all tasks of an array."""
+    blame, tasks = Blame(root), defaultdict[tuple[str, str], list[str]](list)
+    for record in records:
+        assert record.facts.address is not None
+        if bad := _excluded(record, _book(record), blame):
+            array, _, task = record.facts.address.partition("_")
+            tasks[array, bad].append(task)
+    for (array, bad), numbers in tasks.items():
+        with contextlib.suppress(client.SlurmError):
+            client.update(f"{array}_[{','.join(numbers)}]" if numbers[0] else array, ExcNodeList=bad)
 
 
 def note(run: Seen, book: ledger.Ledger, job: str) -> None:
@@ -146,20 +160,9 @@ class _Act:
 
         Where Slurm says no (the job has just started), the run goes on with them.
         """
-        if bad := self._excluded():
+        if bad := _excluded(self.record, self.book, self.blame):
             with contextlib.suppress(client.SlurmRefused):
                 client.update(address, ExcNodeList=bad)
-
-    def _excluded(self) -> str:
-        """Nodes to exclude, with those that the user does, as sbatch and scontrol take them; the ledger gets them."""
-        bad = self.blame.to_leave_out(self.record)
-        if not bad:
-            return ""
-        known = {node for event in self.record.events if event.event == "excluded" for node in event.facts["nodes"]}
-        if set(bad) - known:
-            self.book.write("excluded", nodes=list(bad), why="evidence of this root's runs; see status --nodes")
-        given = self.record.config["cluster"]["exclude"]
-        return ",".join(([given] if given else []) + list(bad))
 
     def _resubmit(self, address: str) -> dict[str, Any]:
         """The frozen script again: a single job's, or its task of the sweep's."""
@@ -173,8 +176,24 @@ class _Act:
                 raise client.SlurmUnavailable("a submission a moment ago may still come to light")
             self.book.write("resubmitting", after=address)
             options = [f"--array={task}"] if task else []
-            if bad := self._excluded():
+            if bad := _excluded(self.record, self.book, self.blame):
                 options.append(f"--exclude={bad}")
             job_id = client.submit(self.record.layout.script, *options)
             found = f"{job_id}_{task}" if task else str(job_id)
         return {"job": found, "nodes": nodes}
+
+
+def _book(record: Record) -> ledger.Ledger:
+    return ledger.Ledger(record.layout.ledger, f"watchdog-{os.uname().nodename}-{os.getpid()}")
+
+
+def _excluded(record: Record, book: ledger.Ledger, blame: Blame) -> str:
+    """Nodes to exclude, with those that the user does, as sbatch and scontrol take them; the ledger gets them."""
+    bad = blame.to_leave_out(record)
+    if not bad:
+        return ""
+    known = {node for event in record.events if event.event == "excluded" for node in event.facts["nodes"]}
+    if set(bad) - known:
+        book.write("excluded", nodes=list(bad), why="evidence of this root's runs; see status --nodes")
+    given = record.config["cluster"]["exclude"]
+    return ",".join(([given] if given else []) + list(bad))

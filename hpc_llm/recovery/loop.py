@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hpc_llm.recovery import census, facts, telling, watch
-from hpc_llm.recovery.acts import Seen, carry_out
-from hpc_llm.recovery.census import Entry
+from hpc_llm.recovery import census, facts, nodes, telling, watch
+from hpc_llm.recovery.acts import Seen, carry_out, leave_out_of_waiting
+from hpc_llm.recovery.census import Census, Entry
 from hpc_llm.recovery.facts import Answers, Queue, Record
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs.layout import RootLayout, RunLayout
@@ -34,6 +34,7 @@ def one_pass(root: Path) -> list[Seen]:
         done, refused = carry_out(root, list(seen.values()), queue)
         for path, run in seen.items():
             known.runs[path] = _entry(run, now, acted=run in done, refused=run in refused)
+        _spare_the_waiting(root, known)
         telling.note(root, known, seen, done)
         census.save(root, known)
         telling.send(root, known)
@@ -69,6 +70,17 @@ def _readable(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Record]]:
             yield path, facts.read(layout)
         except (OSError, ValueError, KeyError, TypeError) as error:
             print(f"{layout.path}: passed over, it cannot be read ({error!r})", file=sys.stderr)
+
+
+def _spare_the_waiting(root: Path, known: Census) -> None:
+    """Where nodes have been reported since, jobs that wait are not to start on them."""
+    evidence = nodes.volume(root)
+    if evidence != known.evidence:
+        waiting = [path for path, entry in known.runs.items() if entry.state == "open" and entry.kind == "pending"]
+        leave_out_of_waiting(root, (record for _, record in _readable(root, waiting)))
+        for path in waiting:
+            known.runs[path].state = "new"  # its ledger may tell of nodes now
+        known.evidence = evidence
 
 
 def _decide(records: Iterable[Record], queue: Queue, now: float) -> list[Seen]:

@@ -97,6 +97,11 @@ def read(root: Path) -> list[Evidence]:
     return sorted(found, key=lambda evidence: evidence.time)
 
 
+def volume(root: Path) -> int:
+    """Bytes of all that was reported: another number means that there is something new."""
+    return sum(path.stat().st_size for path in RootLayout(root).nodes.glob("*.jsonl"))
+
+
 def standings(evidence: Sequence[Evidence], now: float, exclusion_h: float, most: int) -> list[Standing]:
     """Nodes with evidence of the last `exclusion_h`, the worst first; at most `most` of them are excluded."""
     by_node: dict[str, dict[tuple[str, str, int], Evidence]] = {}

@@ -1,4 +1,5 @@
-"""What a user is told, once per event: a run or sweep that came to its end, the first of its runs that needs a person.
+"""What a user is told, once per event: a run or sweep that came to its end, the first of its runs that needs a person,
+a node that is left out.
 
 One message for a sweep, not one for each of its runs. What could not be sent waits in the census for the next pass.
 """
@@ -17,8 +18,9 @@ from hpc_llm.recovery.census import Census
 from hpc_llm.recovery.policy import Action
 
 _SILENT = ("completed", "cancelled", "stopped")  # its user knows, or has no need to
-_FORGET_S = 90 * 86400.0
-_PATIENCE_S = 86400.0  # with a command or webhook that fails
+_DAY_S = 86400.0
+_FORGET_S = 90 * _DAY_S
+_PATIENCE_S = _DAY_S  # with a command or webhook that fails
 
 
 def note(root: Path, known: Census, seen: Mapping[str, Seen], done: Sequence[Seen]) -> None:
@@ -30,6 +32,11 @@ def note(root: Path, known: Census, seen: Mapping[str, Seen], done: Sequence[See
             continue
         group, submission = _group(path), _submission(run)
         common = {"name": group, "root": str(root), "time": time.time()}
+        for said in (said for said in run.record.events if said.event == "excluded"):
+            day = int(said.time // _DAY_S)  # a node that several runs leave out is told of once
+            for node in said.facts["nodes"]:
+                left_out = {"event": "excluded", **common, "run": path, "node": node, "why": said.facts.get("why", "")}
+                _once(known, f"excluded {node} {day}", words, left_out)
         why = run.decision.why if run.record.layout.path in given_up else _failure(run)
         if why is not None:
             event = {"event": "failed", **common, "run": path, "why": why}

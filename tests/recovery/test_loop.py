@@ -113,6 +113,25 @@ def test_nodes_that_the_user_excludes_stay_excluded(slurm: FakeSlurm) -> None:
     assert slurm.excluded["101"] == "n4,n1"
 
 
+def test_jobs_that_wait_are_spared_a_node_that_goes_bad_meanwhile(slurm: FakeSlurm, tmp_path: Path) -> None:
+    (tmp_path / "tell").write_text(f"#!/bin/bash\ncat >>{tmp_path}/told; echo >>{tmp_path}/told\n")
+    (tmp_path / "tell").chmod(0o755)
+    for task in (3, 4):
+        make_run(slurm, f"s/{task}", f"recovery.notify=['{tmp_path}/tell']", job=f"20_{task}", state="PENDING")
+    make_run(slurm, "one", "cluster.exclude=n4", job="12", state="PENDING")
+    make_run(slurm, "at-work", job="13", state="RUNNING").heartbeat.touch()
+    slurm.nodes["n5"] = "idle"
+    assert acts(slurm) == []
+    assert slurm.excluded == {}
+    nodes.report(slurm.root, "n1", "gpu-fault", run="at-work", attempt=1)
+    for _ in range(3):
+        assert acts(slurm) == []
+    assert slurm.excluded == {"20_[3,4]": "n1", "12": "n4,n1"}
+    assert slurm.said.count("update 12") == 1
+    told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    assert [(event["event"], event["node"]) for event in told] == [("excluded", "n1")]
+
+
 def test_what_the_log_says_of_hardware_excludes_the_node_of_that_rank(slurm: FakeSlurm) -> None:
     run = make_run(slurm, "one", job="12", state="PENDING")
     attempt(run, 1, 3000, cause="crash", first_failed=2, restart=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from waiting import until
 
+from hpc_llm.recovery import nodes
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
 
@@ -134,6 +135,25 @@ def test_a_node_that_fails_every_launch_is_left_out_and_the_held_job_released(
     assert runs.status("--nodes") == []
     tell(run, "complete")
     runs.until(lambda: runs.status()[0]["state"] == "completed", "completed")
+
+
+def test_tasks_that_wait_are_spared_a_node_that_goes_bad_meanwhile(
+    make_slurm: Callable[..., SlurmCluster], runs_on: Callable[[SlurmCluster], Runs]
+) -> None:
+    slurm = make_slurm("--nodes", "3")
+    runs = runs_on(slurm)
+    others = slurm.sbatch("--nodes=3", "--exclusive", script="sleep 600")
+    slurm.wait_state(others, "RUNNING")
+    sweep = runs.submit("-m", "run.seed=1,2")
+    runs.watch()
+    nodes.report(runs.root, "n1", "gpu-fault", run="another", attempt=1)
+    runs.watch()
+    assert [slurm.job(job)["ExcNodeList"] for job, _ in sweep] == ["n1", "n1"]
+    slurm.run("scancel", others)
+    for _, run in sweep:
+        runs.until(lambda run=run: named(run, "started"), "an attempt", 90)  # type: ignore[misc]
+        assert named(run, "started")[0]["nodes"] != ["n1"]
+        tell(run, "complete")
 
 
 def test_what_the_user_holds_stays_held(runs: Runs) -> None:
