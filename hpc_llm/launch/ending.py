@@ -14,6 +14,7 @@ from hpc_llm.recovery import errors, nodes
 from hpc_llm.recovery.causes import Cause, classify
 from hpc_llm.recovery.errors import Failure
 from hpc_llm.recovery.history import node_of
+from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout
 
 _SPOKEN = (Cause.CRASH, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)  # a rank that died of these could still say why
@@ -60,15 +61,18 @@ def judge(
     return Ending(cause, end, failure, node_of(rank, hosts, world_size))
 
 
-def bear_witness(layout: RunLayout, attempt: int, ending: Ending) -> None:
-    """Write down what the ending says against its node; a root that cannot be written keeps no run from going on."""
-    if ending.node is None:
-        return
-    rank = ending.end.first_failed
+def bear_witness(layout: RunLayout, attempt: int, ending: Ending, hosts: Sequence[str], world_size: int) -> None:
+    """Write down what an attempt says against nodes; a root that cannot be written keeps no run from going on."""
+    rank, root = ending.end.first_failed, RootLayout.of(layout).path
     log = "".join(errors.tails([layout.rank_log(attempt, rank)])) if rank is not None else ""
     with contextlib.suppress(OSError):
-        root = RootLayout.of(layout).path
-        nodes.witness(root, ending.node, ending.cause, log, run=layout.name, attempt=attempt)
+        if ending.node is not None:
+            nodes.witness(root, ending.node, ending.cause, log, run=layout.name, attempt=attempt)
+        for event in ledger.read(layout.ledger):
+            if event.event == "slow-rank" and event.facts["attempt"] == attempt:
+                said = f"rank {event.facts['rank']}: {event.facts['factor']} times the others' forward pass"
+                if node := node_of(event.facts["rank"], hosts, world_size):
+                    nodes.report(root, node, "slow", run=layout.name, attempt=attempt, said=said)
 
 
 def bad_nodes(layout: RunLayout, recovery: dict[str, Any]) -> frozenset[str]:

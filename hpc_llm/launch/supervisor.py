@@ -116,7 +116,7 @@ class Supervisor:
             hosts=self.place.hosts,
             world_size=self.plan["world_size"],
         )
-        bear_witness(self.layout, number, ending)
+        bear_witness(self.layout, number, ending, self.place.hosts, self.plan["world_size"])
         return ending
 
     def _conclude(self, book: ledger.Ledger, ended: dict[str, Any], cause: Cause, decision: Decision) -> None:

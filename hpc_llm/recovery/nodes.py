@@ -17,9 +17,9 @@ from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.storage.files import append_line
 
-# What each kind weighs; from 1 on a node is left out. A fault that hardware reports about itself is enough, and so is
-# a launch that failed on one node alone; deaths may be the program's, so it takes two.
-WEIGHTS = {"gpu-fault": 1.0, "launch-failed": 1.0, "node-failure": 0.5, "death": 0.5, "hang": 0.5, "slow": 0.34}
+# What each kind weighs; from 1 on a node is left out. A fault that hardware reports about itself is enough, and so are
+# a launch that failed on one node alone and ranks that stay behind; deaths may be the program's, so it takes two.
+WEIGHTS = {"gpu-fault": 1.0, "launch-failed": 1.0, "node-failure": 0.5, "death": 0.5, "hang": 0.5, "slow": 1.0}
 _KINDS = {Cause.KILLED: "death", Cause.HANG: "hang", Cause.NODE_FAILURE: "node-failure"}
 CLEARED = "cleared"
 ENOUGH = 1.0

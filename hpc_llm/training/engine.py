@@ -28,6 +28,7 @@ from hpc_llm.planning.memory import bucket_elements
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.training import optim, startup
 from hpc_llm.training.divergence import first_not_finite
+from hpc_llm.training.slow_ranks import ForwardClock
 
 # DeepSpeed's shared-memory all-reduce for CPUs is compiled on every rank, and its peers spin for ever on the
 # flags of a rank that died. Gloo reports a lost peer.
@@ -43,6 +44,7 @@ class StepOutput:
 
     loss_sum: Tensor  # fp32, over all target tokens of the global batch
     counts: Tensor  # int64 [num_targets, *flags], summed over ranks
+    forward_us: Tensor  # int64 [world_size]: microseconds of each rank's newest known forward pass, 0 for not known
     grad_norm: Tensor | float  # before clipping
 
 
@@ -69,6 +71,7 @@ class Engine:
         # A helper script that DeepSpeed puts beside every checkpoint, outside its own checkpoint seam.
         self._engine._copy_recovery_script = lambda *_: None
         self._zero_stage, self._precision = plan.zero_stage, config.train.precision
+        self._rank, self._forward_clock = rank, ForwardClock(device)
         self._grad_clip = config.optim.grad_clip or math.inf
 
     def train_step(self, passes: Passes, lr: float, flags: Sequence[bool] = ()) -> StepOutput:
@@ -80,13 +83,19 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         num_targets = sum(int((targets != IGNORED).sum()) for _, targets, *_ in passes)
-        counts = torch.tensor([num_targets, *map(int, flags)], dtype=torch.int64).to(self._device, non_blocking=True)
+        forward_us = [0] * self.world_size
+        if self._zero_stage < 3:
+            forward_us[self._rank] = self._forward_clock.newest_us()
+        words = torch.tensor([num_targets, *map(int, flags), *forward_us], dtype=torch.int64)
+        words = words.to(self._device, non_blocking=True)
         if self.world_size > 1:
-            dist.all_reduce(counts)
+            dist.all_reduce(words)
+        counts, times = words.split([1 + len(flags), self.world_size])
         scale = self.world_size / counts[0].float()
         loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
-        for arrays in passes:
-            loss = self._engine(*map(self._to_device, arrays))
+        for number, arrays in enumerate(passes):
+            with self._forward_clock if number == 0 else contextlib.nullcontext():
+                loss = self._engine(*map(self._to_device, arrays))
             self._engine.backward(loss * scale, scale_wrt_gas=False)
             if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 grad_norm = torch.nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._grad_clip)
@@ -96,7 +105,7 @@ class Engine:
             dist.all_reduce(loss_sum)
         if self._zero_stage > 0:
             grad_norm = self._engine.get_global_grad_norm()
-        return StepOutput(loss_sum, counts, grad_norm)
+        return StepOutput(loss_sum, counts, times, grad_norm)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Passes]) -> float:

@@ -88,7 +88,16 @@ def open_metrics(config: RunConfig, plan: RunPlan, attempt: Attempt, device: tor
             trackers.append(TensorboardTracker(attempt.tensorboard, start, every, treatment))
     peak = plan.peak_tflops * 1e12 if plan.peak_tflops else measured_peak_flops(device, config.train.precision)
     spikes = SpikeRule(config.recovery.spike_threshold)
-    return Metrics(trackers, plan.tokens_per_step, plan.flops_per_token, peak * plan.world_size, spikes)
+
+    def report_slow(step: int, rank: int, factor: float) -> None:
+        if attempt.rank == 0:
+            log.warning(
+                "step %d: rank %d takes %.2f times the others' forward pass; all wait for it", step, rank, factor
+            )
+            attempt.record("slow-rank", attempt=attempt.number, step=step, rank=rank, factor=factor)
+
+    peaks = peak * plan.world_size
+    return Metrics(trackers, plan.tokens_per_step, plan.flops_per_token, peaks, spikes, report_slow)
 
 
 class Trainer:

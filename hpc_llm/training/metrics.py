@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from hpc_llm.trackers.protocol import Row, Tracker
 from hpc_llm.training.divergence import SpikeRule
 from hpc_llm.training.engine import StepOutput
+from hpc_llm.training.slow_ranks import SlowRanks
 from hpc_llm.training.stop import Diverged
 
 
@@ -29,7 +30,10 @@ class Pending:
 
 
 class Metrics:
-    """Turns step outputs into rows for the trackers. `flags` of a step are known once the next one runs."""
+    """Turns step outputs into rows for the trackers. `flags` of a step are known once the next one runs.
+
+    report_slow: gets a step, a rank, and how many times the others' usual pass its own takes.
+    """
 
     def __init__(
         self,
@@ -38,8 +42,10 @@ class Metrics:
         flops_per_token: float,
         peak_flops: float,
         spikes: SpikeRule,
+        report_slow: Callable[[int, int, float], None],
     ) -> None:
         self._trackers, self._tokens_per_step, self._spikes = trackers, tokens_per_step, spikes
+        self._slow_ranks, self._report_slow = SlowRanks(), report_slow
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._pending: Pending | None = None
         self._clock = time.perf_counter()
@@ -59,6 +65,8 @@ class Metrics:
             return []
         pending, self._pending = self._pending, None
         num_targets, *flags = pending.output.counts.tolist()
+        for rank, factor in self._slow_ranks.look(pending.output.forward_us.tolist()).items():
+            self._report_slow(pending.step, rank, factor)
         loss, grad_norm = float(pending.output.loss_sum) / num_targets, float(pending.output.grad_norm)
         # Work on a CPU is done when train_step returns; a GPU's is done once its numbers could be read.
         now = time.perf_counter() if pending.output.loss_sum.is_cuda else pending.launched_at

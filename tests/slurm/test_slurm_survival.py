@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import sysconfig
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from local_runs import FAULTS, Finished
 from slurm_runs import LONG, LONG_STEPS, REPOSITORY, STEPS, SlurmRuns, pids_of_rank, processes
 
 from hpc_llm.checkpoint import manifest
+from hpc_llm.recovery import nodes
+from hpc_llm.recovery.nodes import standings
 from hpc_llm.runs.layout import RunLayout
 
 if TYPE_CHECKING:
@@ -163,6 +166,18 @@ def test_a_spare_node_takes_the_place_of_a_dead_one_without_the_queue(spare: Slu
     assert after["nodes"][0] == first and dead not in after["nodes"]
     ended = done.named("ended")[0]
     assert (ended["cause"], ended["node"], ended["action"]) == ("node-failure", dead, "restarted-without")
+
+
+def test_a_node_whose_rank_stays_behind_is_left_out_of_the_jobs_to_come(spare: SlurmRuns) -> None:
+    faults = [{"attempt": 1, "rank": 1, "kind": "slow", "step": 10, "seconds": 0.02}]
+    spare.slurm.env |= {"PYTHONPATH": str(FAULTS), "HPC_LLM_FAULTS": json.dumps(faults)}
+    run = spare.submit("slow", "train.duration=400steps", "cluster.nodes=3", "train.global_batch=6")
+    done = spare.finish(run, steps=400)
+    (told,) = done.named("slow-rank")
+    assert told["rank"] == 1 and told["factor"] > 1.5
+    (standing,) = standings(nodes.read(spare.root), time.time(), exclusion_h=24, most=8)
+    assert standing.node == done.named("started")[0]["nodes"][1]
+    assert [seen.kind for seen in standing.evidence] == ["slow"] and standing.excluded_until is not None
 
 
 def test_ranks_that_train_on_where_slurm_believes_them_dead_write_nothing(

@@ -9,6 +9,7 @@ JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its atte
     {"kind": "full", "after": BYTES, "times": T}   ENOSPC once that many bytes went into checkpoint files; T times
     {"kind": "nan", "step": K, "layer": L}   the weights turn NaN before step K; of parameters named L… if it is given
     {"kind": "raise", "step": K, "error": E}  before step K: E is gpu-memory, host-memory (that really runs out), or bug
+    {"kind": "slow", "step": K, "seconds": S}   from step K on every forward pass takes S longer
     {"kind": "stop", "step": K}          SIGSTOP oneself before step K: hangs, with all who wait for this rank
 
 HPC_LLM_FAULT_ORDERS names a file through which a fault without attempt and step, {"rank": R, "kind": …}, is ordered
@@ -139,6 +140,18 @@ def _poison(layer: str) -> None:
                         parameter.fill_(float("nan"))
 
 
+def _slow(seconds: float) -> None:
+    import time
+
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    def wait(module, inputs) -> None:  # type: ignore[no-untyped-def]
+        if type(module).__name__ == "DeepSpeedEngine":
+            time.sleep(seconds)
+
+    register_module_forward_pre_hook(wait)
+
+
 def _obey(fault: dict) -> None:
     """Do it now."""
     kind = fault["kind"]
@@ -150,6 +163,8 @@ def _obey(fault: dict) -> None:
         _raise(fault["error"])
     elif kind == "nan":
         _poison(fault.get("layer", ""))
+    elif kind == "slow":
+        _slow(fault["seconds"])
     elif kind == "kill-save":
         _at_save_event(fault["event"], _die)
     elif kind == "stall-save":
