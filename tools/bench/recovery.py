@@ -1,4 +1,4 @@
-"""How soon a job trains again after it was hurt: ours, plain `sbatch --requeue`, and submitit.
+"""How soon a job trains again after it was hurt: ours, plain `sbatch --requeue`, a requeue handler, and submitit.
 
 `python tools/bench/recovery.py [--rounds N] [--grace S] [--faults preempted rank-killed …] [--arms …]`, as root, with
 tools/install_slurm.sh done. Rows go to benchmarks/recovery.md.
@@ -37,14 +37,25 @@ are free again (the urgent job's last word), since until then nobody can train. 
 "Detected" is the first word of the fault in the run's ledger, where there is one. "Lost": steps that were done and had
 to be done again. hpc_llm trains mpt-tiny with DeepSpeed and loads a checkpoint within the figure; the others run four
 processes that import torch and count steps in a file at every step, so their start is the cheaper one and they lose
-nothing. "Never": the job was over for good, or hung until it was given up, with Slurm's state beside it. Nodes are
-taken for dead after 15 s of silence (SlurmdTimeout), a rank for hung after 10 s (recovery.hang_floor_s).
+nothing. "requeue handler" is what Meta's lingua does: SIGUSR2 before the time limit makes rank 0 requeue its job,
+SIGTERM is ignored. "Never": the job was over for good, or hung until it was given up, with Slurm's state beside it.
+Nodes are taken for dead after 15 s of silence (SlurmdTimeout), a rank for hung after 10 s (recovery.hang_floor_s). The
+time limit is played by its notice, SIGUSR2.
 
 Written by `tools/bench/recovery.py`; sections are only ever added.
 """
 COUNTER = """
-import os, pathlib, sys, time
+import os, pathlib, signal, subprocess, sys, time
 import torch
+
+def requeue(*_):
+    if os.environ["SLURM_PROCID"] == "0":
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
+    sys.exit(0)
+
+if os.environ.get("HANDLER"):
+    signal.signal(signal.SIGUSR2, requeue)
+    signal.signal(signal.SIGTERM, lambda *_: None)
 
 def count(folder):
     mine = pathlib.Path(folder, "rank-" + os.environ["SLURM_PROCID"])
@@ -63,6 +74,7 @@ PLAIN = """#!/bin/bash
 #SBATCH --partition=train --requeue --nodes=2 --ntasks-per-node=2 --gpus-per-node=2 --time=60 --mem=2000
 srun --kill-on-bad-exit=1 {python} {folder}/counter.py {folder}
 """
+HANDLER = PLAIN.replace("#SBATCH", "#SBATCH --signal=USR2@120", 1).replace("srun", "export HANDLER=1; srun", 1)
 SUBMITIT = """
 import sys, submitit
 sys.path.insert(0, sys.argv[1])
@@ -179,14 +191,14 @@ def ours(bench: Bench, place: Path, every_s: float) -> Iterator[Job]:
 
 @contextmanager
 def counter(bench: Bench, place: Path, how: str) -> Iterator[Job]:
-    """The counting job, under plain Slurm or under submitit."""
+    """The counting job, by one of `SCRIPTS` or under submitit."""
     (place / "counter.py").write_text(COUNTER)
     if how == "submitit":
         (place / "job.py").write_text(SUBMITIT)
         job = bench.call(sys.executable, str(place / "job.py"), str(place))
     else:
         script = place / "job.sbatch"
-        script.write_text(PLAIN.format(python=sys.executable, folder=place))
+        script.write_text(SCRIPTS[how].format(python=sys.executable, folder=place))
         job = bench.call("sbatch", "--parsable", f"--output={place}/log", "--open-mode=append", str(script))
 
     def steps() -> tuple[int, float]:
@@ -196,9 +208,11 @@ def counter(bench: Bench, place: Path, how: str) -> Iterator[Job]:
     yield Job(bench, job, place, steps)
 
 
+SCRIPTS = {"plain": PLAIN, "handler": HANDLER}
 ARMS: dict[str, Callable[[Bench, Path], Any]] = {
     "hpc_llm": lambda bench, place: ours(bench, place, 60),
     "sbatch --requeue": lambda bench, place: counter(bench, place, "plain"),
+    "requeue handler": lambda bench, place: counter(bench, place, "handler"),
     "submitit": lambda bench, place: counter(bench, place, "submitit"),
 }
 
@@ -229,10 +243,18 @@ def node_lost(job: Job, number: int) -> float:
     return time.time()
 
 
+def time_limit(job: Job) -> float:
+    """The notice, to whom each arm's --signal sends it."""
+    to_shell = ["--batch"] if job.run is not None else []
+    job.bench.call("scancel", *to_shell, "--signal=USR2", job.id)
+    return time.time()
+
+
 FAULTS: dict[str, Callable[[Job], float]] = {
     "preempted": preempted,
     "rank-killed": rank_killed,
     "rank-stopped": rank_stopped,
+    "time-limit": time_limit,
     "worker-lost": lambda job: node_lost(job, 1),
     "batch-host-lost": lambda job: node_lost(job, 0),
 }
