@@ -1,4 +1,6 @@
-"""`python -m hpc_llm.status RUN_ROOT|RUN_DIR [--json] [--watch] [--logs] [--nodes]`: where runs and nodes stand."""
+"""`python -m hpc_llm.status RUN_ROOT|RUN_DIR [--json] [--watch] [--logs] [--nodes] [--team]`: where runs, nodes and
+the team stand.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from hpc_llm.config import verbs
@@ -23,6 +26,8 @@ def main(words: list[str] | None = None) -> int:
 
 def _status(words: list[str]) -> int:
     given = _parser().parse_args(words)
+    if given.team is not None:
+        return _team(given.team or None, given.json)
     root: Path = given.root
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the run.root of your runs, for example ./runs")
@@ -45,7 +50,7 @@ def _status(words: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hpc_llm.status", description=__doc__)
-    parser.add_argument("root", type=Path, metavar="RUN_ROOT|RUN_DIR")
+    parser.add_argument("root", type=Path, nargs="?", default=Path("runs"), metavar="RUN_ROOT|RUN_DIR")
     parser.add_argument("--json", action="store_true", help="a list of runs (with --nodes: of nodes) for scripts")
     parser.add_argument(
         "--watch", type=float, nargs="?", const=_WATCH_S, metavar="SECONDS", help="again and again (default 30)"
@@ -57,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-f", "--follow", action="store_true", help="with --logs: and what is added to it")
     parser.add_argument("--tensorboard", action="store_true", help="serve its pages on 127.0.0.1; prints the ssh line")
     parser.add_argument("--nodes", action="store_true", help="nodes with evidence against them, and until when")
+    parser.add_argument(
+        "--team", nargs="?", const="", metavar="ACCOUNT", help="GPUs by user, partitions, fair share (default: yours)"
+    )
     parser.add_argument("--clear-node", metavar="NAME", help="forget the evidence against a node")
     return parser
 
@@ -114,6 +122,19 @@ def _nodes(root: Path, as_json: bool) -> int:
 
     rows = standing.nodes_of(root)
     print(json.dumps(rows, indent=2) if as_json else views.nodes(rows))
+    return 0
+
+
+def _team(account: str | None, as_json: bool) -> int:
+    from hpc_llm.recovery import views
+    from hpc_llm.slurm import team
+    from hpc_llm.slurm.client import SlurmError
+
+    try:
+        found = team.ask(account)
+    except SlurmError as error:
+        raise InputError(f"--team: {error}") from None
+    print(json.dumps(asdict(found), indent=2) if as_json else "\n".join(views.team(found)))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,29 @@ from hpc_llm.recovery.standing import Standing
 from hpc_llm.recovery.tables import plain
 from hpc_llm.runs import attempts, ledger
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.slurm.team import Team
 
 _NODES: list[tables.Column] = [
     ("NODE", lambda row: row["node"]),
     ("SCORE", lambda row: plain(row["score"])),
     ("EXCLUDED_UNTIL", lambda row: _until(row["excluded_until"])),
     ("EVIDENCE", lambda row: _evidence(row["evidence"])),
+]
+
+_USERS: list[tables.Column] = [
+    ("USER", lambda row: row["name"]),
+    ("ACCOUNT", lambda row: row["account"] or "-"),
+    ("RUNNING", lambda row: f"{row['running']} ({row['running_jobs']} jobs)"),
+    ("QUEUED", lambda row: f"{row['queued']} ({row['queued_jobs']} jobs)"),
+    ("FAIRSHARE", lambda row: plain(row["fair_share"])),
+    ("USED/SHARE", lambda row: "-" if row["share_used"] is None else f"{row['share_used']:.2f}"),
+]
+_PARTITIONS: list[tables.Column] = [
+    ("PARTITION", lambda row: row["name"]),
+    ("GPUS", lambda row: str(row["total"])),
+    ("USED", lambda row: str(row["used"])),
+    ("FREE", lambda row: str(row["free"])),
+    ("DOWN", lambda row: str(row["down"])),
 ]
 
 
@@ -33,6 +51,16 @@ def of(root: Path, found: Standing) -> Iterator[str]:
     excluded = [row["node"] for row in standing.nodes_of(root) if row["excluded_until"] is not None]
     if excluded:
         yield f"nodes left out: {', '.join(excluded)} (--nodes says why)"
+
+
+def team(found: Team) -> Iterator[str]:
+    """GPUs by user, and what the partitions hold."""
+    accounts = ", ".join(found.accounts) or "all users (Slurm keeps no accounts for you)"
+    running, queued = sum(user.running for user in found.users), sum(user.queued for user in found.users)
+    yield f"{accounts}: {running} GPUs running, {queued} queued"
+    yield tables.of([asdict(user) for user in found.users], _USERS)
+    yield ""
+    yield tables.of([{**asdict(one), "free": one.free} for one in found.partitions], _PARTITIONS)
 
 
 def nodes(rows: Sequence[dict[str, Any]]) -> str:
