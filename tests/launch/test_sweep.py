@@ -115,6 +115,17 @@ def test_an_experiment_may_be_a_sweep_which_the_users_words_add_to() -> None:
     assert {(config.optim.lr, config.train.duration) for config in fewer} == {(1e-3, "10steps")}
 
 
+def test_every_kind_of_position_is_compared_and_differs_in_nothing_else() -> None:
+    configs = sweep("experiment=ablation-position", "model=mpt-tiny")
+    kinds = [config.model.positions for config in configs]
+    assert {kind: kinds.count(kind) for kind in kinds} == dict.fromkeys(("alibi", "learned", "rope", "none"), 6)
+    same = {
+        str(replace(config, model=replace(config.model, positions="alibi"), run=configs[0].run)): config.optim.lr
+        for config in configs
+    }
+    assert sorted(same.values()) == [3e-4, 6e-4]
+
+
 def test_the_ladder_has_sizes_with_their_own_recipes() -> None:
     configs = sweep("experiment=ladder")
     assert [config.run.name for config in configs] == [f"model=mpt-{size}" for size in ("125m", "350m", "760m", "1b")]
