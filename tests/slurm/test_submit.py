@@ -415,7 +415,8 @@ def test_ctrl_c_or_a_broken_ssh_does_not_lose_a_job(
 ) -> None:
     """The whole process group is signalled while sbatch is at work: the job is noted, then submit leaves."""
     sbatch_is('touch started; sleep 1; exec "$REAL" "$@"')
-    command = [sys.executable, "-m", "hpc_llm.submit", *submit.words, "run.name=first", HELD]
+    command = ["env", "--default-signal", sys.executable, "-m", "hpc_llm.submit"]  # as a terminal's: nohup ignores some
+    command += [*submit.words, "run.name=first", HELD]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
     until(Path("started").exists, 30, "sbatch at work")
