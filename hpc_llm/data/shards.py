@@ -139,10 +139,10 @@ class ShardSet:
         return out
 
     def gather_into(self, out: np.ndarray, rows: np.ndarray, sample_ids: np.ndarray, seq_len: int) -> None:
-        """As `gather`, into `rows` (int [n]) of `out` (int64 [any, seq_len + 1])."""
+        """As `gather`, into `rows` (int [n], ascending) of `out` (int64 [any, seq_len + 1])."""
         windows, ends = self._windows(seq_len)
-        if len(windows) == 1:
-            out[rows] = windows[0][sample_ids]  # twice as fast as row by row
+        if len(windows) == 1:  # twice as fast as row by row, and without places to look up faster again
+            out[... if len(rows) == len(out) else rows] = windows[0][sample_ids]
             return
         numbers = np.searchsorted(ends, sample_ids, side="right") - 1
         places = sample_ids - ends[numbers]

@@ -35,6 +35,8 @@ HERE = Path(__file__).parent
 PEERS = {"litdata": "litdata", "datasets": "datasets", "megatron": "megatron.core", "streaming": "streaming"}
 OURS = ("map", "map-take", "ours", "ours-mixed")
 SPARSE_TOKENS = 10**10
+# What ranks on CPUs set for themselves (training/device.py), for every arm: freed memory is kept, not mapped anew.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 INTRODUCTION = """
 # Data
 
@@ -42,7 +44,8 @@ The same tokens, shuffled, as batches of seq_len + 1 tokens in torch tensors: ou
 other libraries. `tools/bench/data_arms.py` says what each arm does and gives.
 
 - Every arm is a process; they take turns, so that whatever else the machine does meets all of them alike. A turn's
-  figure is tokens ÷ wall seconds; shown are the median over turns (least–greatest), ratios turn by turn.
+  figure is tokens ÷ wall seconds; shown are the median over turns (least–greatest), ratios turn by turn. Between its
+  turns an arm is stopped, with its workers.
 - Nothing consumes the batches: what a loader does in threads of its own costs it here all the same.
 - "others" is the share of all cores that other processes took during a turn, at worst.
 - anonymous memory: the peak while batches are read, and what it was after importing torch (RssAnon).
@@ -87,13 +90,16 @@ def steady(folder: Path, arguments: argparse.Namespace) -> tuple[str, list[str]]
     for number in range(arguments.rounds + 1):
         names = list(runners)
         for name in names[number % len(names) :] + names[: number % len(names)]:
+            runners[name].go_on()
             busy = others(psutil.Process(runners[name].process.pid))
             runners[name].say("go")
             seconds = runners[name].read("@turn")
+            runners[name].pause()
             if number:  # the first warms up
                 worst = max(worst, 0.0 if name not in OURS else busy())
                 speeds[name].append(count * arguments.batch * arguments.seq_len / seconds / 1e6)
     for runner in runners.values():
+        runner.go_on()
         runner.stop()
     memory = {name: runner.result for name, runner in runners.items()}
     rows = [
@@ -104,7 +110,8 @@ def steady(folder: Path, arguments: argparse.Namespace) -> tuple[str, list[str]]
     peers = {name: median(found) for name, found in speeds.items() if name not in OURS}
     grown = memory["ours"]["peak_anonymous"] - memory["map"]["peak_anonymous"]
     lines = [
-        f"{int(arguments.tokens):,} tokens, batches of {arguments.batch} × {arguments.seq_len}.",
+        f"{int(arguments.tokens):,} tokens, batches of {arguments.batch} × {arguments.seq_len}; every arm with "
+        + " ".join(f"{name}={value}" for name, value in ALLOCATOR.items()),
         "",
         *record.table(["arm", "M tokens/s", "÷ map", "anonymous MB, peak", "after imports"], rows),
         "",
@@ -142,8 +149,9 @@ def start_arms(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, R
         }
         label = f"{name}, {workers} workers" if workers else name
         command = [python, "-W", "ignore", str(HERE / "data_arms.py"), json.dumps(case)]
-        found[label] = Runner.of(command, {"PYTHONPATH": str(record.ROOT)})
+        found[label] = Runner.of(command, {"PYTHONPATH": str(record.ROOT), **ALLOCATOR})
         found[label].read("@ready")
+        found[label].pause()
     return found, left_out
 
 
