@@ -63,6 +63,7 @@ OUT_OF_RANGE = {
     "train.zero_stage=4": "0, 1, 2, 3 or auto",
     "checkpoint.keep=0": POSITIVE,
     "cluster.nodes=0": POSITIVE,
+    "cluster.spare_nodes=-1": NOT_NEGATIVE,
     "cluster.gpus_per_node=-1": POSITIVE,
     "cluster.cpus_per_gpu=0": POSITIVE,
     "cluster.threads_per_rank=0": POSITIVE,
