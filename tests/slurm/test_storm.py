@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 from local_runs import FAULTS, Finished, damage
 from slurm_runs import LONG, LONG_STEPS, SlurmRuns, pids_of_rank
+from waiting import until
 
 from hpc_llm.checkpoint import manifest
 from hpc_llm.runs.layout import RunLayout
@@ -134,7 +135,7 @@ def stop_slurmctld(storm: Storm) -> None:
     storm.runs.slurm.tool("ctld-stop")
     try:
         before = storm.runs.steps(storm.run)
-        storm.until(lambda: storm.runs.steps(storm.run) > before + 100, "steps without slurmctld")
+        until(lambda: storm.runs.steps(storm.run) > before + 100, 60, "steps without slurmctld")
     finally:
         storm.runs.slurm.tool("ctld-start")
 
