@@ -1,4 +1,4 @@
-"""The same optimizer steps three ways: bare PyTorch, DeepSpeed's engine in a bare loop, and our loop.
+"""The same optimizer steps: bare PyTorch, DeepSpeed's engine in a bare loop, our loop, and transformers' model in each.
 
 `python tools/bench/arms.py CASE_JSON` runs one arm in this process, in turns: a line `@turn SECONDS_JSON` after each,
 then it waits for `go` or `stop` on its standard input; `@result JSON` comes last. All arms share model, initial
@@ -7,6 +7,7 @@ weights, batches, learning rate, clipping and AdamW; each ticks one clock where 
 - bare: forward, backward, clip_grad_norm_, torch's fused AdamW. In bf16 it does by hand what mixed precision takes:
   bf16 weights, fp32 master weights that the optimizer updates, gradients cast to fp32. Batches lie ready in memory.
 - deepspeed: `engine(…)`, `engine.backward`, `engine.step` with the settings of our runs. Batches lie ready in memory.
+- transformers…: its model of the same architecture in the first two loops, under torch.compile, and in its Trainer.
 - ours: training.loop.Trainer.train with its data loader, metrics.jsonl, TensorBoard and fence; it saves nothing.
 """
 
@@ -38,8 +39,12 @@ from hpc_llm.training import device as devices
 
 
 def bare(setting: Setting) -> None:
+    bare_loop(setting, setting.model())
+
+
+def bare_loop(setting: Setting, model: torch.nn.Module) -> None:
+    """The loop around any model that gives the sum of its losses for (tokens, targets)."""
     optim, bf16 = setting.config.optim, setting.config.train.precision == "bf16"
-    model = setting.model()
     masters = {name: torch.nn.Parameter(p.detach().clone()) if bf16 else p for name, p in model.named_parameters()}
     decayed = [p for name, p in masters.items() if p.dim() >= 2 and not name.endswith("wte.weight")]
     rest = [p for name, p in masters.items() if p.dim() < 2 or name.endswith("wte.weight")]
@@ -65,12 +70,16 @@ def bare(setting: Setting) -> None:
 
 
 def deepspeed_alone(setting: Setting) -> None:
+    deepspeed_loop(setting, setting.model())
+
+
+def deepspeed_loop(setting: Setting, model: torch.nn.Module) -> None:
     import deepspeed
 
     from hpc_llm.training import optim
     from hpc_llm.training.engine import deepspeed_settings
 
-    config, model = setting.config, setting.model()
+    config = setting.config
     optimizer = optim.make(config.optim, list(model.named_parameters()), setting.device.type)
     settings = {**deepspeed_settings(config, setting.plan), "gradient_clipping": config.optim.grad_clip}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
@@ -130,7 +139,83 @@ def ours(setting: Setting) -> None:
             setting.losses += [row["loss"] for row in jsonl.read(layout.metrics)]
 
 
-ARMS: dict[str, Callable[[Setting], None]] = {"bare": bare, "deepspeed": deepspeed_alone, "ours": ours}
+class Theirs(torch.nn.Module):
+    """The same architecture in transformers, asked as its users ask it: it shifts the labels itself."""
+
+    def __init__(self, setting: Setting, *, compiled: bool = False) -> None:
+        super().__init__()
+        model = transformers_model(setting)
+        self.model: Any = torch.compile(model) if compiled else model
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = self.model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        return loss * targets.numel()
+
+
+def transformers_model(setting: Setting) -> torch.nn.Module:
+    from transformers import MptConfig, MptForCausalLM
+
+    model = setting.config.model
+    made = MptForCausalLM(
+        MptConfig(
+            d_model=model.d_model,
+            n_heads=model.n_heads,
+            n_layers=model.n_layers,
+            vocab_size=model.vocab_size,
+            max_seq_len=model.max_seq_len,
+            attn_config={"attn_pdrop": 0},
+        )
+    )
+    return made.to(setting.device).train()
+
+
+def transformers_trainer(setting: Setting) -> None:
+    """As its documentation has it: fp32 weights, and autocast where it is bf16."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    config, losses, clock = setting.config, setting.losses, setting.clock
+    with Batches(stream.training(config, setting.plan, setting.folder), setting.share) as batches:
+        rows = [row for step in range(setting.num_steps) for row in batches.step(step)[0][0].clone()]
+
+    class Ticks(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            clock.tick()
+
+    class Recorded(Trainer):
+        def compute_loss(self, *given: Any, **more: Any) -> Any:
+            found = super().compute_loss(*given, **more)
+            losses.append((found[0] if isinstance(found, tuple) else found).detach())
+            return found
+
+    arguments = TrainingArguments(
+        output_dir=str(setting.folder / "trainer"),
+        per_device_train_batch_size=config.train.global_batch,
+        max_steps=setting.num_steps,
+        learning_rate=config.optim.lr,
+        lr_scheduler_type="constant",
+        optim="adamw_torch_fused",
+        max_grad_norm=config.optim.grad_clip,
+        bf16=config.train.precision == "bf16",
+        use_cpu=setting.device.type == "cpu",
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    data = [{"input_ids": row, "labels": row} for row in rows]
+    Recorded(transformers_model(setting), arguments, train_dataset=data, callbacks=[Ticks()]).train()  # type: ignore[arg-type]
+
+
+ARMS: dict[str, Callable[[Setting], None]] = {
+    "bare": bare,
+    "deepspeed": deepspeed_alone,
+    "ours": ours,
+    "transformers": lambda setting: bare_loop(setting, Theirs(setting)),
+    "transformers-compiled": lambda setting: bare_loop(setting, Theirs(setting, compiled=True)),
+    "transformers-trainer": transformers_trainer,
+    "transformers-deepspeed": lambda setting: deepspeed_loop(setting, Theirs(setting)),
+}
+NO_DEEPSPEED = ("bare", "transformers", "transformers-compiled", "transformers-trainer")
 
 
 def measure(case: Case, folder: Path) -> dict[str, Any]:
@@ -145,10 +230,12 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     clock = Clock(device, case)
     setting = Setting(config, plan, device, clock, num_steps, folder, [])
     distributed: Any = contextlib.nullcontext()
-    if case.arm != "bare":  # what DeepSpeed's import takes is no part of a model's memory
+    if case.arm not in NO_DEEPSPEED:  # what DeepSpeed's import takes is no part of a model's memory
         import hpc_llm.training.loop  # noqa: F401
 
         distributed = devices.process_group(RankEnvironment(0, 0, 1, 1, "127.0.0.1", 0), device)
+    if case.arm.startswith("transformers"):
+        from transformers import MptForCausalLM, Trainer  # noqa: F401
     before = memory(device)["peak"]
     with distributed, contextlib.suppress(Enough):
         ARMS[case.arm](setting)

@@ -25,6 +25,8 @@ BATCH = {"small": 8, "mpt-tiny": 16}  # sequences per step; 8 for all others
 RATIOS = [("ours", "bare"), ("deepspeed", "bare"), ("ours", "deepspeed")]
 FUSED = [(f"{above}, FusedAdam", below) for above, below in RATIOS[:2]] + [("ours, FusedAdam", "deepspeed, FusedAdam")]
 TARGET = 1.03
+OURS_MORE = 1.3  # times the tokens/s of the best that transformers' model does
+OURS = [name for name in ARMS if not name.startswith("transformers") and "compiled" not in name]
 QUIET = 0.1  # share of the cores that others may take before a figure decides nothing
 INTRODUCTION = f"""
 # Training steps
@@ -67,11 +69,13 @@ def lines_of(rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
             " / ".join(f"{size / 2**30:.2f}" for size in memory.values()),
             f"{rounds[0].results[name]['losses'][-1]:.4f}",
         ])  # fmt: skip
-    pairs = [pair for pair in RATIOS + FUSED if set(pair) <= set(arms)]
+    theirs = [(name, "ours") for name in arms if name.startswith("transformers")]
+    pairs = [pair for pair in [*RATIOS, *FUSED, ("bare", "ours, compiled"), *theirs] if set(pair) <= set(arms)]
     ratios = {pair: [each.step_s[pair[0]] / each.step_s[pair[1]] for each in rounds] for pair in pairs}
     fastest = {name: min(each.fastest_s[name] for each in rounds) for name in arms}
     verdict = "held" if median(ratios["ours", "bare"]) <= TARGET else "MISSED"
     busy = max(each.others for each in rounds)
+    peers = [_against_peers(rounds, arms)] if theirs else []
     return [
         f"{plan['parameters'] / 1e6:.1f} M parameters, {plan['tokens_per_step']:,} tokens per step, "
         f"ZeRO-{plan['zero_stage']}, {rounds[0].results['ours']['threads']} threads, "
@@ -89,6 +93,7 @@ def lines_of(rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
         "",
         f"ours ÷ bare ≤ {TARGET}: "
         + (verdict if busy <= QUIET else f"not decided, other processes took up to {busy:.0%} of the cores"),
+        *peers,
         "",
         *record.table(
             ["round", "others", "turns", *(f"{name}, ms" for name in arms)],
@@ -101,12 +106,23 @@ def lines_of(rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
     ]
 
 
+def _against_peers(rounds: list[Round], arms: list[str]) -> str:
+    """The best of ours ÷ the best of transformers', in tokens/s, within rounds."""
+    ours = [name for name in arms if name.startswith("ours")]
+    theirs = [name for name in arms if name.startswith("transformers")]
+    best = min(theirs, key=lambda name: median(each.step_s[name] for each in rounds))
+    own = min(ours, key=lambda name: median(each.step_s[name] for each in rounds))
+    times = [each.step_s[best] / each.step_s[own] for each in rounds]
+    held = "held" if median(times) >= OURS_MORE else "MISSED"
+    return f"{own} ≥ {OURS_MORE} × {best} in tokens/s: {held}, {record.spread(times, 2)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--models", default="mpt-tiny,small", help="presets, or small")
     parser.add_argument("--precisions", help="default bf16,fp32; on a GPU bf16")
-    parser.add_argument("--arms", help="of " + "; ".join(ARMS) + " (separated by ;)", default=";".join(ARMS))
+    parser.add_argument("--arms", help="of " + "; ".join(ARMS) + " (separated by ;)", default=";".join(OURS))
     parser.add_argument("--words", nargs="*", default=[], help="further overrides, such as train.zero_stage=0")
     parser.add_argument("--seq-len", type=int)
     parser.add_argument("--batch", type=int, help="sequences per step")
@@ -134,7 +150,7 @@ def main() -> None:
             lines = lines_of(rounds, arguments)
             print("\n".join(lines), flush=True)
             title = f"{model}, {precision}, {arguments.device}"
-            record.append(arguments.out, INTRODUCTION, title, lines, ["torch", "deepspeed"])
+            record.append(arguments.out, INTRODUCTION, title, lines, ["torch", "deepspeed", "transformers"])
 
 
 def words_of(model: str, precision: str, arguments: argparse.Namespace) -> list[str]:

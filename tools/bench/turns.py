@@ -18,12 +18,17 @@ from typing import IO, Any
 import psutil
 import record
 
-ARMS = {  # name → (what arms.py runs, optimizer)
-    "bare": ("bare", "torch_adam"),
-    "deepspeed": ("deepspeed", "torch_adam"),
-    "ours": ("ours", "torch_adam"),
-    "deepspeed, FusedAdam": ("deepspeed", "fused_adam"),
-    "ours, FusedAdam": ("ours", "fused_adam"),
+ARMS = {  # name → (what arms.py runs, words)
+    "bare": ("bare", ["optim=torch_adam"]),
+    "deepspeed": ("deepspeed", ["optim=torch_adam"]),
+    "ours": ("ours", ["optim=torch_adam"]),
+    "deepspeed, FusedAdam": ("deepspeed", ["optim=fused_adam"]),
+    "ours, FusedAdam": ("ours", ["optim=fused_adam"]),
+    "ours, compiled": ("ours", ["optim=torch_adam", "train.compile=true"]),
+    "transformers": ("transformers", ["optim=torch_adam"]),
+    "transformers, compiled": ("transformers-compiled", ["optim=torch_adam"]),
+    "transformers, Trainer": ("transformers-trainer", ["optim=torch_adam"]),
+    "transformers, DeepSpeed": ("transformers-deepspeed", ["optim=torch_adam"]),
 }
 TURNS_TRIED = 4  # times the turns that are wanted, before a round makes do with busy ones
 
@@ -39,10 +44,10 @@ class Runner:
 
     @classmethod
     def start(cls, name: str, words: list[str], arguments: argparse.Namespace) -> Runner:
-        arm, optim = ARMS[name]
+        arm, more = ARMS[name]
         case = {
             "arm": arm,
-            "words": [*words, f"optim={optim}"],
+            "words": [*words, *more],
             "device": arguments.device,
             "clock": arguments.clock,
             "warmup": arguments.warmup,
