@@ -21,7 +21,7 @@ from hpc_llm.recovery import accounting
 from hpc_llm.recovery.causes import ExitCode
 from hpc_llm.runs import attempts, freeze, ledger
 from hpc_llm.runs.heartbeat import Heart, Phase
-from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.slurm import environment
 from hpc_llm.slurm.environment import RankEnvironment
 from hpc_llm.storage.files import restrict_access
@@ -93,6 +93,9 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
             f"start {plan.world_size}, or submit it again for the machine you want"
         )
     beat = _heart(layout, place)
+    if config.train.compile or plan.attention == "flex":
+        # torch's own place is a folder of the node's /tmp. Its keys name device, versions and source.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(RootLayout.of(layout).compiled))
     # torch takes seconds to import: a user's mistakes are reported before.
     from hpc_llm.training import device as devices
 

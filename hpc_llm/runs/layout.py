@@ -129,6 +129,29 @@ class RootLayout:
         return self.path / ".attention"
 
     @property
+    def compiled(self) -> Path:
+        """What torch.compile made for the runs here: who is requeued to another node need not make it again."""
+        return self.path / ".compiled"
+
+    @property
+    def submit_lock(self) -> Path:
+        """Held while runs are frozen and submitted."""
+        return self.path / ".submit.lock"
+
+    @property
+    def backlog(self) -> Path:
+        """What Slurm has no room for yet, a file for each array's script."""
+        return self.path / ".backlog"
+
+    @property
+    def searches(self) -> Path:
+        """Searches by results, a file for each."""
+        return self.path / ".searches"
+
+    def search(self, sweep: str) -> Path:
+        return self.searches / f"{sweep}.json"
+
+    @property
     def nodes(self) -> Path:
         """Evidence against nodes, a file for each writer."""
         return self.path / ".nodes"

@@ -17,3 +17,18 @@ def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path: Path, monkeyp
     imported = done.layout.rank_log(1, 0).read_text()
     assert "| deepspeed" in imported.replace("|   ", "| ")
     assert not [line for line in imported.splitlines() if line.endswith((" torch._dynamo", " sympy"))]
+
+
+def test_what_one_run_compiled_the_next_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+
+    def kernels() -> set[Path]:
+        return {path for ending in ("so", "cpp") for path in (tmp_path / ".compiled").rglob(f"*.{ending}")}
+
+    first = run(tmp_path, "first", "train.compile=true")
+    assert first.status == 0, first.output
+    made = kernels()
+    assert made
+    second = run(tmp_path, "second", "train.compile=true", "run.seed=3")
+    assert second.status == 0, second.output
+    assert kernels() == made
