@@ -17,13 +17,40 @@ from hpc_llm.training.slow_ranks import SlowRanks
 from hpc_llm.training.stop import Diverged
 
 
+class Readout:
+    """A step's numbers on their way to the host. Reading waits for that step, and not for those queued behind it."""
+
+    def __init__(self, output: StepOutput) -> None:
+        numbers = [output.loss_sum, output.grad_norm, output.counts, output.forward_us]
+        device = output.loss_sum.device
+        parts = [torch.as_tensor(one, device=device).double().reshape(-1) for one in numbers]
+        self._sizes = [len(part) for part in parts]
+        self._host, self._landed = torch.cat(parts), None
+        if device.type == "cuda":  # into pinned memory, or the copy would wait for the whole stream
+            arriving = torch.empty(self._host.shape, dtype=self._host.dtype, pin_memory=True)
+            self._host = arriving.copy_(self._host, non_blocking=True)
+            self._landed = torch.cuda.Event()
+            self._landed.record()
+
+    @property
+    def on_gpu(self) -> bool:
+        return self._landed is not None
+
+    def read(self) -> tuple[float, float, list[int], list[int]]:
+        """Sum of the losses, gradient norm, counts and forward times, as in StepOutput; exact up to 2^53."""
+        if self._landed is not None:
+            self._landed.synchronize()
+        (loss_sum,), (grad_norm,), counts, times = (part.tolist() for part in self._host.split(self._sizes))
+        return loss_sum, grad_norm, [int(one) for one in counts], [int(one) for one in times]
+
+
 @dataclass(frozen=True)
 class Pending:
     """A step whose numbers may still be on their way. Times in seconds; step counts from 1."""
 
     step: int
     lr: float
-    output: StepOutput
+    numbers: Readout
     data_wait_s: float
     checkpoint_wait_s: float
     launched_at: float  # time.perf_counter() when train_step returned
@@ -64,12 +91,12 @@ class Metrics:
         if self._pending is None:
             return []
         pending, self._pending = self._pending, None
-        num_targets, *flags = pending.output.counts.tolist()
-        for rank, factor in self._slow_ranks.look(pending.output.forward_us.tolist()).items():
+        loss_sum, grad_norm, (num_targets, *flags), times = pending.numbers.read()
+        for rank, factor in self._slow_ranks.look(times).items():
             self._report_slow(pending.step, rank, factor)
-        loss, grad_norm = float(pending.output.loss_sum) / num_targets, float(pending.output.grad_norm)
+        loss = loss_sum / num_targets
         # Work on a CPU is done when train_step returns; a GPU's is done once its numbers could be read.
-        now = time.perf_counter() if pending.output.loss_sum.is_cuda else pending.launched_at
+        now = time.perf_counter() if pending.numbers.on_gpu else pending.launched_at
         seconds, self._clock = now - self._clock, now
         tokens_per_second = self._tokens_per_step / seconds
         self.log(

@@ -1,0 +1,29 @@
+"""A step's numbers on their way to the host."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from hpc_llm.training.engine import StepOutput
+from hpc_llm.training.metrics import Readout
+
+
+def read(
+    loss_sum: float, grad_norm: float | torch.Tensor, counts: list[int]
+) -> tuple[float, float, list[int], list[int]]:
+    loss, times = torch.tensor(loss_sum), torch.tensor([7, 0, 12])
+    return Readout(StepOutput(loss, torch.tensor(counts), times, grad_norm)).read()
+
+
+def test_numbers_arrive_as_they_left() -> None:
+    loss, norm = torch.tensor(1234567.875), torch.tensor(0.1)
+    found = read(float(loss), norm, [2**40 + 1, 0, 3])
+    assert found == (float(loss), float(norm), [2**40 + 1, 0, 3], [7, 0, 12])
+    assert read(1.5, 0.25, [4]) == (1.5, 0.25, [4], [7, 0, 12])
+
+
+def test_what_is_not_finite_arrives_so() -> None:
+    loss, norm, _, _ = read(math.nan, math.inf, [1])
+    assert math.isnan(loss) and norm == math.inf
