@@ -12,6 +12,7 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch import sweep
 from hpc_llm.launch.submission import examine_all
 from hpc_llm.planning.render import render
+from hpc_llm.runs import freeze
 
 
 def main(words: list[str] | None = None) -> int:
@@ -20,6 +21,8 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _submit(words: list[str]) -> int:
+    if any(word.lstrip("+").startswith("search.trials=") for word in words):
+        return _search(words)
     try:
         configs = sweep.named(compose_sweep(words))
     except InputError as error:
@@ -36,6 +39,20 @@ def _submit(words: list[str]) -> int:
     from hpc_llm.launch import local, local_sweep  # rich takes 0.1 s to import, and a dry run needs none of it
 
     return local.run(configs[0], words) if len(configs) == 1 else local_sweep.run(configs, words)
+
+
+def _search(words: list[str]) -> int:
+    from hpc_llm.launch import search
+
+    found, configs = search.begin(words, os.environ)
+    if not configs:
+        print(f"{found.sweep}: {len(found.asked)} trials, {len(found.ended)} ended; nothing to submit now")
+        return 0
+    examine_all(configs)
+    if not (configs[0].dry_run or configs[0].test_only):
+        freeze.make_folder(found.root, configs[0].run.group)
+        found.save()
+    return _on_cluster(configs, words)
 
 
 def _further(words: list[str], problems: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ In tmux, from cron or scrontab (--once), or as a job of its own (sbatch/watchdog
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 import time
@@ -56,14 +57,23 @@ def _watch(words: list[str]) -> int:
 
 def one_pass(root: Path) -> None:
     """Look at all runs and act; prints a line per act."""
+    from hpc_llm.launch import backlog, search
     from hpc_llm.recovery import loop
+    from hpc_llm.slurm.client import SlurmError
 
     with loop.only_watchdog(root) as alone:
         if not alone:
             return
         for run in loop.one_pass(root):
             what = f"{run.decision.action.value} ({run.decision.why})"
-            print(f"{time.strftime('%H:%M:%S')} {run.record.layout.name}: {what}", flush=True)
+            _say(f"{run.record.layout.name}: {what}")
+        with contextlib.suppress(SlurmError):
+            for line in (*backlog.go_on(root), *search.go_on(root)):
+                _say(line)
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hpc_llm.config import data_checks, model_checks, order_checks
-from hpc_llm.config.schema import ClusterConfig, RecoveryConfig, RunConfig
+from hpc_llm.config.schema import ClusterConfig, HalvingConfig, RecoveryConfig, RunConfig, SearchConfig
 
 VOCAB_MULTIPLE = 128  # embeddings padded to it: worth up to 4 MFU points (MPT-7B)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,-]{0,99}")  # `=` and `,`: lr=1e-4,seed=2 names a sweep's run
@@ -54,6 +54,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda value: 10 <= value < math.inf, "10 seconds or more"),
     ),
     "recovery.node_exclusion_h": _POSITIVE,
+    "search.trials": _POSITIVE,
+    "search.parallel": _POSITIVE,
+    "halving.keep": (lambda value: 0 < value < 1, "above 0 and below 1"),
     "recovery.spike_threshold": _POSITIVE,
     "trackers.tensorboard.every": _POSITIVE,
 }
@@ -151,7 +154,19 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
         for name in ("max_divergences",):
             if (value := getattr(config.recovery, name)) != _default(RecoveryConfig, name):
                 yield f"recovery.{name}={value}: has an effect with recovery.on_divergence=skip alone"
+    if not config.halving.rungs and config.halving.keep != _default(HalvingConfig, "keep"):
+        yield f"halving.keep={config.halving.keep}: has an effect with halving.rungs alone"
+    if config.halving.rungs and config.run.sweep is None:
+        yield "halving.rungs: has no effect on a single run; submit a sweep (-m)"
+    if config.search.trials is None and config.search.parallel != _default(SearchConfig, "parallel"):
+        yield f"search.parallel={config.search.parallel}: has an effect with search.trials alone"
+    if config.search.trials is not None and config.halving.rungs:
+        yield "halving.rungs: has no effect on a search, which learns from whole runs; leave out one of the two"
     if config.cluster.launcher == "local":
+        if config.search.trials is not None:
+            yield "search.trials: has no effect on cluster=local, where no watchdog submits trials; choose a cluster"
+        if config.halving.rungs:
+            yield "halving.rungs: has no effect on cluster=local, where no watchdog stops runs; choose a Slurm cluster"
         if config.recovery.successor:
             yield "recovery.successor=true: has no effect on cluster=local; choose a Slurm cluster"
         for name in _SLURM_ONLY:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hpc_llm.config import building, completion
 from hpc_llm.config.errors import InputError, nearest
 from hpc_llm.config.schema import RunConfig
+from hpc_llm.config.space import Dimension
 from hpc_llm.config.words import CONF, Words, force, groups_of, key_problem, plain_group
 
 OmegaConf.register_new_resolver("scale", lambda value, factor: float(value) * float(factor), replace=True)
@@ -85,6 +87,80 @@ def _sweep_of(experiment: str, words: Words) -> dict[str, str]:
     return {str(key): str(values) for key, values in (composed.hydra.sweeper.get("params") or {}).items()}
 
 
+@dataclass(frozen=True)
+class Space:
+    """What a search may choose, and the rest.
+
+    templates: composed, with interpolations yet to be resolved, for each combination of the presets to choose among
+    (`model=a`, as JSON): all that a trial needs, whatever becomes of conf/ meanwhile.
+    """
+
+    dimensions: list[Dimension]
+    templates: dict[str, str]
+
+    def config(self, chosen: Mapping[str, Any]) -> RunConfig:
+        """The configuration with key → value of every dimension; InputError as `compose`."""
+        presets = [f"{one.key}={chosen[one.key]}" for one in self.dimensions if one.is_group]
+        composed = OmegaConf.create(self.templates[json.dumps(presets)])
+        assert isinstance(composed, DictConfig)
+        for one in self.dimensions:
+            if not one.is_group:
+                OmegaConf.update(composed, one.key, chosen[one.key], merge=True, force_add=True)
+        return _resolve(composed)
+
+
+def compose_space(argv: Sequence[str]) -> Space:
+    """The space that the words of a search describe: Hydra's sweep syntax, with interval(a, b), int(…), tag(log, …)."""
+    words = Words.parse(argv)
+    if not words.multirun:
+        raise InputError("search.trials: a search is a sweep; add -m")
+    with _hydra(words):
+        words = _with_named_sweep(words)
+        groups = groups_of(words.config_dirs)
+        overrides = _checked(words, search=True)
+        intervals = [one for one in overrides if isinstance(one.value(), IntervalSweep)]
+        columns = _columns([one for one in overrides if one not in intervals], multirun=True)
+        swept = [column for column in columns if column.swept]
+        fixed = [column.words[0] for column in columns if not column.swept]
+        dimensions = [_dimension(one, groups, _late_values(one, columns, words)) for one in swept]
+        dimensions += [_interval(one, columns, groups) for one in intervals]
+        presets = [[f"{one.key}={name}" for name in one.choices] for one in dimensions if one.is_group]
+        templates = {
+            json.dumps(chosen): OmegaConf.to_yaml(_compose_one([*fixed, *chosen], words))
+            for chosen in itertools.product(*presets)
+        }
+    if not dimensions:
+        raise InputError("search.trials: nothing to choose; give a key several values, or interval(low,high), with -m")
+    return Space(dimensions, templates)
+
+
+def _dimension(column: _Column, groups: Collection[str], values: Mapping[str, Any]) -> Dimension:
+    key = column.override.key_or_group
+    if key in groups:
+        return Dimension(key, True, [word.partition("=")[2] for word in column.words])
+    if not values:
+        raise InputError(
+            f"{column.override.input_line}: a search chooses numbers and words of keys that nothing else sets"
+        )
+    return Dimension(key, False, list(values.values()))
+
+
+def _interval(override: Override, columns: list[_Column], groups: Collection[str]) -> Dimension:
+    key, value = override.key_or_group, override.value()
+    assert isinstance(value, IntervalSweep)
+    others = {column.override.key_or_group for column in columns} - set(groups)
+    if key in groups or any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in others):
+        raise InputError(f"{override.input_line}: a search chooses numbers and words of keys that nothing else sets")
+    low, high = value.start, value.end
+    assert low is not None
+    assert high is not None
+    if not low < high or ("log" in value.tags and low <= 0):
+        raise InputError(
+            f"{override.input_line}: interval(low,high) with low below high is expected, above 0 with tag(log)"
+        )
+    return Dimension(key, False, [], low, high, log="log" in value.tags, whole=isinstance(low, int))
+
+
 def sound_part(argv: Sequence[str], problems: Sequence[str]) -> list[RunConfig]:
     """What `argv` describes without the words that `problems` name, to look for further mistakes in the same go.
 
@@ -133,7 +209,7 @@ def _hydra(words: Words) -> Iterator[None]:
         yield
 
 
-def _checked(words: Words) -> list[Override]:
+def _checked(words: Words, *, search: bool = False) -> list[Override]:
     """The overrides with every unknown key, group or preset reported at once."""
     groups = groups_of(words.config_dirs)
     parser, checked, good, problems = OverridesParser.create(), [], [], []
@@ -146,6 +222,8 @@ def _checked(words: Words) -> list[Override]:
         override.config_loader = _Presets(groups)  # type: ignore[assignment]
         key = override.key_or_group
         problem = _group_problem(override, groups) if key in groups else key_problem(key)
+        if isinstance(override.value(), IntervalSweep) and not search:
+            problem = f"{word}: an interval is for a search; add search.trials=N, or give values"
         if problem:
             problems.append(problem)
         else:

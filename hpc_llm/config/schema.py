@@ -235,6 +235,22 @@ class RecoveryConfig:
 
 
 @dataclass(frozen=True)
+class HalvingConfig:
+    """Successive halving of a sweep: at each rung the watchdog stops all runs but the best."""
+
+    rungs: list[str] = field(default_factory=list)  # durations, at evaluations: [1000steps,4000steps]
+    keep: float = 0.5  # of a rung's runs go on, rounded up; by held-out loss
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """A search by results: with `trials`, what -m sweeps is what the search may choose."""
+
+    trials: int | None = None  # in all
+    parallel: int = 4  # of them at once; the more, the less each one knows of the others
+
+
+@dataclass(frozen=True)
 class TensorboardConfig:
     every: int = 10  # steps between points
 
@@ -259,6 +275,8 @@ class RunConfig:
     cluster: ClusterConfig
     recovery: RecoveryConfig
     trackers: TrackersConfig
+    halving: HalvingConfig = HalvingConfig()
+    search: SearchConfig = SearchConfig()
     dry_run: bool = False
     test_only: bool = False
     local: bool = False

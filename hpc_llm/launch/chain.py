@@ -10,10 +10,10 @@ from hpc_llm.runs import dependency, ledger
 from hpc_llm.slurm.records import QueuedJob
 
 
-def waits(configs: Sequence[RunConfig], live: Sequence[QueuedJob]) -> dict[str | None, list[str]]:
-    """run.depends_on → sbatch's options. InputError where a run that is not complete has no job to wait for."""
+def waits(configs: Sequence[RunConfig], live: Sequence[QueuedJob]) -> dict[str | None, str]:
+    """run.depends_on → sbatch's --dependency, or "". InputError where an incomplete run has no job to wait for."""
     found = {config.run.depends_on: config for config in configs}
-    return {name: _options(config, {job.address for job in live}) if name else [] for name, config in found.items()}
+    return {name: _dependency(config, {job.address for job in live}) if name else "" for name, config in found.items()}
 
 
 def require_complete(config: RunConfig) -> None:
@@ -27,7 +27,7 @@ def require_complete(config: RunConfig) -> None:
         )
 
 
-def _options(config: RunConfig, live: set[str]) -> list[str]:
+def _dependency(config: RunConfig, live: set[str]) -> str:
     addresses = []
     for run in dependency.runs(config):
         if dependency.complete(run):
@@ -40,4 +40,4 @@ def _options(config: RunConfig, live: set[str]) -> list[str]:
                 "submit it again first"
             )
         addresses.append(address)
-    return [f"--dependency=afterok:{':'.join(addresses)}"] if addresses else []
+    return f"afterok:{':'.join(addresses)}" if addresses else ""

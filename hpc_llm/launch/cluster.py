@@ -16,11 +16,11 @@ from filelock import FileLock, Timeout
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.launch import chain, local, sending
+from hpc_llm.launch import backlog, chain, local, sending
 from hpc_llm.launch.parts import Part, divide
 from hpc_llm.launch.submission import examine_all
 from hpc_llm.runs import freeze, ledger
-from hpc_llm.runs.layout import RunLayout, SweepLayout
+from hpc_llm.runs.layout import RootLayout, RunLayout, SweepLayout
 from hpc_llm.slurm import client
 from hpc_llm.slurm.records import QueuedJob
 from hpc_llm.storage.files import restrict_access
@@ -34,7 +34,8 @@ class Job:
     """One accepted sbatch and its runs, with how Slurm calls each: `12`, or `12_3` in an array."""
 
     job_id: int
-    part: Part
+    name: str
+    array: bool
     runs: dict[str, RunLayout]  # by address
 
 
@@ -44,6 +45,7 @@ class Outcome:
 
     jobs: list[Job]
     left: dict[Path, str]
+    waiting: list[backlog.Backlog]  # what Slurm has no room for yet
 
 
 def with_site_defaults(config: RunConfig, environment: Mapping[str, str]) -> RunConfig:
@@ -80,13 +82,14 @@ def freeze_here(config: RunConfig, words: list[str]) -> RunLayout:
         part.write()
     if "SLURM_JOB_ID" in os.environ:
         address = client.own_address(os.environ)
-        _note(Job(int(address.partition("_")[0]), part, {address: layout}), words)
+        sending.note({address: layout}, words=words)
     return layout
 
 
-def submit(configs: Sequence[RunConfig], words: list[str]) -> Outcome:
+def submit(configs: Sequence[RunConfig], words: list[str], *, code: Path | None = None) -> Outcome:
     """Freeze the runs and submit them, a sweep as arrays; those that are queued or complete are left alone.
 
+    code: a snapshot of the source to run, instead of one of this process's own.
     InputError with what the user can mend, in Slurm's words where they are Slurm's; SlurmUnavailable where Slurm does
     not answer. Then nothing that this call made is left, but for arrays that were accepted before.
     """
@@ -101,8 +104,10 @@ def submit(configs: Sequence[RunConfig], words: list[str]) -> Outcome:
         waits = chain.waits(todo, [job for job in queue if job.live])
         try:
             parts = divide(todo, _most_tasks(todo))
-            frozen = freeze.freeze_all([(config, plans[_place(config)]) for config in todo])
-            return Outcome(_send_all(parts, frozen, {job.array_id for job in queue}, words, waits), left)
+            frozen = freeze.freeze_all([(config, plans[_place(config)]) for config in todo], code)
+            backlog.forget(freeze.root_of(configs[0]), {_place(config) for config in todo})
+            jobs, waiting = _send_all(parts, frozen, queue, words, waits)
+            return Outcome(jobs, left, waiting)
         except client.SlurmRefused as error:
             raise InputError(_refusal(configs[0], error)) from None
 
@@ -112,7 +117,7 @@ def _alone(config: RunConfig) -> Iterator[None]:
     """One submission at a time below a root."""
     root = freeze.root_of(config)
     freeze.make_folder(root, config.run.group)
-    lock = FileLock(root / ".submit.lock")
+    lock = FileLock(RootLayout(root).submit_lock)
     try:
         lock.acquire(timeout=_LOCK_S)
     except Timeout:
@@ -141,8 +146,16 @@ def _left_alone(configs: Sequence[RunConfig], live: Sequence[QueuedJob]) -> dict
             left[layout.path] = f"job {job.address} is {job.state}"
         elif any(event.event == "completed" for event in events):
             left[layout.path] = "complete"
+        elif config.halving.rungs and (why := _halved(events)):
+            left[layout.path] = f"out of its sweep: {why}"
     _refuse_lost_arrays(configs, live, noted)
     return left
+
+
+def _halved(events: Sequence[ledger.Event]) -> str | None:
+    """Why successive halving stopped the run, unless it was submitted again since."""
+    said = [event for event in events if event.event in ("submitted", "halved")]
+    return str(said[-1].facts["why"]) if said and said[-1].event == "halved" else None
 
 
 def _refuse_lost_arrays(configs: Sequence[RunConfig], live: Sequence[QueuedJob], noted: set[int]) -> None:
@@ -166,31 +179,59 @@ def _array_of(run: RunLayout) -> int | None:
 def _send_all(
     parts: Sequence[Part],
     frozen: Sequence[freeze.Frozen],
-    known: set[int],
+    queue: Sequence[QueuedJob],
     words: list[str],
-    waits: Mapping[str | None, list[str]],
-) -> list[Job]:
-    """Submit part after part. Where one is not accepted, what was made for it and those after it is removed."""
+    waits: Mapping[str | None, str],
+) -> tuple[list[Job], list[backlog.Backlog]]:
+    """Submit part after part; once Slurm has no room for more, the rest of a sweep waits.
+
+    Where one is not accepted, what was made for it and those after it is removed.
+    """
     made = {run.layout.path: run for run in frozen}
-    jobs: list[Job] = []
+    jobs, waiting = list[Job](), list[backlog.Backlog]()
     for position, part in enumerate(parts):
+        before = len(jobs)
         try:
             with _signals_later():
                 part.write()
-                options = waits[part.depends_on]
-                job_id = sending.send(part.script, name=part.name, work_dir=part.work_dir, known=known, options=options)
+                for job in _sent(part, {job.array_id for job in queue}, waits[part.depends_on], waiting):
+                    jobs.append(job)
+                    sending.note(job.runs, words=words)
                 part.link()
-                jobs.append(Job(job_id, part, dict(zip(part.addresses(job_id), part.runs, strict=True))))
-                _note(jobs[-1], words)
         except sending.Unknown:
             raise  # the job may be there, and then it needs its folders
         except BaseException as error:
-            _undo(parts[max(position, len(jobs)) :], made)
+            _undo(parts[position + (len(jobs) > before) :], made)
             if jobs and isinstance(error, client.SlurmError):
                 accepted = ", ".join(str(job.job_id) for job in jobs)
                 raise type(error)(f"{error}; submitted before: {accepted}; the same words submit the rest") from None
             raise
-    return jobs
+    live = sum(job.live for job in queue) + sum(len(job.runs) for job in jobs)
+    for rest in waiting:
+        backlog.wait(rest, live)
+    return jobs, waiting
+
+
+def _sent(part: Part, known: set[int], dependency: str, waiting: list[backlog.Backlog]) -> Iterator[Job]:
+    """The jobs that Slurm makes of a part; what it has no room for joins `waiting`."""
+    if not part.array:
+        options = [f"--dependency={dependency}"] if dependency else []
+        number = sending.send(part.script, name=part.name, work_dir=part.work_dir, known=known, options=options)
+        yield Job(number, part.name, False, {str(number): part.runs[0]})
+        return
+    tasks = {index: str(run.path) for index, run in enumerate(part.runs)}
+    rest = backlog.Backlog(str(part.script), part.name, tasks, part.throttle, dependency)
+    if waiting:
+        rest.why = waiting[0].why
+    else:
+        try:
+            for number, runs in backlog.fill(rest, known):
+                yield Job(number, part.name, True, runs)
+        except BaseException:
+            rest.path.unlink(missing_ok=True)  # the same words submit the rest
+            raise
+    if rest.tasks:
+        waiting.append(rest)
 
 
 @contextlib.contextmanager
@@ -217,13 +258,6 @@ def _undo(parts: Sequence[Part], made: Mapping[Path, freeze.Frozen]) -> None:
         folder = SweepLayout(part.work_dir)
         if not folder.runs() and not folder.script(1).exists():
             shutil.rmtree(folder.path, ignore_errors=True)
-
-
-def _note(job: Job, words: list[str]) -> None:
-    for address, run in job.runs.items():
-        task = address.partition("_")[2]
-        facts = {"job": address, "job_id": job.job_id, "array_task": int(task) if task else None}
-        ledger.Ledger(run.ledger, "submit").write("submitted", **facts, host=os.uname().nodename, words=words)
 
 
 def _most_tasks(configs: Sequence[RunConfig]) -> int:

@@ -63,5 +63,5 @@ def submit(script: Path, options: Sequence[str] = ()) -> int:
             raise client.SlurmUnavailable(f"sbatch: no answer within {SBATCH_TIMEOUT_S} s") from None
         said = client.one_line(str(error))
         lost = code < 0 or code in _SIGNALS or not said or client.unreachable(said)
-        kind = client.SlurmUnavailable if lost else client.SlurmRefused
-        raise kind(f"sbatch: {said or f'ended with status {code}'}") from None
+        said = f"sbatch: {said or f'ended with status {code}'}"
+        raise (client.SlurmUnavailable(said) if lost else client.refusal(said)) from None

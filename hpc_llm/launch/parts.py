@@ -30,10 +30,7 @@ class Part:
     runs: list[RunLayout]
     array: bool
     depends_on: str | None
-
-    def addresses(self, job_id: int) -> list[str]:
-        """How Slurm calls each run's job."""
-        return [f"{job_id}_{index}" for index in range(len(self.runs))] if self.array else [str(job_id)]
+    throttle: int | None = None  # tasks at once
 
     def write(self) -> None:
         """The script; for an array, into the sweep's folder."""
@@ -73,7 +70,7 @@ def _array(configs: list[RunConfig], throttle: int | None, number: int) -> Part:
     config = dataclasses.replace(configs[0], cluster=dataclasses.replace(configs[0].cluster, array_throttle=throttle))
     tasks = {index: str(layout.path) for index, layout in enumerate(layouts)}
     text = render_script(config, run_dir=str(folder.path), python=_python(config), name=name, array=tasks)
-    return Part(name, folder.script(number), text, folder.path, layouts, True, config.run.depends_on)
+    return Part(name, folder.script(number), text, folder.path, layouts, True, config.run.depends_on, throttle)
 
 
 def _next_number(folder: SweepLayout) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from hpc_llm.runs import ledger
+from hpc_llm.runs.layout import RunLayout
 from hpc_llm.slurm import client
 
 LOOK_S = 20.0  # a slow slurmctld may still take a submission whose sbatch has given up
@@ -32,6 +36,14 @@ def send(script: Path, *, name: str, work_dir: Path, known: Collection[int], opt
         if found is None:
             raise client.SlurmUnavailable(f"{error}; no job {name} is queued, so nothing was submitted") from None
         return found
+
+
+def note(runs: Mapping[str, RunLayout], **facts: Any) -> None:
+    """Write into the ledgers of `runs` (by job address) that they are submitted."""
+    for address, run in runs.items():
+        array, _, task = address.partition("_")
+        job = {"job": address, "job_id": int(array), "array_task": int(task) if task else None}
+        ledger.Ledger(run.ledger, "submit").write("submitted", **job, host=os.uname().nodename, **facts)
 
 
 def _look_for(name: str, work_dir: Path, known: Collection[int], why: str) -> int | None:

@@ -32,7 +32,7 @@ def dry_run(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> None:
 
 def outcome(done: Outcome, configs: Sequence[RunConfig]) -> int:
     """Say what was submitted and what was not; the exit status. InputError where nothing could be."""
-    if not done.jobs and len(configs) == 1:
+    if not done.jobs and not done.waiting and len(configs) == 1:
         ((path, why),) = done.left.items()
         if why != "complete":
             raise InputError(f"run.name={path.name}: {why}: {path} is submitted already; scancel it first, or wait")
@@ -42,40 +42,47 @@ def outcome(done: Outcome, configs: Sequence[RunConfig]) -> int:
         return 0
     for job in done.jobs:
         print(f"submitted: {_called(job)}")
+    if done.waiting:
+        print(f"waiting: {sum(len(rest.tasks) for rest in done.waiting):,} runs, for room: {done.waiting[0].why}")
+        print("the watchdog submits them as other jobs end")
     if len(configs) == 1:
         ((path),) = [freeze.layout_for(configs[0]).path]
         print(f"run directory: {path}" if done.jobs else f"{path} is complete: nothing left to train")
     else:
         _left(done, len(configs))
         print(f"run directories: {freeze.layout_for(configs[0]).path.parent}/*/")
-    if done.jobs:
+    if done.jobs or done.waiting:
         _next(done, configs)
     return 0
 
 
 def _called(job: Job) -> str:
-    if not job.part.array:
-        return f"job {job.job_id} ({job.part.name})"
-    return f"array {job.job_id} ({job.part.name}), {len(job.runs):,} runs"
+    if not job.array:
+        return f"job {job.job_id} ({job.name})"
+    return f"array {job.job_id} ({job.name}), {len(job.runs):,} runs"
 
 
 def _left(done: Outcome, num_runs: int) -> None:
     if not done.left:
         return
     complete = sum(why == "complete" for why in done.left.values())
-    queued = len(done.left) - complete
-    print(f"left alone: of {num_runs:,} runs {complete:,} are complete and {queued:,} queued or running")
+    out = sum(why.startswith("out of its sweep") for why in done.left.values())
+    halved = f", {out:,} out of their sweep (halving.rungs=[] takes them up again)" if out else ""
+    queued = len(done.left) - complete - out
+    print(f"left alone: of {num_runs:,} runs {complete:,} are complete{halved} and {queued:,} queued or running")
 
 
 def _next(done: Outcome, configs: Sequence[RunConfig]) -> None:
     numbers = ",".join(str(job.job_id) for job in done.jobs)
     root = shlex.quote(str(freeze.root_of(configs[0])))
     print("next:")
-    print(f"  squeue --jobs={numbers}")
+    if done.jobs:
+        print(f"  squeue --jobs={numbers}")
     print(f"  python -m hpc_llm.status {root}")
-    if not configs[0].recovery.successor:
+    if done.waiting or not configs[0].recovery.successor:
         print(f"  python -m hpc_llm.watchdog {root}      # keeps them going: in tmux, or sbatch/watchdog.sbatch")
-    print(f"  scancel {numbers.replace(',', ' ')}")
+    if done.jobs:
+        print(f"  scancel {numbers.replace(',', ' ')}")
     gpu = next((config for config in configs if config.cluster.device != "cpu"), None)
     if gpu is not None and operators.needed(gpu.optim.name, "cuda"):
         print(

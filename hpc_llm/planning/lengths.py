@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hpc_llm.config.duration import Duration, parse
@@ -26,6 +27,7 @@ class Lengths:
     permanent_every_steps: int | None
     phases: list[Phase]  # of the mixture
     seq_lens: list[tuple[int, int]]  # first step, sequence length from then on
+    rungs: list[int]  # steps at which successive halving judges
 
 
 def lengths(config: RunConfig, tokens_per_epoch: int | None) -> Lengths:
@@ -68,10 +70,20 @@ def lengths(config: RunConfig, tokens_per_epoch: int | None) -> Lengths:
         ),
         phases=_phases(config, steps, problems),
         seq_lens=_seq_lens(config, steps),
+        rungs=[steps("halving.rungs", text) for text in config.halving.rungs],
     )
+    problems += [] if problems else _rung_problems(config, result)
     if problems:
         raise InputError(problems)
     return result
+
+
+def _rung_problems(config: RunConfig, found: Lengths) -> Iterator[str]:
+    said = f"halving.rungs={','.join(config.halving.rungs)}"
+    if any(after <= before for before, after in itertools.pairwise([0, *found.rungs, found.steps])):
+        yield f"{said}: increasing, above 0 and before the run's end ({found.steps} steps) are expected"
+    if any(rung % found.eval_every_steps for rung in found.rungs):
+        yield f"{said}: rungs lie at evaluations, every {found.eval_every_steps} steps (train.eval_every)"
 
 
 def phases(config: RunConfig) -> list[Phase]:

@@ -75,6 +75,7 @@ class RunPlan:
     phases: list[Phase]  # mixtures, the first from step 0
     seq_lens: list[tuple[int, int]]  # first step, sequence length from then on
     source_epochs: dict[str, float]  # how often each source is read in all; empty before the data is prepared
+    rungs: list[int]  # steps at which successive halving judges the run
 
 
 def with_micro_batch(plan: RunPlan, config: RunConfig, micro_batch: int) -> RunPlan:
@@ -148,6 +149,7 @@ def make_plan(config: RunConfig, data: DataFacts | None, *, memory_available: in
         padding=data.padding if data else None,
         phases=length.phases,
         seq_lens=length.seq_lens,
+        rungs=length.rungs,
         source_epochs=epochs,
     )
 

@@ -92,6 +92,11 @@ def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     kept = f", for good every {plan.permanent_every_steps:,} steps" if plan.permanent_every_steps else ""
     yield "checkpoint", f"{_gib(plan.checkpoint_bytes)} every {every}, {config.checkpoint.keep} kept{kept}"
     yield "evaluation", f"every {plan.eval_every_steps:,} steps, {config.train.eval_batches} global batches"
+    if plan.rungs:
+        yield (
+            "halving",
+            f"best {config.halving.keep:.0%} go on at steps {', '.join(f'{rung:,}' for rung in plan.rungs)}",
+        )
 
 
 def _memory(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:

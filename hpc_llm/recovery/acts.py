@@ -45,7 +45,7 @@ def carry_out(root: Path, seen: Sequence[Seen], queue: Queue) -> tuple[list[Seen
     for run in seen:
         if run.decision.action is Action.NOTHING:
             continue
-        book = _book(run.record)
+        book = ledger_for(run.record)
         try:
             blame.of_attempt(run.record)
             _Act(run, book, blame, queue)()
@@ -66,7 +66,7 @@ def leave_out_of_waiting(root: Path, records: Iterable[Record]) -> None:
     blame, tasks = Blame(root), defaultdict[tuple[str, str], list[str]](list)
     for record in records:
         assert record.facts.address is not None
-        if bad := _excluded(record, _book(record), blame):
+        if bad := _excluded(record, ledger_for(record), blame):
             array, _, task = record.facts.address.partition("_")
             tasks[array, bad].append(task)
     for (array, bad), numbers in tasks.items():
@@ -118,7 +118,7 @@ class _Act:
             client.requeue(address)  # excluded by the pass that finds it pending: before, Slurm would refuse
         elif action is Action.RESUBMIT:
             more = self._resubmit(address)
-        elif action is Action.STOP and self.run.job.queued is not None and self.run.job.queued.live:
+        elif action in (Action.STOP, Action.FREE) and self.run.job.queued is not None and self.run.job.queued.live:
             client.cancel(address)
         elif action is Action.WITHDRAW:
             successor = self.run.job.successor
@@ -183,7 +183,7 @@ class _Act:
         return {"job": found, "nodes": nodes}
 
 
-def _book(record: Record) -> ledger.Ledger:
+def ledger_for(record: Record) -> ledger.Ledger:
     return ledger.Ledger(record.layout.ledger, f"watchdog-{os.uname().nodename}-{os.getpid()}")
 
 

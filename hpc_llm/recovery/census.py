@@ -20,7 +20,7 @@ from hpc_llm.recovery.facts import Queue
 from hpc_llm.runs.layout import CONFIG_FILE, RootLayout, RunLayout
 from hpc_llm.storage.files import write_atomic
 
-VERSION = 2
+VERSION = 3
 TRUSTED_S = 240.0  # below MinJobAge, 300 s: whatever became of a job meanwhile, squeue still says
 _MTIME_S = 10.0  # a folder that changed so lately may change again within the tick of its time stamp
 
@@ -45,6 +45,7 @@ class Census:
     folders: dict[str, float] = field(default_factory=dict)  # of sweeps: modification time when they were listed
     notified: dict[str, float] = field(default_factory=dict)  # what the user was told, and when
     outbox: dict[str, tuple[list[str], dict[str, Any]]] = field(default_factory=dict)  # what they are still to be told
+    halving: set[str] = field(default_factory=set)  # sweeps whose runs are judged at rungs
     evidence: int = 0  # nodes.volume of what waiting jobs have been spared
     text: str = field(default="", compare=False)  # as it was read
 
@@ -71,6 +72,7 @@ def load(root: Path) -> Census:
             plain["folders"],
             plain["notified"],
             plain["outbox"],
+            set(plain["halving"]),
             plain["evidence"],
             text,
         )
@@ -82,7 +84,8 @@ def save(root: Path, census: Census) -> None:
     """For the next pass, where anything changed."""
     runs = {path: list(vars(entry).values()) for path, entry in census.runs.items()}
     told = {"notified": census.notified, "outbox": census.outbox}
-    plain = {"version": VERSION, "folders": census.folders, **told, "evidence": census.evidence, "runs": runs}
+    plain = {"version": VERSION, "folders": census.folders, **told, "evidence": census.evidence}
+    plain |= {"halving": sorted(census.halving), "runs": runs}
     text = json.dumps(plain, separators=(",", ":"))
     if text != census.text:
         write_atomic(RootLayout(root).census, text)

@@ -22,6 +22,7 @@ from hpc_llm.slurm import client
 from hpc_llm.slurm.records import JobLife, QueuedJob
 
 SUBMISSIONS = ("submitted", "resubmitted")
+WAITING = "waiting"  # frozen, and Slurm has no room for its job yet
 _LIFE_S = 14 * 86400.0  # how far back sacct is asked at most
 _MOST_IDS = 5000  # on a command line; for more, sacct is asked for all of this user's jobs
 # What a supervisor that was asked in vain leaves with: RequeueExit may name any of them.
@@ -61,7 +62,7 @@ def _facts(layout: RunLayout, config: dict[str, Any], world_size: int, events: S
         address=str(newest_job[-1].facts["job"]) if newest_job else None,
         submitted_at=since,
         completed=any(event.event == "completed" for event in events),
-        final=str(final[-1].facts.get("cause", final[-1].event)) if final else None,
+        final=_final_word(final),
         history=attempts_since_submission(events, newest_step(layout.checkpoints), world_size),
         budgets=Budgets.of(config),
         heartbeat_at=layout.heartbeat.stat().st_mtime if layout.heartbeat.exists() else None,
@@ -72,9 +73,15 @@ def _facts(layout: RunLayout, config: dict[str, Any], world_size: int, events: S
     )
 
 
+def _final_word(final: Sequence[Event]) -> str | None:
+    """Why it stopped; a run that is out of its sweep is cancelled because of that."""
+    words = [str(event.facts.get("cause", event.event)) for event in final]
+    return watch.HALVED if watch.HALVED in words else words[-1] if words else None
+
+
 def _is_final(event: Event, newest_attempt: int) -> bool:
     """Whether the run ended with it. What an attempt says that another one has followed ends nothing."""
-    if event.event in ("cancelled", "given-up"):
+    if event.event in ("cancelled", "given-up", watch.HALVED):
         return True
     if event.event != "ended" or event.facts.get("attempt", newest_attempt) < newest_attempt:
         return False
@@ -100,7 +107,10 @@ class Queue:
         self.by_address = {job.address: job for job in self.jobs}
 
     def job(self, address: str | None) -> QueuedJob | None:
-        return self.by_address.get(address or "")
+        """Of an array whose tasks were cancelled one by one while they waited, Slurm keeps the array's record alone."""
+        array, _, task = (address or "").partition("_")
+        whole = self.by_address.get(array) if task else None
+        return self.by_address.get(address or "") or (whole if whole is not None and not whole.live else None)
 
 
 class Answers:

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hpc_llm.recovery import census, facts, nodes, telling, watch
-from hpc_llm.recovery.acts import Seen, carry_out, leave_out_of_waiting
+from hpc_llm.recovery.acts import Seen, carry_out, leave_out_of_waiting, ledger_for
 from hpc_llm.recovery.census import Census, Entry
 from hpc_llm.recovery.facts import Answers, Queue, Record
+from hpc_llm.recovery.halving import Contender, losers
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import write_atomic
@@ -28,8 +29,10 @@ def one_pass(root: Path) -> list[Seen]:
     if queue.asked:
         known = census.load(root)
         census.discover(root, known)
+        _halve(root, known)
         paths = list(census.due(root, known, queue, now))
         records = dict(_readable(root, paths))
+        known.halving |= {sweep for path, run in records.items() if (sweep := _halved_sweep(path, run))}
         seen = dict(zip(records, _decide(records.values(), queue, now), strict=True))
         done, refused = carry_out(root, list(seen.values()), queue)
         for path, run in seen.items():
@@ -81,6 +84,36 @@ def _spare_the_waiting(root: Path, known: Census) -> None:
         for path in waiting:
             known.runs[path].state = "new"  # its ledger may tell of nodes now
         known.evidence = evidence
+
+
+def _halved_sweep(path: str, record: Record) -> str | None:
+    """The sweep of a run that is judged at rungs."""
+    return path.rpartition("/")[0] if record.config.get("halving", {}).get("rungs") else None
+
+
+def _halve(root: Path, known: Census) -> None:
+    """Write down which runs are out of their sweeps; what follows of that is decided like everything else."""
+    for sweep in sorted(known.halving):
+        paths = [path for path in known.runs if path.rpartition("/")[0] == sweep]
+        if all(known.runs[path].state in ("ended", "complete") for path in paths):
+            continue
+        records = {path: run for path, run in _readable(root, paths) if _halved_sweep(path, run)}
+        rules = [run.config["halving"] for run in records.values()]
+        if not rules:
+            continue
+        runs = {path: _contender(run) for path, run in records.items()}
+        for path, loser in losers(runs, len(rules[0]["rungs"]), rules[0]["keep"]).items():
+            if records[path].facts.final is None and not records[path].facts.completed:
+                ledger_for(records[path]).write(watch.HALVED, why=loser.why, rung=loser.rung)
+                known.runs[path].state = "new"
+
+
+def _contender(record: Record) -> Contender:
+    since = record.facts.submitted_at
+    rungs = {said.facts["rung"]: said.facts["heldout_loss"] for said in record.events if said.event == "rung"}
+    over = record.facts.completed or record.facts.final is not None
+    out = [said.facts["rung"] for said in record.events if said.event == watch.HALVED and said.time >= since]
+    return Contender({rung: loss for rung, loss in rungs.items() if not out or rung <= out[-1]}, over)
 
 
 def _decide(records: Iterable[Record], queue: Queue, now: float) -> list[Seen]:

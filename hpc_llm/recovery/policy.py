@@ -24,6 +24,7 @@ class Action(str, enum.Enum):
     RELEASE = "released"  # a job that Slurm holds
     EXPEDITE = "expedited"  # StartTime=now: the wait after a requeue (121 s) is gone
     STOP = "given-up"
+    FREE = "freed"  # the job of a run that is out of its sweep ends
     WITHDRAW = "withdrawn"  # a queued job that has nothing left to do
     MARK_CANCELLED = "cancelled"
 

@@ -16,6 +16,8 @@ from hpc_llm.config.schema import RecoveryConfig
 from hpc_llm.recovery import loop, nodes
 from hpc_llm.recovery.accounting import Account, account, restarts_by_cause
 from hpc_llm.recovery.acts import Seen
+from hpc_llm.recovery.facts import SUBMISSIONS, WAITING
+from hpc_llm.recovery.watch import HALVED
 from hpc_llm.runs import attempts
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.ledger import Event
@@ -51,7 +53,6 @@ def row(root: Path, seen: Seen, now: float) -> dict[str, Any]:
     """One run's row; keys that end in _s are seconds from now."""
     record = seen.record
     layout, facts, events = record.layout, record.facts, record.events
-    ends = [event.facts for event in events if event.event == "ended"]
     steps, state, plan = last_steps(layout), state_of(seen), json.loads(layout.plan.read_text())
     last, going = steps[-1] if steps else {}, state in ("queued", "running")
     until = now if going else None
@@ -61,7 +62,7 @@ def row(root: Path, seen: Seen, now: float) -> dict[str, Any]:
         "run": str(layout.path.relative_to(root)) if layout.path != root else layout.name,
         "job_id": facts.address,
         "state": state,
-        "cause": ends[-1]["cause"] if ends else facts.final,
+        "cause": _cause(seen),
         "step": last.get("step", 0),
         "steps": plan["steps"],
         "loss": last.get("loss"),
@@ -110,13 +111,30 @@ def _warnings(root: Path, rows: Sequence[dict[str, Any]], now: float) -> Iterato
         )
 
 
+def _cause(seen: Seen) -> str | None:
+    """What ended the newest attempt, or what the run waits for or was stopped by."""
+    facts, events = seen.record.facts, seen.record.events
+    if facts.final == HALVED or _waits(events):
+        return facts.final or "no-room"
+    ends = [event.facts for event in events if event.event == "ended"]
+    return ends[-1]["cause"] if ends else facts.final
+
+
+def _waits(events: Sequence[Event]) -> bool:
+    """Whether Slurm has no room for the run's job yet (see launch.backlog)."""
+    sent = [event.event for event in events if event.event in (*SUBMISSIONS, WAITING, "started")]
+    return sent[-1:] == [WAITING]
+
+
 def state_of(seen: Seen) -> str:
     """The run's state in one word."""
     facts, job = seen.record.facts, seen.job
     if facts.completed:
         return "completed"
     if facts.final is not None:
-        return {"cancelled": "cancelled", "stopped": "stopped"}.get(facts.final, "failed")
+        return {"cancelled": "cancelled", "stopped": "stopped", HALVED: "stopped"}.get(facts.final, "failed")
+    if _waits(seen.record.events):
+        return "queued"
     if facts.address is None:  # on the machine where it was typed
         alive = facts.heartbeat_at is not None and time.time() - facts.heartbeat_at < _HEARTBEAT_FRESH_S
         return "running" if alive else "unknown"

@@ -16,8 +16,9 @@ from hpc_llm.recovery import census, notify
 from hpc_llm.recovery.acts import Seen
 from hpc_llm.recovery.census import Census
 from hpc_llm.recovery.policy import Action
+from hpc_llm.recovery.watch import HALVED
 
-_SILENT = ("completed", "cancelled", "stopped")  # its user knows, or has no need to
+_SILENT = ("completed", "cancelled", "stopped", HALVED)  # its user knows, or has no need to
 _DAY_S = 86400.0
 _FORGET_S = 90 * _DAY_S
 _PATIENCE_S = _DAY_S  # with a command or webhook that fails

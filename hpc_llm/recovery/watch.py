@@ -16,6 +16,7 @@ EXPEDITE_FROM_S = 5.0  # a requeued job that has less to wait is left alone
 ORPHAN_AFTER_S = 180.0  # a running job whose supervisor has been silent for this long has nobody in it
 FORGOTTEN_AFTER_S = 300.0  # MinJobAge: how long squeue may know a job that sacct does not show yet
 
+HALVED = "halved"  # the ledger's word for a run that successive halving has stopped
 NOTHING = Decision(Action.NOTHING, "")
 _CAUSES = {
     "PREEMPTED": Cause.PREEMPTED,
@@ -107,6 +108,8 @@ def charged(run: RunFacts, cause: Cause) -> list[Ended]:
 
 def _over(run: RunFacts, job: JobFacts) -> Decision:
     """A run that has ended needs no job: not the successor that waits, nor one that the site has queued again."""
+    if run.final == HALVED and job.queued is not None and job.queued.live:
+        return Decision(Action.FREE, "it is out of its sweep")
     if job.successor is not None and job.successor.live and job.successor.state == "PENDING":
         return Decision(Action.WITHDRAW, f"{run.final or 'completed'}: job {job.successor.address} has nothing to do")
     again = job.queued is not None and job.queued.state == "PENDING" and bool(run.history)

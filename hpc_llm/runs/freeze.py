@@ -40,6 +40,8 @@ _MACHINE_KEYS = (
         "checkpoint",
         "recovery",
         "trackers",
+        "halving",
+        "search",
     ),
     *("data.out", "data.workers", "train.micro_batch", "train.activation_checkpointing", "train.eval_every"),
     *("train.attention", "train.loss_chunk", "train.compile"),
@@ -114,15 +116,18 @@ def freeze(config: RunConfig, plan: RunPlan) -> RunLayout:
     return freeze_all([(config, plan)])[0].layout
 
 
-def freeze_all(runs: Sequence[tuple[RunConfig, RunPlan]]) -> list[Frozen]:
-    """`freeze` for all runs of a submission, with one snapshot of the code per root; all of them or none."""
+def freeze_all(runs: Sequence[tuple[RunConfig, RunPlan]], code: Path | None = None) -> list[Frozen]:
+    """`freeze` for all runs of a submission, with one snapshot of the code per root; all of them or none.
+
+    code: a snapshot that is there, to be used for new runs instead.
+    """
     snapshots: dict[Path, Path] = {}
     for config, _ in runs:
         root = root_of(config)
         for folder in dict.fromkeys((root, layout_for(config).path.parent, root / CODE_FOLDER)):
             make_folder(folder, config.run.group)
         if root not in snapshots:
-            snapshots[root] = snapshot_code(root)
+            snapshots[root] = code or snapshot_code(root)
     with ThreadPoolExecutor(_THREADS if len(runs) > 1 else 1) as pool:
         tasks = [pool.submit(_freeze, config, plan, snapshots[root_of(config)]) for config, plan in runs]
     done = [task.result() for task in tasks if task.exception() is None]

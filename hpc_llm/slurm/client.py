@@ -32,6 +32,8 @@ _UNREACHABLE = re.compile(
     r"|unable to process configuration|configuration source|cannot stat file|problem talking to the database",
     re.IGNORECASE,
 )
+# acct_policy.c: AssocMaxSubmitJobLimit, AssocGrpSubmitJobsLimit, QOSMaxSubmitJobPerUserLimit, …
+_SUBMIT_LIMIT = re.compile(r"(Assoc|QOS)(Max|Grp)SubmitJob\w*Limit")
 
 
 class SlurmError(Exception):
@@ -44,6 +46,15 @@ class SlurmUnavailable(SlurmError):
 
 class SlurmRefused(SlurmError):
     """Slurm answered, and the answer is no."""
+
+
+class LimitReached(SlurmRefused):
+    """The answer is: not that many jobs at once (MaxSubmitJobs and its like of an association or a QOS)."""
+
+
+def refusal(said: str) -> SlurmRefused:
+    """Slurm's no, in its words."""
+    return (LimitReached if _SUBMIT_LIMIT.search(said) else SlurmRefused)(said)
 
 
 def queued(*, finished: bool = True) -> list[QueuedJob]:

@@ -29,7 +29,7 @@ from hpc_llm.trackers.jsonl import JsonlTracker
 from hpc_llm.trackers.protocol import Tracker
 from hpc_llm.training.divergence import SpikeRule, data_step
 from hpc_llm.training.engine import Engine, gather_objects
-from hpc_llm.training.metrics import Metrics, Pending, measured_peak_flops
+from hpc_llm.training.metrics import Metrics, Pending, Readout, measured_peak_flops
 from hpc_llm.training.schedule import learning_rate
 from hpc_llm.training.stop import Diverged, Outcome, StopFlag
 
@@ -153,7 +153,8 @@ class Trainer:
             data_wait_s = time.perf_counter() - waited
             lr = learning_rate(self.config.optim, step, self.plan.steps, self.plan.warmup_steps)
             output = self.engine.train_step(passes, lr, flags=(self.stop.stop, self.stop.hold, self._save_due()))
-            flags = metrics.push(Pending(step + 1, lr, output, data_wait_s, self._save_wait_s, time.perf_counter()))
+            numbers, launched_at = Readout(output), time.perf_counter()
+            flags = metrics.push(Pending(step + 1, lr, numbers, data_wait_s, self._save_wait_s, launched_at))
             self._save_wait_s = 0.0
             self.attempt.beat(step + 1, Phase.TRAINING)
             self._boundary(step + 1, metrics, asked_to_save=bool(flags and flags[SAVE]))
@@ -198,6 +199,8 @@ class Trainer:
         self.attempt.beat(done, Phase.EVALUATING)
         loss = self.engine.evaluate(self.heldout)
         metrics.log({"step": done, "heldout_loss": loss})
+        if done in self.plan.rungs:
+            self.attempt.record("rung", rung=self.plan.rungs.index(done), step=done, heldout_loss=loss)
         log.info("step %d/%d: held-out loss %.4f", done, self.plan.steps, loss)
 
     def _save_due(self) -> bool:

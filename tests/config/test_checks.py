@@ -84,6 +84,9 @@ OUT_OF_RANGE = {
     "recovery.max_excluded_nodes=-1": NOT_NEGATIVE,
     "recovery.hang_floor_s=9.9": "10 seconds or more",
     "recovery.node_exclusion_h=0.0": POSITIVE,
+    "halving.keep=1.0": "above 0 and below 1",
+    "search.trials=0": POSITIVE,
+    "search.parallel=0": POSITIVE,
     "trackers.tensorboard.every=0": POSITIVE,
 }
 
@@ -181,6 +184,24 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     (
         ["recovery.max_divergences=5"],
         ["recovery.max_divergences=5: has an effect with recovery.on_divergence=skip alone"],
+    ),
+    (["search.parallel=2"], ["search.parallel=2: has an effect with search.trials alone"]),
+    (
+        ["search.trials=9"],
+        ["search.trials: has no effect on cluster=local, where no watchdog submits trials; choose a cluster"],
+    ),
+    (
+        ["search.trials=9", "halving.rungs=[100steps]", "run.sweep=s", CLUSTER],
+        ["halving.rungs: has no effect on a search, which learns from whole runs; leave out one of the two"],
+    ),
+    (["halving.keep=0.25"], ["halving.keep=0.25: has an effect with halving.rungs alone"]),
+    (
+        ["halving.rungs=[100steps]", CLUSTER],
+        ["halving.rungs: has no effect on a single run; submit a sweep (-m)"],
+    ),
+    (
+        ["halving.rungs=[100steps]", "run.sweep=s"],
+        ["halving.rungs: has no effect on cluster=local, where no watchdog stops runs; choose a Slurm cluster"],
     ),
     (
         ["recovery.successor=true"],

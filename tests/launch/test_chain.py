@@ -58,7 +58,7 @@ def test_a_run_does_not_wait_for_itself(tmp_path: Path) -> None:
 def test_slurm_is_told_of_the_job_that_the_run_has_now(tmp_path: Path) -> None:
     other(tmp_path, "first", "7", "9")
     config = asking(tmp_path, "first")
-    assert chain.waits([config], queue("9", "7", "8")) == {"first": ["--dependency=afterok:9"]}
+    assert chain.waits([config], queue("9", "7", "8")) == {"first": "afterok:9"}
 
 
 def test_of_a_sweep_all_runs_that_are_not_complete_are_waited_for(tmp_path: Path) -> None:
@@ -66,8 +66,8 @@ def test_of_a_sweep_all_runs_that_are_not_complete_are_waited_for(tmp_path: Path
     other(tmp_path, "s/b", "12_1", complete=True)
     other(tmp_path, "s/c", "12_2")
     assert dependency.problems(asking(tmp_path, "s")) == []
-    assert chain.waits([asking(tmp_path, "s")], queue("12_0", "12_2")) == {"s": ["--dependency=afterok:12_0:12_2"]}
-    assert chain.waits([asking(tmp_path, "s/b")], []) == {"s/b": []}
+    assert chain.waits([asking(tmp_path, "s")], queue("12_0", "12_2")) == {"s": "afterok:12_0:12_2"}
+    assert chain.waits([asking(tmp_path, "s/b")], []) == {"s/b": ""}
 
 
 def test_a_run_that_failed_is_nothing_to_wait_for(tmp_path: Path) -> None:

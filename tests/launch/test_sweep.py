@@ -97,7 +97,6 @@ def test_a_thousand_runs_fit_one_script_and_its_parts_know_their_runs() -> None:
     configs = sweep("run.root=/scratch/you/runs", "run.name=s", "run.seed=range(0,1000)")
     (part,) = divide(configs, 1001)
     assert part.array
-    assert part.addresses(12)[999] == "12_999"
     assert f"  [999]={part.runs[999].path}\n" in part.text
     assert "#SBATCH --array=0-999\n" in part.text
 

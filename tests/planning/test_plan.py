@@ -206,6 +206,24 @@ def test_all_mistakes_are_told_at_once() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("rungs", "said"),
+    [
+        ("[1000steps,4096000tok]", None),
+        ("[1500steps]", "rungs lie at evaluations, every 1000 steps (train.eval_every)"),
+        ("[2000steps,1000steps]", "increasing, above 0 and before the run's end (10000 steps) are expected"),
+        ("[10000steps]", "increasing, above 0 and before the run's end (10000 steps) are expected"),
+    ],
+)
+def test_rungs_lie_at_evaluations_before_the_end(rungs: str, said: str | None) -> None:
+    words = ("cluster=local-slurm", "run.sweep=s", "train.duration=10000steps", "train.eval_every=1000steps")
+    words += (f"halving.rungs={rungs}", "train.seq_len=256", "train.global_batch=8")
+    if said is None:
+        assert plan(*words).rungs == [1000, 2000]
+    else:
+        assert problems(*words) == [f"halving.rungs={rungs.strip('[]')}: {said}"]
+
+
 @pytest.mark.parametrize("word", ["train.global_batch=0", "train.micro_batch=0", "model.d_model=0", "cluster.nodes=0"])
 def test_sizes_of_zero_are_refused_not_divided_by(word: str) -> None:
     assert any(problem.startswith(word) for problem in problems("cluster=local-slurm", word))

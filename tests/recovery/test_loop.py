@@ -17,7 +17,7 @@ import pytest
 from fake_slurm import FakeSlurm, Killed, attempt, life, make_run, named, slurm, write
 
 from hpc_llm import watchdog
-from hpc_llm.recovery import census, loop, nodes
+from hpc_llm.recovery import census, loop, nodes, standing
 from hpc_llm.recovery.pace import Pace
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs import ledger
@@ -130,6 +130,25 @@ def test_jobs_that_wait_are_spared_a_node_that_goes_bad_meanwhile(slurm: FakeSlu
     assert slurm.said.count("update 12") == 1
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     assert [(event["event"], event["node"]) for event in told] == [("excluded", "n1")]
+
+
+def test_losers_of_a_rung_are_stopped_and_told_why_and_their_slots_are_free(slurm: FakeSlurm) -> None:
+    words = ("halving.rungs=[100steps]", "train.eval_every=100steps", "train.duration=300steps")
+    runs = {n: make_run(slurm, f"s/{n}", "run.sweep=s", *words, job=f"20_{n}") for n in (3, 4, 5)}
+    for run in runs.values():
+        attempt(run, 1, 100)
+        run.heartbeat.touch()
+    assert acts(slurm) == []
+    for number, loss in ((3, 2.5), (4, 2.1)):
+        write(runs[number], 50, "supervisor-0001", "rung", rung=0, step=100, heldout_loss=loss)
+    assert acts(slurm) == []  # two of three may go on
+    write(runs[5], 40, "supervisor-0001", "rung", rung=0, step=100, heldout_loss=2.3)
+    assert acts(slurm) == [("3", Action.FREE)]
+    assert [job.address for job in slurm.live()] == ["20_4", "20_5"]
+    (said,) = named(runs[3], "halved")
+    assert said.facts["why"] == "rung 1: held-out loss 2.5000, 2 of 3 runs are better"
+    assert acts(slurm) == []
+    assert standing.of(slurm.root).rows[0]["state"] == "stopped"
 
 
 def test_what_the_log_says_of_hardware_excludes_the_node_of_that_rank(slurm: FakeSlurm) -> None:

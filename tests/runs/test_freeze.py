@@ -50,7 +50,18 @@ OF_THE_MACHINE = (
 )
 OF_THE_MACHINE += ("train.micro_batch", "train.activation_checkpointing", "train.eval_every", "train.zero_stage")
 OF_THE_MACHINE += ("train.attention", "train.loss_chunk", "train.compile")
-OF_THE_MACHINE += ("cluster.", "checkpoint.", "recovery.", "trackers.", "dry_run", "test_only", "local", "json")
+OF_THE_MACHINE += (
+    "cluster.",
+    "checkpoint.",
+    "recovery.",
+    "trackers.",
+    "halving.",
+    "search.",
+    "dry_run",
+    "test_only",
+    "local",
+    "json",
+)
 
 
 def run(root: Path, name: str | None = "first", group: str | None = None) -> RunConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -11,13 +12,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from waiting import until
 
+from hpc_llm import status, watchdog
 from hpc_llm import submit as verb
-from hpc_llm.launch import executor, sending
+from hpc_llm.launch import backlog, executor, sending
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
 
@@ -33,6 +35,23 @@ FAKE_PYTHON = """#!/bin/bash
 run_dir=${!#}
 { echo "$@"; pwd -P; head -c 40 hpc_llm/__init__.py; cat "$run_dir/config.json"; } >"$run_dir/seen"
 """
+
+
+COMPLETES_PYTHON = """#!/bin/bash
+run_dir=${!#}
+echo '{"time": '$(date +%s.%N)', "event": "completed", "attempt": 1}' >>"$run_dir/ledger/supervisor-0001.jsonl"
+"""
+
+
+# A loss that is least at a learning rate of 1e-3.
+TRAINS_PYTHON = (
+    COMPLETES_PYTHON
+    + """
+rate=$(grep -oP '"lr": \\K[0-9.e-]+' "$run_dir/config.json" | tail -1)  # the first is the model's advice
+loss=$(awk "BEGIN { d = log($rate) / log(10) + 3; print d < 0 ? -d : d }")
+echo '{"step": 1, "heldout_loss": '$loss'}' >>"$run_dir/metrics.jsonl"
+"""
+)
 
 
 @dataclass(frozen=True)
@@ -62,9 +81,16 @@ class Submit:
 
     def __call__(self, *words: str) -> Answer:
         self.capsys.readouterr()
-        status = verb.main([*self.words, *words])
+        code = verb.main([*self.words, *words])
         said = self.capsys.readouterr()
-        return Answer(status, said.out, said.err)
+        return Answer(code, said.out, said.err)
+
+    def status(self) -> list[dict[str, Any]]:
+        """`status --json`."""
+        self.capsys.readouterr()
+        assert status.main([str(self.root), "--json"]) == 0
+        rows: list[dict[str, Any]] = json.loads(self.capsys.readouterr().out)
+        return rows
 
     def made(self) -> list[str]:
         """Runs and sweeps below the root."""
@@ -199,6 +225,102 @@ def test_a_sweep_above_max_array_size_becomes_several_arrays(
     assert len(arrays) == 3
     assert [job["job"] for job in jobs] == [f"{arrays[seed // 4]}_{seed % 4}" for seed in range(10)]
     assert [Path(job["run_dir"]).name for job in jobs] == [f"seed={seed}" for seed in range(10)]
+
+
+def test_what_slurm_has_no_room_for_goes_out_as_other_jobs_end(
+    make_slurm: Callable[..., SlurmCluster], submit_to: Callable[[SlurmCluster], Submit], tmp_path: Path
+) -> None:
+    submit = submit_to(make_slurm("--max-submit", "4"))
+    (tmp_path / "python").write_text(COMPLETES_PYTHON)
+    words = ("run.name=s", "run.seed=range(0,10)", "-m", "cluster.nodes=1", "cluster.gpus_per_node=1", HELD)
+    said = submit(*words).out
+    assert "waiting: 6 runs, for room: sbatch: AssocMaxSubmitJobLimit" in said
+    runs = [run_of(path.parent) for path in submit.root.glob("s/*/config.json")]
+    assert sorted(row["state"] for row in submit.status()) == ["queued"] * 10
+    assert [row["cause"] for row in submit.status()].count("no-room") == 6
+
+    def complete() -> int:
+        return sum(any(event.event == "completed" for event in ledger.read(run.ledger)) for run in runs)
+
+    while (before := complete()) < 10:
+        waiting = submit.slurm.squeue("--array", fields="%F_%K")
+        assert 1 <= len(waiting) <= 4
+        for (job,) in waiting:
+            submit.slurm.run("scontrol", "release", job)
+        until(lambda: not submit.slurm.squeue(), 30, "an empty queue")
+        assert complete() == before + len(waiting)
+        assert watchdog.main([str(submit.root), "--once"]) == 0
+    assert all([event.event for event in ledger.read(run.ledger)].count("submitted") == 1 for run in runs)
+    assert list((submit.root / ".backlog").iterdir()) == []
+    assert "10 are complete" in submit(*words).out
+
+
+def test_a_watchdog_that_dies_over_a_submission_sends_nothing_twice(
+    make_slurm: Callable[..., SlurmCluster],
+    submit_to: Callable[[SlurmCluster], Submit],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    submit = submit_to(make_slurm("--max-submit", "3"))
+    words = ("run.name=s", "run.seed=range(0,6)", "-m", "cluster.nodes=1", "cluster.gpus_per_node=1", HELD)
+    first = [job["job"] for job in submit(*words, "json=true").jobs]
+    assert len(first) == 3
+    for number, job in enumerate(first):
+        submit.slurm.run("scancel", job)
+        ledger.Ledger(run_of(submit.root / "s" / f"seed={number}").ledger, "supervisor-0001").write(
+            "completed", attempt=1
+        )
+
+    def dies(*_: object) -> None:
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(backlog.Backlog, "note", dies)
+        watchdog.main([str(submit.root), "--once"])
+    queued = sorted(row[0] for row in submit.slurm.squeue("--array", fields="%F_%K"))
+    assert len(queued) == 3
+    assert watchdog.main([str(submit.root), "--once"]) == 0
+    assert sorted(row[0] for row in submit.slurm.squeue("--array", fields="%F_%K")) == queued
+    noted = [ledger.read(run_of(submit.root / "s" / f"seed={seed}").ledger)[-1].facts["job"] for seed in (3, 4, 5)]
+    assert sorted(noted) == queued
+
+
+def test_who_cancels_the_jobs_of_a_sweep_cancels_what_waits_for_room(
+    make_slurm: Callable[..., SlurmCluster], submit_to: Callable[[SlurmCluster], Submit]
+) -> None:
+    submit = submit_to(make_slurm("--max-submit", "2"))
+    assert submit("run.name=s", "run.seed=range(0,6)", "-m", HELD).status == 0
+    shutil.rmtree(submit.root / "s" / "seed=5")  # nor is this one wanted any more
+    for (task,) in submit.slurm.squeue("--array", fields="%F_%K"):
+        submit.slurm.run("scancel", task)
+    assert watchdog.main([str(submit.root), "--once"]) == 0
+    assert submit.slurm.squeue() == []
+    assert [row["state"] for row in submit.status()] == ["cancelled"] * 5
+    assert "waiting: 4 runs" in submit("run.name=s", "run.seed=range(0,6)", "-m", HELD).out
+    assert len(submit.slurm.squeue("--array")) == 2
+
+
+def test_a_search_goes_on_by_its_results_until_its_trials_are_through(submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "python").write_text(TRAINS_PYTHON)
+    words = ("run.name=s", "-m", "optim.lr=tag(log,interval(1e-5,1e-1))", "cluster.nodes=1", "cluster.gpus_per_node=1")
+    words += ("search.trials=8", "search.parallel=3")
+    assert "3 runs" in submit(*words).out
+
+    def trials() -> list[Path]:
+        return sorted(submit.root.glob("s/trial-*"))
+
+    while submit.slurm.squeue():
+        until(lambda: not submit.slurm.squeue(), 30, "an empty queue")
+        before = len(trials())
+        assert watchdog.main([str(submit.root), "--once"]) == 0
+        assert len(trials()) == min(8, before + 3)
+    assert submit(*words).out == "s: 8 trials, 8 ended; nothing to submit now\n"
+    assert len({(path / "code").resolve() for path in trials()}) == 1
+    rates = [json.loads((path / "config.json").read_text())["optim"]["lr"] for path in trials()]
+    assert len(set(rates)) == 8
+    asked = json.loads((submit.root / ".searches" / "s.json").read_text())
+    assert [one["optim.lr"] for one in asked["asked"]] == rates
+    assert list(asked["ended"].values()) == [pytest.approx(abs(math.log10(rate) + 3), abs=1e-4) for rate in rates]
+    assert "a search of another space" in submit(*words, "optim.weight_decay=0,0.1").err
 
 
 def test_a_sweep_submitted_again_sends_only_what_is_neither_queued_nor_complete(submit: Submit) -> None:

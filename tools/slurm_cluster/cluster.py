@@ -148,8 +148,8 @@ class Cluster:
         self.daemons.start("slurmdbd", [program("slurmdbd"), "-D"], SLURM_CONF=str(self.site.slurm_conf))
         self.daemons.await_ready("slurmdbd", lambda: accepts(("127.0.0.1", self.site.dbd_port)))
         self._sacctmgr("add", "cluster", conf_files.CLUSTER_NAME)
-        if self.site.preempt_type == "qos":
-            for words in conf_files.qos_commands(self.site, user_names()):
+        if self.site.preempt_type == "qos" or self.site.max_submit:
+            for words in conf_files.account_commands(self.site, user_names()):
                 self._sacctmgr(*words)
 
     def _sacctmgr(self, *words: str) -> None:

@@ -93,7 +93,9 @@ def _accounting(site: Site) -> str:
     if not site.accounting:
         return "AccountingStorageType=accounting_storage/none"
     # AccountingStoragePass: to slurmdbd, Slurm takes munge's socket from here and not from AuthInfo.
+    enforced = "AccountingStorageEnforce=limits" if site.max_submit else "# no limits are enforced"
     return f"""\
+{enforced}
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStoragePass={site.path("run/munge.socket")}
 AccountingStorageHost=127.0.0.1
@@ -103,26 +105,33 @@ AccountingStorageTRES=gres/gpu"""
 
 def _partitions(site: Site) -> str:
     limits = f"Nodes={','.join(site.nodes)} MaxTime=7-00:00:00 DefaultTime=01:00:00 State=UP"
-    if site.preempt_type == "qos":  # there the QOS decide, see `qos_commands`
+    if site.preempt_type == "qos":  # there the QOS decide, see `account_commands`
         return f"PartitionName=train Default=YES {limits}\nPartitionName=urgent {limits}"
     return f"""\
 PartitionName=train Default=YES PriorityTier=1 PreemptMode={site.preempt_mode} GraceTime={site.grace_time_s} {limits}
 PartitionName=urgent PriorityTier=10 PreemptMode=OFF {limits}"""
 
 
-def qos_commands(site: Site, users: list[str]) -> list[list[str]]:
-    """sacctmgr's words where QOS decide on preemption: jobs of `urgent` may preempt those of `normal`.
+def account_commands(site: Site, users: list[str]) -> list[list[str]]:
+    """sacctmgr's words where QOS decide on preemption, or a user's jobs are limited.
 
-    A job without an association has no QOS and is never preempted, so the machine's users get one.
+    Jobs of `urgent` may preempt those of `normal`. A job without an association has no QOS and is never preempted, and
+    limits hold for associations, so the machine's users get one.
     """
-    mode = site.preempt_mode.lower()
-    return [
-        ["modify", "qos", "normal", "set", f"PreemptMode={mode}", f"GraceTime={site.grace_time_s}"],
-        ["add", "qos", "urgent", "Preempt=normal", "Priority=100"],
+    words = [
         ["add", "account", "users", f"Cluster={CLUSTER_NAME}", "Description=users", "Organization=local"],
         ["add", "user", ",".join(users), "Account=users", "DefaultAccount=users"],
-        ["modify", "account", "users", "root", "set", "QOS=normal,urgent", "DefaultQOS=normal"],
     ]
+    if site.preempt_type == "qos":
+        mode = site.preempt_mode.lower()
+        words += [
+            ["modify", "qos", "normal", "set", f"PreemptMode={mode}", f"GraceTime={site.grace_time_s}"],
+            ["add", "qos", "urgent", "Preempt=normal", "Priority=100"],
+            ["modify", "account", "users", "root", "set", "QOS=normal,urgent", "DefaultQOS=normal"],
+        ]
+    if site.max_submit:
+        words += [["modify", "user", ",".join(users), "set", f"MaxSubmitJobs={site.max_submit}"]]
+    return words
 
 
 def slurmdbd_conf(site: Site, password: str) -> str:

@@ -33,6 +33,7 @@ class Site:
     accounting: bool = True
     requeue: bool = True
     max_array_size: int = 1001
+    max_submit: int | None = None
     slurmd_timeout_s: int = 15
     ports: tuple[int, ...] = ()
 

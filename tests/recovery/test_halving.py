@@ -1,0 +1,56 @@
+"""Which runs of a sweep are stopped at its rungs."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpc_llm.recovery.halving import Contender, losers
+
+NAMES = [f"run-{number}" for number in range(9)]
+LOSSES = st.lists(st.floats(1, 9), min_size=3, max_size=3)
+
+
+def at(*losses: float, over: bool = False) -> Contender:
+    return Contender(dict(enumerate(losses)), over)
+
+
+def test_the_worse_half_is_out_as_soon_as_enough_are_better() -> None:
+    runs = {"a": at(3.0), "b": at(2.0), "c": at(4.0), "d": at()}
+    (name, lost) = next(iter(losers(runs, 1, 0.5).items()))
+    assert (name, lost.why) == ("c", "rung 1: held-out loss 4.0000, 2 of 4 runs are better")
+    assert losers({**runs, "c": at()}, 1, 0.5) == {}  # two of four may go on: nobody is out yet
+    assert set(losers({**runs, "d": at(1.0)}, 1, 0.5)) == {"a", "c"}
+
+
+def test_a_later_rung_is_judged_once_its_field_is_known() -> None:
+    runs = {"a": at(3.0, 2.9), "b": at(2.0, 1.9), "c": at(4.0), "d": at()}
+    assert set(losers(runs, 2, 0.5)) == {"c"}
+    assert set(losers({**runs, "d": at(5.0)}, 2, 0.5)) == {"a", "c", "d"}
+
+
+def test_runs_that_failed_before_a_rung_take_no_part_and_nan_is_the_worst() -> None:
+    runs = {"a": at(3.0), "b": at(over=True), "c": at(math.nan)}
+    assert set(losers(runs, 1, 0.5)) == {"c"}
+    assert losers({"a": at(3.0), "b": at(over=True)}, 1, 0.5) == {}
+
+
+@given(st.lists(LOSSES, min_size=1, max_size=9), st.floats(0.1, 0.9), st.randoms())
+def test_who_remains_does_not_depend_on_who_came_first(
+    table: list[list[float]], keep: float, order: random.Random
+) -> None:
+    """However the runs come in, nobody is stopped who is among the best in the end, and just those remain."""
+    names = NAMES[: len(table)]
+    final = losers({name: at(*losses) for name, losses in zip(names, table, strict=True)}, 3, keep)
+    reached, out = dict.fromkeys(names, 0), dict[str, int]()
+    while moving := [name for name in names if name not in out and reached[name] < 3]:
+        reached[order.choice(moving)] += 1
+        runs = {name: at(*table[n][: reached[name]], over=name in out) for n, name in enumerate(names)}
+        found = losers(runs, 3, keep)
+        assert found.keys() >= out.keys()
+        out |= {name: lost.rung for name, lost in found.items()}
+    assert out == {name: lost.rung for name, lost in final.items()}
+    assert len(names) - len(out) >= 1
