@@ -175,7 +175,7 @@ def main() -> None:
         environment["SLURM_CONF"] = str(folder / "slurm" / "etc" / "slurm.conf")
         bench = Bench(folder, arguments.peers, environment)
         try:
-            bench.call(sys.executable, "-m", "hpc_llm.prepare", *SMALL[:5], f"run.root={folder / 'runs'}")
+            bench.call(sys.executable, "-m", "hpc_llm.prepare", *SMALL[:6], f"run.root={folder / 'runs'}")
             for number in range(1, arguments.rounds + 1):
                 for arm in (bench.ours, bench.theirs):
                     rows.append((number, os.getloadavg()[0], arm()))
