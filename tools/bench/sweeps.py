@@ -21,7 +21,7 @@ import record
 
 LOCAL_SLURM = record.ROOT / "tools" / "local_slurm"
 RUNS = 24
-STEPS = 1000
+STEPS = 2500  # long enough that no run ends within the grace
 PATIENCE_S = 1200.0
 INTRODUCTION = f"""
 # Sweeps
