@@ -30,18 +30,20 @@ def main() -> None:
     )
     parser.add_argument("--next", type=int, default=192)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--root", type=Path, help="keep the runs here, and go on with those that are there")
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "sweeps.md")
     arguments = parser.parse_args()
     words = [
         *("model.n_heads=2", "train.precision=fp32", "optim.lr=3e-3", "optim.warmup=50steps", "local=true"),
         *(f"train.duration={arguments.steps}steps", "train.eval_batches=32", f"run.seed={SEEDS[0]},{SEEDS[1]}"),
     ]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as own:
+        folder = arguments.root or Path(own)
         words.append(f"run.root={folder}")
         verb("submit", "-m", *words, "run.sweep=ladder", f"model.d_model={','.join(map(str, arguments.widths))}")
         fixed = [word for word in words if not word.startswith("run.seed")]
         plan = json.loads(verb("plan", *fixed, f"model.d_model={arguments.next}", "json=true"))
-        report = compared(Path(folder) / "ladder", plan["parameters"])
+        report = compared(folder / "ladder", plan["parameters"])
         (ladder,) = report["ladders"]
         fit = ladder["fit"]
         predicted = fit["next_loss"]
@@ -59,7 +61,7 @@ def main() -> None:
             f"largest error at the sizes that were fitted {fit['residual']:.2%}.",
         ])  # fmt: skip
         verb("submit", "-m", *words, "run.sweep=next", f"model.d_model={arguments.next}")
-        (row,) = compared(Path(folder) / "next", None)["combinations"]
+        (row,) = compared(folder / "next", None)["combinations"]
         measured = row["heldout_loss"]["mean"]
         error = predicted["value"] / measured - 1
         say(arguments.out, "a ladder, measured", [
