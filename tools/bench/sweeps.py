@@ -34,7 +34,7 @@ hpc_llm trains a tiny model for {STEPS} steps with DeepSpeed and a watchdog look
 when a run calls). Under hydra-submitit-launcher a function counts {STEPS} steps of 5 ms and starts at 0 each time, as
 functions do that save nothing: what to save and find again is left to the user there.
 
-Written by `tools/bench/sweeps.py`; sections are only ever added.
+Written by `tools/bench/` (sweeps.py, ladder.py, status.py); sections are only ever added.
 """
 SMALL = [
     *("model.d_model=32", "model.n_heads=2", "model.n_layers=1", "model.vocab_size=512", "model.max_seq_len=64"),
