@@ -54,10 +54,13 @@ def main() -> None:
 
 def fill(root: Path) -> None:
     """What training leaves beside the ledger."""
+    from hpc_llm.config.building import to_dict
     from hpc_llm.config.compose import compose
     from hpc_llm.planning.plan import make_plan
 
-    plan = json.dumps(dataclasses.asdict(make_plan(compose([]), None)), indent=2)
+    config = compose(["+cluster=local-slurm"])
+    whole = json.dumps(to_dict(config), indent=2)
+    plan = json.dumps(dataclasses.asdict(make_plan(config, None)), indent=2)
     now = time.time()
     steps = "".join(
         json.dumps({
@@ -66,9 +69,10 @@ def fill(root: Path) -> None:
         }) + "\n"
         for step in range(1, STEPS + 1)
     )  # fmt: skip
-    for config in root.glob("*/*/config.json"):
-        (config.parent / "plan.json").write_text(plan)
-        (config.parent / "metrics.jsonl").write_text(steps)
+    for path in root.glob("*/*/config.json"):
+        path.write_text(whole)
+        (path.parent / "plan.json").write_text(plan)
+        (path.parent / "metrics.jsonl").write_text(steps)
 
 
 def seconds(root: Path, flags: list[str], environment: dict[str, str]) -> float:
