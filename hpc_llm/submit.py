@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from hpc_llm.config import verbs
 from hpc_llm.config.compose import compose_sweep, sound_part
@@ -12,7 +13,6 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch import sweep
 from hpc_llm.launch.submission import examine_all
 from hpc_llm.planning.render import render
-from hpc_llm.runs import freeze
 
 
 def main(words: list[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _submit(words: list[str]) -> int:
-    if any(word.lstrip("+").startswith("search.trials=") for word in words):
+    if any(word.lstrip("+").startswith("search.trials=") and not word.endswith("=null") for word in words):
         return _search(words)
     try:
         configs = sweep.named(compose_sweep(words))
@@ -44,15 +44,11 @@ def _submit(words: list[str]) -> int:
 def _search(words: list[str]) -> int:
     from hpc_llm.launch import search
 
-    found, configs = search.begin(words, os.environ)
-    if not configs:
-        print(f"{found.sweep}: {len(found.asked)} trials, {len(found.ended)} ended; nothing to submit now")
-        return 0
-    examine_all(configs)
-    if not (configs[0].dry_run or configs[0].test_only):
-        freeze.make_folder(found.root, configs[0].run.group)
-        found.save()
-    return _on_cluster(configs, words)
+    with search.begin(words, os.environ) as (found, configs):
+        if not configs:
+            print(f"{found.sweep}: {len(found.asked)} trials, {len(found.ended)} ended; nothing to submit now")
+            return 0
+        return _on_cluster(configs, words, search.code_of(found))
 
 
 def _further(words: list[str], problems: list[str]) -> list[str]:
@@ -65,7 +61,7 @@ def _further(words: list[str], problems: list[str]) -> list[str]:
     return []
 
 
-def _on_cluster(configs: list[RunConfig], words: list[str]) -> int:
+def _on_cluster(configs: list[RunConfig], words: list[str], code: Path | None = None) -> int:
     from hpc_llm.launch import cluster, show_submission
     from hpc_llm.slurm.client import SlurmUnavailable
 
@@ -77,7 +73,7 @@ def _on_cluster(configs: list[RunConfig], words: list[str]) -> int:
         elif configs[0].test_only:
             print("\n".join(cluster.estimates(configs)))
         else:
-            return show_submission.outcome(cluster.submit(configs, words), configs)
+            return show_submission.outcome(cluster.submit(configs, words, code=code), configs)
     except SlurmUnavailable as error:
         print(f"submit: {error}", file=sys.stderr)
         return 1

@@ -67,9 +67,10 @@ def one_pass(root: Path) -> None:
         for run in loop.one_pass(root):
             what = f"{run.decision.action.value} ({run.decision.why})"
             _say(f"{run.record.layout.name}: {what}")
-        with contextlib.suppress(SlurmError):
-            for line in (*backlog.go_on(root), *search.go_on(root)):
-                _say(line)
+        for go_on in (backlog.go_on, search.go_on):
+            with contextlib.suppress(SlurmError):  # the next pass asks again
+                for line in go_on(root):
+                    _say(line)
 
 
 def _say(line: str) -> None:

@@ -18,17 +18,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hpc_llm.launch import sending
+from hpc_llm.config.errors import InputError
+from hpc_llm.launch import chain, sending
 from hpc_llm.launch.sbatch import array_spec
-from hpc_llm.recovery.facts import WAITING
-from hpc_llm.runs import ledger
-from hpc_llm.runs.layout import RootLayout, RunLayout
+from hpc_llm.recovery import facts
+from hpc_llm.runs import freeze, ledger
+from hpc_llm.runs.layout import RootLayout, RunLayout, SweepLayout
 from hpc_llm.slurm import client
 from hpc_llm.slurm.records import QueuedJob
 from hpc_llm.storage.files import write_atomic
 
 _AGAIN_S = 600.0  # a limit may have been raised, or others' jobs may fill the same account
-_WHY = "there was room again"
 _FINEST = 8  # halves are tried down to this fraction of the first that fitted
 
 
@@ -41,6 +41,7 @@ class Backlog:
     tasks: dict[int, str]  # array index → run directory
     throttle: int | None
     dependency: str  # sbatch's, or ""
+    words: list[str]  # of the submission
     full_at: int = 0  # this user's jobs when Slurm last said no
     refused_at: float = 0.0
     why: str = ""  # in its words
@@ -75,7 +76,8 @@ class Backlog:
             self.save()
             try:
                 script = Path(self.script)
-                number = sending.send(script, name=self.name, work_dir=script.parent, known=known, options=options)
+                before_us = {*known, *self.arrays}
+                number = sending.send(script, name=self.name, work_dir=script.parent, known=before_us, options=options)
             except client.LimitReached as error:
                 self.why, size = str(error), size // 2
                 continue
@@ -84,9 +86,11 @@ class Backlog:
         return {}
 
     def note(self, number: int) -> dict[str, RunLayout]:
-        """Array `number` has what was being sent: its runs by address."""
+        """Array `number` has what was being sent: its runs by address, whose ledgers say so first."""
         ours = [index for index in self.sending if index in self.tasks]
-        sent = {f"{number}_{index}": RunLayout(Path(self.tasks.pop(index))) for index in ours}
+        sent = {f"{number}_{index}": RunLayout(Path(self.tasks[index])) for index in ours}
+        sending.note(sent, words=self.words)
+        self.tasks = {index: run for index, run in self.tasks.items() if index not in ours}
         self.arrays.append(number)
         self.sending = []
         self.save()
@@ -108,7 +112,7 @@ def wait(backlog: Backlog, live: int) -> None:
     backlog.full_at, backlog.refused_at = live, time.time()
     backlog.save()
     for run in backlog.tasks.values():
-        ledger.Ledger(RunLayout(Path(run)).ledger, "submit").write(WAITING, why=backlog.why)
+        ledger.Ledger(RunLayout(Path(run)).ledger, "submit").write(facts.WAITING, why=backlog.why)
 
 
 def forget(root: Path, runs: Collection[Path]) -> None:
@@ -118,35 +122,53 @@ def forget(root: Path, runs: Collection[Path]) -> None:
         backlog.save()
 
 
-def go_on(root: Path) -> list[str]:
+def go_on(root: Path) -> Iterator[str]:
     """Submit what there is room for now; a line for each array. SlurmUnavailable: nobody knows, the next pass asks."""
-    if not (waiting := list(_read(root))):
-        return []
-    lines = []
+    if not any(RootLayout(root).backlog.glob("*.json")):
+        return
     with contextlib.suppress(Timeout), FileLock(RootLayout(root).submit_lock, timeout=0):
         queue = client.queued()
-        live = sum(job.live for job in queue)
-        for backlog in waiting:
-            if number := _found(backlog, queue):
-                sending.note(backlog.note(number), why=_WHY)
-            _drop_removed(backlog)
-            if _cancelled(backlog):
-                lines.append(f"{backlog.name}: its jobs were cancelled, so {len(backlog.tasks)} waiting runs are too")
-                _cancel(backlog)
-                continue
-            if not backlog.tasks or (live >= backlog.full_at and time.time() - backlog.refused_at < _AGAIN_S):
-                continue
-            size = min(len(backlog.tasks), max(1, backlog.full_at - live))
-            before = max((job.array_id for job in queue if job.live and job.array_id in backlog.arrays), default=None)
-            sent = backlog.send(size, {job.array_id for job in queue}, before)
-            if not sent:
-                backlog.full_at, backlog.refused_at = live, time.time()
+        for backlog in _read(root):
+            try:
+                yield from _next(backlog, queue)
+            except (InputError, client.SlurmRefused) as error:  # the others go on
+                backlog.sending, backlog.refused_at = [], time.time()
                 backlog.save()
-                continue
-            live += len(sent)
-            sending.note(sent, why=_WHY)
-            lines.append(f"{backlog.name}: array {backlog.arrays[-1]}, {len(sent)} runs; {len(backlog.tasks)} wait")
-    return lines
+                yield f"{backlog.name}: {len(backlog.tasks)} wait: {error}"
+
+
+def _next(backlog: Backlog, queue: Sequence[QueuedJob]) -> Iterator[str]:
+    if number := _found(backlog, queue):
+        backlog.note(number)
+    _drop_removed(backlog)
+    live = [job for job in queue if job.live]
+    soon = time.time() - backlog.refused_at < _AGAIN_S
+    if not backlog.tasks or (soon and len(live) >= backlog.full_at):
+        return
+    cancelled = _cancelled(backlog, live)
+    if cancelled:
+        yield f"{backlog.name}: its jobs were cancelled, so {len(backlog.tasks)} waiting runs are too"
+        _cancel(backlog)
+    if cancelled is not False:
+        return
+    size = min(len(backlog.tasks), max(1, backlog.full_at - len(live)))
+    before = max((job.array_id for job in live if job.array_id in backlog.arrays), default=None)
+    if backlog.throttle and before is not None and size < min(backlog.throttle, len(backlog.tasks)):
+        return  # arrays of a throttled sweep run one after another: better a whole one later
+    backlog.dependency = _dependency(backlog, live)
+    if sent := backlog.send(size, {job.array_id for job in queue}, before):
+        yield f"{backlog.name}: array {backlog.arrays[-1]}, {len(sent)} runs; {len(backlog.tasks)} wait"
+    else:
+        backlog.full_at, backlog.refused_at = len(live), time.time()
+        backlog.save()
+
+
+def _dependency(backlog: Backlog, live: Sequence[QueuedJob]) -> str:
+    """What it depends on may have ended meanwhile, and Slurm forgets jobs. InputError where it can never run."""
+    if not backlog.dependency:
+        return ""
+    config = freeze.read_config(RunLayout(Path(next(iter(backlog.tasks.values())))))
+    return chain.waits([config], live)[config.run.depends_on]
 
 
 def _read(root: Path) -> Iterator[Backlog]:
@@ -177,24 +199,28 @@ def _drop_removed(backlog: Backlog) -> None:
         backlog.save()
 
 
-def _cancelled(backlog: Backlog) -> bool:
-    """Whether the user has cancelled all that was submitted of the array: then the rest is not wanted either."""
-    folder = Path(backlog.script).parent
+def _cancelled(backlog: Backlog, live: Sequence[QueuedJob]) -> bool | None:
+    """Whether the user has cancelled all that was submitted of the array: then the rest is not wanted either.
+
+    That is so where none of it is in the queue any more, and the last to end was cancelled. None: not known yet.
+    """
+    ours = set(backlog.arrays)
+    states = {job.state for job in live if job.array_id in ours}
+    if states - {"COMPLETING"}:
+        return False
     waiting = {Path(run) for run in backlog.tasks.values()}
-    ours = {str(number) for number in backlog.arrays}
-    ends = []
-    for path in folder.glob("[!.]*/config.json") if backlog.tasks else ():
-        if path.parent not in waiting:
-            events = ledger.read(RunLayout(path.parent).ledger)
-            if any(str(event.facts.get("job", "")).partition("_")[0] in ours for event in events):
-                ends.append(any(_says_cancelled(event) for event in events))
-                if not ends[-1]:
-                    return False
-    return bool(ends)
-
-
-def _says_cancelled(event: ledger.Event) -> bool:
-    return "cancelled" in (event.event, event.facts.get("cause"))
+    ends: list[tuple[float, bool]] = []
+    for layout in SweepLayout(Path(backlog.script).parent).runs():
+        if layout.path in waiting:
+            continue
+        record = facts.read(layout)
+        run = record.facts
+        if run.address is None or int(run.address.partition("_")[0]) not in ours:
+            continue
+        if not run.completed and run.final is None:
+            return None
+        ends.append((record.events[-1].time, not run.completed and run.final == "cancelled"))
+    return max(ends)[1] if ends else False
 
 
 def _cancel(backlog: Backlog) -> None:

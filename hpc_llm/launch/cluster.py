@@ -194,9 +194,7 @@ def _send_all(
         try:
             with _signals_later():
                 part.write()
-                for job in _sent(part, {job.array_id for job in queue}, waits[part.depends_on], waiting):
-                    jobs.append(job)
-                    sending.note(job.runs, words=words)
+                jobs.extend(_sent(part, {job.array_id for job in queue}, waits[part.depends_on], words, waiting))
                 part.link()
         except sending.Unknown:
             raise  # the job may be there, and then it needs its folders
@@ -212,15 +210,19 @@ def _send_all(
     return jobs, waiting
 
 
-def _sent(part: Part, known: set[int], dependency: str, waiting: list[backlog.Backlog]) -> Iterator[Job]:
-    """The jobs that Slurm makes of a part; what it has no room for joins `waiting`."""
+def _sent(
+    part: Part, known: set[int], dependency: str, words: list[str], waiting: list[backlog.Backlog]
+) -> Iterator[Job]:
+    """The jobs that Slurm makes of a part, noted in their runs' ledgers; what it has no room for joins `waiting`."""
     if not part.array:
         options = [f"--dependency={dependency}"] if dependency else []
         number = sending.send(part.script, name=part.name, work_dir=part.work_dir, known=known, options=options)
-        yield Job(number, part.name, False, {str(number): part.runs[0]})
+        job = Job(number, part.name, False, {str(number): part.runs[0]})
+        sending.note(job.runs, words=words)
+        yield job
         return
     tasks = {index: str(run.path) for index, run in enumerate(part.runs)}
-    rest = backlog.Backlog(str(part.script), part.name, tasks, part.throttle, dependency)
+    rest = backlog.Backlog(str(part.script), part.name, tasks, part.throttle, dependency, words)
     if waiting:
         rest.why = waiting[0].why
     else:

@@ -7,14 +7,18 @@ submitted until its ledger says so: killed anywhere, the next pass goes on.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from hpc_llm.config.compose import Space, compose_space
 from hpc_llm.config.errors import InputError
@@ -22,12 +26,15 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.config.space import Dimension
 from hpc_llm.launch import cluster
 from hpc_llm.launch.sampler import Trial, ask, require
-from hpc_llm.launch.submission import examine_all
+from hpc_llm.planning.plan import make_plan
 from hpc_llm.recovery import facts
 from hpc_llm.runs import freeze
 from hpc_llm.runs.layout import RootLayout, RunLayout
+from hpc_llm.slurm.client import SlurmError
 from hpc_llm.storage.files import write_atomic
 from hpc_llm.trackers import jsonl
+
+_LOCK_S = 120.0  # a pass of the watchdog submits in seconds
 
 
 @dataclass
@@ -42,6 +49,7 @@ class Search:
     python: str
     asked: list[dict[str, Any]] = field(default_factory=list)
     ended: dict[int, float | None] = field(default_factory=dict)
+    cancelled: list[int] = field(default_factory=list)  # by their user, since the words were last typed
 
     def config(self, chosen: Mapping[str, Any], number: int) -> RunConfig:
         """The run of a trial."""
@@ -54,15 +62,17 @@ class Search:
         return RunLayout(self.root / self.sweep / f"trial-{number:04d}")
 
     def save(self) -> None:
-        path = RootLayout(self.root).search(self.sweep)
-        path.parent.mkdir(exist_ok=True)
-        write_atomic(path, json.dumps(dataclasses.asdict(self), default=str, indent=1))
+        write_atomic(
+            RootLayout(self.root).search(self.sweep), json.dumps(dataclasses.asdict(self), default=str, indent=1)
+        )
 
 
-def begin(words: list[str], environment: Mapping[str, str]) -> tuple[Search, list[RunConfig]]:
+@contextlib.contextmanager
+def begin(words: list[str], environment: Mapping[str, str]) -> Iterator[tuple[Search, list[RunConfig]]]:
     """The search that `words` describe, begun or as far as it has come, and its trials to submit now.
 
-    Nothing is written. InputError where the space cannot be composed, or another search has the name.
+    Written down, and nobody else's meanwhile, unless it is a dry run or a test. InputError where the space cannot be
+    composed, another search has the name, or not one of its first trials can be planned.
     """
     require()
     space = compose_space(words)
@@ -74,23 +84,41 @@ def begin(words: list[str], environment: Mapping[str, str]) -> tuple[Search, lis
         raise InputError("run.name: missing; a search needs a name, for its trials come one after another")
     site = {name: value for name, value in environment.items() if name.startswith("SBATCH_")}
     found = Search(sweep, freeze.root_of(first), space, words, site, sys.executable)
-    path = RootLayout(found.root).search(sweep)
-    if path.exists():
-        earlier = _read(path)
-        if earlier.space.dimensions != space.dimensions:
-            raise InputError(
-                f"run.name={sweep}: {path} is a search of another space; choose another run.name, or remove it"
-            )
-        found.asked, found.ended = earlier.asked, earlier.ended
-    return found, next_trials(found)
+    path, kept = RootLayout(found.root).search(sweep), not (first.dry_run or first.test_only)
+    if kept:
+        freeze.make_folder(found.root, first.run.group)
+        path.parent.mkdir(exist_ok=True)
+    with FileLock(path.with_suffix(".lock"), timeout=_LOCK_S) if kept else contextlib.nullcontext():
+        if path.exists():
+            earlier = _read(path)
+            if earlier.space.dimensions != space.dimensions:
+                raise InputError(
+                    f"run.name={sweep}: {path} is a search of another space; choose another run.name, or remove it"
+                )
+            found.asked, found.ended = earlier.asked, earlier.ended
+        wanted, ended = next_trials(found), dict(found.ended)
+        lines = list(_drop_unsound(found, wanted))
+        if wanted and lines and not _sound_ones(found, wanted):
+            raise InputError(lines)
+        for line in lines:
+            print(f"{sweep}: {line}", file=sys.stderr)
+        if kept and (found.asked or ended):
+            found.save()
+        yield found, _sound_ones(found, wanted)
 
 
 def next_trials(search: Search) -> list[RunConfig]:
-    """Those to submit now: asked for and never submitted, and as many new ones as there is place for."""
+    """Those to submit now: asked for and never submitted, and as many new ones as there is place for.
+
+    None where the user has cancelled the newest ones.
+    """
     trials = list(_trials(search))
-    unsent = [number for number, _ in enumerate(trials) if number not in search.ended and not _sent(search, number)]
     limits = search.config(_corner(search.space.dimensions), 0)
     assert limits.search.trials is not None
+    newest = range(len(trials))[-limits.search.parallel :]
+    if trials and set(newest) <= set(search.cancelled):
+        return []
+    unsent = [number for number, _ in enumerate(trials) if number not in search.ended and not _sent(search, number)]
     running = sum(trial.running for trial in trials)
     num = min(limits.search.parallel - running, limits.search.trials - len(trials))
     if num > 0:
@@ -103,31 +131,48 @@ def go_on(root: Path) -> Iterator[str]:
     """Submit the next trials of every search below `root`; a line for each that got any, or could not."""
     for path in sorted(RootLayout(root).searches.glob("*.json")):
         try:
-            yield from _next(_read(path))
-        except (InputError, OSError, ValueError, KeyError, TypeError) as error:
+            with FileLock(path.with_suffix(".lock"), timeout=0):
+                yield from _next(_read(path))
+        except Timeout:
+            continue  # its user is at it
+        except SlurmError:
+            raise
+        except Exception as error:  # whatever is wrong with one search, all other runs need their watchdog
             yield f"{path.stem}: passed over ({error})"
 
 
 def _next(search: Search) -> Iterator[str]:
     before = (len(search.asked), len(search.ended))
-    configs = next_trials(search)
-    if configs or before != (len(search.asked), len(search.ended)):
+    wanted = next_trials(search)
+    for line in _drop_unsound(search, wanted):
+        yield f"{search.sweep}: {line}"
+    if before != (len(search.asked), len(search.ended)):
         search.save()
-    if sound := list(_sound(search, configs)):
-        cluster.submit(sound, search.words, code=_code(search))
+    if sound := _sound_ones(search, wanted):
+        mask = os.umask(0o077)
+        try:
+            cluster.submit(sound, search.words, code=code_of(search))
+        finally:
+            os.umask(mask)
         yield f"{search.sweep}: {len(sound)} trials submitted, {len(search.ended)} ended"
 
 
-def _sound(search: Search, configs: Sequence[RunConfig]) -> Iterator[RunConfig]:
-    """Those that can be planned; the others have ended without a loss (too large for the memory, for example)."""
+def _drop_unsound(search: Search, configs: Sequence[RunConfig]) -> Iterator[str]:
+    """Trials that cannot be (too large for the memory, for example) have ended without a loss; a line for each."""
     for config in configs:
         try:
-            examine_all([config])
-        except InputError:
-            search.ended[int(str(config.run.name).rpartition("-")[2])] = None
-            search.save()
-        else:
-            yield config
+            make_plan(config, None)
+        except InputError as error:
+            search.ended[_number(config)] = None
+            yield f"{config.run.name} cannot be: {error}"
+
+
+def _sound_ones(search: Search, configs: Sequence[RunConfig]) -> list[RunConfig]:
+    return [config for config in configs if _number(config) not in search.ended]
+
+
+def _number(config: RunConfig) -> int:
+    return int(str(config.run.name).rpartition("-")[2])
 
 
 def _trials(search: Search) -> Iterator[Trial]:
@@ -135,6 +180,8 @@ def _trials(search: Search) -> Iterator[Trial]:
     for number, chosen in enumerate(search.asked):
         if number not in search.ended and _sent(search, number):
             run = facts.read(search.layout(number)).facts
+            if run.final == "cancelled" and not run.completed:
+                search.cancelled.append(number)
             if run.completed or run.final is not None:
                 search.ended[number] = _heldout_loss(search.layout(number)) if run.completed else None
         yield Trial(chosen, search.ended.get(number), running=number not in search.ended)
@@ -146,7 +193,7 @@ def _sent(search: Search, number: int) -> bool:
     if not layout.config.exists():
         return False
     record = facts.read(layout)
-    return any(event.event in (*facts.SUBMISSIONS, facts.WAITING) for event in record.events)
+    return any(event.event in (*facts.SUBMISSIONS, facts.WAITING, "started") for event in record.events)
 
 
 def _heldout_loss(layout: RunLayout) -> float | None:
@@ -154,7 +201,7 @@ def _heldout_loss(layout: RunLayout) -> float | None:
     return losses[-1] if losses and math.isfinite(losses[-1]) else None
 
 
-def _code(search: Search) -> Path | None:
+def code_of(search: Search) -> Path | None:
     """The snapshot that the first trial runs: all have the same."""
     first = search.layout(0).code
     return first.resolve() if first.exists() else None

@@ -180,7 +180,7 @@ def _heartbeat(root: Path, path: str) -> Callable[[], float]:
 def _claimed(census: Census, queue: Queue) -> set[str]:
     """Runs that a live job nobody knows here may belong to: by its working directory, without a look at the disk."""
     known = {address for entry in census.runs.values() for address in (entry.address, entry.successor)}
-    strangers = [job for job in queue.jobs if job.live and job.address not in known]
+    strangers = [job for job in queue.jobs if job.address not in known]
     if not strangers:
         return set()
     names: dict[str, list[str]] = {}
@@ -190,7 +190,9 @@ def _claimed(census: Census, queue: Queue) -> set[str]:
             names.setdefault(name, []).append(path)
             names.setdefault(f"{sweep}/", []).append(path)
     found: set[str] = set()
-    for folder in {job.work_dir.rstrip("/") for job in strangers}:
+    for folder, live in {(job.work_dir.rstrip("/"), job.live) for job in strangers}:
         parent, _, last = folder.rpartition("/")
-        found.update(names.get(parent.rpartition("/")[2], []) if last == "code" else names.get(f"{last}/", []))
+        theirs = names.get(parent.rpartition("/")[2], []) if last == "code" else names.get(f"{last}/", [])
+        # A job that is over already may have been the first of a run that waited for room.
+        found.update(path for path in theirs if live or census.runs[path].address is None)
     return found

@@ -49,10 +49,12 @@ def read(layout: RunLayout) -> Record:
 
 
 def _facts(layout: RunLayout, config: dict[str, Any], world_size: int, events: Sequence[Event]) -> RunFacts:
-    last = next((event for event in reversed(events) if event.event in SUBMISSIONS), None)
+    last = next((event for event in reversed(events) if event.event in (*SUBMISSIONS, WAITING)), None)
+    since = last.time if last else 0.0
     # An attempt says itself which job it is in: also where the note of that job's submission was lost.
     newest_job = [event for event in events if event.event in (*SUBMISSIONS, "started") and event.facts.get("job")]
-    since = last.time if last else 0.0
+    if last is not None and last.event == WAITING:  # the job that it had before is none of its business any more
+        newest_job = [event for event in newest_job if event.time > since]
     newest = max((event.facts["attempt"] for event in events if event.event == "started"), default=0)
     final = [event for event in events if event.time >= since and _is_final(event, newest)]
     successor = next((event for event in reversed(events) if event.event == "successor"), None)

@@ -13,10 +13,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Contender:
-    """One run. losses: held out, by rung, as far as it has come; over: it will reach no further rung."""
+    """One run. losses: held out, by rung, as far as it has come; over: it will reach no further rung.
+
+    promoted: how many rungs it has got through for good, whatever becomes of the others' directories.
+    """
 
     losses: Mapping[int, float]
     over: bool
+    promoted: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,21 +38,27 @@ class Loser:
         return f"rung {self.rung + 1}: held-out loss {self.loss:.4f}, {self.better} of {self.of} runs are better"
 
 
-def losers(runs: Mapping[str, Contender], num_rungs: int, keep: float) -> dict[str, Loser]:
-    """Those that are out by now, by name. keep: the fraction of a rung's runs that go on, rounded up."""
+def judge(runs: Mapping[str, Contender], num_rungs: int, keep: float) -> tuple[dict[str, Loser], dict[str, int]]:
+    """Those that are out by now, and the rungs that the others have got through, by name.
+
+    keep: the fraction of a rung's runs that go on, rounded up.
+    """
     out: dict[str, Loser] = {}
+    through: dict[str, int] = {}
     racing: Collection[str] = sorted(runs)
     for rung in range(num_rungs):
         # A run that failed or was cancelled before it got here takes no part.
         racing = [name for name in racing if rung in runs[name].losses or not runs[name].over]
         kept = max(1, math.ceil(len(racing) * keep - 1e-9))
         ranked = _ranked(runs, racing, rung)
-        for place, name in enumerate(ranked[kept:], kept):
-            out[name] = Loser(rung, runs[name].losses[rung], place, kept, len(racing))
+        lost = [name for name in ranked[kept:] if runs[name].promoted <= rung]
+        for name in lost:
+            out[name] = Loser(rung, runs[name].losses[rung], ranked.index(name), kept, len(racing))
         if len(ranked) < len(racing):
             break  # the next rung's field is not known yet
-        racing = ranked[:kept]
-    return out
+        racing = [name for name in ranked if name not in lost]
+        through |= dict.fromkeys(racing, rung + 1)
+    return out, through
 
 
 def _ranked(runs: Mapping[str, Contender], racing: Collection[str], rung: int) -> Sequence[str]:

@@ -15,11 +15,12 @@ from hpc_llm.recovery import census, facts, nodes, telling, watch
 from hpc_llm.recovery.acts import Seen, carry_out, leave_out_of_waiting, ledger_for
 from hpc_llm.recovery.census import Census, Entry
 from hpc_llm.recovery.facts import Answers, Queue, Record
-from hpc_llm.recovery.halving import Contender, losers
+from hpc_llm.recovery.halving import Contender, judge
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import write_atomic
 
+_PROMOTED = "promoted"  # the ledger's word for a run that has got through a rung
 _UNKNOWN_AGAIN_S = 600.0  # between two looks at a run whose job nobody knows, or whose submission Slurm refused
 
 
@@ -97,15 +98,28 @@ def _halve(root: Path, known: Census) -> None:
         paths = [path for path in known.runs if path.rpartition("/")[0] == sweep]
         if all(known.runs[path].state in ("ended", "complete") for path in paths):
             continue
-        records = {path: run for path, run in _readable(root, paths) if _halved_sweep(path, run)}
-        rules = [run.config["halving"] for run in records.values()]
+        found = dict(_readable(root, paths))
+        if len(found) < len(paths):
+            continue  # a field that is not known whole is not judged
+        rules = [run.config["halving"] for path, run in found.items() if _halved_sweep(path, run)]
         if not rules:
             continue
+        # One that was taken up again without rungs has still had its place in the field.
+        records = {
+            path: run
+            for path, run in found.items()
+            if _halved_sweep(path, run) or any(said.event == "rung" for said in run.events)
+        }
         runs = {path: _contender(run) for path, run in records.items()}
-        for path, loser in losers(runs, len(rules[0]["rungs"]), rules[0]["keep"]).items():
-            if records[path].facts.final is None and not records[path].facts.completed:
-                ledger_for(records[path]).write(watch.HALVED, why=loser.why, rung=loser.rung)
+        out, through = judge(runs, len(rules[0]["rungs"]), rules[0]["keep"])
+        for path, run in records.items():
+            if run.facts.final is not None or run.facts.completed or not _halved_sweep(path, run):
+                continue
+            if path in out:
+                ledger_for(run).write(watch.HALVED, why=out[path].why, rung=out[path].rung)
                 known.runs[path].state = "new"
+            elif through.get(path, 0) > runs[path].promoted:
+                ledger_for(run).write(_PROMOTED, rung=through[path] - 1)
 
 
 def _contender(record: Record) -> Contender:
@@ -113,7 +127,8 @@ def _contender(record: Record) -> Contender:
     rungs = {said.facts["rung"]: said.facts["heldout_loss"] for said in record.events if said.event == "rung"}
     over = record.facts.completed or record.facts.final is not None
     out = [said.facts["rung"] for said in record.events if said.event == watch.HALVED and said.time >= since]
-    return Contender({rung: loss for rung, loss in rungs.items() if not out or rung <= out[-1]}, over)
+    promoted = max((said.facts["rung"] + 1 for said in record.events if said.event == _PROMOTED), default=0)
+    return Contender({rung: loss for rung, loss in rungs.items() if not out or rung <= out[-1]}, over, promoted)
 
 
 def _decide(records: Iterable[Record], queue: Queue, now: float) -> list[Seen]:

@@ -147,6 +147,9 @@ class Trainer:
         """
         gc.collect()
         gc.freeze()  # collections that walk all of torch cost a few ms at random steps
+        if start in self.plan.rungs:  # saved before it was judged, and maybe killed between the two
+            self._evaluate(start, metrics)
+            metrics.restart_clock()
         for step in range(start, self.plan.steps):
             waited = time.perf_counter()
             passes = self.batches.step(data_step(step, self.attempt.skipped))

@@ -8,7 +8,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_llm.recovery.halving import Contender, losers
+from hpc_llm.recovery.halving import Contender, Loser, judge
 
 NAMES = [f"run-{number}" for number in range(9)]
 LOSSES = st.lists(st.floats(1, 9), min_size=3, max_size=3)
@@ -16,6 +16,20 @@ LOSSES = st.lists(st.floats(1, 9), min_size=3, max_size=3)
 
 def at(*losses: float, over: bool = False) -> Contender:
     return Contender(dict(enumerate(losses)), over)
+
+
+def losers(runs: dict[str, Contender], num_rungs: int, keep: float) -> dict[str, Loser]:
+    return judge(runs, num_rungs, keep)[0]
+
+
+def test_who_got_through_a_rung_is_never_stopped_at_it_again() -> None:
+    """Losers' directories may be removed, and losers be taken up again: the field of a rung was what it was."""
+    runs = {name: at(loss) for name, loss in zip("abcd", (1.0, 2.0, 3.0, 4.0), strict=True)}
+    out, through = judge(runs, 1, 0.5)
+    assert (set(out), through) == ({"c", "d"}, {"a": 1, "b": 1})
+    left = {name: Contender({0: runs[name].losses[0]}, over=False, promoted=1) for name in "ab"}
+    assert judge(left, 1, 0.5) == ({}, {"a": 1, "b": 1})
+    assert set(losers({"a": at(1.0), "b": at(2.0)}, 1, 0.5)) == {"b"}
 
 
 def test_the_worse_half_is_out_as_soon_as_enough_are_better() -> None:

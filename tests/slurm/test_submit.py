@@ -297,6 +297,23 @@ def test_who_cancels_the_jobs_of_a_sweep_cancels_what_waits_for_room(
     assert [row["state"] for row in submit.status()] == ["cancelled"] * 5
     assert "waiting: 4 runs" in submit("run.name=s", "run.seed=range(0,6)", "-m", HELD).out
     assert len(submit.slurm.squeue("--array")) == 2
+    assert watchdog.main([str(submit.root), "--once"]) == 0  # what was cancelled once is wanted again
+    assert len(submit.slurm.squeue("--array")) == 2
+    rows = submit.status()
+    assert {row["state"] for row in rows} == {"queued"}
+    assert [row["cause"] for row in rows].count("no-room") == 4
+
+
+def test_who_cancels_the_trials_of_a_search_ends_it_until_the_words_are_typed_again(submit: Submit) -> None:
+    words = ("run.name=s", "-m", "optim.lr=interval(0.001,0.1)", "search.trials=9", "search.parallel=2", HELD)
+    assert "2 runs" in submit(*words).out
+    submit.slurm.run("scancel", f"--user={os.getuid()}")
+    for _ in range(2):
+        assert watchdog.main([str(submit.root), "--once"]) == 0
+    assert submit.slurm.squeue() == []
+    assert len(list(submit.root.glob("s/trial-*"))) == 2
+    assert "2 runs" in submit(*words).out
+    assert sorted(path.name for path in submit.root.glob("s/trial-*")) == [f"trial-{n:04d}" for n in range(4)]
 
 
 def test_a_search_goes_on_by_its_results_until_its_trials_are_through(submit: Submit, tmp_path: Path) -> None:
