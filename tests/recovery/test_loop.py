@@ -132,6 +132,17 @@ def test_jobs_that_wait_are_spared_a_node_that_goes_bad_meanwhile(slurm: FakeSlu
     assert [(event["event"], event["node"]) for event in told] == [("excluded", "n1")]
 
 
+def test_a_run_that_waits_for_room_has_no_claim_on_the_job_that_it_had(slurm: FakeSlurm) -> None:
+    run = make_run(slurm, "s/one", "run.sweep=s", job="20_7", state="FAILED")
+    attempt(run, 1, 3000)
+    write(run, 60, "submit", "waiting", why="AssocMaxSubmitJobLimit")
+    assert acts(slurm) == []  # not submitted again as task 7 of whatever its script is now
+    (row,) = standing.of(slurm.root).rows
+    assert (row["state"], row["cause"], row["job_id"]) == ("queued", "no-room", None)
+    write(run, 30, "submit", "submitted", job="21_0")
+    assert standing.of(slurm.root).rows[0]["job_id"] == "21_0"
+
+
 def test_losers_of_a_rung_are_stopped_and_told_why_and_their_slots_are_free(slurm: FakeSlurm) -> None:
     words = ("halving.rungs=[100steps]", "train.eval_every=100steps", "train.duration=300steps")
     runs = {n: make_run(slurm, f"s/{n}", "run.sweep=s", *words, job=f"20_{n}") for n in (3, 4, 5)}
