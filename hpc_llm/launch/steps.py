@@ -93,7 +93,7 @@ class LocalStep:
     def poll(self) -> StepEnd | None:
         codes = [process.poll() for process in self._processes]
         for rank, code in enumerate(codes):
-            if code not in (None, 0, self._stop_code, -STOP_SIGNAL) and self._first_failed is None:
+            if code is not None and _failed(code, self._stop_code) and self._first_failed is None:
                 self._first_failed = rank
                 self._shorten(AFTER_FAILURE_S)
             elif code is not None:
@@ -166,7 +166,7 @@ class SrunStep:
         self._take_output()
         exits = srun_exits(self._said.decode(errors="replace"))
         if code is None:
-            if any(number not in (0, self._stop_code) for _, number in exits) and self._deadline is None:
+            if any(_failed(number, self._stop_code) for _, number in exits) and self._deadline is None:
                 self._deadline = time.monotonic() + AFTER_FAILURE_S
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self.kill()
@@ -177,7 +177,7 @@ class SrunStep:
         codes = dict(reversed(exits)) or {0: code}  # the first word on a rank counts
         first = exits[0] if exits else (0, code)
         lost = tuple(dict.fromkeys(_NODE_LOST.findall(self._said.decode(errors="replace"))))
-        return StepEnd(codes, None if first[1] == self._stop_code else first[0], lost)
+        return StepEnd(codes, first[0] if _failed(first[1], self._stop_code) else None, lost)
 
     def seconds_to_deadline(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
@@ -218,6 +218,7 @@ _SIGNALS = {
     "Segmentation fault": signal.SIGSEGV,
     "Aborted": signal.SIGABRT,
     "Bus error": signal.SIGBUS,
+    "User defined signal 2": signal.SIGUSR2,
 }
 
 
@@ -237,6 +238,11 @@ def srun_exits(text: str) -> list[tuple[int, int]]:
             code = -next((value for name, value in _SIGNALS.items() if what.startswith(name)), 1)
         exits += [(rank, code) for rank in _expand(ranks)]
     return exits
+
+
+def _failed(code: int, stop_code: int) -> bool:
+    """Whether a rank left otherwise than done or asked to; one that is asked before it listens dies of the asking."""
+    return code not in (0, stop_code, -STOP_SIGNAL)
 
 
 def _expand(ranks: str) -> list[int]:

@@ -84,14 +84,14 @@ def read_users(jobs: str, shares: Iterable[User]) -> list[User]:
 
 
 def read_partitions(nodes: str) -> list[Partition]:
-    """Partitions in the order of sinfo."""
+    """The default partition first, the others by name: sinfo lists them in an order that changes."""
     found: dict[str, Partition] = {}
     for name, _, gres, used, state in _rows(nodes, _NODE):
         partition = found.setdefault(name, Partition(name.rstrip("*")))
         partition.total += gpus(gres)
         partition.used += gpus(used)
         partition.down += gpus(gres) - gpus(used) if state.lower().startswith(_DOWN) or state.endswith("*") else 0
-    return list(found.values())
+    return [found[name] for name in sorted(found, key=lambda name: (not name.endswith("*"), name))]
 
 
 def read_shares(text: str) -> list[User]:

@@ -281,6 +281,11 @@ def test_a_rank_that_is_asked_before_it_listens_has_stopped_and_not_failed(start
     assert finished(step, wake).first_failed is None
 
 
+def test_what_srun_says_of_ranks_that_were_asked_before_they_listened() -> None:
+    said = "srun: error: n2: task 1: User defined signal 2\nsrun: error: n1: tasks 0,2-3: Exited with exit code 80\n"
+    assert steps.srun_exits(said) == [(1, -STOP_SIGNAL), (0, STOPPED), (2, STOPPED), (3, STOPPED)]
+
+
 def test_a_program_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
     nowhere = replace(spec(tmp_path, ""), command=["/no/such/python"])
     with pytest.raises(FileNotFoundError):

@@ -112,14 +112,24 @@ def test_a_plain_user_needs_no_root_for_any_of_it(slurm: SlurmCluster) -> None:
 def test_a_run_that_meets_its_time_limit_twice_saves_before_it_and_goes_on(runs: SlurmRuns, plain: Finished) -> None:
     """The notice is sent by hand, as Slurm sends it: `--signal=B:USR2` reaches the batch shell alone."""
     run = runs.submit("limited")
-    for attempt, step in ((1, 100), (2, 300)):
-        runs.until_trained(run, step)
+    for attempt in (1, 2):
+        runs.until_trained(run, manifest.newest_step(run.checkpoints) + 100)
         runs.slurm.run("scancel", "--batch", "--signal=USR2", runs.job_of(run))
         runs.until(lambda number=attempt: run.attempt(number + 1).exists(), f"attempt {attempt + 1}")
     done = runs.finish(run)
     assert_same(done, plain)
     assert [end["cause"] for end in done.named("ended")] == ["time-limit", "time-limit", "completed"]
     assert [one["how"] for one in done.named("requeued")] == ["requeue"] * 2
+
+
+def test_a_notice_that_comes_while_the_ranks_start_is_no_crash(runs: SlurmRuns) -> None:
+    """They die of it: Python has not got as far as listening."""
+    run = runs.submit("early", "train.duration=20steps")
+    runs.until(lambda: run.attempt(1).exists(), "a first attempt")
+    runs.slurm.run("scancel", "--batch", "--signal=USR2", runs.job_of(run))
+    done = runs.finish(run)
+    assert [end["cause"] for end in done.named("ended")] == ["time-limit", "completed"]
+    assert done.named("ended")[0]["checkpoint_step"] == 0
 
 
 def test_slurm_itself_sends_the_notice_before_the_limit(runs: SlurmRuns) -> None:
