@@ -26,7 +26,7 @@ from hpc_llm.model.init import initialise
 from hpc_llm.model.loss import IGNORED
 from hpc_llm.planning.memory import bucket_elements
 from hpc_llm.planning.plan import RunPlan
-from hpc_llm.training import optim, startup
+from hpc_llm.training import clipping, optim, startup
 from hpc_llm.training.divergence import first_not_finite
 from hpc_llm.training.slow_ranks import ForwardClock
 
@@ -45,7 +45,7 @@ class StepOutput:
     loss_sum: Tensor  # fp32, over all target tokens of the global batch
     counts: Tensor  # int64 [num_targets, *flags], summed over ranks
     forward_us: Tensor  # int64 [world_size]: microseconds of each rank's newest known forward pass, 0 for not known
-    grad_norm: Tensor | float  # before clipping
+    grad_norm: Tensor | float  # before clipping; infinite or NaN where the step was not taken
 
 
 class Engine:
@@ -56,6 +56,7 @@ class Engine:
     ) -> None:
         self._plan, self._device, self.world_size = plan, device, plan.world_size
         settings = deepspeed_settings(config, plan)
+        self._grad_norm: Tensor | float = 0.0
         stage_3 = plan.zero_stage == 3
         with deepspeed.zero.Init(config_dict_or_path=settings) if stage_3 else contextlib.nullcontext():
             model = make_model()
@@ -66,13 +67,19 @@ class Engine:
         optimizer_device = "cpu" if config.optim.name == "cpu_adam" else device.type
         optimizer = optim.make(config.optim, list(model.named_parameters()), optimizer_device)
         self.optimizer_name = f"{type(optimizer).__module__.partition('.')[0]}.{type(optimizer).__name__}"
+        self._grad_clip = config.optim.grad_clip or math.inf
+        self._clips_in_kernel = clipping.fits(optimizer)
+        if self._clips_in_kernel:
+            settings = {**settings, "gradient_clipping": 0.0}
+            settings["bf16"] = {**settings["bf16"], "check_grad_overflow": False}
+            clipping.install(optimizer, self._grad_clip, self._norm)
+        self._deepspeed_clips = settings["gradient_clipping"]
         with startup.compiling_later():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         # A helper script that DeepSpeed puts beside every checkpoint, outside its own checkpoint seam.
         self._engine._copy_recovery_script = lambda *_: None
         self._zero_stage, self._precision = plan.zero_stage, config.train.precision
         self._rank, self._forward_clock = rank, ForwardClock(device)
-        self._grad_clip = config.optim.grad_clip or math.inf
 
     def train_step(self, passes: Passes, lr: float, flags: Sequence[bool] = ()) -> StepOutput:
         """One optimizer step over the global batch; `flags` come back as how many ranks raised each.
@@ -98,14 +105,26 @@ class Engine:
                 loss = self._engine(*map(self._to_device, arrays))
             self._engine.backward(loss * scale, scale_wrt_gas=False)
             if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
-                grad_norm = torch.nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._grad_clip)
-            self._engine.step()
+                self._grad_norm = self._norm_at_stage_0()
+            with clipping.unchecked() if self._clips_in_kernel else contextlib.nullcontext():
+                self._engine.step()
             loss_sum += loss.detach()
         if self.world_size > 1:
             dist.all_reduce(loss_sum)
-        if self._zero_stage > 0:
-            grad_norm = self._engine.get_global_grad_norm()
-        return StepOutput(loss_sum, counts, times, grad_norm)
+        return StepOutput(loss_sum, counts, times, self._norm())
+
+    def _norm_at_stage_0(self) -> Tensor:
+        """Of the gradients, which are clipped if the optimizer does not do it: DeepSpeed would not tell the norm."""
+        if not self._clips_in_kernel:
+            return torch.nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._grad_clip)
+        gradients = [one.grad for one in self._engine.module.parameters() if one.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def _norm(self) -> Any:
+        """Of the newest whole gradient, as the optimizer's step has it."""
+        found = self._grad_norm if self._zero_stage == 0 else self._engine.optimizer._global_grad_norm
+        # Where the norm of a group is not finite, DeepSpeed says -1.
+        return torch.where(found < 0, math.inf, found) if isinstance(found, Tensor) else found
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Passes]) -> float:
@@ -168,6 +187,8 @@ class Engine:
         self._engine._config.load_universal_checkpoint = universal
         self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
         self._engine._config.load_universal_checkpoint = False
+        if self._zero_stage > 0:  # the run's own: DeepSpeed restores that of the attempt that saved
+            self._engine.optimizer.clip_grad = self._deepspeed_clips
 
     def weights(self) -> dict[str, Tensor]:
         """Full fp32-or-bf16 weights by name, on the CPU, on every rank."""
@@ -196,7 +217,7 @@ def deepspeed_settings(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
-        # At stage 0 DeepSpeed clips without telling the norm: train_step clips there.
+        # At stage 0 DeepSpeed clips without telling the norm, and some optimizers clip themselves: see Engine.
         "gradient_clipping": config.optim.grad_clip if plan.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

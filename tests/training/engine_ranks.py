@@ -1,4 +1,4 @@
-"""Starts engine_worker.py once per rank."""
+"""Starts engine_worker.py once per rank; and the same training in plain torch."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 WORKER = Path(__file__).with_name("engine_worker.py")
 Case = tuple[Any, ...]  # precision, ZeRO stage, micro-batch, further words
 
 
-def trained(world_size: int, cases: Sequence[Case]) -> dict[Case, list[list[float]]]:
-    """Case → [loss, gradient norm] per step, all in one set of processes."""
+def trained(world_size: int, cases: Sequence[Case], what: str = "losses") -> dict[Case, list[Any]]:
+    """Case → per step [loss, gradient norm], or `what` else engine_worker has; all in one set of processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(world_size), str(port), json.dumps(cases)],
+            [sys.executable, str(WORKER), str(rank), str(world_size), str(port), json.dumps(cases), what],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -35,3 +38,34 @@ def trained(world_size: int, cases: Sequence[Case]) -> dict[Case, list[list[floa
     assert all(process.returncode == 0 for process in ranks), output
     found = json.loads(output[0].split("RESULT ")[1].splitlines()[0])
     return dict(zip(cases, found, strict=True))
+
+
+@cache
+def plain_losses(*words: str) -> list[list[float]]:
+    """The same training in plain torch, in one big batch: AdamW in fp32, clipping, no DeepSpeed and no loop of ours."""
+    from engine_worker import SEQ_LEN, STEPS, global_batch, plan_for
+
+    from hpc_llm.model.init import initialise
+    from hpc_llm.model.transformer import Transformer
+    from hpc_llm.training.schedule import learning_rate
+
+    config, plan = plan_for("fp32", 0, 8, 1, *words)
+    model = Transformer(config.model, SEQ_LEN)
+    for name, parameter in model.named_parameters():
+        initialise(name, parameter, config.model, config.run.seed)
+    decayed = [p for name, p in model.named_parameters() if p.dim() == 2 and name != "wte.weight"]
+    rest = [p for name, p in model.named_parameters() if p.dim() == 1 or name == "wte.weight"]
+    groups = [{"params": decayed, "weight_decay": config.optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=tuple(config.optim.betas), eps=config.optim.eps)
+    found = []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config.optim, step, STEPS, plan.warmup_steps)
+        tokens, targets = global_batch(step)
+        loss = torch.nn.functional.cross_entropy(model.logits(tokens).flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
+        optimizer.step()
+        found.append([loss.item(), norm.item()])
+    return found

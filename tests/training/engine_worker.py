@@ -1,15 +1,20 @@
-"""One rank that trains a list of cases in one process and prints each one's losses as JSON.
+"""One rank that trains a list of cases in one process and prints what was asked of each as JSON.
 
-`python engine_worker.py RANK WORLD_SIZE PORT CASES_JSON`; a case is [precision, zero_stage, micro_batch, *words].
+`python engine_worker.py RANK WORLD_SIZE PORT CASES_JSON WHAT`; a case is [precision, zero_stage, micro_batch, *words].
+WHAT is losses: [loss, gradient norm] per step; reads: per step, how often the host read a tensor while it was
+launched; or poison: the same as losses and whether the weights changed, with a loss that is no number at step 1.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpc_llm.config.compose import compose
 from hpc_llm.config.schema import RunConfig
@@ -54,9 +59,36 @@ def plan_for(precision: str, stage: int, micro: int, world_size: int, *more: str
     return config, make_plan(config, None)
 
 
+class Reads(TorchDispatchMode):
+    """Counts what makes the host wait for a device's tensor."""
+
+    WAIT = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "unique_dim", "_unique2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in self.WAIT
+        return func(*args, **(kwargs or {}))
+
+
+def passes_of(step: int, plan: RunPlan, rank: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """This rank's part of the global batch; a short pass is filled up with masked rows."""
+    tokens, targets = global_batch(step)
+    passes = []
+    for index in range(plan.accumulation):
+        start, end = pass_rows(GLOBAL_BATCH, plan.world_size, plan.micro_batch, rank, index)
+        own_tokens = torch.zeros(plan.micro_batch, SEQ_LEN, dtype=torch.int64)
+        own_targets = torch.full((plan.micro_batch, SEQ_LEN), IGNORED)
+        own_tokens[: end - start], own_targets[: end - start] = tokens[start:end], targets[start:end]
+        passes.append((own_tokens, own_targets))
+    return passes
+
+
 def main() -> None:
     rank, world_size, port = map(int, sys.argv[1:4])
-    device = devices.choose_device("cpu", 0)
+    device, what = devices.choose_device("cpu", 0), sys.argv[5]
     with devices.process_group(RankEnvironment(rank, rank, world_size, world_size, "127.0.0.1", port), device):
         from hpc_llm.model.build import build_model
         from hpc_llm.training.engine import Engine
@@ -73,19 +105,24 @@ def main() -> None:
                 device,
                 rank,
             )
-            losses = []
+            found: list[Any] = []
             for step in range(STEPS):
-                tokens, targets = global_batch(step)
-                passes = []
-                for index in range(plan.accumulation):
-                    start, end = pass_rows(GLOBAL_BATCH, world_size, micro, rank, index)
-                    own_tokens = torch.zeros(micro, SEQ_LEN, dtype=torch.int64)
-                    own_targets = torch.full((micro, SEQ_LEN), IGNORED)
-                    own_tokens[: end - start], own_targets[: end - start] = tokens[start:end], targets[start:end]
-                    passes.append((own_tokens, own_targets))
-                output = engine.train_step(passes, learning_rate(config.optim, step, STEPS, plan.warmup_steps))
-                losses.append([float(output.loss_sum) / int(output.counts[0]), float(output.grad_norm)])
-            results.append(losses)
+                passes = passes_of(step, plan, rank)
+                lr = learning_rate(config.optim, step, STEPS, plan.warmup_steps)
+                before = engine.weights() if what == "poison" else {}
+                poisoned = what == "poison" and step == 1
+                hook = engine._engine.module.register_forward_hook(lambda *given: given[2] * float("nan"))
+                if not poisoned:
+                    hook.remove()
+                with Reads() if what == "reads" else contextlib.nullcontext() as reads:
+                    output = engine.train_step(passes, lr)
+                hook.remove()
+                losses = [float(output.loss_sum) / int(output.counts[0]), float(output.grad_norm)]
+                if what == "poison":
+                    changed = any(not torch.equal(before[name], one) for name, one in engine.weights().items())
+                    losses.append(changed)
+                found.append(reads.count if reads is not None else losses)
+            results.append(found)
         if rank == 0:
             print("RESULT " + json.dumps(results), flush=True)
 

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from engine_ranks import Case, trained
+from engine_ranks import Case, plain_losses, trained
 
 pytestmark = pytest.mark.slow
 
@@ -27,37 +27,6 @@ def losses(world_size: int) -> dict[Case, list[list[float]]]:
     """(precision, stage, micro-batch) → [loss, gradient norm] per step, all in one set of processes."""
     micro = (*MICRO_BATCHES[world_size], *((UNEVEN_ON_TWO_RANKS,) if world_size == 2 else ()))
     return trained(world_size, [(name, stage, m) for name, stages in STAGES.items() for stage in stages for m in micro])
-
-
-@cache
-def plain_losses() -> list[list[float]]:
-    """The same training in plain torch, in one big batch: AdamW in fp32, clipping, no DeepSpeed and no loop of ours."""
-    from engine_worker import SEQ_LEN, STEPS, global_batch, plan_for
-
-    from hpc_llm.model.init import initialise
-    from hpc_llm.model.transformer import Transformer
-    from hpc_llm.training.schedule import learning_rate
-
-    config, plan = plan_for("fp32", 0, 8, 1)
-    model = Transformer(config.model, SEQ_LEN)
-    for name, parameter in model.named_parameters():
-        initialise(name, parameter, config.model, config.run.seed)
-    decayed = [p for name, p in model.named_parameters() if p.dim() == 2 and name != "wte.weight"]
-    rest = [p for name, p in model.named_parameters() if p.dim() == 1 or name == "wte.weight"]
-    groups = [{"params": decayed, "weight_decay": config.optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=tuple(config.optim.betas), eps=config.optim.eps)
-    found = []
-    for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.optim, step, STEPS, plan.warmup_steps)
-        tokens, targets = global_batch(step)
-        loss = torch.nn.functional.cross_entropy(model.logits(tokens).flatten(0, 1), targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
-        optimizer.step()
-        found.append([loss.item(), norm.item()])
-    return found
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -1,0 +1,47 @@
+"""Gradients clipped, and those that are not finite passed over, inside torch's fused AdamW.
+
+DeepSpeed's optimizers read the gradient norm on the host before they step: the device has run dry by then, and
+clipping goes over all gradients once more. torch's fused AdamW divides by a `grad_scale` and leaves weights and
+state alone on `found_inf`, both tensors on the device (made for torch.amp.GradScaler). Nothing waits, and a step
+whose gradient is not finite still does no harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime.zero import stage3, stage_1_and_2
+from torch import Tensor
+
+_EPS = 1e-6  # of torch.nn.utils.clip_grad_norm_
+_CHECK = "is_invalid_grad_norm"  # DeepSpeed's look at the norm, in 0.19.8
+
+
+def fits(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `optimizer` is one whose kernel does it."""
+    return isinstance(optimizer, torch.optim.AdamW) and bool(optimizer.defaults["fused"])
+
+
+def install(optimizer: torch.optim.Optimizer, max_norm: float, norm: Callable[[], Tensor]) -> None:
+    """Have each step of `optimizer` clip to `max_norm`. norm: the whole gradient's; negative or not finite: skip."""
+
+    def prepare(*_: object) -> None:
+        found = norm().float()
+        optimizer.grad_scale = ((found + _EPS) / max_norm).clamp(min=1.0)  # type: ignore[attr-defined]
+        optimizer.found_inf = (~torch.isfinite(found) | (found < 0)).float()  # type: ignore[attr-defined]
+
+    optimizer.register_step_pre_hook(prepare)
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """DeepSpeed's optimizers step within without a look at the norm."""
+    with contextlib.ExitStack() as patches:
+        for module in (stage_1_and_2, stage3, bf16_optimizer):
+            if hasattr(module, _CHECK):
+                patches.enter_context(mock.patch.object(module, _CHECK, lambda norm: False))
+        yield

@@ -1,0 +1,98 @@
+"""What the plan says a rank will take against what it takes; appended to benchmarks/memory.md.
+
+`python tools/bench/memory.py [--models mpt-125m,llama-125m] [--device cuda --batch 8]`
+
+Every case is a fresh process with a few steps of our loop, on one rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import record
+from train import words_of
+from turns import Runner
+
+from hpc_llm.planning.memory import CONTEXT_BYTES
+
+GIB = 2**30
+TARGET = {"cpu": 0.2, "cuda": 0.1}
+INTRODUCTION = f"""
+# Memory, planned and measured
+
+The plan's bytes per rank ÷ those that a run takes, over a few steps of our loop with one rank.
+
+- On a CPU: by how much the process's peak resident memory grew over that of its imports; to be met within
+  {TARGET["cpu"]:.0%}.
+- On a GPU: the peak of torch's allocator, within {TARGET["cuda"]:.0%}; the plan's share for the CUDA context, which
+  the allocator does not see, is left out.
+
+With one rank ZeRO saves nothing: what its stages differ in is what DeepSpeed allocates beside.
+
+Written by `tools/bench/memory.py`; sections are only ever added.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--models", default="mpt-tiny,mpt-125m,llama-125m")
+    parser.add_argument("--precisions", default="bf16,fp32")
+    parser.add_argument("--stages", default="0,1,2,3")
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=8, help="sequences per step, one pass")
+    parser.add_argument("--words", nargs="*", default=[], help="further overrides, such as train.loss_chunk=1024")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "memory.md")
+    arguments = parser.parse_args()
+    lists = (arguments.models, arguments.precisions, arguments.stages)
+    rows, off = [], []
+    for model, precision, stage in itertools.product(*(one.split(",") for one in lists)):
+        if (precision, stage) == ("bf16", "0"):
+            continue  # DeepSpeed has none
+        for checkpointing in ("false", "true"):
+            result = measured(model, precision, stage, checkpointing, arguments)
+            plan, taken = result["plan"]["memory"], result["memory"]["peak"]
+            planned = result["plan"]["memory_total"] - (CONTEXT_BYTES if arguments.device == "cuda" else 0)
+            off.append(abs(planned / taken - 1))
+            parts = ("weights", "gradients", "optimizer", "activations", "logits", "overhead")
+            rows.append([
+                model, precision, stage, "yes" if checkpointing == "true" else "no",
+                *(f"{plan[part] / GIB:.2f}" for part in parts),
+                f"{planned / GIB:.2f}", f"{taken / GIB:.2f}", f"{planned / taken:.2f}",
+            ])  # fmt: skip
+            print(*rows[-1], flush=True)
+    target = TARGET[arguments.device]
+    verdict = f"within {target:.0%}: {sum(one <= target for one in off)} of {len(off)}; worst {max(off):.0%} off"
+    header = [
+        "model",
+        "precision",
+        "ZeRO",
+        "checkpointing",
+        *parts,
+        "planned GiB",
+        "measured GiB",
+        "planned ÷ measured",
+    ]
+    lines = [f"{arguments.batch} sequences of {arguments.seq_len} tokens. {verdict}.", "", *record.table(header, rows)]
+    record.append(arguments.out, INTRODUCTION, f"{arguments.models}, {arguments.device}", lines, ["torch", "deepspeed"])
+    print(verdict)
+
+
+def measured(model: str, precision: str, stage: str, checkpointing: str, arguments: argparse.Namespace) -> Any:
+    """The result of arms.py."""
+    more = [f"train.zero_stage={stage}", f"train.activation_checkpointing={checkpointing}"]
+    arguments.turns, arguments.turn_steps, arguments.warmup, arguments.clock = 1, 1, 3, "wall"
+    runner = Runner.start("ours", [*words_of(model, precision, arguments), *more], arguments)
+    runner.read("@turn")
+    runner.turn()  # warm-up: all there is has been allocated
+    runner.stop()
+    return runner.result
+
+
+if __name__ == "__main__":
+    main()
