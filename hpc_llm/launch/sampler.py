@@ -59,4 +59,12 @@ def ask(space: Sequence[Dimension], trials: Sequence[Trial], num: int, seed: int
                 distributions=distributions,
             )
         )
-    return [dict(study.ask(distributions).params) for _ in range(num)]
+    asked = [study.ask(distributions).params for _ in range(num)]
+    return [{one.key: _readable(params[one.key], one) for one in space} for params in asked]
+
+
+def _readable(value: Any, dimension: Dimension) -> Any:
+    """A number that people can repeat: four digits tell more than a search knows."""
+    if not isinstance(value, float) or dimension.choices:
+        return value
+    return min(max(float(f"{value:.4g}"), dimension.low), dimension.high)

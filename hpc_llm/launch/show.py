@@ -106,7 +106,8 @@ class Show:
             self.summary()
             self._say(f"complete: {self.layout.path}")
             self._say("next:")
-            self._say(f"  tensorboard --logdir {self.layout.tensorboard}")
+            if self.layout.tensorboard.exists():
+                self._say(f"  tensorboard --logdir {self.layout.tensorboard}")
             self._say("  python -m hpc_llm.submit model=mpt-tiny train.duration=2000steps      # longer")
             self._say("  python -m hpc_llm.submit +cluster=a100x64 model=mpt-7b dry_run=true   # on a cluster")
             return

@@ -39,6 +39,14 @@ def test_it_learns_from_losses_and_bears_failures() -> None:
     assert statistics.median(last) < statistics.median(first) / 2
 
 
+def test_numbers_are_short_and_within_their_bounds() -> None:
+    narrow = Dimension("optim.lr", False, [], 1.00001e-3, 1.00009e-3)
+    (one,) = ask([narrow], [], 1, seed=0)
+    assert narrow.low <= one["optim.lr"] <= narrow.high
+    asked = [each["optim.lr"] for each in ask([RATE], [], 9, seed=0)]
+    assert asked == [float(f"{rate:.4g}") for rate in asked]
+
+
 def test_trials_that_run_and_numbers_that_are_whole() -> None:
     running = [Trial({"model.n_layers": 2}, running=True)]
     assert all(one["model.n_layers"] in (1, 2, 3, 4) for one in ask([LAYERS], running, 5, seed=0))
