@@ -26,6 +26,8 @@ from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.slurm import client
 
+_WRITER = "watchdog-"  # of what a watchdog writes into ledgers
+_READMITTED = "readmitted"  # the ledger's word for nodes that are left out no longer
 UNANSWERED_S = 30.0  # a slow slurmctld may still take a submission whose answer was lost
 
 
@@ -66,12 +68,17 @@ def leave_out_of_waiting(root: Path, records: Iterable[Record]) -> None:
     blame, tasks = Blame(root), defaultdict[tuple[str, str], list[str]](list)
     for record in records:
         assert record.facts.address is not None
-        if bad := _excluded(record, ledger_for(record), blame):
+        if (bad := _exclusion(record, ledger_for(record), blame)) is not None:
             array, _, task = record.facts.address.partition("_")
             tasks[array, bad].append(task)
     for (array, bad), numbers in tasks.items():
         with contextlib.suppress(client.SlurmError):
             client.update(f"{array}_[{','.join(numbers)}]" if numbers[0] else array, ExcNodeList=bad)
+
+
+def wants_nodes_back(record: Record, blame: Blame) -> bool:
+    """Whether nodes are left out of the run's job without which it can no longer run."""
+    return bool(_left_out(record)) and blame.to_leave_out(record) == ()
 
 
 def note(run: Seen, book: ledger.Ledger, job: str) -> None:
@@ -160,7 +167,7 @@ class _Act:
 
         Where Slurm says no (the job has just started), the run goes on with them.
         """
-        if bad := _excluded(self.record, self.book, self.blame):
+        if (bad := _exclusion(self.record, self.book, self.blame)) is not None:
             with contextlib.suppress(client.SlurmRefused):
                 client.update(address, ExcNodeList=bad)
 
@@ -176,7 +183,7 @@ class _Act:
                 raise client.SlurmUnavailable("a submission a moment ago may still come to light")
             self.book.write("resubmitting", after=address)
             options = [f"--array={task}"] if task else []
-            if bad := _excluded(self.record, self.book, self.blame):
+            if bad := _exclusion(self.record, self.book, self.blame):
                 options.append(f"--exclude={bad}")
             job_id = client.submit(self.record.layout.script, *options)
             found = f"{job_id}_{task}" if task else str(job_id)
@@ -184,16 +191,32 @@ class _Act:
 
 
 def ledger_for(record: Record) -> ledger.Ledger:
-    return ledger.Ledger(record.layout.ledger, f"watchdog-{os.uname().nodename}-{os.getpid()}")
+    return ledger.Ledger(record.layout.ledger, f"{_WRITER}{os.uname().nodename}-{os.getpid()}")
 
 
-def _excluded(record: Record, book: ledger.Ledger, blame: Blame) -> str:
-    """Nodes to exclude, with those that the user does, as sbatch and scontrol take them; the ledger gets them."""
-    bad = blame.to_leave_out(record)
-    if not bad:
-        return ""
-    known = {node for event in record.events if event.event == "excluded" for node in event.facts["nodes"]}
+def _exclusion(record: Record, book: ledger.Ledger, blame: Blame) -> str | None:
+    """Nodes to exclude, with those that the user does, as sbatch and scontrol take them; None: leave it as it is.
+
+    The ledger gets what is new. A node that is given back may be bad: a run that waits for ever is worse.
+    """
+    bad, known = blame.to_leave_out(record), _left_out(record)
+    if bad is None or not (bad or known):
+        return None
     if set(bad) - known:
         book.write("excluded", nodes=list(bad), why="evidence of this root's runs; see status --nodes")
+    if back := sorted(known - set(bad)):
+        why = "nothing speaks against them any more" if bad else "too few others are up, or nothing speaks against them"
+        book.write(_READMITTED, nodes=back, why=why)
     given = record.config["cluster"]["exclude"]
     return ",".join(([given] if given else []) + list(bad))
+
+
+def _left_out(record: Record) -> set[str]:
+    """Nodes that watchdogs have excluded from the run's jobs."""
+    found: set[str] = set()
+    for said in record.events:
+        if said.event == "excluded" and said.writer.startswith(_WRITER):
+            found |= set(said.facts["nodes"])
+        elif said.event == _READMITTED:
+            found -= set(said.facts["nodes"])
+    return found

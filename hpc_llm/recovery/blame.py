@@ -64,8 +64,8 @@ class Blame:
             return suspects
         return []
 
-    def to_leave_out(self, record: Record) -> tuple[str, ...]:
-        """Nodes to exclude from the run's next job; none where too few would be left to run it at all."""
+    def to_leave_out(self, record: Record) -> tuple[str, ...] | None:
+        """Nodes to exclude from the run's next job; none where too few would be left to run it. None: unknown."""
         recovery, cluster = record.config["recovery"], record.config["cluster"]
         exclusion_h, most = recovery.get("node_exclusion_h", 24.0), recovery.get("max_excluded_nodes", 8)
         bad = nodes.excluded(nodes.standings(self._all(), time.time(), exclusion_h, most))
@@ -74,9 +74,10 @@ class Blame:
         try:
             wanted = set((cluster["partition"] or "").split(",")) - {""}
             there = [node for node in self._sinfo() if (node.partition in wanted if wanted else node.default)]
+            unwanted = set(client.hostnames(cluster["exclude"])) if cluster["exclude"] else set()
         except client.SlurmError:
-            return ()
-        left = {node.name for node in there if node.up} - bad
+            return None
+        left = {node.name for node in there if node.up} - bad - unwanted
         return tuple(sorted(bad)) if len(left) >= cluster["nodes"] + cluster.get("spare_nodes", 0) else ()
 
     def _launch_failed(self, node: str, run: str, number: int, weight: float) -> None:

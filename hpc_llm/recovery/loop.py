@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hpc_llm.recovery import census, facts, nodes, telling, watch
-from hpc_llm.recovery.acts import Seen, carry_out, leave_out_of_waiting, ledger_for
+from hpc_llm.recovery.acts import Seen, carry_out, leave_out_of_waiting, ledger_for, wants_nodes_back
+from hpc_llm.recovery.blame import Blame
 from hpc_llm.recovery.census import Census, Entry
 from hpc_llm.recovery.facts import Answers, Queue, Record
 from hpc_llm.recovery.halving import Contender, judge
@@ -38,7 +39,7 @@ def one_pass(root: Path) -> list[Seen]:
         done, refused = carry_out(root, list(seen.values()), queue)
         for path, run in seen.items():
             known.runs[path] = _entry(run, now, acted=run in done, refused=run in refused)
-        _spare_the_waiting(root, known)
+        _spare_the_waiting(root, known, queue)
         telling.note(root, known, seen, done)
         census.save(root, known)
         telling.send(root, known)
@@ -76,15 +77,20 @@ def _readable(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Record]]:
             print(f"{layout.path}: passed over, it cannot be read ({error!r})", file=sys.stderr)
 
 
-def _spare_the_waiting(root: Path, known: Census) -> None:
-    """Where nodes have been reported since, jobs that wait are not to start on them."""
+def _spare_the_waiting(root: Path, known: Census, queue: Queue) -> None:
+    """Where nodes have been reported since, jobs that wait are not to start on them; unless they could never start."""
     evidence = nodes.volume(root)
-    if evidence != known.evidence:
-        waiting = [path for path, entry in known.runs.items() if entry.state == "open" and entry.kind == "pending"]
-        leave_out_of_waiting(root, (record for _, record in _readable(root, waiting)))
-        for path in waiting:
-            known.runs[path].state = "new"  # its ledger may tell of nodes now
-        known.evidence = evidence
+    waiting = [path for path, entry in known.runs.items() if entry.state == "open" and entry.kind == "pending"]
+    if evidence == known.evidence:
+        starved = [path for path in waiting if evidence and watch.starved(queue.job(known.runs[path].address))]
+        blame = Blame(root)
+        records = {path: run for path, run in _readable(root, starved) if wants_nodes_back(run, blame)}
+    else:
+        records = dict(_readable(root, waiting))
+    leave_out_of_waiting(root, records.values())
+    for path in records:
+        known.runs[path].state = "new"  # its ledger may tell of nodes now
+    known.evidence = evidence
 
 
 def _halved_sweep(path: str, record: Record) -> str | None:

@@ -72,6 +72,11 @@ def glance(job: QueuedJob | None) -> str:
     return "running" if job.state == "RUNNING" or job.state in _GOING_ON else "event"
 
 
+def starved(job: QueuedJob | None) -> bool:
+    """Whether a job waits for nodes that are down: `ReqNodeNotAvail, UnavailableNodes:n[2-3]`."""
+    return job is not None and job.state == "PENDING" and "UnavailableNodes:" in job.reason
+
+
 def decide(run: RunFacts, job: JobFacts, now: float) -> Decision:
     """What to do about `run` at time `now`."""
     if not job.asked or run.address is None:

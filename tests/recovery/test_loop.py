@@ -22,6 +22,8 @@ from hpc_llm.recovery.pace import Pace
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout
+from hpc_llm.slurm import client
+from hpc_llm.slurm.client import SlurmUnavailable
 
 __all__ = ["slurm"]
 
@@ -103,6 +105,57 @@ def test_no_node_is_excluded_where_too_few_would_be_left(slurm: FakeSlurm) -> No
     make_run(slurm, "one", job="12", state="FAILED")
     assert acts(slurm) == [("one", Action.RESUBMIT)]
     assert slurm.excluded["101"] == ""
+
+
+def test_a_node_is_given_back_to_a_run_that_could_never_start_without_it(slurm: FakeSlurm) -> None:
+    """Two of three nodes are wanted, one is left out, and then another goes down."""
+    words = ("cluster.nodes=2", "cluster.exclude=n4")
+    run = make_run(slurm, "one", *words, job="12", state="PENDING")
+    other = make_run(slurm, "small", "cluster.nodes=1", job="13", state="PENDING")
+    nodes.report(slurm.root, "n1", "gpu-fault", run="another", attempt=1)
+    acts(slurm)
+    assert slurm.excluded == {"12": "n4,n1", "13": "n1"}
+    slurm.nodes["n3"] = "down*"
+    for job in ("12", "13"):
+        slurm.put(job, "PENDING", reason="ReqNodeNotAvail, UnavailableNodes:n3")
+    for _ in range(3):
+        acts(slurm)
+    assert slurm.excluded == {"12": "n4", "13": "n1"}
+    assert [said.facts["nodes"] for said in named(run, "readmitted")] == [["n1"]]
+    assert named(other, "readmitted") == []
+    slurm.nodes["n3"] = "idle"
+    nodes.report(slurm.root, "n1", "gpu-fault", run="another", attempt=2)
+    acts(slurm)
+    assert slurm.excluded["12"] == "n4,n1"
+    assert [said.facts["nodes"] for said in named(run, "excluded")] == [["n1"], ["n1"]]
+
+
+def test_a_requeued_run_gets_back_the_node_that_it_needs(slurm: FakeSlurm) -> None:
+    slurm.nodes = {"n1": "idle", "n2": "idle"}
+    nodes.report(slurm.root, "n1", "gpu-fault", run="one", attempt=1)
+    run = make_run(slurm, "one", "cluster.nodes=2", job="12", state="PENDING")
+    attempt(run, 1, 400)
+    write(run, 300, "watchdog-x", "excluded", nodes=["n1"])
+    slurm.put("12", "PENDING", reason="BeginTime", start_time=time.time() + 121)
+    assert acts(slurm) == [("one", Action.EXPEDITE)]
+    assert slurm.excluded["12"] == ""
+    assert "too few" in named(run, "readmitted")[0].facts["why"]
+
+
+def test_nothing_is_given_back_while_nobody_knows_which_nodes_are_up(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes.report(slurm.root, "n1", "gpu-fault", run="one", attempt=1)
+    run = make_run(slurm, "one", "cluster.nodes=2", job="12", state="PENDING")
+    write(run, 300, "watchdog-x", "excluded", nodes=["n1"])
+
+    def away(*words: str) -> str:
+        raise SlurmUnavailable("away")
+
+    monkeypatch.setattr(client, "call", away)
+    acts(slurm)
+    assert slurm.excluded == {}
+    assert named(run, "readmitted") == []
 
 
 def test_nodes_that_the_user_excludes_stay_excluded(slurm: FakeSlurm) -> None:

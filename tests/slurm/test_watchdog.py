@@ -137,6 +137,29 @@ def test_a_node_that_fails_every_launch_is_left_out_and_the_held_job_released(
     runs.until(lambda: runs.status()[0]["state"] == "completed", "completed")
 
 
+def test_a_node_that_is_left_out_comes_back_where_another_one_dies(
+    make_slurm: Callable[..., SlurmCluster], runs_on: Callable[[SlurmCluster], Runs]
+) -> None:
+    """The run needs two of three nodes: a node that may be bad is better than none."""
+    slurm = make_slurm("--nodes", "3", "--slurmd-timeout", "5")
+    runs = runs_on(slurm)
+    others = slurm.sbatch("--nodes=3", "--exclusive", script="sleep 600")
+    slurm.wait_state(others, "RUNNING")
+    ((job, run),) = runs.submit("run.name=patient", "cluster.nodes=2")
+    runs.watch()
+    nodes.report(runs.root, "n1", "gpu-fault", run="another", attempt=1)
+    runs.watch()
+    assert slurm.job(job)["ExcNodeList"] == "n1"
+    slurm.tool("kill-node", "n2")
+    runs.until(lambda: slurm.node_state("n2").startswith("down"), f"n2 down: {slurm.node_state('n2')}", 90)
+    slurm.run("scancel", others)
+    runs.until(lambda: named(run, "started"), "an attempt", 90, watch=True)
+    assert named(run, "readmitted")[0]["nodes"] == ["n1"]
+    assert named(run, "started")[0]["nodes"] == ["n[1,3]"]
+    tell(run, "complete")
+    runs.until(lambda: runs.status()[0]["state"] == "completed", "completed")
+
+
 def test_tasks_that_wait_are_spared_a_node_that_goes_bad_meanwhile(
     make_slurm: Callable[..., SlurmCluster], runs_on: Callable[[SlurmCluster], Runs]
 ) -> None:
