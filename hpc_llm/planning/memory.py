@@ -15,6 +15,10 @@ from hpc_llm.planning.parameters import COMPUTE_BYTES, FP32_BYTES, MOMENTS, para
 
 USABLE_FRACTION = 0.92  # of a GPU's memory; the rest is fragmentation
 CONTEXT_BYTES = int(1.5 * GIB)  # CUDA context with its loaded kernels, cuBLAS workspace, NCCL channels
+CPU_PROCESS_BYTES = int(
+    0.12 * GIB
+)  # what a process grows by over its imports, whatever it trains (benchmarks/memory.md)
+CPU_HEAP = 0.15  # of activations and logits: glibc's heap, whose holes are kept (training.device), measured there too
 BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default reduce_bucket_size
 LIVE_ELEMENTS = 1_000_000_000  # ZeRO-3's max_live_parameters and sub_group_size
 # Cross-entropy from bf16 logits: log-probabilities, their gradient and the logits' gradient, each in fp32.
@@ -26,11 +30,11 @@ class MemoryEstimate:
     """Bytes per rank."""
 
     weights: int
-    gradients: int
+    gradients: int  # beside activations; with what the optimizer's step copies, as far as that is more than both
     optimizer: int
     activations: int
     logits: int
-    overhead: int  # CUDA context, NCCL and DeepSpeed buckets, fragmentation
+    overhead: int  # CUDA context, NCCL and DeepSpeed buckets; on a CPU the process and its heap
     host: int = 0  # host memory of an offloaded optimizer; not part of the total
 
     @property
@@ -39,16 +43,14 @@ class MemoryEstimate:
 
 
 def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> MemoryEstimate:
-    """Peak of one rank: the start of backward, where all activations and the logits live."""
+    """Peak of one rank: the start of backward, where all activations and the logits live, or the optimizer's step."""
     model, precision, world = config.model, config.train.precision, config.cluster.world_size
     offloaded = config.optim.name == "cpu_adam"
-    context = 0 if config.cluster.device == "cpu" else CONTEXT_BYTES
+    on_cpu = config.cluster.device == "cpu"
     count = parameter_count(model)
     compute = COMPUTE_BYTES[precision]
     states = optimizer_bytes(count, world, zero_stage, precision, MOMENTS[config.optim.name])
-    gradients = gradient_bytes(count, world, zero_stage, precision, offloaded)
     backend = attention.choose(config)
-    on_cpu = config.cluster.device == "cpu"
     sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing, backend, on_cpu)
     mask = mask_elements(config, backend, micro_batch) * compute
     tokens = micro_batch * config.train.seq_len
@@ -57,11 +59,14 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
     else:  # one chunk's, and the fp32 gradient of the output's matrix, which waits for backward
         chunk = min(config.train.loss_chunk, tokens)
         logits = model.vocab_size * (chunk * (compute + LOSS_BYTES) + model.d_model * (compute + FP32_BYTES))
+    activations = micro_batch * sequence + mask
+    backward, step = gradient_bytes(count, world, zero_stage, precision, offloaded)
+    context = CPU_PROCESS_BYTES + int(CPU_HEAP * (activations + logits)) if on_cpu else CONTEXT_BYTES
     return MemoryEstimate(
         weights=weight_bytes(count, world, zero_stage, compute),
-        gradients=gradients,
+        gradients=max(backward, step - activations - logits),
         optimizer=0 if offloaded else states,
-        activations=micro_batch * sequence + mask,
+        activations=activations,
         logits=logits,
         overhead=context + bucket_bytes(count, zero_stage, precision, offloaded),
         host=states + FP32_BYTES * shard(count, world) if offloaded else 0,
@@ -80,22 +85,27 @@ def weight_bytes(count: int, world_size: int, zero_stage: int, compute: int) -> 
     return compute * (shard(count, world_size) + min(count, LIVE_ELEMENTS))
 
 
-def gradient_bytes(count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool) -> int:
-    """Gradients of the compute dtype and their fp32 accumulation, where both live.
+def gradient_bytes(count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool) -> tuple[int, int]:
+    """Gradients of the compute dtype and their fp32 accumulation: during backward, and from its end to the step.
 
     - fp32: one full gradient at stages 0 and 1, nothing apart from it.
     - bf16, stage 1 (BF16_Optimizer): a full fp32 buffer, and beside it the full bf16 gradient of a pass,
       since `immediate_grad_update` is off by default: 6·N. Offloaded, the bf16 part goes as soon as it is added.
-    - stage 2: a bf16 part, its fp32 accumulation and the flat copy for the step: 10·N/W. Offloaded, fp32 is in RAM.
-    - stage 3: a flat fp32 part and the copy of the sub-group in the step.
+    - stage 2: a bf16 part and its fp32 accumulation, 6·N/W; then the flat copy for the step too, 10·N/W, when no
+      activation lives any more. Offloaded, fp32 is in RAM.
+    - stage 3: a flat fp32 part; then the copy of the sub-group in the step.
     """
     part, compute = shard(count, world_size), COMPUTE_BYTES[precision]
     if zero_stage < 2:
         accumulated = 0 if precision == "fp32" else FP32_BYTES * count
-        return accumulated + (0 if offloaded and accumulated else compute * count)
+        whole = accumulated + (0 if offloaded and accumulated else compute * count)
+        return whole, whole
     if zero_stage == 2:
-        return compute * part + (0 if offloaded else 2 * FP32_BYTES * part)
-    return 0 if offloaded else FP32_BYTES * (part + min(part, LIVE_ELEMENTS))
+        summed = 0 if offloaded else FP32_BYTES * part
+        return compute * part + summed, compute * part + 2 * summed
+    if offloaded:
+        return 0, 0
+    return FP32_BYTES * part, FP32_BYTES * (part + min(part, LIVE_ELEMENTS))
 
 
 def optimizer_bytes(count: int, world_size: int, zero_stage: int, precision: str, moments: int) -> int:

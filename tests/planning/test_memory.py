@@ -9,7 +9,14 @@ from hpc_llm.config.schema import ModelConfig
 from hpc_llm.model.transformer import Transformer
 from hpc_llm.planning.activations import activation_bytes
 from hpc_llm.planning.choice import choices
-from hpc_llm.planning.memory import MemoryEstimate, bucket_elements, estimate, optimizer_bytes
+from hpc_llm.planning.memory import (
+    CONTEXT_BYTES,
+    MemoryEstimate,
+    bucket_elements,
+    estimate,
+    optimizer_bytes,
+    shard,
+)
 from hpc_llm.planning.parameters import parameter_count
 from tests.configs import make_config
 
@@ -89,7 +96,18 @@ def test_buckets_are_never_larger_than_the_model() -> None:
 
 
 def test_a_cpu_has_no_cuda_context() -> None:
-    assert estimate(make_config("cluster=local-slurm"), 1, False, 1).overhead == 0
+    assert estimate(make_config("cluster=local-slurm"), 1, False, 1).overhead < CONTEXT_BYTES / 8
+
+
+@pytest.mark.parametrize(("stage", "backward", "step"), [(2, 6, 10), (3, 4, 8)])
+def test_what_the_step_copies_counts_where_it_is_more_than_the_activations(
+    stage: int, backward: int, step: int
+) -> None:
+    """They are gone by then: with long sequences backward is the peak, with short ones the step."""
+    short, long = memory("train.seq_len=16", stage=stage), memory(stage=stage, micro_batch=8)
+    part = shard(parameter_count(make_config(*WORDS).model), 64)
+    assert long.gradients == backward * part
+    assert short.gradients == step * part - short.activations - short.logits > backward * part
 
 
 def test_folded_alibi_stores_no_bias() -> None:

@@ -88,7 +88,10 @@ def test_every_preset_plans_or_is_refused_with_a_remedy_that_works(model: str, c
         ("model=mpt-70b", "cluster=a100x8", "train.zero_stage=2"),
         ("model=mpt-13b", "cluster=a100x8", "train.zero_stage=1"),
         ("model=mpt-7b", "cluster=a100x8", "train.zero_stage=1", "train.micro_batch=16"),
-        ("model=mpt-13b", "cluster=a100x8", "train.zero_stage=2", "train.activation_checkpointing=false"),
+        (
+            *("model=mpt-13b", "cluster=a100x8", "train.zero_stage=2"),
+            *("train.activation_checkpointing=false", "train.micro_batch=2"),
+        ),
         ("model=mpt-30b", "cluster=a100x440", "train.zero_stage=2", "train.micro_batch=4"),
         ("model=mpt-1b", "cluster=h100x8", "train.micro_batch=32", "train.activation_checkpointing=false"),
         ("model=mpt-7b", "cluster=a100x8", "optim=cpu_adam", "train.zero_stage=1", "train.micro_batch=16"),

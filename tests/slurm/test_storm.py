@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from local_runs import FAULTS, Finished, damage
-from slurm_runs import LONG, LONG_STEPS, SlurmRuns, pids_of_rank
+from slurm_runs import SlurmRuns, pids_of_rank
 from waiting import until
 
 from hpc_llm.checkpoint import manifest
@@ -32,12 +32,16 @@ BUDGETS = [
 ]
 
 
+LONGER_STEPS = 10_000
+
+
 @dataclass
 class Storm:
     """One run and what happens to it. Each fault returns once the run has got over it."""
 
     runs: SlurmRuns
     run: RunLayout
+    last: int  # its steps
     draw: random.Random
     orders: Path
     fired: list[str] = field(default_factory=list)
@@ -50,7 +54,7 @@ class Storm:
         before = self.runs.steps(self.run)
         KINDS[kind](self)
         self.fired.append(kind)
-        assert self.runs.steps(self.run) < LONG_STEPS, f"the run was over before it had got over {kind}: {before}"
+        assert self.runs.steps(self.run) < self.last, f"the run was over before it had got over {kind}: {before}"
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         self.runs.until(condition, f"{what}, after {[*self.fired, '…']}", 180)
@@ -197,20 +201,30 @@ def test_a_run_gets_over_every_kind_of_fault_one_after_the_other(
     weather(spare, plain_long, tmp_path, half, draw_faults(seed=1, count=None)[half::2])
 
 
+@pytest.fixture(scope="module")
+def plain_longer(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Long enough for two nodes to die in: ranks train on for half a minute until Slurm notices."""
+    runs = SlurmRuns(_session_cluster, tmp_path_factory.mktemp("plain"))
+    return runs.finish(runs.submit("plain", f"train.duration={LONGER_STEPS}steps"), steps=LONGER_STEPS)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("job", range(20))
-def test_a_hundred_faults_and_no_run_is_lost(spare: SlurmRuns, plain_long: Finished, tmp_path: Path, job: int) -> None:
-    weather(spare, plain_long, tmp_path, job, draw_faults(seed=2, count=100)[job::20])
+def test_a_hundred_faults_and_no_run_is_lost(
+    spare: SlurmRuns, plain_longer: Finished, tmp_path: Path, job: int
+) -> None:
+    weather(spare, plain_longer, tmp_path, job, draw_faults(seed=2, count=100)[job::20])
 
 
-def weather(runs: SlurmRuns, plain_long: Finished, folder: Path, seed: int, faults: list[str]) -> None:
-    """A run under these faults ends as one that nothing happened to."""
-    run = runs.submit("storm", LONG, "checkpoint.every=100steps", "recovery.hang_floor_s=10", *BUDGETS)
-    storm = Storm(runs, run, random.Random(seed), folder / "orders")
+def weather(runs: SlurmRuns, plain: Finished, folder: Path, seed: int, faults: list[str]) -> None:
+    """A run under these faults ends as `plain`, one that nothing happened to."""
+    words = (f"train.duration={plain.last}steps", "checkpoint.every=100steps", "recovery.hang_floor_s=10", *BUDGETS)
+    run = runs.submit("storm", *words)
+    storm = Storm(runs, run, plain.last, random.Random(seed), folder / "orders")
     runs.until_trained(run, 250)
     for kind in faults:
         storm.fire(kind)
-    done = runs.finish(run, steps=LONG_STEPS)
-    assert sorted(done.losses) == list(range(1, LONG_STEPS + 1))
-    assert done.losses == plain_long.losses
-    assert done.final_state == plain_long.final_state
+    done = runs.finish(run, steps=plain.last)
+    assert sorted(done.losses) == list(range(1, plain.last + 1))
+    assert done.losses == plain.losses
+    assert done.final_state == plain.final_state
