@@ -18,10 +18,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hpc_llm.config.errors import InputError
 from hpc_llm.launch import chain, sending
 from hpc_llm.launch.sbatch import array_spec
 from hpc_llm.recovery import facts
+from hpc_llm.recovery.watch import FORGOTTEN_AFTER_S
 from hpc_llm.runs import freeze, ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout, SweepLayout
 from hpc_llm.slurm import client
@@ -131,7 +131,9 @@ def go_on(root: Path) -> Iterator[str]:
         for backlog in _read(root):
             try:
                 yield from _next(backlog, queue)
-            except (InputError, client.SlurmRefused) as error:  # the others go on
+            except client.SlurmUnavailable:
+                raise
+            except Exception as error:  # whatever is wrong with one, the others go on, and so does the watchdog
                 backlog.sending, backlog.refused_at = [], time.time()
                 backlog.save()
                 yield f"{backlog.name}: {len(backlog.tasks)} wait: {error}"
@@ -202,7 +204,8 @@ def _drop_removed(backlog: Backlog) -> None:
 def _cancelled(backlog: Backlog, live: Sequence[QueuedJob]) -> bool | None:
     """Whether the user has cancelled all that was submitted of the array: then the rest is not wanted either.
 
-    That is so where none of it is in the queue any more, and the last to end was cancelled. None: not known yet.
+    That is so where none of it is in the queue any more, and the last to end was cancelled. None: not known yet, as
+    long as somebody may still find out how a run ended.
     """
     ours = set(backlog.arrays)
     states = {job.state for job in live if job.array_id in ours}
@@ -213,12 +216,17 @@ def _cancelled(backlog: Backlog, live: Sequence[QueuedJob]) -> bool | None:
     for layout in SweepLayout(Path(backlog.script).parent).runs():
         if layout.path in waiting:
             continue
-        record = facts.read(layout)
+        try:
+            record = facts.read(layout)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # the pass has complained of it
         run = record.facts
         if run.address is None or int(run.address.partition("_")[0]) not in ours:
             continue
         if not run.completed and run.final is None:
-            return None
+            if time.time() - max(record.events[-1].time, run.heartbeat_at or 0.0) < FORGOTTEN_AFTER_S:
+                return None
+            continue
         ends.append((record.events[-1].time, not run.completed and run.final == "cancelled"))
     return max(ends)[1] if ends else False
 

@@ -64,8 +64,8 @@ class Place(Protocol):
     def finished(self, run: RunLayout) -> None:
         """The run is complete: nobody needs to wait for this place's end any more."""
 
-    def going(self) -> bool:
-        """Whether somebody is taking the place away: whoever leaves before that ends the job for good."""
+    def going(self) -> bool | None:
+        """Whether somebody is taking the place away: who leaves before that ends the job for good. None: unknown."""
 
 
 class LocalPlace:
@@ -134,6 +134,7 @@ class SlurmPlace:
             *("--overlap", f"--nodes={len(self.hosts)}", f"--ntasks={spec.world_size}"),
             *(f"--ntasks-per-node={tasks_per_node}", f"--nodelist={','.join(self.hosts)}", "--distribution=block"),
             *(f"--cpus-per-task={spec.threads_per_rank}", "--kill-on-bad-exit=1", "--wait=60", "--export=ALL"),
+            "--mem=0",  # all of the job's; a step that Slurm has not noticed to be over keeps nothing back
             *(f"--output={spec.log(0).parent}/rank-%4t.log", "--open-mode=append", "--input=none"),
         ]
         address = master_address(self.hosts[0])
@@ -182,12 +183,12 @@ class SlurmPlace:
         with contextlib.suppress(client.SlurmError):
             successor.withdraw(run)
 
-    def going(self) -> bool:
+    def going(self) -> bool | None:
         """Asked before a failed job leaves. While the grace of a preemption runs, PreemptTime is set."""
         try:
-            return any(job.preempt_time is not None or job.state != "RUNNING" for job in client.show(self.job))
+            return any(job.ending for job in client.show(self.job))
         except client.SlurmError:
-            return False
+            return None
 
 
 def _dump_stacks(launcher: list[str], run_dir: Path, output: Path) -> None:

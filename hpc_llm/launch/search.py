@@ -26,7 +26,7 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.config.space import Dimension
 from hpc_llm.launch import cluster
 from hpc_llm.launch.sampler import Trial, ask, require
-from hpc_llm.planning.plan import make_plan
+from hpc_llm.launch.submission import unplannable
 from hpc_llm.recovery import facts
 from hpc_llm.runs import freeze
 from hpc_llm.runs.layout import RootLayout, RunLayout
@@ -115,8 +115,8 @@ def next_trials(search: Search) -> list[RunConfig]:
     trials = list(_trials(search))
     limits = search.config(_corner(search.space.dimensions), 0)
     assert limits.search.trials is not None
-    newest = range(len(trials))[-limits.search.parallel :]
-    if trials and set(newest) <= set(search.cancelled):
+    newest = [number for number, _ in enumerate(trials) if _sent(search, number)][-limits.search.parallel :]
+    if newest and set(newest) <= set(search.cancelled):
         return []
     unsent = [number for number, _ in enumerate(trials) if number not in search.ended and not _sent(search, number)]
     running = sum(trial.running for trial in trials)
@@ -160,11 +160,9 @@ def _next(search: Search) -> Iterator[str]:
 def _drop_unsound(search: Search, configs: Sequence[RunConfig]) -> Iterator[str]:
     """Trials that cannot be (too large for the memory, for example) have ended without a loss; a line for each."""
     for config in configs:
-        try:
-            make_plan(config, None)
-        except InputError as error:
+        if problems := unplannable(config):
             search.ended[_number(config)] = None
-            yield f"{config.run.name} cannot be: {error}"
+            yield f"{config.run.name} cannot be: {'; '.join(problems)}"
 
 
 def _sound_ones(search: Search, configs: Sequence[RunConfig]) -> list[RunConfig]:

@@ -20,6 +20,7 @@ from hpc_llm.recovery.causes import ExitCode
 
 AFTER_FAILURE_S = 5.0  # for the other ranks to print their own errors before they are killed
 AFTER_STOP_S = 120.0  # from the first rank that left as asked to the last
+AGAIN_S, PATIENCE_S = 5.0, 300.0  # between two tries to start a step that Slurm does not start, and for all of them
 AFTER_ABORT_S = 5.0  # for hung ranks to write their stacks
 STOP_SIGNAL = signal.SIGUSR2  # to ranks: save and leave. SIGTERM is Slurm's: save and wait to be killed
 
@@ -142,6 +143,9 @@ class SrunStep:
 
     srun's own end of a step waits for KillWait (30 s) on ranks that are busy saving or stuck; `signal_tasks`, which
     sends a signal by name to all tasks and says whether Slurm took it, makes that AFTER_FAILURE_S.
+
+    An srun that got no step (slurmctld is away, or has not noticed that the last one is over) is started again for
+    PATIENCE_S: nothing of the run has failed.
     """
 
     def __init__(
@@ -154,14 +158,22 @@ class SrunStep:
         signal_tasks: Callable[[str], bool],
     ) -> None:
         self._stop_code, self._world_size, self._signal_tasks = stop_code, spec.world_size, signal_tasks
-        self._log, self._said, self._open = log, b"", True
+        self._log, self._said = log, b""
         self._deadline: float | None = None
-        self._process = _start(spec, ["srun", *options, "--", *spec.command], place, None)
+        self._start = lambda: _start(spec, ["srun", *options, "--", *spec.command], place, None)
+        self._begun, self._asked = time.monotonic(), False
+        self._again_at: float | None = None
+        self._run()
+
+    def _run(self) -> None:
+        self._process, self._again_at = self._start(), None
         assert self._process.stdout is not None
-        self._output = self._process.stdout.fileno()
+        self._output, self._open = self._process.stdout.fileno(), True
         os.set_blocking(self._output, False)
 
     def poll(self) -> StepEnd | None:
+        if self._again_at is not None:
+            return self._between_two_tries()
         code = self._process.poll()
         self._take_output()
         exits = srun_exits(self._said.decode(errors="replace"))
@@ -171,32 +183,49 @@ class SrunStep:
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self.kill()
             return None
-        os.close(self._output)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._open = False
         if code == 0:
             return StepEnd(dict.fromkeys(range(self._world_size), 0), None)
+        no_step = _NO_STEP.search(self._said) and not exits and not self._asked
+        if no_step and time.monotonic() - self._begun < PATIENCE_S:
+            self._said, self._deadline, self._again_at = b"", None, time.monotonic() + AGAIN_S
+            return self._between_two_tries()
         codes = dict(reversed(exits)) or {0: code}  # the first word on a rank counts
         first = exits[0] if exits else (0, code)
         lost = tuple(dict.fromkeys(_NODE_LOST.findall(self._said.decode(errors="replace"))))
         return StepEnd(codes, first[0] if _failed(first[1], self._stop_code) else None, lost)
 
+    def _between_two_tries(self) -> StepEnd | None:
+        assert self._again_at is not None
+        if self._asked:
+            return StepEnd({0: self._stop_code}, None)
+        if time.monotonic() >= self._again_at:
+            self._run()
+        return None
+
     def seconds_to_deadline(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        until = [one for one in (self._deadline, self._again_at) if one is not None]
+        return max(0.0, min(until) - time.monotonic()) if until else None
 
     def files(self) -> list[int]:
         return [self._output] if self._open else []
 
     def ask_to_stop(self) -> None:
+        self._asked = True
         if self._process.poll() is None:
             self._process.send_signal(STOP_SIGNAL)  # srun hands it to every task
 
     def abort(self) -> None:
+        self._asked = True
         self._signal_tasks("ABRT")
         self._signal_tasks("CONT")
         self._deadline = time.monotonic() + AFTER_ABORT_S
 
     def kill(self) -> None:
         """Through Slurm: tasks outlive an srun that is killed. Asked again after a while, until they are gone."""
-        self._deadline = time.monotonic() + AFTER_FAILURE_S
+        self._asked, self._deadline = True, time.monotonic() + AFTER_FAILURE_S
         if self._process.poll() is None:
             self._signal_tasks("KILL")
 
@@ -210,6 +239,7 @@ class SrunStep:
             self._open = False
 
 
+_NO_STEP = re.compile(rb"srun: error: Unable to (?:create step|confirm allocation) for job")
 _SRUN_ERROR = re.compile(r"srun: error: \S+: tasks? ([\d,\-\[\]]+): (.+)")
 _NODE_LOST = re.compile(r"srun: error: (?:Node failure on|Task launch for \S+ failed on node) ([^\s:]+)")
 _SIGNALS = {

@@ -42,6 +42,19 @@ def examine_all(configs: Sequence[RunConfig]) -> list[RunPlan]:
     return plans
 
 
+def unplannable(config: RunConfig) -> list[str]:
+    """What keeps this very run from being planned, whatever the machine's folders and queues say."""
+    try:
+        data = known_data(config)
+    except InputError:
+        data = None  # the matter of all runs that read it
+    try:
+        make_plan(config, data, memory_available=_host_memory(config))
+    except InputError as error:
+        return list(error.problems)
+    return []
+
+
 class _Look:
     """Looks at folders and data, at each once."""
 

@@ -77,7 +77,7 @@ class Supervisor:
     def _leave(self, cause: Cause) -> int:
         """The exit status; where Slurm is about to requeue the job, once it says so."""
         if cause not in (Cause.COMPLETED, Cause.FENCED) and not self._place_ends() and self.place.going():
-            while not self._place_ends():
+            while not self._place_ends() and self.place.going() is not False:
                 self._sleep(HEARTBEAT_S)
         return _exit_status(cause)
 

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from hpc_llm.recovery.blame import Blame
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.facts import Queue, Record, addresses
+from hpc_llm.recovery.history import READMITTED
 from hpc_llm.recovery.policy import AGAIN, Action, Decision
 from hpc_llm.recovery.watch import JobFacts
 from hpc_llm.runs import ledger
@@ -27,7 +28,6 @@ from hpc_llm.runs.layout import RootLayout
 from hpc_llm.slurm import client
 
 _WRITER = "watchdog-"  # of what a watchdog writes into ledgers
-_READMITTED = "readmitted"  # the ledger's word for nodes that are left out no longer
 UNANSWERED_S = 30.0  # a slow slurmctld may still take a submission whose answer was lost
 
 
@@ -63,22 +63,53 @@ def carry_out(root: Path, seen: Sequence[Seen], queue: Queue) -> tuple[list[Seen
     return done, refused
 
 
-def leave_out_of_waiting(root: Path, records: Iterable[Record]) -> None:
-    """Bad nodes, from jobs that are pending and need nothing else: one word to Slurm for all tasks of an array."""
-    blame, tasks = Blame(root), defaultdict[tuple[str, str], list[str]](list)
-    for record in records:
+@dataclass(frozen=True)
+class Exclusion:
+    """What Slurm is told to leave out of a job, the user's own included, as sbatch and scontrol take it; what is new.
+
+    too_few: what comes `back` is bad, and needed.
+    """
+
+    words: str
+    new: list[str]
+    back: list[str]
+    too_few: bool
+
+    def write_down(self, book: ledger.Ledger) -> None:
+        """After Slurm was told: what is only on paper would never be said again."""
+        if self.new:
+            book.write("excluded", nodes=self.new, why="evidence of this root's runs; see status --nodes")
+        if self.back:
+            why = "too few others are up" if self.too_few else "nothing speaks against them any more"
+            book.write(READMITTED, nodes=self.back, why=why)
+
+
+def leave_out_of_waiting(blame: Blame, waiting: Mapping[str, tuple[Record, bool]]) -> tuple[dict[str, Exclusion], bool]:
+    """Bad nodes, from jobs that are pending and need nothing else: one word to Slurm for all tasks of an array.
+
+    waiting: runs, and whether Slurm lacks nodes for them: only then are nodes given back that are bad but needed. The
+    result: what Slurm was told, by run, and whether it has answered all that it was asked.
+    """
+    tasks, told, answered = defaultdict[tuple[str, str], dict[str, Exclusion]](dict), dict[str, Exclusion](), True
+    for path, (record, starved) in waiting.items():
         assert record.facts.address is not None
-        if (bad := _exclusion(record, ledger_for(record), blame)) is not None:
-            array, _, task = record.facts.address.partition("_")
-            tasks[array, bad].append(task)
-    for (array, bad), numbers in tasks.items():
-        with contextlib.suppress(client.SlurmError):
-            client.update(f"{array}_[{','.join(numbers)}]" if numbers[0] else array, ExcNodeList=bad)
-
-
-def wants_nodes_back(record: Record, blame: Blame) -> bool:
-    """Whether nodes are left out of the run's job without which it can no longer run."""
-    return bool(_left_out(record)) and blame.to_leave_out(record) == ()
+        answered = answered and blame.to_leave_out(record) is not None
+        found = _exclusion(record, blame, even_bad_ones=starved)
+        if found is not None and (found.new or found.back):
+            tasks[record.facts.address.partition("_")[0], found.words][path] = found
+    for (array, words), runs in tasks.items():
+        numbers = [str(waiting[path][0].facts.address).partition("_")[2] for path in runs]
+        try:
+            client.update(f"{array}_[{','.join(numbers)}]" if numbers[0] else array, ExcNodeList=words)
+        except client.SlurmRefused:
+            continue  # it has started meanwhile
+        except client.SlurmUnavailable:
+            answered = False
+            continue
+        for path, found in runs.items():
+            found.write_down(ledger_for(waiting[path][0]))
+        told |= runs
+    return told, answered
 
 
 def note(run: Seen, book: ledger.Ledger, job: str) -> None:
@@ -167,9 +198,10 @@ class _Act:
 
         Where Slurm says no (the job has just started), the run goes on with them.
         """
-        if (bad := _exclusion(self.record, self.book, self.blame)) is not None:
+        if (found := _exclusion(self.record, self.blame)) is not None:
             with contextlib.suppress(client.SlurmRefused):
-                client.update(address, ExcNodeList=bad)
+                client.update(address, ExcNodeList=found.words)
+                found.write_down(self.book)
 
     def _resubmit(self, address: str) -> dict[str, Any]:
         """The frozen script again: a single job's, or its task of the sweep's."""
@@ -183,8 +215,9 @@ class _Act:
                 raise client.SlurmUnavailable("a submission a moment ago may still come to light")
             self.book.write("resubmitting", after=address)
             options = [f"--array={task}"] if task else []
-            if bad := _exclusion(self.record, self.book, self.blame):
-                options.append(f"--exclude={bad}")
+            if (out := _exclusion(self.record, self.blame)) is not None:
+                out.write_down(self.book)
+                options += [f"--exclude={out.words}"] if out.words else []
             job_id = client.submit(self.record.layout.script, *options)
             found = f"{job_id}_{task}" if task else str(job_id)
         return {"job": found, "nodes": nodes}
@@ -194,29 +227,24 @@ def ledger_for(record: Record) -> ledger.Ledger:
     return ledger.Ledger(record.layout.ledger, f"{_WRITER}{os.uname().nodename}-{os.getpid()}")
 
 
-def _exclusion(record: Record, book: ledger.Ledger, blame: Blame) -> str | None:
-    """Nodes to exclude, with those that the user does, as sbatch and scontrol take them; None: leave it as it is.
-
-    The ledger gets what is new. A node that is given back may be bad: a run that waits for ever is worse.
-    """
-    bad, known = blame.to_leave_out(record), _left_out(record)
-    if bad is None or not (bad or known):
+def _exclusion(record: Record, blame: Blame, *, even_bad_ones: bool = True) -> Exclusion | None:
+    """None: leave it as it is. even_bad_ones: nodes come back without which the run would wait for ever."""
+    found, known = blame.to_leave_out(record), _left_out(record)
+    if found is None or not (found.nodes or known) or (found.too_few and not even_bad_ones):
         return None
-    if set(bad) - known:
-        book.write("excluded", nodes=list(bad), why="evidence of this root's runs; see status --nodes")
-    if back := sorted(known - set(bad)):
-        why = "nothing speaks against them any more" if bad else "too few others are up, or nothing speaks against them"
-        book.write(_READMITTED, nodes=back, why=why)
-    given = record.config["cluster"]["exclude"]
-    return ",".join(([given] if given else []) + list(bad))
+    bad = set(found.nodes)
+    words = [word for word in (record.config["cluster"]["exclude"], *found.nodes) if word]
+    return Exclusion(",".join(words), sorted(bad - known), sorted(known - bad), found.too_few)
 
 
 def _left_out(record: Record) -> set[str]:
-    """Nodes that watchdogs have excluded from the run's jobs."""
+    """Nodes that watchdogs have excluded from the run's jobs since its user submitted it."""
     found: set[str] = set()
     for said in record.events:
-        if said.event == "excluded" and said.writer.startswith(_WRITER):
+        if said.event == "submitted":
+            found.clear()
+        elif said.event == "excluded" and said.writer.startswith(_WRITER):
             found |= set(said.facts["nodes"])
-        elif said.event == _READMITTED:
+        elif said.event == READMITTED:
             found -= set(said.facts["nodes"])
     return found

@@ -31,6 +31,14 @@ class Node:
         return self.state.rstrip("*~#!%$@^-+").lower().startswith(_UP) and not self.state.endswith("*")
 
 
+@dataclass(frozen=True)
+class LeaveOut:
+    """Nodes to exclude from a run's next job. too_few: there are bad ones, but without them it could not run at all."""
+
+    nodes: tuple[str, ...]
+    too_few: bool = False
+
+
 class Blame:
     """Evidence of a root, read once per pass, and sinfo asked once."""
 
@@ -38,6 +46,7 @@ class Blame:
         self._root = root
         self._evidence: list[nodes.Evidence] | None = None
         self._nodes: list[Node] | None = None
+        self._unwanted: dict[str, frozenset[str]] = {}
 
     def of_attempt(self, record: Record) -> None:
         """Write down what the newest attempt's end says about a node, unless somebody has."""
@@ -64,21 +73,29 @@ class Blame:
             return suspects
         return []
 
-    def to_leave_out(self, record: Record) -> tuple[str, ...] | None:
-        """Nodes to exclude from the run's next job; none where too few would be left to run it. None: unknown."""
+    def to_leave_out(self, record: Record) -> LeaveOut | None:
+        """None: nobody knows which nodes are up."""
         recovery, cluster = record.config["recovery"], record.config["cluster"]
         exclusion_h, most = recovery.get("node_exclusion_h", 24.0), recovery.get("max_excluded_nodes", 8)
         bad = nodes.excluded(nodes.standings(self._all(), time.time(), exclusion_h, most))
         if not bad:
-            return ()
+            return LeaveOut(())
         try:
             wanted = set((cluster["partition"] or "").split(",")) - {""}
             there = [node for node in self._sinfo() if (node.partition in wanted if wanted else node.default)]
-            unwanted = set(client.hostnames(cluster["exclude"])) if cluster["exclude"] else set()
+            left = {node.name for node in there if node.up} - bad - self._excluded_by_user(cluster["exclude"])
         except client.SlurmError:
             return None
-        left = {node.name for node in there if node.up} - bad - unwanted
-        return tuple(sorted(bad)) if len(left) >= cluster["nodes"] + cluster.get("spare_nodes", 0) else ()
+        if len(left) < cluster["nodes"] + cluster.get("spare_nodes", 0):
+            return LeaveOut((), too_few=True)
+        return LeaveOut(tuple(sorted(bad)))
+
+    def _excluded_by_user(self, node_list: str | None) -> frozenset[str]:
+        if not node_list:
+            return frozenset()
+        if node_list not in self._unwanted:
+            self._unwanted[node_list] = frozenset(client.hostnames(node_list))
+        return self._unwanted[node_list]
 
     def _launch_failed(self, node: str, run: str, number: int, weight: float) -> None:
         key = (node, "launch-failed", run, number)

@@ -47,6 +47,10 @@ class Census:
     outbox: dict[str, tuple[list[str], dict[str, Any]]] = field(default_factory=dict)  # what they are still to be told
     halving: set[str] = field(default_factory=set)  # sweeps whose runs are judged at rungs
     evidence: int = 0  # nodes.volume of what waiting jobs have been spared
+    given_back: set[str] = field(
+        default_factory=set
+    )  # waiting runs whose jobs may start on bad nodes, for want of others
+    starved_at: float = 0.0  # when jobs that lack nodes were looked at, see loop
     text: str = field(default="", compare=False)  # as it was read
 
 
@@ -74,6 +78,8 @@ def load(root: Path) -> Census:
             plain["outbox"],
             set(plain["halving"]),
             plain["evidence"],
+            set(plain["given_back"]),
+            plain["starved_at"],
             text,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -85,7 +91,8 @@ def save(root: Path, census: Census) -> None:
     runs = {path: list(vars(entry).values()) for path, entry in census.runs.items()}
     told = {"notified": census.notified, "outbox": census.outbox}
     plain = {"version": VERSION, "folders": census.folders, **told, "evidence": census.evidence}
-    plain |= {"halving": sorted(census.halving), "runs": runs}
+    plain |= {"halving": sorted(census.halving), "given_back": sorted(census.given_back)}
+    plain |= {"starved_at": census.starved_at, "runs": runs}
     text = json.dumps(plain, separators=(",", ":"))
     if text != census.text:
         write_atomic(RootLayout(root).census, text)

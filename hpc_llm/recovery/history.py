@@ -9,6 +9,8 @@ from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import Ended
 from hpc_llm.runs.ledger import Event
 
+READMITTED = "readmitted"  # the ledger's word for nodes that are left out no longer
+
 
 def attempts_since_submission(
     events: Sequence[Event], newest_checkpoint: int, world_size: int | None = None
@@ -22,7 +24,6 @@ def attempts_since_submission(
     since = [event for event in events if event.time >= last]
     started = {event.facts["attempt"]: event for event in since if event.event == "started"}
     ended = {event.facts["attempt"]: event.facts for event in since if event.event == "ended"}
-    excluded = {node for event in since if event.event == "excluded" for node in event.facts["nodes"]}
     found: list[tuple[float, Ended]] = []
     for number, successor in zip_longest(sorted(started), sorted(started)[1:]):
         facts = ended.get(number, {})
@@ -35,10 +36,10 @@ def attempts_since_submission(
             checkpoint_step=facts.get("checkpoint_step", after),
             gpu_hours=facts.get("gpu_hours", _hours_seen(since, number, world_size or 0)),
             node=node,
-            node_excluded=node in excluded,
+            node_excluded=_left_out(since, started[number].time, [node]),
         )
         found.append((started[number].time, end))
-    found += [(event.time, _never_began(excluded, event)) for event in since if _is_launch_failure(event)]
+    found += [(event.time, _never_began(since, event)) for event in since if _is_launch_failure(event)]
     return [end for _, end in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -46,9 +47,22 @@ def _is_launch_failure(event: Event) -> bool:
     return event.event in ("released", "resubmitted", "requeued") and event.facts.get("cause") == Cause.LAUNCH_FAILED
 
 
-def _never_began(excluded: set[str], event: Event) -> Ended:
+def _never_began(events: Sequence[Event], event: Event) -> Ended:
     nodes = event.facts.get("nodes") or []
-    return Ended(Cause.LAUNCH_FAILED, 0, 0, 0.0, nodes[0] if nodes else None, bool(excluded & set(nodes)))
+    return Ended(Cause.LAUNCH_FAILED, 0, 0, 0.0, nodes[0] if nodes else None, _left_out(events, event.time, nodes))
+
+
+def _left_out(events: Sequence[Event], since: float, nodes: Sequence[str | None]) -> bool:
+    """Whether any of `nodes` was excluded, before or after `since`, and not given back before that time."""
+    given_back = dict.fromkeys(nodes, 0.0)
+    for event in events:
+        if event.event == READMITTED and event.time < since:
+            given_back |= dict.fromkeys(event.facts["nodes"], event.time)
+    return any(
+        event.event == "excluded"
+        and any(node in nodes and event.time >= given_back[node] for node in event.facts["nodes"])
+        for event in events
+    )
 
 
 def node_of(rank: int | None, hosts: Sequence[str], world_size: int | None) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hpc_llm.recovery import census, facts, nodes, telling, watch
-from hpc_llm.recovery.acts import Seen, carry_out, leave_out_of_waiting, ledger_for, wants_nodes_back
+from hpc_llm.recovery.acts import Seen, carry_out, leave_out_of_waiting, ledger_for
 from hpc_llm.recovery.blame import Blame
 from hpc_llm.recovery.census import Census, Entry
 from hpc_llm.recovery.facts import Answers, Queue, Record
@@ -22,6 +22,7 @@ from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import write_atomic
 
 _PROMOTED = "promoted"  # the ledger's word for a run that has got through a rung
+_MANY_STARVED, _STARVED_AGAIN_S = 200, 600.0  # so many jobs that lack nodes are looked at so rarely
 _UNKNOWN_AGAIN_S = 600.0  # between two looks at a run whose job nobody knows, or whose submission Slurm refused
 
 
@@ -39,7 +40,7 @@ def one_pass(root: Path) -> list[Seen]:
         done, refused = carry_out(root, list(seen.values()), queue)
         for path, run in seen.items():
             known.runs[path] = _entry(run, now, acted=run in done, refused=run in refused)
-        _spare_the_waiting(root, known, queue)
+        _spare_the_waiting(root, known, queue, set(records), now)
         telling.note(root, known, seen, done)
         census.save(root, known)
         telling.send(root, known)
@@ -77,20 +78,30 @@ def _readable(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Record]]:
             print(f"{layout.path}: passed over, it cannot be read ({error!r})", file=sys.stderr)
 
 
-def _spare_the_waiting(root: Path, known: Census, queue: Queue) -> None:
-    """Where nodes have been reported since, jobs that wait are not to start on them; unless they could never start."""
+def _spare_the_waiting(root: Path, known: Census, queue: Queue, looked_at: set[str], now: float) -> None:
+    """Jobs that wait are not to start on bad nodes, whether they or the evidence came first; unless they never could.
+
+    looked_at: runs of which this pass knows something new.
+    """
     evidence = nodes.volume(root)
     waiting = [path for path, entry in known.runs.items() if entry.state == "open" and entry.kind == "pending"]
+    starved = {path for path in waiting if evidence and watch.starved(queue.job(known.runs[path].address))}
+    known.given_back &= set(waiting)
     if evidence == known.evidence:
-        starved = [path for path in waiting if evidence and watch.starved(queue.job(known.runs[path].address))]
-        blame = Blame(root)
-        records = {path: run for path, run in _readable(root, starved) if wants_nodes_back(run, blame)}
-    else:
-        records = dict(_readable(root, waiting))
-    leave_out_of_waiting(root, records.values())
-    for path in records:
-        known.runs[path].state = "new"  # its ledger may tell of nodes now
-    known.evidence = evidence
+        if len(starved) > _MANY_STARVED and now - known.starved_at < _STARVED_AGAIN_S:
+            starved = set()  # a maintenance may leave a whole sweep without nodes
+        new = looked_at & set(waiting) if evidence else set[str]()
+        waiting = sorted(starved | known.given_back | new)
+        known.starved_at = now if starved else known.starved_at
+    records = {path: (run, path in starved) for path, run in _readable(root, waiting)}
+    told, answered = leave_out_of_waiting(Blame(root), records)
+    for path, found in told.items():
+        known.given_back -= {path}
+        known.given_back |= {path} if found.back and found.too_few else set()
+    if evidence != known.evidence:
+        for path in records:
+            known.runs[path].state = "new"  # its ledger may tell of nodes now
+    known.evidence = evidence if answered else -1
 
 
 def _halved_sweep(path: str, record: Record) -> str | None:

@@ -125,22 +125,25 @@ def requeue_own(address: str, *, patience_s: float = 120.0) -> str | None:
     """Requeue the job that this process runs in; how, or None where somebody is ending it or Slurm says no.
 
     COMPLETING is a scancel or a preemption, which Slurm ends in its own way; so is a grace that runs (PreemptTime).
-    Asked again for `patience_s` while slurmctld is away.
+    Asked again for `patience_s` while slurmctld is away, and while a signal is on its way to the job's steps, such as
+    that of an abort a moment ago.
     """
     deadline = time.monotonic() + patience_s
     while True:
         try:
             job = next(iter(show(address)), None)
-            if job is None or job.state != "RUNNING" or job.preempt_time is not None:
+            if job is None or job.ending:
                 return None
-            requeue(address)
-            return "requeue"
+            if job.state == "RUNNING":
+                requeue(address)
+                return "requeue"
         except SlurmRefused:
             return None
         except SlurmUnavailable:
-            if time.monotonic() >= deadline:
-                return None
-            time.sleep(_AGAIN_S)
+            pass
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(_AGAIN_S)
 
 
 def node_address(host: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 SQUEUE_FIELDS = "%i|%A|%T|%r|%Q|%V|%S|%N|%j|%Z"  # the last may hold anything, also a `|`
 SACCT_FIELDS = "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,NodeList,JobName"
 
+_PASSING = ("SIGNALING", "RESIZING", "CONFIGURING")  # shown in the place of RUNNING for a while
 ENDED = frozenset(
     {
         *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"),
@@ -93,6 +94,11 @@ class Job:
     @property
     def live(self) -> bool:
         return self.state not in ENDED
+
+    @property
+    def ending(self) -> bool:
+        """Whether somebody is taking its allocation away."""
+        return self.preempt_time is not None or self.state not in ("RUNNING", *_PASSING)
 
 
 def read_squeue(text: str) -> list[QueuedJob]:

@@ -2,8 +2,9 @@
 
 DeepSpeed's optimizers read the gradient norm on the host before they step: the device has run dry by then, and
 clipping goes over all gradients once more. torch's fused AdamW divides by a `grad_scale` and leaves weights and
-state alone on `found_inf`, both tensors on the device (made for torch.amp.GradScaler). Nothing waits, and a step
-whose gradient is not finite still does no harm.
+state alone on `found_inf`, both tensors on the device (made for torch.amp.GradScaler). Up to ZeRO 2 nothing waits (at
+3 DeepSpeed still copies a number to the device for each parameter group), and a step whose gradient is not finite
+still does no harm.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
-from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime import bf16_optimizer, utils
 from deepspeed.runtime.zero import stage3, stage_1_and_2
 from torch import Tensor
 
 _EPS = 1e-6  # of torch.nn.utils.clip_grad_norm_
-_CHECK = "is_invalid_grad_norm"  # DeepSpeed's look at the norm, in 0.19.8
+# What DeepSpeed 0.19.8 does about a norm that is not finite: it reads it, and writes -1 over it from the host.
+_ON_THE_HOST = {
+    "is_invalid_grad_norm": lambda *_, **__: False,
+    "mask_nan_or_inf_with_val_inplace": lambda *_, **__: None,
+}
 
 
 def fits(optimizer: torch.optim.Optimizer) -> bool:
@@ -41,7 +46,8 @@ def install(optimizer: torch.optim.Optimizer, max_norm: float, norm: Callable[[]
 def unchecked() -> Iterator[None]:
     """DeepSpeed's optimizers step within without a look at the norm."""
     with contextlib.ExitStack() as patches:
-        for module in (stage_1_and_2, stage3, bf16_optimizer):
-            if hasattr(module, _CHECK):
-                patches.enter_context(mock.patch.object(module, _CHECK, lambda norm: False))
+        for module in (utils, bf16_optimizer, stage_1_and_2, stage3):
+            for name, instead in _ON_THE_HOST.items():
+                if hasattr(module, name):
+                    patches.enter_context(mock.patch.object(module, name, instead))
         yield

@@ -286,6 +286,51 @@ def test_what_srun_says_of_ranks_that_were_asked_before_they_listened() -> None:
     assert steps.srun_exits(said) == [(1, -STOP_SIGNAL), (0, STOPPED), (2, STOPPED), (3, STOPPED)]
 
 
+SRUN = """#!/bin/sh
+echo x >>"$FOLDER/tries"
+[ "$(wc -l <"$FOLDER/tries")" -gt "$REFUSED" ] && exit 0
+echo "srun: error: Unable to create step for job 1: Memory required by task is not available"
+exit 1
+"""
+
+
+@pytest.fixture
+def srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Steps of an srun that gets none for the first `refused` times."""
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    monkeypatch.setattr(steps, "AGAIN_S", 0.05)
+
+    def start(refused: int) -> steps.SrunStep:
+        monkeypatch.setenv("REFUSED", str(refused))
+        return steps.SrunStep(spec(tmp_path, ""), STOPPED, [], {}, tmp_path / "log", lambda name: True)
+
+    return start
+
+
+def test_a_step_that_slurm_does_not_start_yet_is_asked_for_again(srun: Any, wake: int, tmp_path: Path) -> None:
+    assert finished(srun(3), wake) == StepEnd({0: 0}, None)
+    assert (tmp_path / "tries").read_text() == "x\n" * 4
+    assert (tmp_path / "log").read_text().count("Unable to create step") == 3
+
+
+def test_after_a_while_a_step_that_slurm_does_not_start_has_failed(
+    srun: Any, wake: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "PATIENCE_S", 0.0)
+    assert finished(srun(9), wake) == StepEnd({0: 1}, first_failed=0)
+
+
+def test_between_two_tries_a_step_can_be_asked_to_stop(srun: Any, wake: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "AGAIN_S", 1000.0)
+    step = srun(9)
+    until_one_left(step, wake)  # it has set itself the time of the next try
+    step.ask_to_stop()
+    assert step.poll() == StepEnd({0: STOPPED}, None)
+
+
 def test_a_program_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:
     nowhere = replace(spec(tmp_path, ""), command=["/no/such/python"])
     with pytest.raises(FileNotFoundError):

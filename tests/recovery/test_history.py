@@ -50,6 +50,16 @@ def test_a_failure_of_a_node_that_is_excluded_later_is_the_nodes() -> None:
     assert attempts_since_submission([*events, event(3, "excluded", "watchdog-a-1", nodes=["n2"])], 0)[0].node_excluded
 
 
+def test_a_failure_of_a_node_that_was_given_back_is_the_runs() -> None:
+    events = [event(0, "submitted", "submit"), event(1, "excluded", "watchdog-a-1", nodes=["n2"])]
+    events += [started(2, 1), event(3, "ended", attempt=1, cause="killed", node="n2")]
+    back = event(4, "readmitted", "watchdog-a-1", nodes=["n2"])
+    events += [back, started(5, 2), event(6, "ended", attempt=2, cause="killed", node="n2")]
+    assert [end.node_excluded for end in attempts_since_submission(events, 0)] == [True, False]
+    again = event(7, "excluded", "watchdog-a-1", nodes=["n2"])
+    assert [end.node_excluded for end in attempts_since_submission([*events, again], 0)] == [True, True]
+
+
 @pytest.mark.parametrize("act", ["released", "resubmitted", "requeued"])
 def test_jobs_that_never_began_are_counted_where_they_happened(act: str) -> None:
     events = [event(0, "submitted", "submit"), event(5, act, "watchdog-a-1", cause="launch-failed"), started(9, 1)]

@@ -123,11 +123,62 @@ def test_a_node_is_given_back_to_a_run_that_could_never_start_without_it(slurm: 
     assert slurm.excluded == {"12": "n4", "13": "n1"}
     assert [said.facts["nodes"] for said in named(run, "readmitted")] == [["n1"]]
     assert named(other, "readmitted") == []
+    said = len(slurm.said)
+    acts(slurm)
+    assert not any(word.startswith("update") for word in slurm.said[said:])
     slurm.nodes["n3"] = "idle"
-    nodes.report(slurm.root, "n1", "gpu-fault", run="another", attempt=2)
+    slurm.put("12", "PENDING", reason="Priority")
     acts(slurm)
     assert slurm.excluded["12"] == "n4,n1"
     assert [said.facts["nodes"] for said in named(run, "excluded")] == [["n1"], ["n1"]]
+
+
+@pytest.mark.parametrize("reason", ["Priority", "ReqNodeNotAvail, UnavailableNodes:n2"])
+def test_what_slurm_did_not_hear_is_said_again(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    """Bad nodes for a job that waits, and their way back where it lacks others."""
+    run = make_run(slurm, "one", "cluster.nodes=2", job="12", state="PENDING")
+    if reason != "Priority":
+        slurm.nodes = {"n1": "idle", "n2": "down", "n3": "idle"}
+        write(run, 300, "watchdog-x", "excluded", nodes=["n1"])
+    slurm.put("12", "PENDING", reason=reason)
+    nodes.report(slurm.root, "n1", "gpu-fault", run="another", attempt=1)
+    told = client.update
+
+    def away(*words: str, **fields: str) -> None:
+        raise SlurmUnavailable("away")
+
+    before = len(ledger.read(run.ledger))
+    monkeypatch.setattr(client, "update", away)
+    acts(slurm)
+    assert len(ledger.read(run.ledger)) == before
+    monkeypatch.setattr(client, "update", told)
+    acts(slurm)
+    assert slurm.excluded["12"] == ("n1" if reason == "Priority" else "")
+
+
+def test_while_a_whole_sweep_lacks_nodes_its_runs_are_looked_at_rarely(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_MANY_STARVED", 2)
+    for task in range(3):
+        run = make_run(slurm, f"s/{task}", "cluster.nodes=2", job=f"20_{task}", state="PENDING")
+        slurm.put(f"20_{task}", "PENDING", reason="ReqNodeNotAvail, UnavailableNodes:n2")
+    nodes.report(slurm.root, "n1", "gpu-fault", run="another", attempt=1)
+    reads = Counter[str]()
+    real = loop.facts.read
+    monkeypatch.setattr(loop.facts, "read", lambda layout: (reads.update([layout.name]), real(layout))[1])
+    acts(slurm)
+    acts(slurm)
+    acts(slurm)
+    settled = reads.total()
+    acts(slurm)
+    assert reads.total() == settled
+    slurm.nodes = {"n1": "idle", "n2": "down", "n3": "idle"}
+    for path, entry in vars(census.load(slurm.root))["runs"].items():
+        assert (path, entry.state) == (path, "open")
+    monkeypatch.setattr(loop, "_STARVED_AGAIN_S", 0.0)
+    acts(slurm)
+    assert named(run, "readmitted")
 
 
 def test_a_requeued_run_gets_back_the_node_that_it_needs(slurm: FakeSlurm) -> None:
@@ -183,6 +234,17 @@ def test_jobs_that_wait_are_spared_a_node_that_goes_bad_meanwhile(slurm: FakeSlu
     assert slurm.said.count("update 12") == 1
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     assert [(event["event"], event["node"]) for event in told] == [("excluded", "n1")]
+
+
+def test_a_run_that_is_submitted_when_a_node_is_known_to_be_bad_is_spared_it(slurm: FakeSlurm) -> None:
+    nodes.report(slurm.root, "n1", "gpu-fault", run="another", attempt=1)
+    acts(slurm)
+    run = make_run(slurm, "one", job="12", state="PENDING")
+    write(run, 9000, "watchdog-x", "excluded", nodes=["n1"])  # from a job that its user has replaced since
+    acts(slurm)
+    assert slurm.excluded == {"12": "n1"}
+    acts(slurm)
+    assert slurm.said.count("update 12") == 1
 
 
 def test_a_run_that_waits_for_room_has_no_claim_on_the_job_that_it_had(slurm: FakeSlurm) -> None:

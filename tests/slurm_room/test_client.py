@@ -168,6 +168,21 @@ def test_a_job_requeues_itself_only_where_nobody_ends_it(
     assert client.requeue_own("12") == how
 
 
+def test_a_job_to_which_a_signal_is_on_its_way_requeues_itself_after_that(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen where a hang was aborted a moment before: the state says nothing of the job's end."""
+    states = ["SIGNALING", "SIGNALING", "RUNNING"]
+    monkeypatch.setattr(client, "show", lambda address: records.read_jobs(shown(JobState=states.pop(0))))
+    monkeypatch.setattr(client, "_AGAIN_S", 0.01)
+    commands.say("scontrol")
+    assert client.requeue_own("12") == "requeue"
+    assert states == []
+    states += ["SIGNALING", "COMPLETING"]
+    assert client.requeue_own("12") is None
+    assert states == []
+
+
 def test_a_requeue_waits_for_slurmctld_to_come_back(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[str] = []
 

@@ -2,7 +2,8 @@
 
 `python engine_worker.py RANK WORLD_SIZE PORT CASES_JSON WHAT`; a case is [precision, zero_stage, micro_batch, *words].
 WHAT is losses: [loss, gradient norm] per step; reads: per step, how often the host read a tensor while it was
-launched; or poison: the same as losses and whether the weights changed, with a loss that is no number at step 1.
+launched, and how often it made one of numbers; or poison: the same as losses and whether the weights changed, with a
+loss that is no number at step 1.
 """
 
 from __future__ import annotations
@@ -63,13 +64,16 @@ class Reads(TorchDispatchMode):
     """Counts what makes the host wait for a device's tensor."""
 
     WAIT = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "unique_dim", "_unique2")
+    WAIT_ON_ITS_WAY = "lift_fresh"  # torch.tensor(number, device=…) waits for its copy
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.count = [0, 0]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket.__name__ in self.WAIT
+        name = func.overloadpacket.__name__
+        self.count[0] += name in self.WAIT
+        self.count[1] += name == self.WAIT_ON_ITS_WAY
         return func(*args, **(kwargs or {}))
 
 

@@ -24,8 +24,14 @@ def found(what: str) -> dict[Case, list[Any]]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_step_is_launched_without_a_look_at_what_the_device_computes(case: Case) -> None:
-    """Only the targets of its passes are counted, where the loader has put them: in the host's memory."""
-    assert found("reads")[case][1:] == [PASSES] * 3  # ZeRO 3 looks at the first
+    """Only the targets of its passes are counted, where the loader has put them: in the host's memory.
+
+    The one tensor made of numbers (targets, flags) is copied without waiting; at ZeRO 3 DeepSpeed makes more.
+    """
+    _, stage, *_ = case
+    for reads, made in found("reads")[case][1:]:  # ZeRO 3 looks at the first
+        assert reads == PASSES
+        assert made == 1 or stage == 3
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
