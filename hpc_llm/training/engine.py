@@ -67,7 +67,7 @@ class Engine:
         optimizer_device = "cpu" if config.optim.name == "cpu_adam" else device.type
         optimizer = optim.make(config.optim, list(model.named_parameters()), optimizer_device)
         self.optimizer_name = f"{type(optimizer).__module__.partition('.')[0]}.{type(optimizer).__name__}"
-        self._grad_clip = config.optim.grad_clip or math.inf
+        self._optimizer, self._grad_clip = optimizer, config.optim.grad_clip or math.inf
         self._clips_in_kernel = clipping.fits(optimizer)
         if self._clips_in_kernel:
             settings = {**settings, "gradient_clipping": 0.0}
@@ -185,7 +185,8 @@ class Engine:
         reader.vouched = vouched
         self._engine.checkpoint_engine = reader
         self._engine._config.load_universal_checkpoint = universal
-        self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        with optim.own_groups(self._optimizer) if universal else contextlib.nullcontext():
+            self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
         self._engine._config.load_universal_checkpoint = False
         if self._zero_stage > 0:  # the run's own: DeepSpeed restores that of the attempt that saved
             self._engine.optimizer.clip_grad = self._deepspeed_clips

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -65,6 +66,25 @@ def make(config: OptimConfig, named: Named, device: str) -> torch.optim.Optimize
 
         return DeepSpeedCPULion(groups, **common)
     return torch.optim.AdamW(groups, fused=True, **adam)
+
+
+@contextlib.contextmanager
+def own_groups(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Hyperparameters and step counts stay each group's own while DeepSpeed loads a universal checkpoint.
+
+    At ZeRO 3 it gives all groups those of the first (weight decay on norms), and all states one tensor of steps, which
+    then counts as many steps as there are states (0.19.8, stage3.py).
+    """
+    own = [
+        {key: value for key, value in group.items() if key not in ("params", "step")}
+        for group in optimizer.param_groups
+    ]
+    yield
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        group.update(kept)
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
 
 
 def _before_each_step(optimizer: torch.optim.Optimizer, call: Callable[[], object]) -> None:

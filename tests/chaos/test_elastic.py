@@ -12,9 +12,13 @@ pytestmark = pytest.mark.slow
 Shape = tuple[int, int]  # ranks, ZeRO stage
 
 
+# Large enough that a step count or a group's weight decay that did not come along would show.
+OPTIM = ("optim.lr=0.02", "optim.weight_decay=2")
+
+
 def words(precision: str, shape: Shape) -> tuple[str, ...]:
     ranks, stage = shape
-    return (f"train.precision={precision}", f"cluster.gpus_per_node={ranks}", f"train.zero_stage={stage}")
+    return (f"train.precision={precision}", f"cluster.gpus_per_node={ranks}", f"train.zero_stage={stage}", *OPTIM)
 
 
 @pytest.mark.parametrize(
