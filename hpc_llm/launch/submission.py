@@ -9,11 +9,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpc_llm.config import attention
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import manifest, sources
+from hpc_llm.planning.choice import modes
 from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
-from hpc_llm.runs import dependency, preflight
+from hpc_llm.runs import dependency, fitting, preflight
+from hpc_llm.runs.layout import RootLayout
 
 _MOST_PROBLEMS = 20  # lines that a person reads; a sweep can have thousands
 
@@ -73,7 +76,7 @@ class _Look:
         except InputError as error:
             problems += error.problems
         try:
-            plan = make_plan(config, data, memory_available=_host_memory(config))
+            plan = make_plan(config, data, memory_available=_host_memory(config), failed=_failed(config))
         except InputError as error:
             problems += error.problems
         if problems or plan is None:
@@ -128,6 +131,16 @@ def _padding(config: RunConfig, directory: Path) -> float | None:
     with contextlib.suppress(OSError, ValueError):
         return packs.wasted(directory, manifest.read_manifest(directory), "train", config.train.seq_len)
     return None
+
+
+def _failed(config: RunConfig) -> dict[tuple[int, bool], tuple[int, str]]:
+    """What runs alike below the same root found too much for their GPU; see make_plan."""
+    root = RootLayout(Path(config.run.root).expanduser())
+    if config.train.micro_batch != "auto" or not os.path.isdir(root.fitting):  # noqa: PTH112
+        return {}
+    plain, backend = dataclasses.asdict(config), attention.choose(config)
+    known = {mode: fitting.limit(root, plain, backend, *mode) for mode in modes(config)}
+    return {mode: (found.micro_batch, found.run) for mode, found in known.items() if found}
 
 
 def _host_memory(config: RunConfig) -> int | None:

@@ -29,7 +29,7 @@ from hpc_llm.recovery.causes import Cause, ExitCode
 from hpc_llm.recovery.hang import Hang, HangWatch
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, decide, exhausted
-from hpc_llm.runs import attempts, attention, heartbeat, ledger
+from hpc_llm.runs import attempts, attention, fitting, heartbeat, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.storage.files import append_line, restrict_access
 
@@ -97,6 +97,7 @@ class Supervisor:
             "checkpoint_step": newest_step(self.layout.checkpoints),
             "gpu_hours": round(hours, 6),
         }
+        self._halve(ended, ending.cause)
         decision = self._decide(ended)
         append_line(log, f"{_now()} {ending.cause}, exit codes by rank {end.exit_codes}; {decision.why}")
         if ending.failure:
@@ -180,10 +181,15 @@ class Supervisor:
         return any(self.place.ends_with(number) for number in self.signals)
 
     def _micro_batch(self) -> int:
-        """Sequences per rank and pass: the plan's, halved for each time it was too much for the GPU."""
+        """Sequences per rank and pass: the plan's, or what an attempt left that had too little GPU memory."""
         ends = [event.facts for event in ledger.read(self.layout.ledger) if event.event == "ended"]
-        too_much = sum(end["cause"] == Cause.GPU_OUT_OF_MEMORY for end in ends)
-        return max(1, self.plan["micro_batch"] >> too_much)
+        return min([self.plan["micro_batch"], *(end["micro_batch"] for end in ends if "micro_batch" in end)])
+
+    def _halve(self, ended: dict[str, Any], cause: Cause) -> None:
+        """Too much for a GPU: half of it for the attempts to come, and for the next runs alike."""
+        if cause is Cause.GPU_OUT_OF_MEMORY:
+            ended["micro_batch"] = max(1, self._micro_batch() // 2)
+            fitting.note(self.layout, self.config, self.plan, ended["micro_batch"])
 
     def _spec(self, number: int) -> StepSpec:
         world_size, cluster = self.plan["world_size"], self.config["cluster"]

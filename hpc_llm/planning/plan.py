@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from hpc_llm.config import attention, checks
 from hpc_llm.config.errors import InputError, nearest
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import accumulation, rows_per_rank
-from hpc_llm.planning.choice import choose
+from hpc_llm.planning.choice import Choice, choose
 from hpc_llm.planning.hardware import GIB, GPUS, Gpu
 from hpc_llm.planning.interval import expected_save_s, interval_s, mtbf_s
 from hpc_llm.planning.lengths import Lengths, lengths
@@ -76,6 +77,7 @@ class RunPlan:
     seq_lens: list[tuple[int, int]]  # first step, sequence length from then on
     source_epochs: dict[str, float]  # how often each source is read in all; empty before the data is prepared
     rungs: list[int]  # steps at which successive halving judges the run
+    halved_by: str | None = None  # the run alike for which more than this micro-batch was too much
 
 
 def with_micro_batch(plan: RunPlan, config: RunConfig, micro_batch: int) -> RunPlan:
@@ -84,11 +86,18 @@ def with_micro_batch(plan: RunPlan, config: RunConfig, micro_batch: int) -> RunP
     return replace(plan, micro_batch=micro_batch, accumulation=passes)
 
 
-def make_plan(config: RunConfig, data: DataFacts | None, *, memory_available: int | None = None) -> RunPlan:
+def make_plan(
+    config: RunConfig,
+    data: DataFacts | None,
+    *,
+    memory_available: int | None = None,
+    failed: Mapping[tuple[int, bool], tuple[int, str]] = MappingProxyType({}),
+) -> RunPlan:
     """The plan of `config`. InputError lists everything that cannot work, all at once.
 
     `data` is None before preparation. `memory_available` is a GPU's memory in bytes where it was measured;
-    else cluster.gpu says it, and on a CPU it is unknown.
+    else cluster.gpu says it, and on a CPU it is unknown. `failed` knows, by ZeRO stage and activation checkpointing,
+    the most sequences per pass that are left to try, and the run that tried more.
     """
     cluster, train = config.cluster, config.train
     gpu = GPUS.get(cluster.gpu) if cluster.gpu and cluster.device != "cpu" else None
@@ -103,7 +112,7 @@ def make_plan(config: RunConfig, data: DataFacts | None, *, memory_available: in
     except InputError as error:
         problems += error.problems
     if _countable(config):
-        choice = choose(config, usable)
+        choice = choose(config, usable, {mode: most for mode, (most, _) in failed.items()})
         if choice is None and usable is not None and (sentence := refusal(config, usable)):
             problems.append(sentence)
     if problems or length is None or choice is None:
@@ -151,7 +160,13 @@ def make_plan(config: RunConfig, data: DataFacts | None, *, memory_available: in
         seq_lens=length.seq_lens,
         rungs=length.rungs,
         source_epochs=epochs,
+        halved_by=_halved_by(config, choice, failed),
     )
+
+
+def _halved_by(config: RunConfig, choice: Choice, failed: Mapping[tuple[int, bool], tuple[int, str]]) -> str | None:
+    most, run = failed.get((choice.zero_stage, choice.activation_checkpointing), (0, None))
+    return run if config.train.micro_batch == "auto" and choice.micro_batch == most else None
 
 
 def _source_epochs(config: RunConfig, data: DataFacts, length: Lengths) -> dict[str, float]:

@@ -134,6 +134,11 @@ class RootLayout:
         return self.path / ".compiled"
 
     @property
+    def fitting(self) -> Path:
+        """Micro-batches that were too much for a GPU, a file for each kind of run; it may be removed."""
+        return self.path / ".micro_batch"
+
+    @property
     def submit_lock(self) -> Path:
         """Held while runs are frozen and submitted."""
         return self.path / ".submit.lock"

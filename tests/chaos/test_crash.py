@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from local_runs import run
 
+from hpc_llm.runs.freeze import read_plan
+
 pytestmark = pytest.mark.slow
 
 WORDS = ("cluster.gpus_per_node=2", "train.micro_batch=2")
@@ -18,13 +20,20 @@ def crash(error: str, attempt: int = 1) -> list[dict[str, Any]]:
 
 
 def test_a_micro_batch_too_large_for_the_gpu_is_halved_once_and_for_good(tmp_path: Path) -> None:
-    plain = run(tmp_path, "plain", *WORDS)
-    hurt = run(tmp_path, "large", *WORDS, faults=[*crash("gpu-memory"), *crash("bug", attempt=2)])
+    ranks = WORDS[:1]
+    plain = run(tmp_path, "plain", *ranks)
+    hurt = run(tmp_path, "large", *ranks, faults=[*crash("gpu-memory"), *crash("bug", attempt=2)])
     assert hurt.status == 0, hurt.output
     assert [end["cause"] for end in hurt.named("ended")] == ["gpu-out-of-memory", "crash", "completed"]
     for attempt, passes in ((1, 1), (2, 2), (3, 2)):
         assert f"micro-batch {2 // passes}, {passes} passes" in hurt.layout.rank_log(attempt, 0).read_text()
     assert hurt.losses == pytest.approx(plain.losses, rel=2e-3)  # bf16 adds up in another order
+
+    again = run(tmp_path, "again", *ranks)  # the next run alike does not find it out for itself
+    assert "micro-batch 1, 2 passes" in again.layout.rank_log(1, 0).read_text()
+    assert read_plan(again.layout).halved_by == "large"
+    for name, *words in (("given", *WORDS), ("shorter", *ranks, "train.seq_len=32")):
+        assert read_plan(run(tmp_path, name, *words).layout).micro_batch == 2
 
 
 def test_a_host_that_runs_out_of_memory_is_named(tmp_path: Path) -> None:

@@ -227,6 +227,15 @@ def test_rungs_lie_at_evaluations_before_the_end(rungs: str, said: str | None) -
         assert problems(*words) == [f"halving.rungs={rungs.strip('[]')}: {said}"]
 
 
+@pytest.mark.parametrize(("most", "expected"), [(16, 15), (7, 5), (3, 3), (1, 1)])
+def test_a_micro_batch_stays_below_what_failed_and_wastes_no_rows_for_it(most: int, expected: int) -> None:
+    words = ("model=mpt-125m", "cluster=a100x8", "train.global_batch=120", "train.zero_stage=1")
+    found = make_plan(make_config(*words), None, failed={(1, False): (most, "first")})
+    assert (found.micro_batch, found.halved_by) == (expected, "first" if most == expected else None)
+    given = make_plan(make_config(*words, "train.micro_batch=15"), None, failed={(1, False): (most, "first")})
+    assert (given.micro_batch, given.halved_by) == (15, None)
+
+
 @pytest.mark.parametrize("word", ["train.global_batch=0", "train.micro_batch=0", "model.d_model=0", "cluster.nodes=0"])
 def test_sizes_of_zero_are_refused_not_divided_by(word: str) -> None:
     assert any(problem.startswith(word) for problem in problems("cluster=local-slurm", word))

@@ -51,6 +51,12 @@ def test_what_was_given_and_what_was_found_are_told_apart() -> None:
     assert any(line.startswith("micro-batch") and line.endswith("(auto)") for line in shown)
 
 
+def test_a_micro_batch_that_was_learned_says_from_which_run() -> None:
+    config = make_config("model=mpt-1b", "cluster=a100x64", "train.zero_stage=2")
+    shown = render(config, make_plan(config, None, failed={(2, False): (1, "first-try")}))
+    assert "1 (auto), more was too much for first-try" in shown
+
+
 def test_an_uneven_batch_says_how_many_rows_are_masked() -> None:
     shown = text("cluster=local-slurm", "train.global_batch=18")
     assert "ranks 4 × micro 5 × passes 1 − 2 masked rows (uneven)" in shown
