@@ -11,5 +11,5 @@ def build_model(config: RunConfig, activation_checkpointing: bool, attention: st
     train = config.train
     model = Transformer(config.model, train.seq_len, activation_checkpointing, attention, train.loss_chunk)
     if train.compile:
-        model.compile_blocks()
+        model.compile_parts()
     return model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,14 +40,33 @@ def summed_cross_entropy(logits_NV: Tensor, targets_N: Tensor, z_loss: float = 0
     return loss
 
 
-def summed_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, config: ModelConfig, chunk: int | None) -> Tensor:
-    """summed_cross_entropy of the readout; with `chunk`, no more than that many tokens' logits exist at once."""
+def readout_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, config: ModelConfig) -> Tensor:
+    """summed_cross_entropy of the readout."""
+    return summed_cross_entropy(readout(x_ND, weight_VD, config), targets_N, config.z_loss)
+
+
+@functools.cache
+def compiled_readout_loss() -> Callable[..., Tensor]:
+    """readout_loss in one kernel beside its matrix products: no fp32 copy of the logits is ever stored."""
+    return torch.compile(readout_loss, dynamic=False)
+
+
+def summed_loss(
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    config: ModelConfig,
+    chunk: int | None,
+    compiled: bool = False,
+) -> Tensor:
+    """readout_loss; with `chunk`, no more than that many tokens' logits exist at once."""
+    loss_of = compiled_readout_loss() if compiled else readout_loss
     if chunk is None:
-        return summed_cross_entropy(readout(x_ND, weight_VD, config), targets_N, config.z_loss)
+        return loss_of(x_ND, weight_VD, targets_N, config)
     if torch.is_grad_enabled():
-        return _Chunked.apply(x_ND, weight_VD, targets_N, config, chunk)
+        return _Chunked.apply(x_ND, weight_VD, targets_N, config, chunk, loss_of)
     parts = zip(x_ND.split(chunk), targets_N.split(chunk), strict=True)
-    return torch.stack([summed_cross_entropy(readout(x, weight_VD, config), t) for x, t in parts]).sum()
+    return torch.stack([loss_of(x, weight_VD, t, config) for x, t in parts]).sum()
 
 
 class _Chunked(torch.autograd.Function):
@@ -53,7 +74,13 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, config: ModelConfig, chunk: int
+        ctx: Any,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        config: ModelConfig,
+        chunk: int,
+        loss_of: Callable[..., Tensor],
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
         weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32)  # a sum over chunks: bf16 would lose its ends
@@ -62,7 +89,7 @@ class _Chunked(torch.autograd.Function):
         for part, targets in zip(x_ND.split(chunk), targets_N.split(chunk), strict=True):
             x = part.detach().requires_grad_()
             with torch.enable_grad():
-                loss = summed_cross_entropy(readout(x, weight, config), targets, config.z_loss)
+                loss = loss_of(x, weight, targets, config)
             x_grad, part_grad = torch.autograd.grad(loss, (x, weight))
             x_grads.append(x_grad)
             weight_grad += part_grad
@@ -75,4 +102,4 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_grad, weight_grad = ctx.saved_tensors
         # In fp32, as the plain loss scales its logits' gradient: `grad` in bf16 would be off by up to 0.4 %.
-        return (x_grad.float() * grad).to(x_grad.dtype), (weight_grad * grad).to(ctx.weight_dtype), None, None, None
+        return (x_grad.float() * grad).to(x_grad.dtype), (weight_grad * grad).to(ctx.weight_dtype), *[None] * 4

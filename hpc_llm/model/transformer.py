@@ -53,6 +53,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.activation_checkpointing, self.loss_chunk = config, activation_checkpointing, loss_chunk
+        self._compiled = False
         self._backend = make_backend(attention, config, seq_len)
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
         self.wpe = nn.Embedding(config.max_seq_len, config.d_model) if config.positions == "learned" else None
@@ -63,7 +64,7 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_BS: Tensor, targets_BS: Tensor, documents_BS: Tensor | None = None) -> Tensor:
         x_ND = self.hidden(tokens_BS, documents_BS).flatten(0, 1)
-        return summed_loss(x_ND, self.output_matrix, targets_BS.flatten(), self.config, self.loss_chunk)
+        return summed_loss(x_ND, self.output_matrix, targets_BS.flatten(), self.config, self.loss_chunk, self._compiled)
 
     def logits(self, tokens_BS: Tensor, documents_BS: Tensor | None = None) -> Tensor:
         """Unnormalised log-probabilities of the next token, [batch, length, vocab_size]."""
@@ -91,7 +92,8 @@ class Transformer(nn.Module):
         """[vocab_size, d_model]; the embedding itself where they are tied."""
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
-    def compile_blocks(self) -> None:
-        """Compile one block for all of them: short to compile, and checkpointing stays outside."""
+    def compile_parts(self) -> None:
+        """Compile one block for all of them, short to compile and with checkpointing outside, and the loss."""
+        self._compiled = True
         for block in self.blocks:
             block.compile()

@@ -1,4 +1,4 @@
-"""Blocks are compiled, once for all of them, and compute the same."""
+"""Blocks are compiled, once for all of them, and the loss; both compute the same."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ pytestmark = pytest.mark.slow
 WORDS = ("model.d_model=32", "model.n_heads=2", "model.n_layers=3", "model.vocab_size=128", "train.seq_len=16")
 
 
-def model(compiled: bool) -> Transformer:
-    config = make_config(*WORDS, f"train.compile={str(compiled).lower()}")
+def model(compiled: bool, chunk: str) -> Transformer:
+    config = make_config(*WORDS, f"train.compile={str(compiled).lower()}", f"train.loss_chunk={chunk}")
     made = build_model(config, True, "sdpa")
     for name, parameter in made.named_parameters():
         initialise(name, parameter, config.model, seed=1)
     return made
 
 
-def test_one_compiled_block_serves_all_and_gives_the_same_loss_and_gradients() -> None:
+@pytest.mark.parametrize("chunk", ["null", "16"])
+def test_one_compiled_block_serves_all_and_gives_the_same_loss_and_gradients(chunk: str) -> None:
     from torch._dynamo.utils import counters
 
     torch.manual_seed(0)
     tokens, targets = torch.randint(0, 128, (2, 2, 16))
+    torch.compiler.reset()
     counters.clear()
     losses = []
-    for made in (compiled := model(True), plain := model(False)):
+    for made in (compiled := model(True, chunk), plain := model(False, chunk)):
         losses.append(made(tokens, targets))
         losses[-1].backward()
-    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["stats"]["unique_graphs"] == 2  # a block and the loss
     torch.testing.assert_close(*losses)
     for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
