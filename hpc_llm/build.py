@@ -37,7 +37,7 @@ def _build(optimizer: str, wanted: str, quiet: bool) -> int:
     from hpc_llm.storage import operators
     from hpc_llm.training import ops
 
-    kind = "cpu" if optimizer == "cpu_adam" else kind
+    kind = "cpu" if optimizer in ("cpu_adam", "cpu_lion") else kind
     operator = operators.needed(optimizer, kind)
     if operator is None:
         if not quiet:

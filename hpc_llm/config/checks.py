@@ -132,14 +132,14 @@ def _words(config: RunConfig) -> Iterator[str]:
 
 
 def _combinations(config: RunConfig) -> Iterator[str]:
-    stage, optim = config.train.zero_stage, config.optim.name
+    stage, optim = config.train.zero_stage, config.optim
     if config.train.precision == "bf16" and stage == 0:
         yield (
             "train.zero_stage=0: DeepSpeed cannot accumulate bf16 gradients in fp32 at stage 0; "
             "use train.zero_stage=1, 2 or 3, or train.precision=fp32"
         )
-    if optim == "cpu_adam" and stage == 0:
-        yield "optim=cpu_adam: offloading needs train.zero_stage=1, 2 or 3"
+    if optim.offloaded and stage == 0:
+        yield f"optim={optim.name}: offloading needs train.zero_stage=1, 2 or 3"
     if config.cluster.launcher == "local" and config.cluster.nodes != 1:
         yield f"cluster.nodes={config.cluster.nodes}: 1 on cluster=local; ranks are cluster.gpus_per_node=N"
     if config.test_only and config.cluster.launcher == "local":

@@ -134,7 +134,7 @@ class DataConfig(ReadingConfig):
 class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["fused_adam", "fused_lion", "cpu_adam", "torch_adam", "muon"]
+    name: Literal["fused_adam", "fused_lion", "cpu_adam", "cpu_lion", "torch_adam", "muon"]
     lr: float
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
@@ -146,6 +146,11 @@ class OptimConfig:
     warmup: str = "100steps"  # steps or tok
     min_lr_ratio: float = 0.1  # final lr ÷ lr
     decay_fraction: float = 0.2  # wsd: the last part of the run in which lr falls
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether states and update are in host memory."""
+        return self.name in ("cpu_adam", "cpu_lion")
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def modes(config: RunConfig) -> list[tuple[int, bool]]:
     """ZeRO stage and activation checkpointing: what the user leaves open, cheapest first."""
     train = config.train
     # DeepSpeed refuses bf16 with fp32 accumulation, and offloading, at stage 0.
-    stage_0 = train.zero_stage == 0 and train.precision == "fp32" and config.optim.name != "cpu_adam"
+    stage_0 = train.zero_stage == 0 and train.precision == "fp32" and not config.optim.offloaded
     return [
         (stage, checkpointing)
         for stage, checkpointing in (STAGE_0 if stage_0 else CHEAPEST_FIRST)

@@ -45,7 +45,7 @@ class MemoryEstimate:
 def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> MemoryEstimate:
     """Peak of one rank: the start of backward, where all activations and the logits live, or the optimizer's step."""
     model, precision, world = config.model, config.train.precision, config.cluster.world_size
-    offloaded = config.optim.name == "cpu_adam"
+    offloaded = config.optim.offloaded
     on_cpu = config.cluster.device == "cpu"
     count = parameter_count(model)
     compute = COMPUTE_BYTES[precision]

@@ -6,7 +6,7 @@ from hpc_llm.config.schema import ModelConfig
 
 # Adam keeps two fp32 moments per parameter, Lion one (arXiv 2302.06675). Muon keeps one of hidden matrices and two of
 # the rest: counted as two.
-MOMENTS = {"fused_adam": 2, "cpu_adam": 2, "torch_adam": 2, "fused_lion": 1, "muon": 2}
+MOMENTS = {"fused_adam": 2, "cpu_adam": 2, "torch_adam": 2, "fused_lion": 1, "cpu_lion": 1, "muon": 2}
 FP32_BYTES = 4
 COMPUTE_BYTES = {"bf16": 2, "fp32": 4}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import rows_per_rank
@@ -13,6 +14,12 @@ from hpc_llm.planning.hardware import GIB
 
 KNOBS = ("activation_checkpointing", "micro_batch", "zero_stage")  # of train, the least intrusive first
 MOST_OTHER_KNOBS = 2
+# What computes the same in host memory.
+OFFLOADED: dict[str, Literal["cpu_adam", "cpu_lion"]] = {
+    "fused_adam": "cpu_adam",
+    "torch_adam": "cpu_adam",
+    "fused_lion": "cpu_lion",
+}
 LOSS_CHUNK = 4096  # tokens; half a GB of logits for every 10,000 pieces of a vocabulary
 
 
@@ -80,14 +87,15 @@ def _chunked_loss(config: RunConfig, usable: int) -> Iterator[Suggestion]:
 
 
 def _offloaded(config: RunConfig, usable: int) -> Iterator[Suggestion]:
-    if config.optim.name == "cpu_adam":
+    optimizer = OFFLOADED.get(config.optim.name)
+    if optimizer is None:
         return
-    moved = replace(config, optim=replace(config.optim, name="cpu_adam"))
+    moved = replace(config, optim=replace(config.optim, name=optimizer))
     for knobs in ((), _fixed(config)):
         if choice := choose(_released(moved, knobs), usable):
             host = choice.memory.host * config.cluster.gpus_per_node / GIB
             yield Suggestion(
-                _changed(config, choice, knobs, "optim=cpu_adam"), f" ({host:,.0f} GiB of host memory per node)"
+                _changed(config, choice, knobs, f"optim={optimizer}"), f" ({host:,.0f} GiB of host memory per node)"
             )
             return
 

@@ -64,7 +64,7 @@ class Engine:
             with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0, enabled=stage_3):
                 if rank == 0 or not stage_3:
                     initialise(name, parameter, config.model, config.run.seed)
-        optimizer_device = "cpu" if config.optim.name == "cpu_adam" else device.type
+        optimizer_device = "cpu" if config.optim.offloaded else device.type
         optimizer = optim.make(config.optim, list(model.named_parameters()), optimizer_device)
         self.optimizer_name = f"{type(optimizer).__module__.partition('.')[0]}.{type(optimizer).__name__}"
         self._optimizer, self._grad_clip = optimizer, config.optim.grad_clip or math.inf
@@ -213,7 +213,7 @@ def deepspeed_settings(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": plan.zero_stage, "contiguous_gradients": True}
     # DeepSpeed's default buckets of 5e8 elements would dwarf a small model.
     zero["reduce_bucket_size"] = zero["allgather_bucket_size"] = bucket_elements(plan.parameters)
-    if config.optim.name == "cpu_adam":
+    if config.optim.offloaded:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.cluster.device != "cpu"}
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch,

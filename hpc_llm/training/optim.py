@@ -32,9 +32,9 @@ def make(config: OptimConfig, named: Named, device: str) -> torch.optim.Optimize
     operator = operators.needed(config.name, device)
     if operator is not None and not ops.load(operator, device):
         advice = "build it with `python -m hpc_llm.build` where a C++ compiler is"
-        if config.name == "fused_lion":
+        if config.name.endswith("_lion"):
             raise InputError(
-                f"optim=fused_lion: DeepSpeed's {operator} is not built; {advice}, or choose optim=torch_adam"
+                f"optim={config.name}: DeepSpeed's {operator} is not built; {advice}, or choose optim=torch_adam"
             )
         log.warning("DeepSpeed's %s is not built: using torch's fused AdamW instead; %s", operator, advice)
         operator = None

@@ -110,7 +110,7 @@ def test_a_run_that_somebody_trains_already_is_left_alone(root: Path) -> None:
         assert not layout.attempt(2).exists()
 
 
-@pytest.mark.parametrize("optimizer", ["fused_lion", "cpu_adam", "torch_adam"])
+@pytest.mark.parametrize("optimizer", ["fused_lion", "cpu_adam", "cpu_lion", "torch_adam"])
 def test_every_optimizer_trains_and_resumes_to_the_bit(root: Path, optimizer: str) -> None:
     words = (f"optim={optimizer}", "optim.warmup=2steps", "train.zero_stage=2", "cluster.gpus_per_node=2")
     plain = run(root, f"{optimizer}-plain", *words)
@@ -122,8 +122,8 @@ def test_every_optimizer_trains_and_resumes_to_the_bit(root: Path, optimizer: st
     assert len(plain.final_tensors) > 10
     assert hurt.final_tensors == plain.final_tensors  # not the files: DeepSpeed's Lion adds a key when it is loaded
     written = manifest.read(manifest.folder_of(hurt.layout.checkpoints, 8)).optimizer
-    expected = {"fused_lion": "deepspeed.DeepSpeedCPULion", "cpu_adam": "deepspeed.DeepSpeedCPUAdam"}
-    assert written == expected.get(optimizer, "torch.AdamW")
+    lion, adam = "deepspeed.DeepSpeedCPULion", "deepspeed.DeepSpeedCPUAdam"
+    assert written == {"fused_lion": lion, "cpu_lion": lion, "cpu_adam": adam, "torch_adam": "torch.AdamW"}[optimizer]
 
 
 def test_without_a_compiler_the_trainer_says_so_and_uses_torchs_adam(

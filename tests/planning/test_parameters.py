@@ -95,6 +95,7 @@ def test_longer_sequences_cost_more_per_token() -> None:
         ("fused_adam", "bf16", 14),
         ("cpu_adam", "bf16", 14),
         ("fused_lion", "bf16", 10),
+        ("cpu_lion", "bf16", 10),
         ("torch_adam", "fp32", 12),
         ("fused_lion", "fp32", 8),
     ],

@@ -95,6 +95,7 @@ def test_every_preset_plans_or_is_refused_with_a_remedy_that_works(model: str, c
         ("model=mpt-30b", "cluster=a100x440", "train.zero_stage=2", "train.micro_batch=4"),
         ("model=mpt-1b", "cluster=h100x8", "train.micro_batch=32", "train.activation_checkpointing=false"),
         ("model=mpt-7b", "cluster=a100x8", "optim=cpu_adam", "train.zero_stage=1", "train.micro_batch=16"),
+        ("model=mpt-13b", "cluster=a100x8", "optim=fused_lion", "train.zero_stage=1"),
         ("model=mpt-70b", "cluster=h100x8", "train.precision=fp32", "train.zero_stage=0"),
     ],
 )
@@ -107,6 +108,15 @@ def test_suggested_settings_fit_when_they_are_typed(words: tuple[str, ...]) -> N
         typed = plan(*words, *text.split())
         assert typed.memory_available is not None
         assert typed.memory.total <= typed.memory_available
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "host"), [("fused_adam", "cpu_adam"), ("torch_adam", "cpu_adam"), ("fused_lion", "cpu_lion")]
+)
+def test_offloading_that_is_suggested_keeps_the_mathematics(optimizer: str, host: str) -> None:
+    (problem,) = problems("model=mpt-13b", "cluster=a100x8", "train.zero_stage=1", f"optim={optimizer}")
+    assert f"`optim={host}" in problem
+    assert "optim=" not in problem.replace(f"optim={host}", "")
 
 
 def test_the_suggested_number_of_nodes_is_the_least() -> None:
