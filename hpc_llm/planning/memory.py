@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hpc_llm.config import attention
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.activations import activation_bytes, mask_elements
+from hpc_llm.planning.batch import accumulation
 from hpc_llm.planning.hardware import GIB
 from hpc_llm.planning.parameters import COMPUTE_BYTES, FP32_BYTES, MOMENTS, parameter_count
 
@@ -60,7 +61,8 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
         chunk = min(config.train.loss_chunk, tokens)
         logits = model.vocab_size * (chunk * (compute + LOSS_BYTES) + model.d_model * (compute + FP32_BYTES))
     activations = micro_batch * sequence + mask
-    backward, step = gradient_bytes(count, world, zero_stage, precision, offloaded)
+    several = accumulation(config.train.global_batch, world, micro_batch) > 1
+    backward, step = gradient_bytes(count, world, zero_stage, precision, offloaded, several)
     context = CPU_PROCESS_BYTES + int(CPU_HEAP * (activations + logits)) if on_cpu else CONTEXT_BYTES
     return MemoryEstimate(
         weights=weight_bytes(count, world, zero_stage, compute),
@@ -85,14 +87,16 @@ def weight_bytes(count: int, world_size: int, zero_stage: int, compute: int) -> 
     return compute * (shard(count, world_size) + min(count, LIVE_ELEMENTS))
 
 
-def gradient_bytes(count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool) -> tuple[int, int]:
+def gradient_bytes(
+    count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool, several_passes: bool
+) -> tuple[int, int]:
     """Gradients of the compute dtype and their fp32 accumulation: during backward, and from its end to the step.
 
     - fp32: one full gradient at stages 0 and 1, nothing apart from it.
     - bf16, stage 1 (BF16_Optimizer): a full fp32 buffer, and beside it the full bf16 gradient of a pass,
       since `immediate_grad_update` is off by default: 6·N. Offloaded, the bf16 part goes as soon as it is added.
     - stage 2: a bf16 part and its fp32 accumulation, 6·N/W; then the flat copy for the step too, 10·N/W, when no
-      activation lives any more. Offloaded, fp32 is in RAM.
+      activation lives any more. In fp32 passes add to the gradient of the first. Offloaded, fp32 is in RAM.
     - stage 3: a flat fp32 part; then the copy of the sub-group in the step.
     """
     part, compute = shard(count, world_size), COMPUTE_BYTES[precision]
@@ -102,6 +106,8 @@ def gradient_bytes(count: int, world_size: int, zero_stage: int, precision: str,
         return whole, whole
     if zero_stage == 2:
         summed = 0 if offloaded else FP32_BYTES * part
+        if precision == "fp32":
+            return compute * part + summed * several_passes, compute * part + summed
         return compute * part + summed, compute * part + 2 * summed
     if offloaded:
         return 0, 0
