@@ -18,19 +18,28 @@ from typing import IO, Any
 import psutil
 import record
 
-ARMS = {  # name → (what arms.py runs, words)
-    "bare": ("bare", ["optim=torch_adam"]),
-    "deepspeed": ("deepspeed", ["optim=torch_adam"]),
-    "ours": ("ours", ["optim=torch_adam"]),
+ARMS = {  # name → (what arms.py runs, words beside BASE)
+    "bare": ("bare", []),
+    "deepspeed": ("deepspeed", []),
+    "ours": ("ours", []),
     "deepspeed, FusedAdam": ("deepspeed", ["optim=fused_adam"]),
     "ours, FusedAdam": ("ours", ["optim=fused_adam"]),
-    "ours, compiled": ("ours", ["optim=torch_adam", "train.compile=true"]),
-    "transformers": ("transformers", ["optim=torch_adam"]),
-    "transformers, compiled": ("transformers-compiled", ["optim=torch_adam"]),
-    "transformers, Trainer": ("transformers-trainer", ["optim=torch_adam"]),
-    "transformers, DeepSpeed": ("transformers-deepspeed", ["optim=torch_adam"]),
+    "ours, compiled": ("ours", ["train.compile=true"]),
+    "transformers": ("transformers", []),
+    "transformers, compiled": ("transformers-compiled", []),
+    "transformers, Trainer": ("transformers-trainer", []),
+    "transformers, DeepSpeed": ("transformers-deepspeed", []),
 }
+BASE = "optim=torch_adam"
 TURNS_TRIED = 4  # times the turns that are wanted, before a round makes do with busy ones
+
+
+def arm_of(name: str) -> tuple[str, list[str]]:
+    """What arms.py runs, and with which words. "ours: optim=muon train.compile=true" is ours with those."""
+    known, _, given = name.partition(":")
+    arm, more = ARMS[known]
+    words = {word.partition("=")[0]: word for word in [BASE, *more, *given.split()]}
+    return arm, list(words.values())
 
 
 @dataclass
@@ -44,7 +53,7 @@ class Runner:
 
     @classmethod
     def start(cls, name: str, words: list[str], arguments: argparse.Namespace) -> Runner:
-        arm, more = ARMS[name]
+        arm, more = arm_of(name)
         case = {
             "arm": arm,
             "words": [*words, *more],
