@@ -13,9 +13,10 @@ from hpc_llm.config import attention
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import manifest, sources
-from hpc_llm.planning.choice import modes
+from hpc_llm.planning.experience import NONE, Experience
 from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
-from hpc_llm.runs import dependency, fitting, preflight
+from hpc_llm.runs import dependency, preflight
+from hpc_llm.runs.experience import Remembered
 from hpc_llm.runs.layout import RootLayout
 
 _MOST_PROBLEMS = 20  # lines that a person reads; a sweep can have thousands
@@ -52,7 +53,7 @@ def unplannable(config: RunConfig) -> list[str]:
     except InputError:
         data = None  # the matter of all runs that read it
     try:
-        make_plan(config, data, memory_available=_host_memory(config))
+        _plan(config, data)
     except InputError as error:
         return list(error.problems)
     return []
@@ -76,7 +77,7 @@ class _Look:
         except InputError as error:
             problems += error.problems
         try:
-            plan = make_plan(config, data, memory_available=_host_memory(config), failed=_failed(config))
+            plan = _plan(config, data)
         except InputError as error:
             problems += error.problems
         if problems or plan is None:
@@ -133,14 +134,19 @@ def _padding(config: RunConfig, directory: Path) -> float | None:
     return None
 
 
-def _failed(config: RunConfig) -> dict[tuple[int, bool], tuple[int, str]]:
-    """What runs alike below the same root found too much for their GPU; see make_plan."""
+def _plan(config: RunConfig, data: DataFacts | None) -> RunPlan:
+    """make_plan with what this machine and the root know."""
+    memory, experience = _host_memory(config), _experience(config)
+    if memory is not None and config.cluster.device == "auto":
+        config = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, device="cpu"))
+    return make_plan(config, data, memory_available=memory, experience=experience)
+
+
+def _experience(config: RunConfig) -> Experience:
     root = RootLayout(Path(config.run.root).expanduser())
-    if config.train.micro_batch != "auto" or not os.path.isdir(root.fitting):  # noqa: PTH112
-        return {}
-    plain, backend = dataclasses.asdict(config), attention.choose(config)
-    known = {mode: fitting.limit(root, plain, backend, *mode) for mode in modes(config)}
-    return {mode: (found.micro_batch, found.run) for mode, found in known.items() if found}
+    if not os.path.isdir(root.experience):  # noqa: PTH112 – Path.is_dir raises where one may not look
+        return NONE
+    return Remembered(root, dataclasses.asdict(config), attention.choose(config))
 
 
 def _host_memory(config: RunConfig) -> int | None:

@@ -24,13 +24,15 @@ from hpc_llm.launch.ending import Ending, bad_nodes, bear_witness, judge
 from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.launch.place import LocalPlace, Place, SlurmPlace
 from hpc_llm.launch.steps import Step, StepEnd, StepSpec
+from hpc_llm.planning.experience import Limit, Speed
 from hpc_llm.recovery import facts
 from hpc_llm.recovery.causes import Cause, ExitCode
 from hpc_llm.recovery.hang import Hang, HangWatch
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, decide, exhausted
-from hpc_llm.runs import attempts, attention, fitting, heartbeat, ledger
-from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs import attempts, attention, heartbeat, ledger
+from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
+from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import append_line, restrict_access
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -97,7 +99,7 @@ class Supervisor:
             "checkpoint_step": newest_step(self.layout.checkpoints),
             "gpu_hours": round(hours, 6),
         }
-        self._halve(ended, ending.cause)
+        self._remember(ended, ending.cause, step_before)
         decision = self._decide(ended)
         append_line(log, f"{_now()} {ending.cause}, exit codes by rank {end.exit_codes}; {decision.why}")
         if ending.failure:
@@ -185,11 +187,18 @@ class Supervisor:
         ends = [event.facts for event in ledger.read(self.layout.ledger) if event.event == "ended"]
         return min([self.plan["micro_batch"], *(end["micro_batch"] for end in ends if "micro_batch" in end)])
 
-    def _halve(self, ended: dict[str, Any], cause: Cause) -> None:
-        """Too much for a GPU: half of it for the attempts to come, and for the next runs alike."""
+    def _remember(self, ended: dict[str, Any], cause: Cause, first_step: int) -> None:
+        """What this attempt has shown, for the attempts to come and the next runs alike.
+
+        What was too much for a GPU is halved.
+        """
+        plan, way = self.plan, (self.plan["zero_stage"], self.plan["activation_checkpointing"])
+        known = Remembered(RootLayout.of(self.layout), self.config, plan["attention"])
+        if speed := steady_tokens_per_second(self.layout, first_step):
+            known.note_speed(*way, self._micro_batch(), Speed(speed, plan["world_size"], self.layout.name))
         if cause is Cause.GPU_OUT_OF_MEMORY:
             ended["micro_batch"] = max(1, self._micro_batch() // 2)
-            fitting.note(self.layout, self.config, self.plan, ended["micro_batch"])
+            known.note_limit(*way, Limit(ended["micro_batch"], self.layout.name))
 
     def _spec(self, number: int) -> StepSpec:
         world_size, cluster = self.plan["world_size"], self.config["cluster"]

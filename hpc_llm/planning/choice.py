@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import MICRO_BATCH_CAP, microbatch_candidates, rows_per_rank
+from hpc_llm.planning.experience import NONE, Experience
 from hpc_llm.planning.memory import MemoryEstimate, estimate
 
 # Cheapest first: ZeRO-2 adds traffic only with accumulation, checkpointing a third of the FLOPs,
@@ -15,9 +15,6 @@ from hpc_llm.planning.memory import MemoryEstimate, estimate
 CHEAPEST_FIRST = ((1, False), (2, False), (1, True), (2, True), (3, False), (3, True))
 STAGE_0 = ((0, False), (0, True))  # never chosen, only taken where the user asks for it
 CAP_WITHOUT_LIMIT = 8  # sequences per pass where memory is not known
-
-
-Limits = Mapping[tuple[int, bool], int]  # by ZeRO stage and activation checkpointing: the most sequences per pass
 
 
 @dataclass(frozen=True)
@@ -39,12 +36,12 @@ class Choice:
         }
 
 
-def choose(config: RunConfig, usable: int | None, limits: Limits = MappingProxyType({})) -> Choice | None:
+def choose(config: RunConfig, usable: int | None, experience: Experience = NONE) -> Choice | None:
     """The cheapest choice within `usable` bytes per rank, with the largest micro-batch; None where nothing fits.
 
-    `limits` keep a micro-batch that is chosen here, not one that the user gives, below what failed before.
+    `experience` keeps a micro-batch that is chosen here, not one that the user gives, below what failed before.
     """
-    found = choices(config, usable, limits)
+    found = choices(config, usable, experience)
     return next((choice for choice in found if usable is None or choice.memory.total <= usable), None)
 
 
@@ -53,19 +50,19 @@ def smallest(config: RunConfig) -> Choice | None:
     return min(choices(config, 0), key=lambda choice: choice.memory.total, default=None)
 
 
-def choices(config: RunConfig, usable: int | None, limits: Limits = MappingProxyType({})) -> Iterator[Choice]:
+def choices(config: RunConfig, usable: int | None, experience: Experience = NONE) -> Iterator[Choice]:
     """All choices that the user's settings leave open, best first."""
     rows = rows_per_rank(config.train.global_batch, config.cluster.world_size)
     fixed = config.train.micro_batch
     cap, tried = (CAP_WITHOUT_LIMIT, 1) if usable is None else (MICRO_BATCH_CAP, None)
-    for zero_stage, checkpointing in modes(config):
-        most = min(cap, limits.get((zero_stage, checkpointing), cap))
+    for zero_stage, checkpointing in _modes(config):
+        limit = experience.limit(zero_stage, checkpointing) if fixed == "auto" else None
+        most = min(cap, limit.micro_batch) if limit else cap
         for size in microbatch_candidates(rows, most)[:tried] if fixed == "auto" else [fixed]:
             yield Choice(zero_stage, checkpointing, size, estimate(config, zero_stage, checkpointing, size))
 
 
-def modes(config: RunConfig) -> list[tuple[int, bool]]:
-    """ZeRO stage and activation checkpointing: what the user leaves open, cheapest first."""
+def _modes(config: RunConfig) -> list[tuple[int, bool]]:
     train = config.train
     # DeepSpeed refuses bf16 with fp32 accumulation, and offloading, at stage 0.
     stage_0 = train.zero_stage == 0 and train.precision == "fp32" and not config.optim.offloaded

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 from hpc_llm.config import attention, checks
 from hpc_llm.config.errors import InputError, nearest
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import accumulation, rows_per_rank
-from hpc_llm.planning.choice import Choice, choose
+from hpc_llm.planning.choice import choose
+from hpc_llm.planning.experience import NONE, Experience
 from hpc_llm.planning.hardware import GIB, GPUS, Gpu
 from hpc_llm.planning.interval import expected_save_s, interval_s, mtbf_s
 from hpc_llm.planning.lengths import Lengths, lengths
@@ -62,7 +62,7 @@ class RunPlan:
     checkpoint_bytes: int
     memory: MemoryEstimate
     memory_available: int | None  # usable bytes per rank (92 % of a GPU's); None: unknown machine
-    # time, at the stated MFU; None where the machine's peak is unknown
+    # time, measured by a run alike or at the stated MFU; None where neither is known
     peak_tflops: float | None  # bf16 dense, per GPU
     expected_mfu: float | None
     tokens_per_second: float | None  # over all ranks
@@ -77,7 +77,9 @@ class RunPlan:
     seq_lens: list[tuple[int, int]]  # first step, sequence length from then on
     source_epochs: dict[str, float]  # how often each source is read in all; empty before the data is prepared
     rungs: list[int]  # steps at which successive halving judges the run
-    halved_by: str | None = None  # the run alike for which more than this micro-batch was too much
+    # what runs alike have shown
+    halved_by: str | None = None  # the run for which more than this micro-batch was too much
+    timed_by: str | None = None  # the run that was so fast; None where tokens_per_second rests on cluster.expected_mfu
 
 
 def with_micro_batch(plan: RunPlan, config: RunConfig, micro_batch: int) -> RunPlan:
@@ -91,13 +93,12 @@ def make_plan(
     data: DataFacts | None,
     *,
     memory_available: int | None = None,
-    failed: Mapping[tuple[int, bool], tuple[int, str]] = MappingProxyType({}),
+    experience: Experience = NONE,
 ) -> RunPlan:
     """The plan of `config`. InputError lists everything that cannot work, all at once.
 
     `data` is None before preparation. `memory_available` is a GPU's memory in bytes where it was measured;
-    else cluster.gpu says it, and on a CPU it is unknown. `failed` knows, by ZeRO stage and activation checkpointing,
-    the most sequences per pass that are left to try, and the run that tried more.
+    else cluster.gpu says it, and on a CPU it is unknown. `experience` is that of runs alike.
     """
     cluster, train = config.cluster, config.train
     gpu = GPUS.get(cluster.gpu) if cluster.gpu and cluster.device != "cpu" else None
@@ -112,7 +113,7 @@ def make_plan(
     except InputError as error:
         problems += error.problems
     if _countable(config):
-        choice = choose(config, usable, {mode: most for mode, (most, _) in failed.items()})
+        choice = choose(config, usable, experience)
         if choice is None and usable is not None and (sentence := refusal(config, usable)):
             problems.append(sentence)
     if problems or length is None or choice is None:
@@ -124,7 +125,9 @@ def make_plan(
     num_bytes = checkpoint_bytes(parameters, config.optim.name, train.precision)
     # An MFU is a share of the bf16 peak: it says nothing about fp32.
     peak = gpu.peak_tflops if gpu and train.precision == "bf16" else None
-    time = walltime(cluster, peak, flops, tokens)
+    way = (choice.zero_stage, choice.activation_checkpointing)
+    limit, speed = experience.limit(*way), experience.speed(*way, choice.micro_batch)
+    time = walltime(cluster, peak, flops, tokens, speed)
     return RunPlan(
         world_size=cluster.world_size,
         nodes=cluster.nodes,
@@ -148,7 +151,7 @@ def make_plan(
         memory=choice.memory,
         memory_available=usable,
         peak_tflops=peak,
-        expected_mfu=cluster.expected_mfu,
+        expected_mfu=time.mfu,
         tokens_per_second=time.tokens_per_second,
         wall_hours=time.wall_hours,
         gpu_hours=time.gpu_hours,
@@ -160,13 +163,9 @@ def make_plan(
         seq_lens=length.seq_lens,
         rungs=length.rungs,
         source_epochs=epochs,
-        halved_by=_halved_by(config, choice, failed),
+        halved_by=limit.run if limit and choose(config, usable) != choice else None,
+        timed_by=speed.run if speed else None,
     )
-
-
-def _halved_by(config: RunConfig, choice: Choice, failed: Mapping[tuple[int, bool], tuple[int, str]]) -> str | None:
-    most, run = failed.get((choice.zero_stage, choice.activation_checkpointing), (0, None))
-    return run if config.train.micro_batch == "auto" and choice.micro_batch == most else None
 
 
 def _source_epochs(config: RunConfig, data: DataFacts, length: Lengths) -> dict[str, float]:

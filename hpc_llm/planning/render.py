@@ -104,7 +104,7 @@ def _memory(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     memory, available = plan.memory, plan.memory_available
     limit = "of an unknown amount"
     if available is not None:
-        limit = f"of {_gib(available)} usable ({USABLE_FRACTION:.0%} of {config.cluster.gpu or 'the GPU'})"
+        limit = f"of {_gib(available)} usable ({USABLE_FRACTION:.0%} of {config.cluster.gpu or 'this machine'})"
     yield "memory per rank", f"{_gib(memory.total)} {limit}"
     for part in ("weights", "gradients", "optimizer", "activations", "logits", "overhead"):
         yield "", f"{_gib(getattr(memory, part)):>10}  {part}"
@@ -116,13 +116,19 @@ def _memory(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
 
 
 def _time(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
-    if plan.tokens_per_second is None or plan.wall_hours is None or plan.expected_mfu is None:
+    if plan.tokens_per_second is None or plan.wall_hours is None or plan.gpu_hours is None:
         yield "time", "not known: " + _unknown_time(config, plan)
         return
-    basis = f"at {plan.expected_mfu:.0%} MFU (cluster.expected_mfu)"
-    per_gpu = plan.tokens_per_second / plan.world_size
-    yield "throughput", f"{plan.tokens_per_second:,.0f} tokens/s, {per_gpu:,.0f} per GPU, {basis}"
-    yield "wall time", f"{_hours(plan.wall_hours)}, {plan.gpu_hours:,.0f} GPU-hours, {basis}"
+    basis = f"measured by {plan.timed_by}" if plan.timed_by else "cluster.expected_mfu"
+    if plan.expected_mfu is not None:
+        basis = f"at {plan.expected_mfu:.0%} MFU ({basis})"
+    each = plan.tokens_per_second / plan.world_size
+    unit = "GPU" if config.cluster.gpu else "rank"
+    yield "throughput", f"{plan.tokens_per_second:,.0f} tokens/s, {each:,.0f} per {unit}, {basis}"
+    yield (
+        "wall time",
+        f"{_hours(plan.wall_hours)}, {plan.gpu_hours:,.{0 if plan.gpu_hours >= 10 else 1}f} {unit}-hours, {basis}",
+    )
     if plan.jobs is not None:
         limits = "time limit" if plan.jobs == 1 else "time limits"
         limit = f"of {config.cluster.time_min:,} min, notice {config.cluster.signal_lead_s} s before"

@@ -134,9 +134,9 @@ class RootLayout:
         return self.path / ".compiled"
 
     @property
-    def fitting(self) -> Path:
-        """Micro-batches that were too much for a GPU, a file for each kind of run; it may be removed."""
-        return self.path / ".micro_batch"
+    def experience(self) -> Path:
+        """Micro-batches that were too much for a GPU, and how fast runs were; it may be removed."""
+        return self.path / ".experience"
 
     @property
     def submit_lock(self) -> Path:

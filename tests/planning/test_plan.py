@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 
@@ -13,6 +13,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import accumulation
 from hpc_llm.planning.choice import choose
+from hpc_llm.planning.experience import Experience, Limit, Speed
 from hpc_llm.planning.hardware import GIB
 from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
 from hpc_llm.planning.refusal import suggestions
@@ -237,13 +238,41 @@ def test_rungs_lie_at_evaluations_before_the_end(rungs: str, said: str | None) -
         assert problems(*words) == [f"halving.rungs={rungs.strip('[]')}: {said}"]
 
 
+@dataclass(frozen=True)
+class _Halved(Experience):
+    most: int
+
+    def limit(self, zero_stage: int, activation_checkpointing: bool) -> Limit | None:
+        return Limit(self.most, "first") if (zero_stage, activation_checkpointing) == (1, False) else None
+
+
 @pytest.mark.parametrize(("most", "expected"), [(16, 15), (7, 5), (3, 3), (1, 1)])
 def test_a_micro_batch_stays_below_what_failed_and_wastes_no_rows_for_it(most: int, expected: int) -> None:
     words = ("model=mpt-125m", "cluster=a100x8", "train.global_batch=120", "train.zero_stage=1")
-    found = make_plan(make_config(*words), None, failed={(1, False): (most, "first")})
-    assert (found.micro_batch, found.halved_by) == (expected, "first" if most == expected else None)
-    given = make_plan(make_config(*words, "train.micro_batch=15"), None, failed={(1, False): (most, "first")})
+    found = make_plan(make_config(*words), None, experience=_Halved(most))
+    assert (found.micro_batch, found.halved_by) == (expected, None if most == 16 else "first")
+    given = make_plan(make_config(*words, "train.micro_batch=15"), None, experience=_Halved(most))
     assert (given.micro_batch, given.halved_by) == (15, None)
+
+
+class _Timed(Experience):
+    def speed(self, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> Speed | None:
+        return Speed(80_000.0, 8, "first")
+
+
+@pytest.mark.parametrize(("cluster", "mfu"), [("a100x64", True), ("local-slurm", False)])
+def test_times_are_those_that_a_run_alike_has_shown_scaled_to_the_ranks(cluster: str, mfu: bool) -> None:
+    config = make_config("model=mpt-125m", f"cluster={cluster}")
+    found = make_plan(config, None, experience=_Timed())
+    speed = 10_000.0 * found.world_size
+    assert (found.tokens_per_second, found.timed_by) == (speed, "first")
+    assert found.wall_hours == pytest.approx(found.tokens / speed / 3600)
+    if mfu:
+        assert found.peak_tflops and found.expected_mfu
+        peak = found.peak_tflops * 1e12 * found.world_size
+        assert found.expected_mfu == pytest.approx(speed * found.flops_per_token / peak)
+    else:
+        assert found.expected_mfu is None
 
 
 @pytest.mark.parametrize("word", ["train.global_batch=0", "train.micro_batch=0", "model.d_model=0", "cluster.nodes=0"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from hpc_llm.planning.experience import Experience, Limit, Speed
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.planning.render import render
 from tests.configs import make_config
@@ -51,10 +52,19 @@ def test_what_was_given_and_what_was_found_are_told_apart() -> None:
     assert any(line.startswith("micro-batch") and line.endswith("(auto)") for line in shown)
 
 
-def test_a_micro_batch_that_was_learned_says_from_which_run() -> None:
+class _Known(Experience):
+    def limit(self, *_: object) -> Limit | None:
+        return Limit(1, "first-try")
+
+    def speed(self, *_: object) -> Speed | None:
+        return Speed(1e6, 64, "second-try")
+
+
+def test_what_runs_have_shown_says_from_which() -> None:
     config = make_config("model=mpt-1b", "cluster=a100x64", "train.zero_stage=2")
-    shown = render(config, make_plan(config, None, failed={(2, False): (1, "first-try")}))
+    shown = render(config, make_plan(config, None, experience=_Known()))
     assert "1 (auto), more was too much for first-try" in shown
+    assert "1,000,000 tokens/s, 15,625 per GPU, at 45% MFU (measured by second-try)" in shown
 
 
 def test_an_uneven_batch_says_how_many_rows_are_masked() -> None:

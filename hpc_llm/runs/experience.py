@@ -1,0 +1,105 @@
+"""What runs have shown that plans only estimate, remembered below the root for the next runs alike.
+
+One file for each model, machine and way to run a step. Standard library only: the supervisor writes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hpc_llm.planning.experience import Experience, Limit, Speed
+from hpc_llm.runs.layout import RootLayout, RunLayout
+from hpc_llm.storage.files import tail, write_json
+
+_OF_TRAIN = ("seq_len", "precision", "loss_chunk", "compile")
+_OF_CLUSTER = ("gpu", "device", "gpus_per_node")
+_FEWEST_STEPS = 20  # that a speed is taken from
+_TAIL_BYTES = 100_000  # of metrics.jsonl, a few hundred steps
+
+
+class Remembered(Experience):
+    """The experience of the runs of `root` with this (plain) configuration and backend of attention."""
+
+    def __init__(self, root: RootLayout, config: Mapping[str, Any], attention: str) -> None:
+        self._folder = root.experience
+        model, train, cluster = config["model"], config["train"], config["cluster"]
+        self._cluster = cluster
+        self._alike = [
+            {key: value for key, value in model.items() if key != "name"},
+            *({key: section[key] for key in keys} for section, keys in ((train, _OF_TRAIN), (cluster, _OF_CLUSTER))),
+            *(config["optim"]["name"], attention),
+        ]
+
+    def limit(self, zero_stage: int, activation_checkpointing: bool) -> Limit | None:
+        plain = self._read(self._limit(zero_stage, activation_checkpointing))
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            return Limit(max(1, int(plain["micro_batch"])), str(plain["run"]))
+        return None
+
+    def speed(self, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> Speed | None:
+        plain = self._read(self._speed(zero_stage, activation_checkpointing, micro_batch))
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            found = Speed(float(plain["tokens_per_second"]), int(plain["world_size"]), str(plain["run"]))
+            return found if found.tokens_per_second > 0 and found.world_size > 0 else None
+        return None
+
+    def note_limit(self, zero_stage: int, activation_checkpointing: bool, limit: Limit) -> None:
+        """A larger micro-batch was too much for a GPU."""
+        self._write(self._limit(zero_stage, activation_checkpointing), asdict(limit))
+
+    def note_speed(self, zero_stage: int, activation_checkpointing: bool, micro_batch: int, speed: Speed) -> None:
+        """A run took its steps so fast; the newest counts."""
+        self._write(self._speed(zero_stage, activation_checkpointing, micro_batch), asdict(speed))
+
+    def _limit(self, *way: Any) -> Path:
+        return self._file("micro_batch", self._cluster["nodes"], *way)  # what ZeRO leaves to a rank depends on all
+
+    def _speed(self, *way: Any) -> Path:
+        return self._file("speed", *(self._cluster[key] for key in ("name", "constraint")), *way)
+
+    def _file(self, kind: str, *facts: Any) -> Path:
+        """Everything that it depends on makes the name."""
+        text = json.dumps([*self._alike, *facts], sort_keys=True)
+        return self._folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+    def _read(self, path: Path) -> Any:
+        try:
+            known = _names(path.parent, path.parent.stat().st_mtime_ns)
+            return json.loads(path.read_text()) if path.name in known else {}
+        except (OSError, ValueError):
+            return {}
+
+    def _write(self, path: Path, value: Any) -> None:
+        """Without effect where the root cannot be written."""
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(exist_ok=True)
+            write_json(path, value)
+
+
+@functools.lru_cache(maxsize=1)
+def _names(folder: Path, changed_ns: int) -> frozenset[str]:
+    """The files of `folder`: a sweep asks for thousands that are not there."""
+    return frozenset(path.name for path in folder.iterdir())
+
+
+def steady_tokens_per_second(run: RunLayout, first_step: int) -> float | None:
+    """Median over the newest steps after `first_step`; None where they are too few."""
+    try:
+        lines = tail(run.metrics, _TAIL_BYTES).splitlines()
+    except OSError:
+        return None
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line cut short
+            row = json.loads(line)
+            if row["step"] > first_step and "tokens_per_second" in row:
+                found.append(float(row["tokens_per_second"]))
+    return statistics.median(found) if len(found) >= _FEWEST_STEPS else None
