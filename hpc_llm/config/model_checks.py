@@ -67,7 +67,7 @@ def _attention(config: RunConfig) -> Iterator[str]:
             "use train.attention=auto"
         )
     if wanted in ("flex", "flash") and device == "cpu":
-        yield f"train.attention={wanted}: needs a GPU to train, and cluster.device=cpu; use sdpa, folded or auto"
+        yield f"train.attention={wanted}: needs a GPU to train, and cluster.device=cpu; use blocked, folded or auto"
 
 
 def _muon(config: RunConfig) -> Iterator[str]:

@@ -165,7 +165,7 @@ class TrainConfig:
     zero_stage: int | Auto = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
     activation_checkpointing: bool | Auto = "auto"
-    attention: Literal["auto", "sdpa", "folded", "flex", "flash"] = "auto"  # how it is computed: docs/models.md
+    attention: Literal["auto", "sdpa", "blocked", "folded", "flex", "flash"] = "auto"  # see docs/models.md
     loss_chunk: int | None = None  # tokens whose logits are held at once; null: all of a pass
     compile: bool = False  # torch.compile, block by block
     eval_every: str = "500steps"  # steps or tok; held-out loss, also at the end

@@ -136,17 +136,17 @@ def _padding(config: RunConfig, directory: Path) -> float | None:
 
 def _plan(config: RunConfig, data: DataFacts | None) -> RunPlan:
     """make_plan with what this machine and the root know."""
-    memory, experience = _host_memory(config), _experience(config)
+    memory, here = _host_memory(config), config
     if memory is not None and config.cluster.device == "auto":
-        config = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, device="cpu"))
-    return make_plan(config, data, memory_available=memory, experience=experience)
+        here = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, device="cpu"))
+    return make_plan(here, data, memory_available=memory, experience=_experience(config, attention.choose(here)))
 
 
-def _experience(config: RunConfig) -> Experience:
+def _experience(config: RunConfig, backend: str) -> Experience:
     root = RootLayout(Path(config.run.root).expanduser())
     if not os.path.isdir(root.experience):  # noqa: PTH112 – Path.is_dir raises where one may not look
         return NONE
-    return Remembered(root, dataclasses.asdict(config), attention.choose(config))
+    return Remembered(root, dataclasses.asdict(config), backend)
 
 
 def _host_memory(config: RunConfig) -> int | None:

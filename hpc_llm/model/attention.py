@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hpc_llm.config.schema import ModelConfig
 from hpc_llm.model.backends.protocol import Backend
+from hpc_llm.model.linear import Linear
 from hpc_llm.model.norms import make_norm
 from hpc_llm.model.positions import Rotation, rotate
 
@@ -19,8 +20,8 @@ class Attention(nn.Module):
         super().__init__()
         self._backend, self._head, self._clip = backend, config.head_size, config.clip_qkv
         self._widths = [config.d_model, *[config.kv_heads * config.head_size] * 2]
-        self.Wqkv = nn.Linear(config.d_model, sum(self._widths), bias=config.bias)
-        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+        self.Wqkv = Linear(config.d_model, sum(self._widths), bias=config.bias)
+        self.out_proj = Linear(config.d_model, config.d_model, bias=config.bias)
         self.q_ln = make_norm(config, self._widths[0]) if config.qk_ln else None
         self.k_ln = make_norm(config, self._widths[1]) if config.qk_ln else None
 

@@ -6,13 +6,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpc_llm.config.schema import ModelConfig
+from hpc_llm.model.linear import Linear
 
 
 class Gelu(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(config.d_model, config.ffn_size, bias=config.bias)
-        self.down_proj = nn.Linear(config.ffn_size, config.d_model, bias=config.bias)
+        self.up_proj = Linear(config.d_model, config.ffn_size, bias=config.bias)
+        self.down_proj = Linear(config.ffn_size, config.d_model, bias=config.bias)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         return self.down_proj(F.gelu(self.up_proj(x_BSD)))
@@ -23,8 +24,8 @@ class SwiGlu(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.d_model, 2 * config.ffn_size, bias=config.bias)
-        self.down_proj = nn.Linear(config.ffn_size, config.d_model, bias=config.bias)
+        self.gate_up_proj = Linear(config.d_model, 2 * config.ffn_size, bias=config.bias)
+        self.down_proj = Linear(config.ffn_size, config.d_model, bias=config.bias)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x_BSD).chunk(2, dim=-1)

@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hpc_llm.config.schema import ModelConfig
+from hpc_llm.model.linear import linear
 
 IGNORED = -100  # a target that does not count
 
 
 def readout(x_D: Tensor, weight_VD: Tensor, config: ModelConfig) -> Tensor:
     """Logits of hidden states [..., d_model]: [..., vocab_size], scaled and capped as the model says."""
-    logits = F.linear(x_D, weight_VD)
+    logits = linear(x_D, weight_VD)
     if config.logit_scale != 1.0:
         logits = logits * config.logit_scale
     if config.logit_soft_cap is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hpc_llm.config.schema import ModelConfig, RunConfig
 
+SEEN = 5 / 8  # of the scores are computed in four blocks (model.backends.blocked)
 FOLDED_EXTRA = 8  # head dimensions that carry ALiBi (model.backends.folded)
 
 
@@ -17,7 +18,7 @@ def mask_elements(config: RunConfig, backend: str, micro_batch: int) -> int:
     square = config.train.seq_len**2
     if backend in ("flex", "flash"):
         return 0
-    if backend == "sdpa" and model.positions == "alibi":
+    if backend in ("sdpa", "blocked") and model.positions == "alibi":
         return (1 + micro_batch if documents else 1) * model.n_heads * square
     return micro_batch * square if documents else square if model.sliding_window else 0
 
@@ -34,7 +35,7 @@ def activation_bytes(
     layer at a time. Backward through one MLP holds its activations' gradients.
     """
     norm, ffn = _norm_width(model, compute, on_cpu), _ffn_width(model)
-    layer = 2 * (norm + model.d_model) + _attention_width(model, backend) + ffn
+    layer = 2 * (norm + model.d_model) + _attention_width(model, backend, seq_len) + ffn
     ends = model.d_model + norm  # embedding's output and what the last norm keeps
     kept = model.n_layers * model.d_model + layer if checkpointing else model.n_layers * layer
     return compute * seq_len * (kept + ffn + ends)
@@ -49,7 +50,7 @@ def _norm_width(model: ModelConfig, compute: int, on_cpu: bool) -> int:
     return model.d_model
 
 
-def _attention_width(model: ModelConfig, backend: str) -> int:
+def _attention_width(model: ModelConfig, backend: str, seq_len: int) -> int:
     """Elements per token that attention keeps: q, k, v and its output, and what they were before they were changed."""
     heads, shared, size = model.n_heads, model.kv_heads, model.head_size
     projected, turned = (heads + 2 * shared) * size, (heads + shared) * size
@@ -57,6 +58,8 @@ def _attention_width(model: ModelConfig, backend: str) -> int:
     clipped = projected if model.clip_qkv is not None else 0
     if backend == "folded":
         return clipped + changed + (2 * heads + 2 * shared) * (size + FOLDED_EXTRA)
+    if backend == "blocked":  # scaled queries, the output in parts and joined, and the probabilities of the past
+        return clipped + changed + projected + 3 * heads * size + int(SEEN * heads * seq_len)
     masked = backend == "sdpa" and (model.positions == "alibi" or model.sliding_window is not None)
     repeated = 2 * heads * size if masked and shared < heads else 0
     return clipped + changed + repeated + projected + heads * size

@@ -51,7 +51,7 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     ),
     (
         ["train.attention=flex", "cluster.device=cpu"],
-        ["train.attention=flex: needs a GPU to train, and cluster.device=cpu; use sdpa, folded or auto"],
+        ["train.attention=flex: needs a GPU to train, and cluster.device=cpu; use blocked, folded or auto"],
     ),
     (["optim.muon_lr=0.01"], ["optim.muon_lr=0.01: has an effect with optim=muon alone"]),
     (["optim.muon_momentum=0.9"], ["optim.muon_momentum=0.9: has an effect with optim=muon alone"]),

@@ -32,7 +32,7 @@ SHAPES = {  # heads that are no power of two, and fewer heads of keys and values
 }
 BACKWARD = [
     (name, shape)
-    for name in ("sdpa", "folded", "flash")
+    for name in ("sdpa", "blocked", "folded", "flash")
     for shape in SHAPES
     if name != "folded" or shape.startswith("alibi")
 ]
@@ -87,6 +87,12 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     package = types.ModuleType("flash_attn")
     package.flash_attn_varlen_func = varlen  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", package)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of them, the last one short, on the sequences of these tests."""
+    monkeypatch.setattr("hpc_llm.model.backends.blocked.SMALLEST", 7)
 
 
 @pytest.mark.parametrize("packed", [False, True])

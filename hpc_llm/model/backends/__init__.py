@@ -24,6 +24,10 @@ def make_backend(name: str, config: ModelConfig, seq_len: int) -> Backend:
         from hpc_llm.model.backends.flash import Flash
 
         return Flash(config)
+    if name == "blocked":
+        from hpc_llm.model.backends.blocked import Blocked
+
+        return Blocked(config, seq_len)
     from hpc_llm.model.backends.sdpa import Sdpa
 
     return Sdpa(config, seq_len)

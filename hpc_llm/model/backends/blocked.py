@@ -1,0 +1,44 @@
+"""Plain matrix products and softmax over a quarter of the queries at a time, each with the keys that it can see.
+
+On a CPU that beats torch's fused kernel, whose bf16 products are several times slower than those of oneDNN; three
+eighths of the scores, all in the future, are never computed. What it keeps for backward grows with length².
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hpc_llm.model.backends.sdpa import Sdpa
+from hpc_llm.model.masks import past
+
+BLOCKS = 4
+SMALLEST = 128  # queries; smaller products are slower
+
+
+class Blocked(Sdpa):
+    """Scores and probabilities are in the dtype of the queries, softmax itself in fp32."""
+
+    def attend(self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: Tensor | None) -> Tensor:
+        groups, length = k_BGSd.shape[1], q_BHSd.shape[2]
+        q_BGRSd = q_BHSd.unflatten(1, (groups, -1)) * q_BHSd.shape[-1] ** -0.5
+        # A mask has one head for all, or all of them.
+        mask = None if shared is None else shared.unflatten(1, (groups, -1) if shared.shape[1] > 1 else (1, 1))
+        size = max(SMALLEST, -(-length // BLOCKS))
+        mixed = []
+        for start in range(0, length, size):
+            end = min(start + size, length)
+            scores = _product(q_BGRSd[:, :, :, start:end], k_BGSd[:, :, :end].transpose(-1, -2))
+            if mask is None:
+                scores = scores.masked_fill(~past(end, None, q_BHSd.device)[start:], float("-inf"))
+            elif mask.dtype == torch.bool:
+                scores = scores.masked_fill(~mask[..., start:end, :end], float("-inf"))
+            else:
+                scores = scores + mask[..., start:end, :end]
+            mixed.append(_product(scores.softmax(-1), v_BGSd[:, :, :end]))
+        return torch.cat(mixed, dim=3).flatten(1, 2)
+
+
+def _product(x_BGRst: Tensor, y_BGtu: Tensor) -> Tensor:
+    """All heads of a group with the same matrix, which is not copied: they are rows of one product."""
+    return (x_BGRst.flatten(2, 3) @ y_BGtu).unflatten(2, (x_BGRst.shape[2], -1))
