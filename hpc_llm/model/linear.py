@@ -1,18 +1,29 @@
 """Matrix products with weights, in fp32 on AMD's processors through oneDNN.
 
 There torch's own go to MKL, which keeps to AVX2 on a processor that is not Intel's: on an EPYC with AVX-512 a product
-of oneDNN takes less than half the time. torch reaches oneDNN in fp32 only by a convolution: over one pixel a row.
+of oneDNN takes less than half the time. torch reaches oneDNN in fp32 by a convolution alone: here over one pixel.
 """
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+IMAGES = 16  # the rows go as so many: with fewer, and one thread, torch convolves without oneDNN
+
+
+def _mkl_is_slow() -> bool:
+    """Whether this is a processor with AVX-512 that MKL does not use."""
+    cpuinfo = Path("/proc/cpuinfo")
+    amd = cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()
+    return amd and torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
+
+
+MKL_IS_SLOW = _mkl_is_slow()  # once: torch.compile would look into a function
 
 
 class Linear(nn.Linear):
@@ -25,18 +36,11 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x · weightᵀ: [..., k] and [n, k] → [..., n]."""
-    if x.is_cpu and x.dtype == torch.float32 and mkl_is_slow():
-        product: Tensor = _Product.apply(x.flatten(0, -2), weight)
+    num_rows = x.shape[:-1].numel()
+    if MKL_IS_SLOW and x.is_cpu and x.dtype == torch.float32 and num_rows > 0 and num_rows % IMAGES == 0:
+        product: Tensor = _Product.apply(x.reshape(num_rows, -1), weight)
         return product.unflatten(0, x.shape[:-1])
     return F.linear(x, weight)
-
-
-@functools.cache
-def mkl_is_slow() -> bool:
-    """Whether this is a processor with AVX-512 that MKL does not use."""
-    cpuinfo = Path("/proc/cpuinfo")
-    amd = cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()
-    return amd and torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
 
 
 class _Product(torch.autograd.Function):
@@ -45,23 +49,23 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NK: Tensor, weight_MK: Tensor) -> Tensor:
         ctx.save_for_backward(x_NK, weight_MK)
-        return _rows(F.conv2d(_pixels(x_NK), weight_MK[:, :, None, None]))
+        return _rows(F.conv2d(_images(x_NK), weight_MK[:, :, None, None]))
 
     @staticmethod
     def backward(ctx: Any, grad_NM: Tensor) -> tuple[Tensor | None, ...]:
         x_NK, weight_MK = ctx.saved_tensors
         wanted = [*ctx.needs_input_grad, False]
-        grad, x, weight = _pixels(grad_NM.contiguous()), _pixels(x_NK), weight_MK[:, :, None, None]
+        grad, x, weight = _images(grad_NM), _images(x_NK), weight_MK[:, :, None, None]
         x_grad, weight_grad, _ = torch.ops.aten.convolution_backward(
             grad, x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, wanted
         )
         return _rows(x_grad) if wanted[0] else None, weight_grad[:, :, 0, 0] if wanted[1] else None
 
 
-def _pixels(x_NK: Tensor) -> Tensor:
-    """[1, k, 1, n], channels last: the same memory."""
-    return x_NK[None, None].permute(0, 3, 1, 2)
+def _images(x_NK: Tensor) -> Tensor:
+    """[images, k, 1, rows of one], channels last: the same memory."""
+    return x_NK.contiguous().unflatten(0, (IMAGES, 1, -1)).permute(0, 3, 1, 2)
 
 
-def _rows(x_1K1N: Tensor) -> Tensor:
-    return x_1K1N.permute(0, 2, 3, 1)[0, 0]
+def _rows(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).flatten(0, 2)

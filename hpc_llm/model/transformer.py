@@ -73,6 +73,8 @@ class Transformer(nn.Module):
     def hidden(self, tokens_BS: Tensor, documents_BS: Tensor | None = None) -> Tensor:
         """What the output matrix is applied to, [batch, length, d_model]."""
         length, device = tokens_BS.shape[1], tokens_BS.device
+        if self.constant is not None and self.constant.is_floating_point():  # DeepSpeed leaves buffers in fp32
+            self.constant = self.constant.to(self.wte.weight.dtype)
         shared = self._backend.shared(self.constant, tokens_BS, documents_BS)
         angles = None
         if self.config.positions == "rope":  # relative: a document need not begin at 0
