@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hpc_llm.model.linear import linear
 from hpc_llm.trackers.protocol import Row, Tracker
 from hpc_llm.training.divergence import SpikeRule
 from hpc_llm.training.engine import StepOutput
@@ -142,12 +143,12 @@ def peak_memory_bytes() -> int:
 
 
 def measured_peak_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s of a 1024³ matrix product here: the peak that MFU refers to where no data sheet gives one."""
+    """FLOP/s of a 1024³ product of the model's kind here: the peak that MFU refers to where no data sheet gives one."""
     size = 1024
     matrix = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
     best = math.inf
     for _ in range(5):
         start = time.perf_counter()
-        float((matrix @ matrix)[0, 0])
+        float(linear(matrix, matrix)[0, 0])
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
