@@ -9,6 +9,8 @@ from hpc_llm.config.schema import RunConfig
 LONGEST_BIAS = 4096
 # Tokens up to which a CPU keeps the scores: twice as fast in bf16 and no slower in fp32 (benchmarks/attention.md).
 LONGEST_SCORES = 2048
+BLOCKS = 4
+SMALLEST_BLOCK = 128  # queries; smaller products are slower
 
 
 def choose(config: RunConfig) -> str:
@@ -18,3 +20,9 @@ def choose(config: RunConfig) -> str:
     if config.cluster.device == "cpu" and config.train.seq_len <= LONGEST_SCORES:
         return "blocked"
     return "folded" if config.model.positions == "alibi" and config.train.seq_len > LONGEST_BIAS else "sdpa"
+
+
+def blocks(length: int) -> list[tuple[int, int]]:
+    """Where the blocks of queries begin and end whose attention is computed at a time (model.backends.blocked)."""
+    size = max(SMALLEST_BLOCK, -(-length // BLOCKS))
+    return [(start, min(start + size, length)) for start in range(0, length, size)]

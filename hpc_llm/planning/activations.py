@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from hpc_llm.config import attention
 from hpc_llm.config.schema import ModelConfig, RunConfig
 
-SEEN = 5 / 8  # of the scores are computed in four blocks (model.backends.blocked)
 FOLDED_EXTRA = 8  # head dimensions that carry ALiBi (model.backends.folded)
 
 
@@ -58,8 +58,9 @@ def _attention_width(model: ModelConfig, backend: str, seq_len: int) -> int:
     clipped = projected if model.clip_qkv is not None else 0
     if backend == "folded":
         return clipped + changed + (2 * heads + 2 * shared) * (size + FOLDED_EXTRA)
-    if backend == "blocked":  # scaled queries, the output in parts and joined, and the probabilities of the past
-        return clipped + changed + projected + 3 * heads * size + int(SEEN * heads * seq_len)
+    if backend == "blocked":  # copies of all three, scaled queries, and every block's probabilities of what it sees
+        probabilities = sum((end - start) * end for start, end in attention.blocks(seq_len))
+        return clipped + changed + projected + heads * size + heads * probabilities // seq_len
     masked = backend == "sdpa" and (model.positions == "alibi" or model.sliding_window is not None)
     repeated = 2 * heads * size if masked and shared < heads else 0
     return clipped + changed + repeated + projected + heads * size

@@ -55,11 +55,12 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
     sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing, backend, on_cpu)
     mask = mask_elements(config, backend, micro_batch) * compute
     tokens = micro_batch * config.train.seq_len
+    loss = compute if config.train.compile else LOSS_BYTES  # compiled, the logits' gradient is all there is beside them
     if config.train.loss_chunk is None:
-        logits = tokens * model.vocab_size * (compute + LOSS_BYTES)
+        logits = tokens * model.vocab_size * (compute + loss)
     else:  # one chunk's, and the fp32 gradient of the output's matrix, which waits for backward
         chunk = min(config.train.loss_chunk, tokens)
-        logits = model.vocab_size * (chunk * (compute + LOSS_BYTES) + model.d_model * (compute + FP32_BYTES))
+        logits = model.vocab_size * (chunk * (compute + loss) + model.d_model * (compute + FP32_BYTES))
     activations = micro_batch * sequence + mask
     several = accumulation(config.train.global_batch, world, micro_batch) > 1
     backward, step = gradient_bytes(count, world, zero_stage, precision, offloaded, several)

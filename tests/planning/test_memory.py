@@ -135,6 +135,13 @@ def test_logits_in_chunks_cost_their_chunk_and_a_gradient_of_the_output_matrix()
     assert found < memory(micro_batch=4).logits / 3
 
 
+def test_a_compiled_loss_keeps_no_fp32_logits() -> None:
+    vocab = make_config(*WORDS).model.vocab_size
+    assert memory("train.compile=true", micro_batch=4).logits == 4 * 2048 * vocab * (2 + 2)
+    eager, compiled = (memory("train.loss_chunk=512", f"train.compile={on}").logits for on in ("false", "true"))
+    assert eager - compiled == 512 * vocab * 10
+
+
 def test_muon_is_never_planned_at_stage_3() -> None:
     modes = {choice.zero_stage for choice in choices(make_config("model=mpt-7b", "cluster=a100x64", "optim=muon"), 0)}
     assert modes == {1, 2}
@@ -161,9 +168,11 @@ def test_the_planned_activations_are_what_autograd_keeps(words: tuple[str, ...],
     assert kept_bytes(model, "sdpa", precision) == pytest.approx(planned_bytes(model, "sdpa", precision), rel=0.08)
 
 
-def test_so_are_those_of_folded_alibi() -> None:
+@pytest.mark.parametrize("backend", ["folded", "blocked"])
+def test_so_are_those_of_other_ways_to_attend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpc_llm.config.attention.SMALLEST_BLOCK", 32)  # as many blocks as for longer sequences
     model = make_config("model.n_layers=4").model
-    kept, planned = (count(model, "folded", torch.bfloat16) for count in (kept_bytes, planned_bytes))
+    kept, planned = (count(model, backend, torch.bfloat16) for count in (kept_bytes, planned_bytes))
     assert kept == pytest.approx(planned, rel=0.08)
 
 

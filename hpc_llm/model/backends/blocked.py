@@ -9,11 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hpc_llm.config.attention import blocks
 from hpc_llm.model.backends.sdpa import Sdpa
 from hpc_llm.model.masks import past
-
-BLOCKS = 4
-SMALLEST = 128  # queries; smaller products are slower
 
 
 class Blocked(Sdpa):
@@ -21,13 +19,13 @@ class Blocked(Sdpa):
 
     def attend(self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: Tensor | None) -> Tensor:
         groups, length = k_BGSd.shape[1], q_BHSd.shape[2]
-        q_BGRSd = q_BHSd.unflatten(1, (groups, -1)) * q_BHSd.shape[-1] ** -0.5
+        # Contiguous, so that the blocks are views: a product would copy every one of them, and keep the copy.
+        q_BGRSd = (q_BHSd.contiguous() * q_BHSd.shape[-1] ** -0.5).unflatten(1, (groups, -1))
+        k_BGSd, v_BGSd = k_BGSd.contiguous(), v_BGSd.contiguous()
         # A mask has one head for all, or all of them.
         mask = None if shared is None else shared.unflatten(1, (groups, -1) if shared.shape[1] > 1 else (1, 1))
-        size = max(SMALLEST, -(-length // BLOCKS))
         mixed = []
-        for start in range(0, length, size):
-            end = min(start + size, length)
+        for start, end in blocks(length):
             scores = _product(q_BGRSd[:, :, :, start:end], k_BGSd[:, :, :end].transpose(-1, -2))
             if mask is None:
                 scores = scores.masked_fill(~past(end, None, q_BHSd.device)[start:], float("-inf"))
