@@ -41,31 +41,41 @@ def trained(world_size: int, cases: Sequence[Case], what: str = "losses") -> dic
 
 
 @cache
-def plain_losses(*words: str) -> list[list[float]]:
-    """The same training in plain torch, in one big batch: AdamW in fp32, clipping, no DeepSpeed and no loop of ours."""
+def plain_losses(*words: str, precision: str = "fp32") -> list[list[float]]:
+    """The same training in plain torch, in one big batch: AdamW, clipping, no DeepSpeed and no loop of ours.
+
+    In bf16 the model is a copy, rounded for each step, of fp32 weights that are trained.
+    """
     from engine_worker import SEQ_LEN, STEPS, global_batch, plan_for
 
     from hpc_llm.model.init import initialise
     from hpc_llm.model.transformer import Transformer
     from hpc_llm.training.schedule import learning_rate
 
-    config, plan = plan_for("fp32", 0, 8, 1, *words)
-    model = Transformer(config.model, SEQ_LEN)
+    config, plan = plan_for(precision, 1, 8, 1, *words)
+    model = Transformer(config.model, SEQ_LEN, attention=plan.attention)
     for name, parameter in model.named_parameters():
         initialise(name, parameter, config.model, config.run.seed)
-    decayed = [p for name, p in model.named_parameters() if p.dim() == 2 and name != "wte.weight"]
-    rest = [p for name, p in model.named_parameters() if p.dim() == 1 or name == "wte.weight"]
+    master = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    if precision == "bf16":
+        model.bfloat16()
+    decayed = [p for name, p in master.items() if p.dim() == 2 and name != "wte.weight"]
+    rest = [p for name, p in master.items() if p.dim() == 1 or name == "wte.weight"]
     groups = [{"params": decayed, "weight_decay": config.optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=tuple(config.optim.betas), eps=config.optim.eps)
     found = []
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config.optim, step, STEPS, plan.warmup_steps)
+        model.load_state_dict(master)
+        model.zero_grad()
         tokens, targets = global_batch(step)
-        loss = torch.nn.functional.cross_entropy(model.logits(tokens).flatten(0, 1), targets.flatten())
-        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model.logits(tokens).flatten(0, 1).float(), targets.flatten())
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            master[name].grad = parameter.grad.float()
+        norm = torch.nn.utils.clip_grad_norm_(master.values(), config.optim.grad_clip)
         optimizer.step()
         found.append([loss.item(), norm.item()])
     return found

@@ -16,10 +16,11 @@ UNEVEN_ON_TWO_RANKS = 3  # 4 rows per rank in passes of 3 and 1
 
 # fp32 sums in another order differ in the last bits: 8 rows × 16 targets give a relative error of about
 # sqrt(128) × 2^-24 = 7e-7 per gradient, and 4 steps of Adam with lr 0.01 carry it on; 1e-5 is 15 times that.
-# bf16 rounds weights and activations to 8 bits, 2^-9 = 2e-3 relative each: the loss, a mean over 80 targets, may
-# be off by some 1e-3; a gradient norm, which those errors reach unaveraged, by some 2^-8 × a few = 2e-2. A pass or
-# a rank whose gradient were lost or counted twice would move the norm by a tenth or more.
-TOLERANCE = {"fp32": (1e-5, 1e-5), "bf16": (4e-3, 2e-2)}  # of loss, of gradient norm
+# bf16 rounds activations to 8 bits, 2^-9 = 2e-3 relative each, and rounds them elsewhere in another split; the weights
+# are rounded alike in the plain bf16 model. A loss is a mean over 80 targets, so 2e-3 is far above what is seen (6e-4);
+# the errors reach a gradient norm unaveraged and AdamW carries them on (7e-3 is seen). A pass or a rank whose gradient
+# were lost or counted twice would move the norm by a tenth or more.
+TOLERANCE = {"fp32": (1e-5, 1e-5), "bf16": (2e-3, 1.5e-2)}  # of loss, of gradient norm
 
 
 @cache
@@ -34,10 +35,16 @@ def losses(world_size: int) -> dict[Case, list[list[float]]]:
 def test_ranks_and_passes_give_the_losses_of_one_big_batch(precision: str, stage: int, world_size: int) -> None:
     cases = {key: value for key, value in losses(world_size).items() if key[:2] == (precision, stage)}
     assert len(cases) == 3 + (world_size == 2)
+    plain = plain_losses(precision=precision)
     for key, found in cases.items():
         for column, tolerance in enumerate(TOLERANCE[precision]):
-            here, there = torch.tensor(found)[:, column], torch.tensor(plain_losses())[:, column]
+            here, there = torch.tensor(found)[:, column], torch.tensor(plain)[:, column]
             torch.testing.assert_close(here, there, rtol=tolerance, atol=0, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_losses_in_bf16_are_those_in_fp32_but_for_rounding() -> None:
+    in_bf16, in_fp32 = (torch.tensor(plain_losses(precision=name))[:, 0] for name in ("bf16", "fp32"))
+    torch.testing.assert_close(in_bf16, in_fp32, rtol=2e-3, atol=0)
 
 
 def test_a_step_that_divided_by_passes_instead_of_targets_would_be_noticed() -> None:
