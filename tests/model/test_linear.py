@@ -1,16 +1,21 @@
-"""Products through oneDNN are those of torch, forward and backward, whatever is wanted of them."""
+"""Products in ways of our own are those of torch, forward and backward, whatever is wanted of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from hpc_llm.model import linear
 from hpc_llm.model.linear import Linear
 
+SHAPES = [(48, 70), (2, 24, 70), (5, 70), (0, 70), (70,)]
 
-@pytest.fixture(autouse=True)
+
+@pytest.fixture
 def amd(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every processor the way that is taken on AMD's alone."""
     if not torch.backends.mkldnn.is_available():
@@ -18,7 +23,14 @@ def amd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "MKL_IS_SLOW", True)
 
 
-@pytest.mark.parametrize("shape", [(48, 70), (2, 24, 70), (5, 70), (0, 70), (70,)])
+@pytest.fixture
+def no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every processor the way that is taken where oneDNN has no bf16."""
+    monkeypatch.setattr(linear, "BF16_IS_SLOW", True)
+
+
+@pytest.mark.usefixtures("amd")
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [False, True])
 def test_product_and_gradients_are_torchs(shape: tuple[int, ...], bias: bool) -> None:
     torch.manual_seed(0)
@@ -36,6 +48,7 @@ def test_product_and_gradients_are_torchs(shape: tuple[int, ...], bias: bool) ->
         torch.testing.assert_close(one.grad, other.grad)
 
 
+@pytest.mark.usefixtures("amd")
 def test_what_needs_no_gradient_gets_none_and_strides_do_not_matter() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(70, 64).t(), torch.randn(4, 70)
@@ -46,6 +59,7 @@ def test_what_needs_no_gradient_gets_none_and_strides_do_not_matter() -> None:
         assert wanted == [one.requires_grad for one in tensors]
 
 
+@pytest.mark.usefixtures("amd")
 def test_it_is_oneDNN_that_computes_fp32_and_torch_the_rest() -> None:
     from torch.profiler import ProfilerActivity, profile
 
@@ -56,3 +70,47 @@ def test_it_is_oneDNN_that_computes_fp32_and_torch_the_rest() -> None:
 
     assert "aten::mkldnn_convolution" in operators(torch.float32)
     assert not any("convolution" in name for name in operators(torch.bfloat16) | operators(torch.float64))
+
+
+def graded(function: Callable[..., Tensor], *inputs: Tensor, wanted: tuple[bool, bool] = (True, True)) -> list[Tensor]:
+    """The product of two tensors, and the gradients that are wanted."""
+    given = [one.detach().clone().requires_grad_(want) for one, want in zip(inputs, wanted, strict=True)]
+    product = function(*given)
+    weights = torch.randn(product.shape, generator=torch.Generator().manual_seed(2)).bfloat16()
+    product.backward(weights.to(product.dtype))
+    assert [one.grad is not None for one in given] == list(wanted)
+    return [product, *(one.grad for one in given if one.grad is not None)]
+
+
+@pytest.mark.usefixtures("no_bf16")
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bf16_by_way_of_fp32_is_the_exact_product_rounded_once(
+    shape: tuple[int, ...], wanted: tuple[bool, bool]
+) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(shape, dtype=torch.bfloat16), torch.randn(4, 70, dtype=torch.bfloat16)
+    found = graded(linear.linear, x, weight, wanted=wanted)
+    exact = graded(F.linear, x.double(), weight.double(), wanted=wanted)
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.double(), theirs, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.usefixtures("no_bf16")
+def test_batches_of_products_too() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 3, 5, 8, dtype=torch.bfloat16), torch.randn(2, 3, 7, 8, dtype=torch.bfloat16)
+    found = graded(linear.times_transposed, x, y)
+    exact = graded(lambda x, y: x @ y.mT, x.double(), y.double())
+    for ours, theirs in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=2**-8, atol=1e-5)
+
+
+def test_nothing_but_bf16_on_a_cpu_takes_that_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "BF16_IS_SLOW", True)
+    monkeypatch.setattr(linear, "_InFp32", None)
+    linear.linear(torch.randn(16, 5), torch.randn(2, 5))
+    linear.times_transposed(torch.randn(16, 5), torch.randn(2, 5))
+    x, weight = (torch.empty(rows, 5, device="meta", dtype=torch.bfloat16) for rows in (16, 2))
+    assert linear.linear(x, weight).is_meta

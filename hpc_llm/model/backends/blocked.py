@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hpc_llm.config.attention import blocks
 from hpc_llm.model.backends.sdpa import Sdpa
+from hpc_llm.model.linear import times_transposed
 from hpc_llm.model.masks import past
 
 
@@ -26,17 +27,17 @@ class Blocked(Sdpa):
         mask = None if shared is None else shared.unflatten(1, (groups, -1) if shared.shape[1] > 1 else (1, 1))
         mixed = []
         for start, end in blocks(length):
-            scores = _product(q_BGRSd[:, :, :, start:end], k_BGSd[:, :, :end].transpose(-1, -2))
+            scores = _product(q_BGRSd[:, :, :, start:end], k_BGSd[:, :, :end])
             if mask is None:
                 scores = scores.masked_fill(~past(end, None, q_BHSd.device)[start:], float("-inf"))
             elif mask.dtype == torch.bool:
                 scores = scores.masked_fill(~mask[..., start:end, :end], float("-inf"))
             else:
                 scores = scores + mask[..., start:end, :end]
-            mixed.append(_product(scores.softmax(-1), v_BGSd[:, :, :end]))
+            mixed.append(_product(scores.softmax(-1), v_BGSd[:, :, :end].mT))
         return torch.cat(mixed, dim=3).flatten(1, 2)
 
 
-def _product(x_BGRst: Tensor, y_BGtu: Tensor) -> Tensor:
-    """All heads of a group with the same matrix, which is not copied: they are rows of one product."""
-    return (x_BGRst.flatten(2, 3) @ y_BGtu).unflatten(2, (x_BGRst.shape[2], -1))
+def _product(x_BGRst: Tensor, y_BGut: Tensor) -> Tensor:
+    """x · yᵀ. All heads of a group with the same matrix, which is not copied: they are rows of one product."""
+    return times_transposed(x_BGRst.flatten(2, 3), y_BGut).unflatten(2, (x_BGRst.shape[2], -1))
