@@ -150,6 +150,10 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
     default = {field.name: field.default for field in dataclasses.fields(type(config.optim))}
     if config.optim.schedule != "wsd" and config.optim.decay_fraction != default["decay_fraction"]:
         yield f"optim.decay_fraction={config.optim.decay_fraction}: has an effect with optim.schedule=wsd alone"
+    if config.optim.schedule == "constant" and config.optim.min_lr_ratio != default["min_lr_ratio"]:
+        yield f"optim.min_lr_ratio={config.optim.min_lr_ratio}: has no effect with optim.schedule=constant"
+    if config.optim.name.endswith("_lion") and config.optim.eps != default["eps"]:
+        yield f"optim.eps={config.optim.eps}: has no effect with optim={config.optim.name}, which divides by nothing"
     if config.recovery.on_divergence == "stop":
         for name in ("max_divergences",):
             if (value := getattr(config.recovery, name)) != _default(RecoveryConfig, name):

@@ -68,6 +68,11 @@ def _attention(config: RunConfig) -> Iterator[str]:
         )
     if wanted in ("flex", "flash") and device == "cpu":
         yield f"train.attention={wanted}: needs a GPU to train, and cluster.device=cpu; use blocked, folded or auto"
+    if wanted == "flash" and config.train.precision == "fp32":
+        yield (
+            "train.attention=flash: flash-attn computes in bf16 alone, and train.precision=fp32; "
+            "use train.attention=auto"
+        )
 
 
 def _muon(config: RunConfig) -> Iterator[str]:

@@ -18,10 +18,10 @@ def alibi_slopes(n_heads: int, bias_max: float = 8.0) -> Tensor:
     """Slope per head, [n_heads], fp32: 2^(-i·bias_max/P) for P the next power of two.
 
     Where n_heads is no power of two the odd places come first, then the even ones, cut to n_heads,
-    as MPT does it.
+    as MPT does it. Counted in integers: inside `deepspeed.zero.Init` a new float tensor is bf16, exact up to 256 alone.
     """
     power = 2 ** math.ceil(math.log2(n_heads))
-    slopes = torch.pow(2.0, -torch.arange(1, power + 1, dtype=torch.float32) * bias_max / power)
+    slopes = torch.pow(2.0, -torch.arange(1, power + 1).float() * bias_max / power)
     return slopes if power == n_heads else torch.cat([slopes[1::2], slopes[::2]])[:n_heads]
 
 
@@ -33,9 +33,9 @@ def slopes_on(n_heads: int, bias_max: float, device: torch.device) -> Tensor:
 
 def alibi_bias(n_heads: int, seq_len: int, bias_max: float = 8.0) -> Tensor:
     """Additive mask, [1, n_heads, seq_len, seq_len], fp32: -slope·distance to the past, -inf to the future."""
-    position = torch.arange(seq_len, dtype=torch.float32)
-    distance = position[None, :] - position[:, None]  # [query, key], ≤ 0 for the past
-    bias = alibi_slopes(n_heads, bias_max)[:, None, None] * distance
+    position = torch.arange(seq_len)
+    distance = position[None, :] - position[:, None]  # [query, key], ≤ 0 for the past; integers, see alibi_slopes
+    bias = alibi_slopes(n_heads, bias_max)[:, None, None] * distance.float()
     return bias.masked_fill(distance > 0, float("-inf"))[None]
 
 

@@ -71,7 +71,7 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
         optimizer=0 if offloaded else states,
         activations=activations,
         logits=logits,
-        overhead=context + bucket_bytes(count, zero_stage, precision, offloaded),
+        overhead=context + bucket_bytes(count, world, zero_stage, precision, offloaded),
         host=states + FP32_BYTES * shard(count, world) if offloaded else 0,
     )
 
@@ -130,12 +130,13 @@ def bucket_elements(count: int) -> int:
     return min(BUCKET_ELEMENTS, count)
 
 
-def bucket_bytes(count: int, zero_stage: int, precision: str, offloaded: bool) -> int:
-    """Communication buffers: a bucket from ZeRO-2 on, and its fp32 copy at 3.
+def bucket_bytes(count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool) -> int:
+    """Communication buffers: a bucket from ZeRO-2 on, two there with several ranks (overlap_comm); its fp32 copy at 3.
 
     At stage 1 bf16 reduces in place; fp32 and offloaded runs use the optimizer of stage 2, with an fp32 bucket.
     """
     compute = COMPUTE_BYTES[precision]
     stage_1 = FP32_BYTES if precision == "fp32" or offloaded else 0
-    per_element = {0: 0, 1: stage_1, 2: compute, 3: compute + FP32_BYTES}[zero_stage]
+    stage_2 = compute * (2 if world_size > 1 else 1)
+    per_element = {0: 0, 1: stage_1, 2: stage_2, 3: compute + FP32_BYTES}[zero_stage]
     return per_element * bucket_elements(count)

@@ -17,7 +17,9 @@ _LOGGED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) rank (\d+) (\w+) 
 _TRACEBACK = "Traceback (most recent call last):"
 # Words of the libraries themselves; a rank that raises them may have had no chance to choose its exit code.
 _SAID: dict[Cause, re.Pattern[str]] = {
-    Cause.GPU_OUT_OF_MEMORY: re.compile(r"CUDA out of memory|OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY"),
+    Cause.GPU_OUT_OF_MEMORY: re.compile(
+        r"CUDA out of memory|OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED"
+    ),
     Cause.OUT_OF_MEMORY: re.compile(r"DefaultCPUAllocator: can't allocate memory|^MemoryError", re.MULTILINE),
     Cause.STORAGE_FULL: re.compile(r"No space left on device|Disk quota exceeded"),
 }

@@ -145,8 +145,7 @@ class Trainer:
 
         Diverged, SaveFailed (where even the last save failed) and Fenced pass through.
         """
-        gc.collect()
-        gc.freeze()  # collections that walk all of torch cost a few ms at random steps
+        _leave_garbage()
         if start in self.plan.rungs:  # saved before it was judged, and maybe killed between the two
             self._evaluate(start, metrics)
             metrics.restart_clock()
@@ -160,6 +159,8 @@ class Trainer:
             flags = metrics.push(Pending(step + 1, lr, numbers, data_wait_s, self._save_wait_s, launched_at))
             self._save_wait_s = 0.0
             self.attempt.beat(step + 1, Phase.TRAINING)
+            if step == start + 1:
+                _leave_garbage()  # by now everything is compiled and allocated
             self._boundary(step + 1, metrics, asked_to_save=bool(flags and flags[SAVE]))
             if flags and flags[STOP]:
                 metrics.flush()
@@ -260,6 +261,12 @@ class Trainer:
             phases=begun(self.plan.phases, step),
         )
         manifest.publish(folder, described)
+
+
+def _leave_garbage() -> None:
+    """What is there now stays: collections that walk all of torch cost a few ms at random steps."""
+    gc.collect()
+    gc.freeze()
 
 
 def versions() -> dict[str, Any]:

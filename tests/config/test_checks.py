@@ -194,6 +194,14 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ["search.trials=9", "halving.rungs=[100steps]", "run.sweep=s", CLUSTER],
         ["halving.rungs: has no effect on a search, which learns from whole runs; leave out one of the two"],
     ),
+    (
+        ["optim.schedule=constant", "optim.min_lr_ratio=0.2"],
+        ["optim.min_lr_ratio=0.2: has no effect with optim.schedule=constant"],
+    ),
+    (
+        ["optim=fused_lion", "optim.eps=1e-6"],
+        ["optim.eps=1e-06: has no effect with optim=fused_lion, which divides by nothing"],
+    ),
     (["halving.keep=0.25"], ["halving.keep=0.25: has an effect with halving.rungs alone"]),
     (
         ["halving.rungs=[100steps]", CLUSTER],
@@ -267,6 +275,7 @@ def test_a_plain_name_is_taken(name: str) -> None:
         [],
         ["train.precision=fp32", "train.zero_stage=0"],
         ["optim=cpu_adam", "train.zero_stage=2"],
+        ["optim=fused_lion", "optim.schedule=constant"],
         ["optim.schedule=wsd", "optim.decay_fraction=0.5"],
         ["data.vocab_size=4000"],
         ["data.vocab_size=null", "data.tokenizer=/t.model"],

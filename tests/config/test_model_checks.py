@@ -53,6 +53,13 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ["train.attention=flex", "cluster.device=cpu"],
         ["train.attention=flex: needs a GPU to train, and cluster.device=cpu; use blocked, folded or auto"],
     ),
+    (
+        ["train.attention=flash", "train.precision=fp32"],
+        [
+            "train.attention=flash: flash-attn computes in bf16 alone, and train.precision=fp32; "
+            "use train.attention=auto"
+        ],
+    ),
     (["optim.muon_lr=0.01"], ["optim.muon_lr=0.01: has an effect with optim=muon alone"]),
     (["optim.muon_momentum=0.9"], ["optim.muon_momentum=0.9: has an effect with optim=muon alone"]),
     ([*MUON, "optim.muon_lr=null"], ["optim.muon_lr=null: a number is expected with optim=muon"]),

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpc_llm.config.schema import ModelConfig
+from hpc_llm.model.init import initialise
 from hpc_llm.model.loss import IGNORED, readout, summed_cross_entropy, summed_loss
+from hpc_llm.model.transformer import Transformer
 from tests.configs import make_config
 
 TOKENS, WIDTH, VOCAB = 22, 16, 128
@@ -112,6 +114,21 @@ def test_z_loss_is_in_the_gradient_and_not_in_the_value() -> None:
     written_out = F.cross_entropy(logits[1:], targets[1:], reduction="sum")
     written_out = written_out + 0.1 * logits[1:].exp().sum(-1).log().square().sum()
     torch.testing.assert_close(gradient, torch.autograd.grad(written_out, logits)[0])
+
+
+def test_the_models_z_loss_is_in_its_gradients_whatever_the_chunk() -> None:
+    tokens, targets = torch.randint(0, VOCAB, (2, 3, 8))
+    gradients = {}
+    for z_loss, chunk in ((0.0, None), (0.1, None), (0.1, 5)):
+        model = Transformer(
+            make_config(f"model.vocab_size={VOCAB}", f"model.z_loss={z_loss}").model, 8, loss_chunk=chunk
+        )
+        for name, parameter in model.named_parameters():
+            initialise(name, parameter, model.config, seed=1)
+        model(tokens, targets).backward()
+        gradients[z_loss, chunk] = model.wte.weight.grad
+    assert (gradients[0.0, None] - gradients[0.1, None]).abs().max() > 0.01
+    torch.testing.assert_close(gradients[0.1, None], gradients[0.1, 5])
 
 
 def test_a_cap_bounds_the_logits_and_a_scale_multiplies_them() -> None:

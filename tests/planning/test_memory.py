@@ -12,6 +12,7 @@ from hpc_llm.planning.choice import choices
 from hpc_llm.planning.memory import (
     CONTEXT_BYTES,
     MemoryEstimate,
+    bucket_bytes,
     bucket_elements,
     estimate,
     optimizer_bytes,
@@ -93,6 +94,10 @@ def test_plain_fp32_has_no_master_copy_but_zero_clones_its_part() -> None:
 def test_buckets_are_never_larger_than_the_model() -> None:
     assert bucket_elements(1000) == 1000
     assert bucket_elements(10**12) == 500_000_000
+
+
+def test_reduction_beside_backward_takes_a_second_bucket() -> None:
+    assert [bucket_bytes(1000, ranks, 2, "bf16", offloaded=False) for ranks in (1, 2)] == [2000, 4000]
 
 
 def test_a_cpu_has_no_cuda_context() -> None:

@@ -2,8 +2,8 @@
 
 `python engine_worker.py RANK WORLD_SIZE PORT CASES_JSON WHAT`; a case is [precision, zero_stage, micro_batch, *words].
 WHAT is losses: [loss, gradient norm] per step; reads: per step, how often the host read a tensor while it was
-launched, and how often it made one of numbers; or poison: the same as losses and whether the weights changed, with a
-loss that is no number at step 1.
+launched, how often it made one of numbers, and how often it waited for the device; or poison: the same as losses and
+whether the weights changed, with a loss that is no number at step 1.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import json
 import os
 import sys
 from typing import Any
+from unittest import mock
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpc_llm.config.compose import compose
@@ -61,14 +63,27 @@ def plan_for(precision: str, stage: int, micro: int, world_size: int, *more: str
 
 
 class Reads(TorchDispatchMode):
-    """Counts what makes the host wait for a device's tensor."""
+    """Counts what makes the host wait: for a device's tensor, for a copy to it, and for all that it has to do."""
 
     WAIT = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "unique_dim", "_unique2")
     WAIT_ON_ITS_WAY = "lift_fresh"  # torch.tensor(number, device=…) waits for its copy
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = [0, 0]
+        self.count = [0, 0, 0]
+        # On a CPU it does nothing, whoever calls it; on a GPU it is torch.cuda.synchronize.
+        self._waits = mock.patch.object(get_accelerator(), "synchronize", self._synchronize)
+
+    def __enter__(self) -> Any:
+        self._waits.start()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._waits.stop()
+        super().__exit__(*error)
+
+    def _synchronize(self, *_: Any) -> None:
+        self.count[2] += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__

@@ -129,7 +129,8 @@ def ours(setting: Setting) -> None:
         setting.device,
         rank=0,
     )
-    with TimedBatches(stream.training(config, plan, setting.folder), setting.share) as batches:
+    pinned = setting.device.type == "cuda"
+    with TimedBatches(stream.training(config, plan, setting.folder), setting.share, pinned=pinned) as batches:
         batches.clock = setting.clock
         metrics = loop.open_metrics(config, plan, attempt, setting.device, 0)
         try:
@@ -153,19 +154,40 @@ class Theirs(torch.nn.Module):
 
 
 def transformers_model(setting: Setting) -> torch.nn.Module:
-    from transformers import MptConfig, MptForCausalLM
+    """Its model of the same architecture; SystemExit where it has none."""
+    from transformers import LlamaConfig, LlamaForCausalLM, MptConfig, MptForCausalLM
 
     model = setting.config.model
-    made = MptForCausalLM(
-        MptConfig(
-            d_model=model.d_model,
-            n_heads=model.n_heads,
-            n_layers=model.n_layers,
-            vocab_size=model.vocab_size,
-            max_seq_len=model.max_seq_len,
-            attn_config={"attn_pdrop": 0},
+    made: torch.nn.Module
+    if (model.positions, model.norm, model.ffn) == ("rope", "rmsnorm", "swiglu"):
+        made = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=model.d_model,
+                num_attention_heads=model.n_heads,
+                num_key_value_heads=model.kv_heads,
+                num_hidden_layers=model.n_layers,
+                intermediate_size=model.ffn_size,
+                vocab_size=model.vocab_size,
+                max_position_embeddings=model.max_seq_len,
+                rms_norm_eps=model.norm_eps,
+                rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
+                tie_word_embeddings=model.tied,
+                use_cache=False,
+            )
         )
-    )
+    elif (model.positions, model.ffn) == ("alibi", "gelu"):
+        made = MptForCausalLM(
+            MptConfig(
+                d_model=model.d_model,
+                n_heads=model.n_heads,
+                n_layers=model.n_layers,
+                vocab_size=model.vocab_size,
+                max_seq_len=model.max_seq_len,
+                attn_config={"attn_pdrop": 0},
+            )
+        )
+    else:
+        sys.exit(f"transformers has no model like {model.name}")
     return made.to(setting.device).train()
 
 
@@ -235,7 +257,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
 
         distributed = devices.process_group(RankEnvironment(0, 0, 1, 1, "127.0.0.1", 0), device)
     if case.arm.startswith("transformers"):
-        from transformers import MptForCausalLM, Trainer  # noqa: F401
+        from transformers import LlamaForCausalLM, MptForCausalLM, Trainer  # noqa: F401
     before = memory(device)["peak"]
     with distributed, contextlib.suppress(Enough):
         ARMS[case.arm](setting)

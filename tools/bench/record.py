@@ -29,9 +29,13 @@ def append(page: Path, introduction: str, title: str, body: Sequence[str], packa
 
 
 def machine() -> str:
-    """Processor, cores, memory and GPUs; no name of the machine."""
+    """Processor with its widest vectors, cores, memory and GPUs; no name of the machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    vectors = [
+        name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in known.get("flags", "").split()
+    ]
+    model = " ".join([known.get("model name", ""), *(f"({name})" for name in vectors[-1:])]).strip()
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     words = [f"{model or platform.machine()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB"]
     try:

@@ -54,7 +54,7 @@ Written by `tools/bench/train.py`; sections are only ever added.
 
 def lines_of(rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
     """A case's tables: arms, ratios, raw rounds."""
-    arms = list(rounds[0].step_s)
+    arms = [name for name in arguments.arms.split(";") if name in rounds[0].step_s]
     plan = rounds[0].results["ours"]["plan"]
     rows = []
     for name in arms:
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a machine that is not quiet")
     parser.add_argument("--max-others", type=float, default=QUIET, help="share of the cores, see above")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for quiet before turns")
+    parser.add_argument("--alone", action="store_true", help="one arm's process at a time, for models that fill a GPU")
     parser.add_argument("--quick", action="store_true", help="a smoke run: mpt-tiny, bf16, 1 round, 1 turn")
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "training.md")
     arguments = parser.parse_args()

@@ -150,6 +150,8 @@ class Round:
 
 
 def one_round(words: list[str], arms: list[str], number: int, arguments: argparse.Namespace) -> Round:
+    if arguments.alone:
+        return _one_after_the_other(words, arms, number, arguments)
     runners = {name: Runner.start(name, words, arguments) for name in arms}
     for runner in runners.values():
         runner.read("@turn")  # everything is built
@@ -171,6 +173,27 @@ def one_round(words: list[str], arms: list[str], number: int, arguments: argpars
             runners[name].steps_s += seconds
     for runner in runners.values():
         runner.stop()
+    return _round(runners, worst, taken)
+
+
+def _one_after_the_other(words: list[str], arms: list[str], number: int, arguments: argparse.Namespace) -> Round:
+    """Each arm takes all its turns before the next one starts: for models of which a GPU holds one at a time."""
+    runners, worst = dict[str, Runner](), 0.0
+    first = number % len(arms)
+    for name in arms[first:] + arms[:first]:
+        wait_for_quiet(arguments.max_others, arguments.patience)
+        runner = runners[name] = Runner.start(name, words, arguments)
+        runner.read("@turn")
+        runner.turn()
+        for _ in range(arguments.turns):
+            seconds, share = runner.turn()
+            runner.steps_s += seconds
+            worst = max(worst, share)
+        runner.stop()
+    return _round(runners, worst, arguments.turns)
+
+
+def _round(runners: dict[str, Runner], worst: float, taken: int) -> Round:
     return Round(
         {name: median(runner.steps_s) for name, runner in runners.items()},
         {name: min(runner.steps_s) for name, runner in runners.items()},

@@ -23,6 +23,7 @@ class Flex:
     def __init__(self, config: ModelConfig) -> None:
         self._alibi = (config.n_heads, config.alibi_bias_max) if config.positions == "alibi" else None
         self._window = config.sliding_window
+        self._masks: dict[tuple[int, torch.device], BlockMask] = {}
 
     def shared(self, constant: None, tokens_BS: Tensor, documents_BS: Tensor | None) -> tuple[BlockMask, Tensor | None]:
         window, length, device = self._window, tokens_BS.shape[1], tokens_BS.device
@@ -35,8 +36,11 @@ class Flex:
                 seen = seen & (documents_BS[b, i] == documents_BS[b, j])
             return seen
 
-        batch = None if documents_BS is None else documents_BS.shape[0]
-        mask = create_block_mask(visible, batch, None, length, length, device=device, _compile=device.type == "cuda")
+        make = compiled_block_mask() if device.type == "cuda" else create_block_mask
+        if documents_BS is not None:
+            mask = make(visible, documents_BS.shape[0], None, length, length, device=device)
+        elif (mask := self._masks.get((length, device))) is None:  # the same for every pass
+            mask = self._masks[length, device] = make(visible, None, None, length, length, device=device)
         return mask, self._alibi and slopes_on(*self._alibi, device)
 
     def attend(self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: tuple[BlockMask, Tensor | None]) -> Tensor:
@@ -50,6 +54,12 @@ class Flex:
 def biased(slopes_H: Tensor) -> Callable[..., Tensor]:
     """ALiBi for FlexAttention: a score, its batch, head, query and key → the score."""
     return lambda score, b, h, i, j: score + slopes_H[h] * (j - i)
+
+
+@functools.cache
+def compiled_block_mask() -> Any:
+    """Uncompiled, making a mask holds length² booleans."""
+    return torch.compile(create_block_mask)
 
 
 @functools.cache
