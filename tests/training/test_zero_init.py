@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
-import torch
-import torch.distributed as dist
 
 from hpc_llm.model.build import build_model
+from hpc_llm.slurm.environment import RankEnvironment
 from hpc_llm.training import device as devices
 from tests.configs import make_config
 
@@ -19,17 +20,17 @@ FAR = 1024  # tokens: bf16 counts to 256
 
 @pytest.fixture
 def one_rank() -> Iterator[None]:
-    devices.choose_device("cpu", 0)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    with mock.patch.dict(os.environ):
+        device = devices.choose_device("cpu", 0)
+        with devices.process_group(RankEnvironment(0, 0, 1, 1, "127.0.0.1", 0), device):
+            yield
 
 
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("heads", [4, 6])
 def test_biases_of_alibi_are_exact_far_away_too(heads: int) -> None:
     """DeepSpeed's Init makes every new float tensor a bf16 one, positions too."""
-    import deepspeed
+    from hpc_llm.training.engine import deepspeed
 
     config = make_config(
         f"model.n_heads={heads}", "model.d_model=96", f"model.max_seq_len={FAR}", f"train.seq_len={FAR}"
@@ -40,4 +41,4 @@ def test_biases_of_alibi_are_exact_far_away_too(heads: int) -> None:
         found = build_model(config, False, "sdpa").constant
     wanted = build_model(config, False, "sdpa").constant
     assert found is not None and wanted is not None
-    assert torch.equal(found.float(), wanted)
+    assert found.float().equal(wanted)
