@@ -109,6 +109,15 @@ class SlurmCluster:
     def wait_node(self, node: str, state: str, timeout_s: float) -> None:
         until(lambda: self.node_state(node) == state, timeout_s, f"node {node} is {state}")
 
+    def configure_prolog(self, condition: str) -> None:
+        """Nodes on which this shell `condition` does not hold fail whatever is started on them."""
+        prolog = self.work / "prolog"
+        prolog.write_text(f"#!/bin/bash\n{condition}\n")
+        prolog.chmod(0o755)
+        with (self.prefix / "etc" / "slurm.conf").open("a") as file:
+            file.write(f"Prolog={prolog}\n")
+        self.run("scontrol", "reconfigure")
+
     def cancel_all(self) -> None:
         """Leave an empty queue to the next test."""
         jobs = [row[0] for row in self.squeue("--array")]

@@ -1,4 +1,7 @@
-"""Fault after fault at runs that nobody looks after but the watchdog: none is lost, and none ends in other bits."""
+"""Fault after fault at runs that nobody looks after but the watchdog: none is lost, and none ends in other bits.
+
+Every fault says what it may be called afterwards and how many attempts it may cost: one more is a wrong restart.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import time
@@ -20,6 +24,8 @@ from slurm_runs import SlurmRuns, pids_of_rank
 from waiting import until
 
 from hpc_llm.checkpoint import manifest
+from hpc_llm.recovery import facts
+from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.layout import RunLayout
 
 if TYPE_CHECKING:
@@ -35,6 +41,19 @@ BUDGETS = [
 LONGER_STEPS = 10_000
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A fault; what the attempts that it ends may have ended by, and how many there may be."""
+
+    fire: Callable[[Storm], None]
+    causes: frozenset[Cause] = frozenset()
+    most: int = 0  # attempts
+
+    @staticmethod
+    def of(fire: Callable[[Storm], None], *causes: Cause, most: int = 1) -> Kind:
+        return Kind(fire, frozenset(causes), most if causes else 0)
+
+
 @dataclass
 class Storm:
     """One run and what happens to it. Each fault returns once the run has got over it."""
@@ -45,15 +64,18 @@ class Storm:
     draw: random.Random
     orders: Path
     fired: list[str] = field(default_factory=list)
+    ended_by: dict[int, str] = field(default_factory=dict)  # attempt → the fault that ended it
 
     @property
     def attempt(self) -> int:
         return max(facts["attempt"] for facts in Finished(0, "", self.run).named("started"))
 
     def fire(self, kind: str) -> None:
-        before = self.runs.steps(self.run)
-        KINDS[kind](self)
+        before, first = self.runs.steps(self.run), self.attempt
+        KINDS[kind].fire(self)
         self.fired.append(kind)
+        assert self.attempt - first <= KINDS[kind].most, f"{kind} cost attempts {first} to {self.attempt - 1}"
+        self.ended_by |= dict.fromkeys(range(first, self.attempt), kind)
         assert self.runs.steps(self.run) < self.last, f"the run was over before it had got over {kind}: {before}"
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
@@ -82,6 +104,15 @@ class Storm:
     def signal_rank(self, number: int) -> None:
         (pid,) = pids_of_rank(self.run.path, self.draw.randrange(2))
         os.kill(pid, number)
+
+    def check_causes(self) -> None:
+        """Each attempt ended by what was done to it, or because the run was complete; there are no others."""
+        history = [end for end in facts.read(self.run).facts.history if end.cause is not Cause.LAUNCH_FAILED]
+        found = {number: end.cause for number, end in enumerate(history, 1)}
+        wrong = {n: (kind, found[n]) for n, kind in self.ended_by.items() if found[n] not in KINDS[kind].causes}
+        assert not wrong, wrong
+        assert set(found) - set(self.ended_by) == {self.attempt}
+        assert found[self.attempt] is Cause.COMPLETED
 
     def checkpoint(self) -> int:
         return manifest.newest_step(self.run.checkpoints)
@@ -145,11 +176,17 @@ def stop_slurmctld(storm: Storm) -> None:
 
 
 def kill_watchdog(storm: Storm) -> None:
-    """What cron starts is killed in the middle of a pass; the next one does the work."""
+    """What cron starts is killed in the middle of a pass that has a run to bring back; the next one does the work."""
+    storm.runs.slurm.run("scontrol", "update", "PartitionName=train", "GraceTime=0")
+    storm.ends_attempt(lambda: kill_passes(storm, storm.runs.job_of(storm.run)))
+
+
+def kill_passes(storm: Storm, job: str) -> None:
     words = [storm.runs.python, "-m", "hpc_llm.watchdog", str(storm.runs.root), "--once"]
     began = time.monotonic()
     storm.runs.watch()
     whole_s = time.monotonic() - began
+    storm.runs.slurm.tool("preempt", job)
     for _ in range(20):
         watchdog = subprocess.Popen(words, env=storm.runs.slurm.env)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -160,24 +197,38 @@ def kill_watchdog(storm: Storm) -> None:
     pytest.fail("twenty passes ended before they were killed")
 
 
+def fail_launches(storm: Storm) -> None:
+    """A node of the job fails whatever is started on it, and the job has to start again."""
+    bad = Finished(0, "", storm.run).named("started")[-1]["nodes"][1]
+    (storm.orders.parent / f"bad-{bad}").touch()
+    try:
+        time_limit(storm)
+        assert bad not in Finished(0, "", storm.run).named("started")[-1]["nodes"]
+    finally:
+        (storm.orders.parent / f"bad-{bad}").unlink()
+        storm.runs.slurm.run("scontrol", "update", f"NodeName={bad}", "State=RESUME", check=False)
+
+
 def exhaust_memory(storm: Storm) -> None:
     storm.ends_attempt(lambda: storm.order(rank=storm.draw.randrange(2), kind="raise", error="host-memory"))
     assert "out-of-memory" in [end["cause"] for end in Finished(0, "", storm.run).named("ended")]
 
 
-KINDS: dict[str, Callable[[Storm], None]] = {
-    "a rank killed": kill_rank,
-    "a rank stopped": stop_rank,
-    "the batch host lost": lambda storm: lose_node(storm, 0),
-    "a worker lost": lambda storm: lose_node(storm, 1),
-    "preempted with grace": lambda storm: preempt(storm, 5),
-    "preempted without grace": lambda storm: preempt(storm, 0),
-    "time limit": time_limit,
-    "newest checkpoint damaged": damage_checkpoint,
-    "disk full in a save": fill_disk,
-    "slurmctld down": stop_slurmctld,
-    "watchdog killed": kill_watchdog,
-    "host memory exhausted": exhaust_memory,
+_NODE_LOST = (Cause.NODE_FAILURE, Cause.KILLED)
+KINDS: dict[str, Kind] = {
+    "a rank killed": Kind.of(kill_rank, Cause.KILLED),
+    "a rank stopped": Kind.of(stop_rank, Cause.HANG),
+    "the batch host lost": Kind.of(lambda storm: lose_node(storm, 0), *_NODE_LOST, most=2),
+    "a worker lost": Kind.of(lambda storm: lose_node(storm, 1), *_NODE_LOST, most=2),  # a step dies before its job
+    "preempted with grace": Kind.of(lambda storm: preempt(storm, 5), Cause.PREEMPTED),
+    "preempted without grace": Kind.of(lambda storm: preempt(storm, 0), Cause.PREEMPTED),
+    "time limit": Kind.of(time_limit, Cause.TIME_LIMIT),
+    "newest checkpoint damaged": Kind.of(damage_checkpoint, Cause.KILLED),
+    "disk full in a save": Kind.of(fill_disk),
+    "slurmctld down": Kind.of(stop_slurmctld),
+    "watchdog killed": Kind.of(kill_watchdog, Cause.PREEMPTED),
+    "host memory exhausted": Kind.of(exhaust_memory, Cause.OUT_OF_MEMORY),
+    "a node that fails every launch": Kind.of(fail_launches, Cause.TIME_LIMIT),
 }
 
 
@@ -185,6 +236,7 @@ KINDS: dict[str, Callable[[Storm], None]] = {
 def spare(make_slurm: Callable[..., SlurmCluster], tmp_path: Path) -> Iterator[SlurmRuns]:
     slurm = make_slurm("--nodes", "3", "--slurmd-timeout", "5")
     slurm.env |= {"PYTHONPATH": str(FAULTS), "HPC_LLM_FAULT_ORDERS": str(tmp_path / "orders")}
+    slurm.configure_prolog(f"[[ ! -e {shlex.quote(str(tmp_path))}/bad-$SLURMD_NODENAME ]]")
     yield SlurmRuns(slurm, tmp_path / "runs")
 
 
@@ -228,3 +280,4 @@ def weather(runs: SlurmRuns, plain: Finished, folder: Path, seed: int, faults: l
     assert sorted(done.losses) == list(range(1, plain.last + 1))
     assert done.losses == plain.losses
     assert done.final_state == plain.final_state
+    storm.check_causes()

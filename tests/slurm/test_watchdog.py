@@ -115,12 +115,7 @@ def test_a_node_that_fails_every_launch_is_left_out_and_the_held_job_released(
 ) -> None:
     slurm = make_slurm("--nodes", "3")
     runs = runs_on(slurm)
-    prolog = slurm.work / "prolog"
-    prolog.write_text("#!/bin/bash\n[[ $SLURMD_NODENAME != n1 ]]\n")
-    prolog.chmod(0o755)
-    with (slurm.prefix / "etc" / "slurm.conf").open("a") as file:
-        file.write(f"Prolog={prolog}\n")
-    slurm.run("scontrol", "reconfigure")
+    slurm.configure_prolog("[[ $SLURMD_NODENAME != n1 ]]")
     ((job, run),) = runs.submit("run.name=unlucky")
     runs.until(lambda: "held" in slurm.job(job)["Reason"].lower(), f"job {job} held; {slurm.job(job)}")
     runs.until(lambda: named(run, "released"), "a release", watch=True)
