@@ -22,10 +22,13 @@ class Hang:
 
 
 def limit_s(beat: Beat | None, floor_s: float, start_s: float) -> float:
-    """Seconds of silence that are still well: `start_s` where nothing is known of the phase in this run."""
+    """Seconds of silence that are still well: `start_s` where nothing is known of the phase in this run.
+
+    Leaving needs no more than the floor where no save has told how slow the file system is.
+    """
     if beat is not None and beat.phase is Phase.HOLDING:
         return math.inf
-    if beat is None or beat.usual_s == 0:
+    if beat is None or (beat.usual_s == 0 and beat.phase is not Phase.LEAVING):
         return max(floor_s, start_s)
     return max(floor_s, FACTOR * beat.usual_s)
 

@@ -24,6 +24,8 @@ def beat(count: int, phase: Phase = Phase.TRAINING, usual_s: float = 1.0) -> Bea
         (beat(9, usual_s=30.0), 600.0),  # slow steps are given twenty times their time
         (beat(9, Phase.SAVING, 0.0), START_S),  # no save seen yet
         (beat(9, Phase.SAVING, 2.0), FLOOR_S),
+        (beat(9, Phase.LEAVING, 0.0), FLOOR_S),
+        (beat(9, Phase.LEAVING, 30.0), 600.0),
         (beat(9, Phase.HOLDING, 0.0), float("inf")),
     ],
 )
