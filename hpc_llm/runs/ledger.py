@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_llm.storage.files import append_line
+from hpc_llm.storage.files import append_line, no_room
+
+_MOST_WAITING = 10_000
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,28 @@ class Ledger:
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one event with the present time."""
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
+        self._append(json.dumps({"time": round(time.time(), 3), "event": event, **facts}))
+
+    def _append(self, line: str) -> None:
         append_line(self.folder / f"{self.writer}.jsonl", line)
+
+
+class PatientLedger(Ledger):
+    """One whose writer does not end for a full disk: events that find no room are written before the next one."""
+
+    def __init__(self, folder: Path, writer: str) -> None:
+        super().__init__(folder, writer)
+        self._waiting: deque[str] = deque(maxlen=_MOST_WAITING)
+
+    def _append(self, line: str) -> None:
+        self._waiting.append(line)
+        try:
+            while self._waiting:
+                super()._append(self._waiting[0])
+                self._waiting.popleft()
+        except OSError as error:
+            if not no_room(error):
+                raise
 
 
 def read(folder: Path) -> list[Event]:
