@@ -15,9 +15,9 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.launch.ending import Ending, bad_nodes, bear_witness, judge
@@ -34,10 +34,12 @@ from hpc_llm.runs import attempts, attention, heartbeat, ledger
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import append_line, restrict_access
+from hpc_llm.storage.patience import patiently
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 HEARTBEAT_S = 10.0
 LOOKS_PER_FLOOR = 8  # at the ranks' heartbeats, within recovery.hang_floor_s
+T = TypeVar("T")
 BUSY = 75  # exit status where another supervisor holds the run (EX_TEMPFAIL)
 
 
@@ -68,7 +70,7 @@ class Supervisor:
 
     def _over(self) -> bool:
         """Whether there is nothing left to do: for a job that Slurm has queued again, also where the run was ended."""
-        record = facts.read(self.layout)
+        record = self._patiently(lambda: facts.read(self.layout))
         if record.facts.completed or not self.place.restarts:
             return record.facts.completed
         spent = exhausted(record.facts.history, record.facts.budgets)
@@ -84,26 +86,27 @@ class Supervisor:
         return _exit_status(cause)
 
     def _attempt(self) -> tuple[Cause, Decision]:
-        number = attempts.claim(self.layout)
-        book = ledger.Ledger(self.layout.ledger, f"supervisor-{number:04d}")
+        number = self._patiently(lambda: attempts.claim(self.layout))
+        book = ledger.SupervisorLedger(self.layout.ledger, f"supervisor-{number:04d}", self._sleep)
         log = self.layout.supervisor_log(number)
-        began, step_before = time.time(), newest_step(self.layout.checkpoints)
+        began, step_before = time.time(), self._patiently(lambda: newest_step(self.layout.checkpoints))
         book.write("started", attempt=number, checkpoint_step=step_before, **self.place.facts())
-        append_line(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
-        end, hang = self._wait(self.place.start(self._spec(number), number, log), number, book)
+        _say(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
+        spec = self._patiently(lambda: self._spec(number))
+        end, hang = self._wait(self.place.start(spec, number, log), number, book)
         hours = (time.time() - began) / 3600 * self._gpus
-        ending = self._judge(number, end, hang)
+        ending = self._patiently(lambda: self._judge(number, end, hang))
         ended = {
             "attempt": number,
             **ending.facts(),
-            "checkpoint_step": newest_step(self.layout.checkpoints),
+            "checkpoint_step": self._patiently(lambda: newest_step(self.layout.checkpoints)),
             "gpu_hours": round(hours, 6),
         }
-        self._remember(ended, ending.cause, step_before)
-        decision = self._decide(ended)
-        append_line(log, f"{_now()} {ending.cause}, exit codes by rank {end.exit_codes}; {decision.why}")
+        self._patiently(lambda: self._remember(ended, ending.cause, step_before))
+        decision = self._patiently(lambda: self._decide(ended))
+        _say(log, f"{_now()} {ending.cause}, exit codes by rank {end.exit_codes}; {decision.why}")
         if ending.failure:
-            append_line(log, ending.failure.text)
+            _say(log, ending.failure.text)
         self._conclude(book, ended, ending.cause, decision)
         return ending.cause, decision
 
@@ -149,7 +152,7 @@ class Supervisor:
         enough = self.place.outlives_nodes and self.place.enough_without(bad | failed)
         return decide(history, Budgets.of(self.config), Cluster(bad, enough))
 
-    def _wait(self, step: Step, attempt: int, book: ledger.Ledger) -> tuple[StepEnd, Hang | None]:
+    def _wait(self, step: Step, attempt: int, book: ledger.SupervisorLedger) -> tuple[StepEnd, Hang | None]:
         """Until all ranks have left. A stop signal asks them to save, Ctrl-C after that kills them; a hang aborts.
 
         Only Ctrl-C is a person's impatience: the death of a parent with threads sends its SIGTERM more than once.
@@ -159,13 +162,13 @@ class Supervisor:
         while (end := step.poll()) is None:
             for number in self.signals[obeyed:]:
                 obeyed += 1
-                book.write("notice", signal=signal.Signals(number).name)
+                book.note("notice", signal=signal.Signals(number).name)
                 attention.call(self.layout)
                 step.kill() if number == signal.SIGINT and obeyed > 1 else step.ask_to_stop()
             beats = heartbeat.read(self.layout.heartbeats, attempt)
             if hang is None and (hang := watch.look(beats, time.monotonic())):
                 seen = {"phase": hang.phase.value, "step": hang.step, "silent_s": round(hang.silent_s, 1)}
-                book.write("hang", attempt=attempt, **seen, limit_s=round(hang.limit_s, 1))
+                book.note("hang", attempt=attempt, **seen, limit_s=round(hang.limit_s, 1))
                 self.place.dump_stacks(self.layout.path, self.layout.stacks(attempt))
                 step.abort()
             deadlines = (step.seconds_to_deadline(), recovery["hang_floor_s"] / LOOKS_PER_FLOOR)
@@ -177,7 +180,12 @@ class Supervisor:
         ready, _, _ = select.select([self._wake, *files], [], [], min(HEARTBEAT_S, seconds))
         if self._wake in ready:
             os.read(self._wake, 4096)
-        self.layout.heartbeat.touch()
+        with contextlib.suppress(OSError):
+            self.layout.heartbeat.touch()
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """What `action` gives once the file system lets it: whatever the ranks survive, their supervisor does too."""
+        return patiently(action, self._sleep)
 
     def _place_ends(self) -> bool:
         return any(self.place.ends_with(number) for number in self.signals)
@@ -244,6 +252,12 @@ class Supervisor:
                 yield False
                 return
             yield True
+
+
+def _say(log: Path, text: str) -> None:
+    """A line for people; without effect where it cannot be written."""
+    with contextlib.suppress(OSError):
+        append_line(log, text)
 
 
 def _now() -> str:

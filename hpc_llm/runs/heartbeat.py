@@ -96,8 +96,12 @@ def read(folder: Path, attempt: int) -> dict[str, Beat]:
 
 
 def _beats(folder: Path) -> dict[str, Beat]:
-    found = {}
-    for path in folder.glob("*.beat"):
+    found: dict[str, Beat] = {}
+    try:
+        paths = list(folder.glob("*.beat"))
+    except OSError:  # a network file system
+        return found
+    for path in paths:
         try:
             fields = json.loads(path.read_text())
             found[path.stem] = Beat(**{**fields, "phase": Phase(fields["phase"])})
