@@ -15,7 +15,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ from hpc_llm.launch.steps import Step, StepEnd, StepSpec
 from hpc_llm.planning.experience import Limit, Speed
 from hpc_llm.recovery import facts
 from hpc_llm.recovery.causes import Cause, ExitCode
-from hpc_llm.recovery.hang import Hang, HangWatch
+from hpc_llm.recovery.hang import Hang, HangWatch, HoldWatch
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, decide, exhausted
 from hpc_llm.runs import attempts, attention, heartbeat, ledger
@@ -51,6 +51,7 @@ class Supervisor:
         self.config: dict[str, Any] = json.loads(self.layout.config.read_text())
         self.plan: dict[str, Any] = json.loads(self.layout.plan.read_text())
         self.signals: list[int] = []
+        self._let_go = False  # whether the ranks of this attempt held in vain, and were asked to leave
         cluster = self.config["cluster"]
         self._gpus = self.plan["world_size"] + cluster["spare_nodes"] * cluster["gpus_per_node"]
 
@@ -116,6 +117,7 @@ class Supervisor:
             number,
             end,
             hung=hang is not None,
+            let_go=self._let_go,
             in_slurm=not self.place.parental,
             outlives_nodes=self.place.outlives_nodes,
             signals=self.signals,
@@ -159,6 +161,7 @@ class Supervisor:
         """
         obeyed, hang, recovery = 0, None, self.config["recovery"]
         watch = HangWatch(recovery["hang_floor_s"], recovery["start_timeout_s"], time.monotonic())
+        holding, self._let_go = HoldWatch(), False
         while (end := step.poll()) is None:
             for number in self.signals[obeyed:]:
                 obeyed += 1
@@ -171,9 +174,25 @@ class Supervisor:
                 book.note("hang", attempt=attempt, **seen, limit_s=round(hang.limit_s, 1))
                 self.place.dump_stacks(self.layout.path, self.layout.stacks(attempt))
                 step.abort()
+            self._let_go_in_vain(step, attempt, book, holding, beats)
             deadlines = (step.seconds_to_deadline(), recovery["hang_floor_s"] / LOOKS_PER_FLOOR)
             self._sleep(min(seconds for seconds in deadlines if seconds is not None), step.files())
         return end, hang
+
+    def _let_go_in_vain(
+        self,
+        step: Step,
+        attempt: int,
+        book: ledger.SupervisorLedger,
+        holding: HoldWatch,
+        beats: Mapping[str, heartbeat.Beat],
+    ) -> None:
+        """Ranks that wait for an end which nobody brings are to leave, so that the step starts again."""
+        if not holding.due(beats, now := time.monotonic()) or not holding.in_vain(self.place.going(), now):
+            return
+        book.note("held-in-vain", attempt=attempt)
+        step.kill() if self._let_go else step.ask_to_stop()
+        self._let_go = True
 
     def _sleep(self, seconds: float, files: Sequence[int] = ()) -> None:
         """Until a signal, a child's end, a readable file, the next heartbeat, or `seconds`."""
