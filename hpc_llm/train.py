@@ -160,7 +160,7 @@ def _skipped(layout: RunLayout, config: RunConfig) -> list[int]:
 
 
 def _recorder(layout: RunLayout, number: int, rank: int) -> Callable[..., None]:
-    writer = ledger.Ledger(layout.ledger, f"train-{number:04d}")
+    writer = ledger.PatientLedger(layout.ledger, f"train-{number:04d}")
     return writer.write if rank == 0 else lambda event, **facts: None
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpc_llm.checkpoint import manifest
 from hpc_llm.checkpoint.errors import ManifestError, NoValidCheckpoint
 from hpc_llm.checkpoint.manifest import Manifest
 
+T = TypeVar("T")
 Gather = Callable[[Any], list[Any]]  # one object per rank → the list of all, on every rank
 
 
@@ -27,14 +29,15 @@ def newest_valid(checkpoints: Path, known_steps: int, rank: int, world_size: int
 
     known_steps: the newest step that the run's ledger knows to have been saved; 0 for none.
     NoValidCheckpoint if there ought to be one and there is none: a run never silently starts from zero.
+    OSError on every rank if one of them could not look: a checkpoint is not thrown away for a file system's hiccup.
     """
     # Rank 0 looks at the folder: on a network file system others may see another state of it.
-    present: list[int] = gather(manifest.steps(checkpoints) if rank == 0 else None)[0]
+    present: list[int] = _together(lambda: manifest.steps(checkpoints) if rank == 0 else [], rank, gather)[0]
     rejected: list[tuple[int, str]] = []
     for step in reversed(present):
         folder = manifest.folder_of(checkpoints, step)
-        found, problems = _my_share(folder, rank, world_size)
-        problems = [problem for share in gather(problems) for problem in share]
+        shares = _together(partial(_my_share, folder, rank, world_size), rank, gather)
+        found, problems = shares[rank][0], [problem for _, share in shares for problem in share]
         if not problems and found is not None:
             return Choice(found, rejected)
         rejected.append((step, "; ".join(dict.fromkeys(problems))))
@@ -55,3 +58,16 @@ def _my_share(folder: Path, rank: int, world_size: int) -> tuple[Manifest | None
     except ManifestError as error:
         return None, [str(error)]
     return found, manifest.verify(folder, found.files[rank::world_size])
+
+
+def _together(look: Callable[[], T], rank: int, gather: Gather) -> list[T]:
+    """What `look` gives on every rank, or the first error of any of them on all: nobody is left waiting."""
+    mine, error = None, None
+    try:
+        mine = look()
+    except OSError as problem:
+        error = (problem.errno, f"rank {rank}: {problem.strerror}", problem.filename)
+    shares = gather((mine, error))
+    for failed in (failed for _, failed in shares if failed is not None):
+        raise OSError(*failed)
+    return [share for share, _ in shares]

@@ -6,7 +6,6 @@ every rank, with a barrier only after commit.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 from hpc_llm.checkpoint.choose import Gather
 from hpc_llm.checkpoint.errors import SaveFailed
 from hpc_llm.checkpoint.manifest import FileEntry
+from hpc_llm.storage.files import no_room
 
 
 class HashingWriter:
@@ -100,8 +100,7 @@ class ManifestCheckpointEngine(CheckpointEngine):
         return torch.load(path, map_location=map_location, weights_only=False)
 
     def _raise_together(self, error: OSError | None) -> None:
-        mine = None if error is None else (error.errno, f"rank {self._rank}: {error.strerror or error}")
+        mine = None if error is None else (no_room(error), f"rank {self._rank}: {error.strerror or error}")
         errors = [other for other in self._gather(mine) if other is not None]
         if errors:
-            full = any(number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) for number, _ in errors)
-            raise SaveFailed("; ".join(text for _, text in errors), full)
+            raise SaveFailed("; ".join(text for _, text in errors), any(full for full, _ in errors))

@@ -76,13 +76,13 @@ def publish(folder: Path, manifest: Manifest) -> None:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of `folder`; ManifestError says what is wrong with it."""
+    """The manifest of `folder`; ManifestError says what is wrong with it, OSError that it could not be read now."""
     try:
         fields = json.loads((folder / NAME).read_text())
         manifest = Manifest(**{**fields, "files": [FileEntry(**entry) for entry in fields["files"]]})
     except FileNotFoundError:
         raise ManifestError("no manifest") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ManifestError(f"manifest unreadable ({error})") from error
     if manifest.format != FORMAT:
         raise ManifestError(f"format {manifest.format}, this program reads {FORMAT}")
@@ -94,7 +94,10 @@ def read(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, entries: list[FileEntry]) -> list[str]:
-    """What differs from the manifest among `entries`: missing, truncated or changed files."""
+    """What differs from the manifest among `entries`: missing, truncated or changed files.
+
+    OSError where a file could not be read now: that says nothing about what is in it.
+    """
     problems = []
     for entry in entries:
         path = folder / entry.name
@@ -104,7 +107,7 @@ def verify(folder: Path, entries: list[FileEntry]) -> list[str]:
                 problems.append(f"{entry.name}: {size} bytes, {entry.bytes} expected")
             elif sha256_file(path) != entry.sha256:
                 problems.append(f"{entry.name}: content does not match its SHA-256")
-        except OSError as error:
+        except FileNotFoundError as error:
             problems.append(f"{entry.name}: {error.strerror}")
     return problems
 

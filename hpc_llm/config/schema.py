@@ -232,7 +232,7 @@ class RecoveryConfig:
     on_divergence: Literal["stop", "skip"] = "stop"  # skip: roll back and leave the batch out
     spike_threshold: float | None = None  # nats above the last steps' median loss: such a leap is a divergence too
     hang_floor_s: float = 300.0  # no shorter silence of all ranks is a hang; above it 20 times what a step takes
-    start_timeout_s: float = 1800.0  # the same until the first steps are done, and in a first save or evaluation
+    start_timeout_s: float = 1800.0  # the same until the first steps are done, and in its first save or evaluation
     successor: bool = False  # each job queues one that waits for its end: a watchdog that needs no process
     node_exclusion_h: float = 24.0  # how long a node with evidence against it is left out
     max_excluded_nodes: int = 8  # at once, below one root

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from hpc_llm.slurm import client
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST_PORT = 10000
 PATIENCE_S = 1800.0  # with a slurmctld that is away
+ADDRESS_PATIENCE_S, AGAIN_S = 120.0, 2.0  # with name service and slurmctld at once
 STACKS_TIMEOUT_S = 60.0
 
 
@@ -119,10 +121,15 @@ class SlurmPlace:
         self._usable = client.hostnames(environment["SLURM_JOB_NODELIST"])
         self._num_nodes, self.outlives_nodes = num_nodes, len(self._usable) > num_nodes
         self.restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
+        # Of those whom the first rank may come to lie on, while name service and slurmctld answer.
+        self._addresses = {host: address for host in self._firsts() if (address := master_address(host)) is not None}
 
     @property
     def hosts(self) -> Sequence[str]:
         return self._usable[: self._num_nodes]
+
+    def _firsts(self) -> list[str]:
+        return [*self._usable[:1], *self._usable[self._num_nodes :]]
 
     def facts(self) -> dict[str, Any]:
         here = {"host": os.uname().nodename, "pid": os.getpid()}
@@ -137,11 +144,21 @@ class SlurmPlace:
             "--mem=0",  # all of the job's; a step that Slurm has not noticed to be over keeps nothing back
             *(f"--output={spec.log(0).parent}/rank-%4t.log", "--open-mode=append", "--input=none"),
         ]
-        address = master_address(self.hosts[0])
+        address = self._master_address()
         place = {"MASTER_ADDR": address, "MASTER_PORT": str(pick_port(f"{log}/{self.job}")), "HPC_LLM_HOLD": "1"}
         if address.startswith("127."):
             place["GLOO_SOCKET_IFNAME"] = place["NCCL_SOCKET_IFNAME"] = "lo"
         return SrunStep(spec, ExitCode.STOPPED, options, place, log, self._signal_tasks)
+
+    def _master_address(self) -> str:
+        """Of the first rank's node; asked for again where nobody knew it. Its name where still nobody does."""
+        host, deadline = self.hosts[0], time.monotonic() + ADDRESS_PATIENCE_S
+        while host not in self._addresses and time.monotonic() < deadline:
+            if (address := master_address(host)) is None:
+                time.sleep(AGAIN_S)
+            else:
+                self._addresses[host] = address
+        return self._addresses.get(host, host)
 
     def enough_without(self, nodes: Collection[str]) -> bool:
         return len(self._left(nodes)) >= self._num_nodes
@@ -198,12 +215,14 @@ def _dump_stacks(launcher: list[str], run_dir: Path, output: Path) -> None:
         subprocess.run(command, stdout=file, stderr=file, timeout=STACKS_TIMEOUT_S, check=False)
 
 
-def master_address(host: str) -> str:
-    """An address of `host` that other nodes reach: its name where that resolves, else Slurm's NodeAddr."""
+def master_address(host: str) -> str | None:
+    """An address of `host` that other nodes reach: its name where that resolves, else Slurm's NodeAddr, if it says."""
     try:
         socket.getaddrinfo(host, None)
     except OSError:
-        return client.node_address(host)
+        with contextlib.suppress(client.SlurmError):
+            return client.node_address(host)
+        return None
     return host
 
 

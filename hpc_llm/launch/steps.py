@@ -234,7 +234,7 @@ class SrunStep:
         with contextlib.suppress(BlockingIOError):
             while said := os.read(self._output, 65536):
                 self._said += said
-                with self._log.open("ab") as file:
+                with contextlib.suppress(OSError), self._log.open("ab") as file:
                     file.write(said)
             self._open = False
 

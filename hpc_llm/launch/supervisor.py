@@ -15,9 +15,9 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.launch.ending import Ending, bad_nodes, bear_witness, judge
@@ -27,17 +27,19 @@ from hpc_llm.launch.steps import Step, StepEnd, StepSpec
 from hpc_llm.planning.experience import Limit, Speed
 from hpc_llm.recovery import facts
 from hpc_llm.recovery.causes import Cause, ExitCode
-from hpc_llm.recovery.hang import Hang, HangWatch
+from hpc_llm.recovery.hang import Hang, HangWatch, HoldWatch
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, decide, exhausted
 from hpc_llm.runs import attempts, attention, heartbeat, ledger
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import append_line, restrict_access
+from hpc_llm.storage.patience import patiently
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 HEARTBEAT_S = 10.0
 LOOKS_PER_FLOOR = 8  # at the ranks' heartbeats, within recovery.hang_floor_s
+T = TypeVar("T")
 BUSY = 75  # exit status where another supervisor holds the run (EX_TEMPFAIL)
 
 
@@ -49,6 +51,7 @@ class Supervisor:
         self.config: dict[str, Any] = json.loads(self.layout.config.read_text())
         self.plan: dict[str, Any] = json.loads(self.layout.plan.read_text())
         self.signals: list[int] = []
+        self._let_go = False  # whether the ranks of this attempt held in vain, and were asked to leave
         cluster = self.config["cluster"]
         self._gpus = self.plan["world_size"] + cluster["spare_nodes"] * cluster["gpus_per_node"]
 
@@ -68,7 +71,7 @@ class Supervisor:
 
     def _over(self) -> bool:
         """Whether there is nothing left to do: for a job that Slurm has queued again, also where the run was ended."""
-        record = facts.read(self.layout)
+        record = self._patiently(lambda: facts.read(self.layout))
         if record.facts.completed or not self.place.restarts:
             return record.facts.completed
         spent = exhausted(record.facts.history, record.facts.budgets)
@@ -84,26 +87,27 @@ class Supervisor:
         return _exit_status(cause)
 
     def _attempt(self) -> tuple[Cause, Decision]:
-        number = attempts.claim(self.layout)
-        book = ledger.Ledger(self.layout.ledger, f"supervisor-{number:04d}")
+        number = self._patiently(lambda: attempts.claim(self.layout))
+        book = ledger.SupervisorLedger(self.layout.ledger, f"supervisor-{number:04d}", self._sleep)
         log = self.layout.supervisor_log(number)
-        began, step_before = time.time(), newest_step(self.layout.checkpoints)
+        began, step_before = time.time(), self._patiently(lambda: newest_step(self.layout.checkpoints))
         book.write("started", attempt=number, checkpoint_step=step_before, **self.place.facts())
-        append_line(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
-        end, hang = self._wait(self.place.start(self._spec(number), number, log), number, book)
+        _say(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
+        spec = self._patiently(lambda: self._spec(number))
+        end, hang = self._wait(self.place.start(spec, number, log), number, book)
         hours = (time.time() - began) / 3600 * self._gpus
-        ending = self._judge(number, end, hang)
+        ending = self._patiently(lambda: self._judge(number, end, hang))
         ended = {
             "attempt": number,
             **ending.facts(),
-            "checkpoint_step": newest_step(self.layout.checkpoints),
+            "checkpoint_step": self._patiently(lambda: newest_step(self.layout.checkpoints)),
             "gpu_hours": round(hours, 6),
         }
-        self._remember(ended, ending.cause, step_before)
-        decision = self._decide(ended)
-        append_line(log, f"{_now()} {ending.cause}, exit codes by rank {end.exit_codes}; {decision.why}")
+        self._patiently(lambda: self._remember(ended, ending.cause, step_before))
+        decision = self._patiently(lambda: self._decide(ended))
+        _say(log, f"{_now()} {ending.cause}, exit codes by rank {end.exit_codes}; {decision.why}")
         if ending.failure:
-            append_line(log, ending.failure.text)
+            _say(log, ending.failure.text)
         self._conclude(book, ended, ending.cause, decision)
         return ending.cause, decision
 
@@ -113,6 +117,7 @@ class Supervisor:
             number,
             end,
             hung=hang is not None,
+            let_go=self._let_go,
             in_slurm=not self.place.parental,
             outlives_nodes=self.place.outlives_nodes,
             signals=self.signals,
@@ -149,35 +154,57 @@ class Supervisor:
         enough = self.place.outlives_nodes and self.place.enough_without(bad | failed)
         return decide(history, Budgets.of(self.config), Cluster(bad, enough))
 
-    def _wait(self, step: Step, attempt: int, book: ledger.Ledger) -> tuple[StepEnd, Hang | None]:
+    def _wait(self, step: Step, attempt: int, book: ledger.SupervisorLedger) -> tuple[StepEnd, Hang | None]:
         """Until all ranks have left. A stop signal asks them to save, Ctrl-C after that kills them; a hang aborts.
 
         Only Ctrl-C is a person's impatience: the death of a parent with threads sends its SIGTERM more than once.
         """
         obeyed, hang, recovery = 0, None, self.config["recovery"]
         watch = HangWatch(recovery["hang_floor_s"], recovery["start_timeout_s"], time.monotonic())
+        holding, self._let_go = HoldWatch(), False
         while (end := step.poll()) is None:
             for number in self.signals[obeyed:]:
                 obeyed += 1
-                book.write("notice", signal=signal.Signals(number).name)
+                book.note("notice", signal=signal.Signals(number).name)
                 attention.call(self.layout)
                 step.kill() if number == signal.SIGINT and obeyed > 1 else step.ask_to_stop()
             beats = heartbeat.read(self.layout.heartbeats, attempt)
             if hang is None and (hang := watch.look(beats, time.monotonic())):
                 seen = {"phase": hang.phase.value, "step": hang.step, "silent_s": round(hang.silent_s, 1)}
-                book.write("hang", attempt=attempt, **seen, limit_s=round(hang.limit_s, 1))
+                book.note("hang", attempt=attempt, **seen, limit_s=round(hang.limit_s, 1))
                 self.place.dump_stacks(self.layout.path, self.layout.stacks(attempt))
                 step.abort()
+            self._let_go_in_vain(step, attempt, book, holding, beats)
             deadlines = (step.seconds_to_deadline(), recovery["hang_floor_s"] / LOOKS_PER_FLOOR)
             self._sleep(min(seconds for seconds in deadlines if seconds is not None), step.files())
         return end, hang
+
+    def _let_go_in_vain(
+        self,
+        step: Step,
+        attempt: int,
+        book: ledger.SupervisorLedger,
+        holding: HoldWatch,
+        beats: Mapping[str, heartbeat.Beat],
+    ) -> None:
+        """Ranks that wait for an end which nobody brings are to leave, so that the step starts again."""
+        if not holding.due(beats, now := time.monotonic()) or not holding.in_vain(self.place.going(), now):
+            return
+        book.note("held-in-vain", attempt=attempt)
+        step.kill() if self._let_go else step.ask_to_stop()
+        self._let_go = True
 
     def _sleep(self, seconds: float, files: Sequence[int] = ()) -> None:
         """Until a signal, a child's end, a readable file, the next heartbeat, or `seconds`."""
         ready, _, _ = select.select([self._wake, *files], [], [], min(HEARTBEAT_S, seconds))
         if self._wake in ready:
             os.read(self._wake, 4096)
-        self.layout.heartbeat.touch()
+        with contextlib.suppress(OSError):
+            self.layout.heartbeat.touch()
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """What `action` gives once the file system lets it: whatever the ranks survive, their supervisor does too."""
+        return patiently(action, self._sleep)
 
     def _place_ends(self) -> bool:
         return any(self.place.ends_with(number) for number in self.signals)
@@ -244,6 +271,12 @@ class Supervisor:
                 yield False
                 return
             yield True
+
+
+def _say(log: Path, text: str) -> None:
+    """A line for people; without effect where it cannot be written."""
+    with contextlib.suppress(OSError):
+        append_line(log, text)
 
 
 def _now() -> str:

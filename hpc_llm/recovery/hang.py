@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hpc_llm.runs.heartbeat import Beat, Phase
 
 FACTOR = 20.0  # a phase that takes this many times its usual time is no slow one
+ASK_S, IN_VAIN_S = 20.0, 60.0  # between two questions whether the job ends, and for how long the answer must be no
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,13 @@ class Hang:
 
 
 def limit_s(beat: Beat | None, floor_s: float, start_s: float) -> float:
-    """Seconds of silence that are still well: `start_s` where nothing is known of the phase in this run."""
+    """Seconds of silence that are still well: `start_s` where nothing is known of the phase in this run.
+
+    Leaving needs no more than the floor where no save has told how slow the file system is.
+    """
     if beat is not None and beat.phase is Phase.HOLDING:
         return math.inf
-    if beat is None or beat.usual_s == 0:
+    if beat is None or (beat.usual_s == 0 and beat.phase is not Phase.LEAVING):
         return max(floor_s, start_s)
     return max(floor_s, FACTOR * beat.usual_s)
 
@@ -52,3 +56,36 @@ class HangWatch:
             return None
         newest = self._newest
         return Hang(newest.phase if newest else Phase.STARTING, newest.step if newest else 0, silent, limit)
+
+
+class HoldWatch:
+    """Ranks that have saved and wait for Slurm to end the job, though nobody does.
+
+    They had the SIGTERM of a preemption, and somebody's `scancel --signal=TERM` is the same to them.
+    """
+
+    def __init__(self) -> None:
+        self._asked_at = -math.inf
+        self._no_since: float | None = None
+
+    def due(self, beats: Mapping[str, Beat], now: float) -> bool:
+        """Whether Slurm should be asked now if the job ends."""
+        if not beats or any(beat.phase is not Phase.HOLDING for beat in beats.values()):
+            self._no_since = None
+            return False
+        if now - self._asked_at < ASK_S:
+            return False
+        self._asked_at = now
+        return True
+
+    def in_vain(self, going: bool | None, now: float) -> bool:
+        """Whether they wait in vain, by this answer and those before it; None, not known, counts neither way."""
+        if going:
+            self._no_since = None
+        if going is not False:
+            return False
+        self._no_since = now if self._no_since is None else self._no_since
+        if now - self._no_since < IN_VAIN_S:
+            return False
+        self._no_since = None
+        return True

@@ -36,8 +36,10 @@ class Beat:
     step: int
     phase: Phase
     usual_s: float
-    step_s: float  # what a step takes, whatever the phase
+    step_s: float  # what a step takes, whatever the phase; this and the next two for the attempts to come
     count: int  # grows with every sign of life
+    save_s: float = 0.0  # the longest save so far, of this attempt or an earlier one
+    evaluation_s: float = 0.0
 
 
 class Heart:
@@ -45,12 +47,15 @@ class Heart:
 
     def __init__(self, path: Path, attempt: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._attempt, self._clock = attempt, clock
-        self._earlier_s = max((beat.step_s for beat in _beats(path.parent).values()), default=0.0)
+        earlier = _beats(path.parent).values()
+        self._earlier_s = max((beat.step_s for beat in earlier), default=0.0)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         self._phase, self._count, self._written_at = Phase.STARTING, 0, -_EVERY_S
         self._entered_at = self._stepped_at = clock()
         self._steps_s: deque[float] = deque(maxlen=64)
         self._longest_s = dict.fromkeys(Phase, 0.0)
+        self._longest_s[Phase.SAVING] = max((beat.save_s for beat in earlier), default=0.0)
+        self._longest_s[Phase.EVALUATING] = max((beat.evaluation_s for beat in earlier), default=0.0)
         self.beat(0, Phase.STARTING)
 
     def beat(self, step: int, phase: Phase) -> None:
@@ -67,14 +72,19 @@ class Heart:
             self._phase, self._entered_at = phase, now
         self._written_at = now
         fields = {"attempt": self._attempt, "step": step, "phase": phase.value, "count": self._count}
-        line = json.dumps({**fields, "usual_s": round(self._usual_s(), 4), "step_s": round(self._step_s(), 4)})
+        times = {"usual_s": self._usual_s(), "step_s": self._step_s()}
+        times |= {"save_s": self._longest_s[Phase.SAVING], "evaluation_s": self._longest_s[Phase.EVALUATING]}
+        line = json.dumps({**fields, **{name: round(seconds, 4) for name, seconds in times.items()}})
         try:
             os.pwrite(self._file, line.ljust(_WIDTH - 1).encode() + b"\n", 0)
         except OSError:
             return
 
     def _usual_s(self) -> float:
-        return self._step_s() if self._phase is Phase.TRAINING else self._longest_s[self._phase]
+        if self._phase is Phase.TRAINING:
+            return self._step_s()
+        # Who leaves waits for what a save waits for: the other ranks and the file system.
+        return self._longest_s[Phase.SAVING if self._phase is Phase.LEAVING else self._phase]
 
     def _step_s(self) -> float:
         return statistics.median(self._steps_s) if len(self._steps_s) >= _FEWEST else self._earlier_s
@@ -86,8 +96,12 @@ def read(folder: Path, attempt: int) -> dict[str, Beat]:
 
 
 def _beats(folder: Path) -> dict[str, Beat]:
-    found = {}
-    for path in folder.glob("*.beat"):
+    found: dict[str, Beat] = {}
+    try:
+        paths = list(folder.glob("*.beat"))
+    except OSError:  # a network file system
+        return found
+    for path in paths:
         try:
             fields = json.loads(path.read_text())
             found[path.stem] = Beat(**{**fields, "phase": Phase(fields["phase"])})

@@ -6,13 +6,19 @@ not promise atomic appends).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_llm.storage.files import append_line
+from hpc_llm.storage.files import append_line, no_room
+from hpc_llm.storage.patience import patiently
+
+_MOST_WAITING = 10_000
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,54 @@ class Ledger:
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one event with the present time."""
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
+        self._append(json.dumps({"time": round(time.time(), 3), "event": event, **facts}))
+
+    def _append(self, line: str) -> None:
         append_line(self.folder / f"{self.writer}.jsonl", line)
+
+
+class PatientLedger(Ledger):
+    """One whose writer does not end for a full disk: events that find no room are written before the next one."""
+
+    def __init__(self, folder: Path, writer: str) -> None:
+        super().__init__(folder, writer)
+        self._waiting: deque[str] = deque(maxlen=_MOST_WAITING)
+
+    def _append(self, line: str) -> None:
+        self._waiting.append(line)
+        try:
+            self._settle()
+        except OSError as error:
+            if not no_room(error):
+                raise
+
+    def _settle(self) -> None:
+        """Write what waits."""
+        while self._waiting:
+            super()._append(self._waiting[0])
+            self._waiting.popleft()
+
+
+class SupervisorLedger(PatientLedger):
+    """One whose writer outlives what its file system refuses for a while. sleep: for so many seconds, or less."""
+
+    def __init__(self, folder: Path, writer: str, sleep: Callable[[float], object]) -> None:
+        super().__init__(folder, writer)
+        self._sleep = sleep
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Append one event that others rest on: it is written when this returns, or OSError."""
+        self.note(event, **facts)
+        patiently(self._settle, self._sleep)
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Append one event that nothing waits for: at once, or with the next."""
+        super().write(event, **facts)
+
+    def _append(self, line: str) -> None:
+        self._waiting.append(line)
+        with contextlib.suppress(OSError):
+            self._settle()
 
 
 def read(folder: Path) -> list[Event]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import grp
 import hashlib
 import json
@@ -10,6 +12,12 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK = 1 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def no_room(error: OSError) -> bool:
+    """Whether it is for want of space or quota: nothing is broken, and later there may be some."""
+    return error.errno in _NO_ROOM
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -40,14 +48,29 @@ def tail(path: Path, size: int) -> str:
 
 
 def append_line(path: Path, line: str) -> None:
-    """One whole line at the end of `path` in a single write, so that readers see it whole."""
+    """One whole line at the end of `path` in a single write, so that readers see it whole.
+
+    OSError where there is no room for all of it; nothing of it is left then.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # the disk was full, or a writer died
-        os.write(descriptor, b"\n" * torn + line.encode() + b"\n")
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a writer died
+        append_whole(descriptor, b"\n" * torn + line.encode() + b"\n")
     finally:
         os.close(descriptor)
+
+
+def append_whole(descriptor: int, data: bytes) -> None:
+    """All of `data` or nothing at the end of a file opened to append, which no other process writes."""
+    size = os.fstat(descriptor).st_size
+    try:
+        if os.write(descriptor, data) < len(data):  # how a file system that fills up says so at first
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise
 
 
 def fsync_directory(path: Path) -> None:

@@ -51,3 +51,10 @@ def unchecked() -> Iterator[None]:
                 if hasattr(module, name):
                     patches.enter_context(mock.patch.object(module, name, instead))
         yield
+
+
+@contextlib.contextmanager
+def left_out(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Steps of `optimizer` within do nothing."""
+    with mock.patch.object(optimizer, "step", lambda *_, **__: None):
+        yield

@@ -6,10 +6,12 @@ import statistics
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 _WINDOW = 50  # steps that a loss is compared with
 _FEWEST = 20  # of them, before it is
@@ -40,25 +42,52 @@ class SpikeRule:
         return None
 
 
+@dataclass(frozen=True)
+class NotFinite:
+    """Names of modules whose outputs, and of those whose gradients are not finite, each in the order of its pass.
+
+    The first is the origin. In the backward pass that is the last one in the order of the forward pass.
+    """
+
+    forward: list[str] = field(default_factory=list)
+    backward: list[str] = field(default_factory=list)
+
+
 @contextmanager
-def first_not_finite(model: nn.Module) -> Iterator[list[str]]:
-    """Names of the modules whose outputs are not finite in forward passes within, in order; the first is the origin."""
-    found: list[str] = []
-
-    def watch(name: str) -> Any:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and not bool(torch.isfinite(output).all()):
-                found.append(name)
-
-        return look
-
-    hooks = [
-        module.register_forward_hook(watch(name))
-        for name, module in model.named_modules()
-        if not any(module.children())
-    ]
+def not_finite(model: nn.Module) -> Iterator[NotFinite]:
+    """What forward passes and `gradients_of` within meet. Compiled parts run uncompiled: they would call no hook."""
+    found = NotFinite()
+    hooks = [hook for name, module in model.named_modules() for hook in _watch(name, module, found)]
+    torch.compiler.set_stance("force_eager")
     try:
         yield found
     finally:
+        torch.compiler.set_stance("default")
         for hook in hooks:
             hook.remove()
+
+
+def gradients_of(loss: Tensor, model: nn.Module) -> None:
+    """A backward pass for its hooks alone: nothing is added to any gradient, and none of them is kept."""
+    torch.autograd.grad(loss, [one for one in model.parameters() if one.requires_grad], allow_unused=True)
+
+
+def _watch(name: str, module: nn.Module, found: NotFinite) -> Iterator[RemovableHandle]:
+    """Hooks on one module: on its outputs and gradients where it has no parts, and on its own parameters."""
+    if not any(module.children()):
+        yield module.register_forward_hook(lambda _, given, output: _note(name, [output], found.forward))
+        yield module.register_full_backward_hook(
+            lambda _, inwards, outwards: _note(name, [*outwards, *inwards], found.backward)
+        )
+
+    def look(gradient: Tensor) -> Tensor:
+        _note(name, [gradient], found.backward)
+        return gradient.new_zeros(()).expand_as(gradient)  # takes no memory: all gradients at once would not fit
+
+    yield from (one.register_hook(look) for one in module.parameters(recurse=False) if one.requires_grad)
+
+
+def _note(name: str, values: Iterable[Any], names: list[str]) -> None:
+    tensors = [one for one in values if isinstance(one, Tensor) and one.is_floating_point()]
+    if any(not bool(torch.isfinite(one).all()) for one in tensors):
+        names.append(name)

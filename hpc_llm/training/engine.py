@@ -27,7 +27,7 @@ from hpc_llm.model.loss import IGNORED
 from hpc_llm.planning.memory import bucket_elements
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.training import clipping, optim, startup
-from hpc_llm.training.divergence import first_not_finite
+from hpc_llm.training.divergence import gradients_of, not_finite
 from hpc_llm.training.slow_ranks import ForwardClock
 
 # DeepSpeed's shared-memory all-reduce for CPUs is compiled on every rank, and its peers spin for ever on the
@@ -106,12 +106,23 @@ class Engine:
             self._engine.backward(loss * scale, scale_wrt_gas=False)
             if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 self._grad_norm = self._norm_at_stage_0()
-            with clipping.unchecked() if self._clips_in_kernel else contextlib.nullcontext():
+            with self._step_guard():
                 self._engine.step()
             loss_sum += loss.detach()
         if self.world_size > 1:
             dist.all_reduce(loss_sum)
         return StepOutput(loss_sum, counts, times, self._norm())
+
+    def _step_guard(self) -> contextlib.AbstractContextManager[None]:
+        """What a step is taken within, so that one whose gradient is not finite changes nothing.
+
+        At the other stages DeepSpeed leaves such a step out itself, where the optimizer's kernel does not.
+        """
+        if self._clips_in_kernel:
+            return clipping.unchecked()
+        if self._zero_stage == 0 and not math.isfinite(self._grad_norm):
+            return clipping.left_out(self._engine.optimizer)
+        return contextlib.nullcontext()
 
     def _norm_at_stage_0(self) -> Tensor:
         """Of the gradients, which are clipped if the optimizer does not do it: DeepSpeed would not tell the norm."""
@@ -140,13 +151,21 @@ class Engine:
             dist.all_reduce(total)
         return float(total[0] / total[1])
 
-    @torch.no_grad()
-    def first_not_finite(self, passes: Passes) -> str | None:
-        """The first module, in the order of the forward pass, whose output on some rank's `passes` is not finite."""
-        with first_not_finite(self._engine.module) as found:
+    def first_not_finite(self, passes: Passes) -> tuple[str, str] | None:
+        """The pass ("forward", "backward") and the module where some rank's `passes` are first not finite.
+
+        Around DeepSpeed's engine, so that no gradient is reduced and no step begun.
+        """
+        model = self._engine.module
+        with not_finite(model) as found:
             for inputs in passes:
-                self._engine(*map(self._to_device, inputs))
-        return next((names[0] for names in gather_objects(found) if names), None)
+                loss = model(*map(self._to_device, inputs))
+                gradients_of(loss / max(1, int((inputs[1] != IGNORED).sum())), model)
+        everywhere = gather_objects((found.forward[:1], found.backward[:1]))
+        for number, name in enumerate(("forward", "backward")):
+            for first in (first for met in everywhere for first in met[number]):
+                return name, first
+        return None
 
     def save(self, checkpoints: Path, step: int, rank: int, publish: Callable[[Path, list[FileEntry]], None]) -> None:
         """Write checkpoint `step` and publish its manifest on rank 0; SaveFailed on all ranks if any could not."""

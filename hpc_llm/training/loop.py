@@ -175,14 +175,18 @@ class Trainer:
     def explain(self, diverged: Diverged) -> None:
         """What the step was trained on, and the first layer to show it with the weights as they are now. Collective."""
         taken = data_step(diverged.step - 1, self.attempt.skipped)
-        layer = self.engine.first_not_finite(self.batches.step(taken))
+        where, layer = self.engine.first_not_finite(self.batches.step(taken)) or (None, None)
         if self.attempt.rank != 0:
             return
         self.attempt.check_fence()
-        facts = {"step": diverged.step, "data_step": taken, "layer": layer, "why": str(diverged)}
+        facts = {"step": diverged.step, "data_step": taken, "layer": layer, "pass": where, "why": str(diverged)}
         numbers = {"loss": str(diverged.loss), "grad_norm": str(diverged.grad_norm)}
         samples = [{"source": source, "sample": sample} for source, sample in self.batches.samples(taken)]
-        write_atomic(self.attempt.divergence, json.dumps({**facts, **numbers, "samples": samples}, indent=2) + "\n")
+        text = json.dumps({**facts, **numbers, "samples": samples}, indent=2) + "\n"
+        try:
+            write_atomic(self.attempt.divergence, text)
+        except OSError as error:
+            log.warning("%s: %s", self.attempt.divergence, error.strerror)
         self.attempt.record("diverged", attempt=self.attempt.number, **facts)
 
     def _boundary(self, done: int, metrics: Metrics, asked_to_save: bool) -> None:

@@ -16,6 +16,7 @@ from local_runs import TINY, Finished, run
 from waiting import until
 
 from hpc_llm.checkpoint import manifest
+from hpc_llm.runs import heartbeat
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.trackers import jsonl
 
@@ -164,3 +165,55 @@ def test_a_disk_that_is_really_full_costs_no_checkpoint(root: Path, tmp_path: Pa
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
     assert done.returncode == 2, done.stdout
     assert "GiB free" in done.stdout
+
+
+def test_a_disk_that_is_full_for_a_while_costs_neither_the_run_nor_a_row(root: Path, tmp_path: Path) -> None:
+    """Filled to the last page while steps and saves go on, and freed again."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    place, kept = tmp_path / "small", tmp_path / "kept"
+    place.mkdir()
+    words = [*TINY, "train.duration=800steps", "checkpoint.every=50steps", "checkpoint.keep=1", "optim.warmup=2steps"]
+    script = f"""
+        mount -t tmpfs -o size=64m,mode=0700 none {place}
+        {sys.executable} -m hpc_llm.submit {" ".join(f"'{word}'" for word in words)} \
+            run.root={place} run.name=filled data.out={root}/.shared-data
+        status=$?
+        cp -r {place}/filled {kept}
+        exit $status
+    """
+    command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", script]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    seen = Path(f"/proc/{process.pid}/root{place}")  # as the processes below that mount see it
+    try:
+        until(lambda: len(jsonl.read(seen / "filled" / "metrics.jsonl")) > 60, 120, "steps")
+        fill(seen / "filler")
+        written = len(jsonl.read(seen / "filled" / "metrics.jsonl"))
+        heartbeats = RunLayout(seen / "filled").heartbeats
+        begun = newest_beat(heartbeats)
+        until(lambda: newest_beat(heartbeats) > begun + 120 or process.poll() is not None, 120, "more steps")
+        assert process.poll() is None, process.communicate()[0]
+        assert len(jsonl.read(seen / "filled" / "metrics.jsonl")) < written + 50
+        (seen / "filler").unlink()
+        output, _ = process.communicate(timeout=200)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, output
+    finished = Finished(process.returncode, output, RunLayout(kept), last=800)
+    assert finished.named("save-failed")
+    assert [end["cause"] for end in finished.named("ended")] == ["completed"]
+    assert [int(row["step"]) for row in jsonl.read(kept / "metrics.jsonl") if "loss" in row] == list(range(1, 801))
+
+
+def fill(path: Path) -> None:
+    """Take all the room there is, to the last byte."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            with contextlib.suppress(OSError):
+                while file.write(b"\0" * size):
+                    pass
+
+
+def newest_beat(heartbeats: Path) -> int:
+    return max((beat.step for beat in heartbeat.read(heartbeats, 1).values()), default=0)

@@ -100,6 +100,23 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(root: Path) -
     assert len(told["samples"]) == 4  # the global batch
 
 
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_gradient_that_is_no_number_is_traced_to_its_layer(root: Path, stage: int) -> None:
+    """The loss is well; two blocks lose it in the backward pass, and the later one is the first to."""
+    words = ("model.n_layers=3", "train.activation_checkpointing=true", f"train.zero_stage={stage}")
+    words = (*words, "train.precision=fp32", "optim=fused_adam", "optim.warmup=2steps", "cluster.gpus_per_node=2")
+    faults = [
+        {"attempt": 1, "rank": 1, "kind": "nan-backward", "step": 5, "layer": f"blocks.{block}.ffn.up_proj"}
+        for block in (0, 1)
+    ]
+    diverged = run(root, f"nan-backward-{stage}", *words, faults=faults)
+    assert diverged.named("ended")[-1]["cause"] == "diverged", diverged.output
+    told = json.loads(diverged.layout.divergence(1).read_text())
+    assert (told["step"], told["pass"], told["layer"]) == (6, "backward", "blocks.1.ffn.up_proj")
+    assert told["loss"] != "nan"
+    assert told["grad_norm"] in ("nan", "inf")
+
+
 def test_a_batch_that_diverges_is_left_out_where_that_is_wanted(root: Path) -> None:
     words = ("recovery.on_divergence=skip", "recovery.max_divergences=1")
     plain = run(root, "skip-plain", *words)
@@ -107,7 +124,7 @@ def test_a_batch_that_diverges_is_left_out_where_that_is_wanted(root: Path) -> N
     assert hurt.status == 0, hurt.output
     (told,) = hurt.named("diverged")
     assert (told["step"], told["data_step"]) == (6, 5)
-    assert "up" in told["layer"]
+    assert (told["pass"], told["layer"]) == ("forward", "blocks.0.ffn.up_proj")
     assert [end["cause"] for end in hurt.named("ended")] == ["diverged", "completed"]
     assert sorted(hurt.losses) == list(range(1, STEPS + 1))
     kept = [step for step in hurt.losses if hurt.losses[step] == plain.losses[step]]

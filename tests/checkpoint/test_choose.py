@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -150,6 +152,41 @@ def test_a_rejected_checkpoint_is_not_tried_again(tmp_path: Path) -> None:
     assert again.manifest is not None
     assert again.manifest.step == 10
     assert (folder_of(tmp_path, 20) / manifest.REJECTED).exists()
+
+
+UNREADABLE = {"a file": FILES[3], "the manifest": NAME}
+
+
+@pytest.mark.parametrize("name", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_one_rank_cannot_read_now_ends_all_and_is_thrown_away_by_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A server that is away says nothing about what it holds; of five files and four ranks, the fourth's only one."""
+    for step in (10, 20):
+        checkpoint(tmp_path, step)
+    plain_open, troubled = Path.open, folder_of(tmp_path, 20) / name
+
+    def away(path: Path, *words: Any, **more: Any) -> Any:
+        if path == troubled:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return plain_open(path, *words, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", away)
+        ended = Ranks(4).run(lambda rank, gather: outcome(tmp_path, rank, gather))
+    assert len(ended) == 4
+    assert {type(error) for error in ended} == {OSError}
+    assert {error.errno for error in ended} == {errno.EIO}
+    choice = chosen(tmp_path)
+    assert choice.manifest is not None
+    assert (choice.manifest.step, choice.rejected) == (20, [])
+
+
+def outcome(checkpoints: Path, rank: int, gather: Callable[[Any], list[Any]]) -> Any:
+    try:
+        return newest_valid(checkpoints, 20, rank, 4, gather)
+    except OSError as error:
+        return error
 
 
 def test_a_save_that_was_cut_short_is_no_checkpoint(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The ranks here are tiny programs: `$RANK` tells them apart, `leave`, `wait` and 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -316,6 +317,14 @@ def test_a_step_that_slurm_does_not_start_yet_is_asked_for_again(srun: Any, wake
     assert (tmp_path / "log").read_text().count("Unable to create step") == 3
 
 
+def test_a_log_that_cannot_be_written_is_no_end_of_a_step(
+    srun: Any, wake: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    assert finished(srun(1), wake) == StepEnd({0: 0}, None)
+    assert not (tmp_path / "log").exists()
+
+
 def test_after_a_while_a_step_that_slurm_does_not_start_has_failed(
     srun: Any, wake: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,6 +424,33 @@ def test_a_crash_is_tried_again_in_place(run: Any) -> None:
     assert story.facts("ended")[0]["first_failed"] == 0
     assert [facts["restart"] for facts in story.facts("ended")] == [True, False]
     assert "exit codes" in story.layout.supervisor_log(1).read_text()
+
+
+FILLED = """
+import resource, time
+NONE = resource.RLIM_INFINITY
+
+def fill(parent, seconds):
+    resource.prlimit(parent, resource.RLIMIT_FSIZE, (1, NONE))
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(seconds)
+        resource.prlimit(parent, resource.RLIMIT_FSIZE, (NONE, NONE))
+        os._exit(0)
+
+if ATTEMPT < 3:
+    fill(os.getppid(), 2)
+leave(3 if ATTEMPT == 1 else 0)
+"""
+
+
+def test_a_supervisor_that_cannot_write_for_a_while_writes_later_and_goes_on(run: Any) -> None:
+    """As if its disk were full from the middle of an attempt to after its end."""
+    story = run(FILLED)
+    assert story.status() == 0
+    assert story.causes == ["crash", "completed"]
+    assert [facts["attempt"] for facts in story.facts("started")] == [1, 2]
+    assert len(story.facts("completed")) == 1
 
 
 def test_a_run_that_always_crashes_stops_when_its_budget_is_spent(run: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpc_llm.recovery.hang import HangWatch, limit_s
+from hpc_llm.recovery.hang import ASK_S, IN_VAIN_S, HangWatch, HoldWatch, limit_s
 from hpc_llm.runs.heartbeat import Beat, Phase
 
 FLOOR_S, START_S = 60.0, 600.0
@@ -24,6 +24,8 @@ def beat(count: int, phase: Phase = Phase.TRAINING, usual_s: float = 1.0) -> Bea
         (beat(9, usual_s=30.0), 600.0),  # slow steps are given twenty times their time
         (beat(9, Phase.SAVING, 0.0), START_S),  # no save seen yet
         (beat(9, Phase.SAVING, 2.0), FLOOR_S),
+        (beat(9, Phase.LEAVING, 0.0), FLOOR_S),
+        (beat(9, Phase.LEAVING, 30.0), 600.0),
         (beat(9, Phase.HOLDING, 0.0), float("inf")),
     ],
 )
@@ -51,3 +53,35 @@ def test_ranks_that_never_beat_hang_at_their_start() -> None:
     found = HangWatch(FLOOR_S, START_S, now=0.0).look({}, START_S + 1)
     assert found is not None
     assert found.phase is Phase.STARTING
+
+
+HOLDING = {"n1": beat(9, Phase.HOLDING), "n2": beat(9, Phase.HOLDING)}
+
+
+def found_in_vain(answers: list[bool | None], beats: dict[str, Beat] = HOLDING) -> float | None:
+    """After how many seconds ranks that hold are found to do so in vain; Slurm is asked as often as is due."""
+    watch, left = HoldWatch(), iter(answers)
+    for second in range(0, 1000, 5):
+        if watch.due(beats, second):
+            answer = next(left, "over")
+            if answer == "over":
+                return None
+            if watch.in_vain(answer, second):  # type: ignore[arg-type]
+                return second
+    return None
+
+
+def test_ranks_that_nobody_ends_wait_in_vain_after_a_minute() -> None:
+    assert found_in_vain([False] * 99) == IN_VAIN_S
+
+
+def test_a_job_that_is_being_ended_is_waited_for() -> None:
+    assert found_in_vain([True] * 50) is None
+    assert found_in_vain([None] * 50) is None
+    assert found_in_vain([False, False, True, *[False] * 99]) == 3 * ASK_S + IN_VAIN_S
+    assert found_in_vain([False, None, None, False]) == IN_VAIN_S
+
+
+def test_ranks_of_which_one_node_trains_or_none_is_seen_do_not_hold() -> None:
+    assert found_in_vain([False] * 99, {**HOLDING, "n2": beat(9)}) is None
+    assert found_in_vain([False] * 99, {}) is None

@@ -54,6 +54,33 @@ def test_a_phase_is_as_long_as_its_longest_so_far(tmp_path: Path) -> None:
     assert heartbeat.read(tmp_path, 1)["n1"].usual_s == 7.0
 
 
+def test_the_next_attempts_know_from_their_first_save_and_evaluation_on(tmp_path: Path) -> None:
+    heart, clock = beating(tmp_path)
+    for phase, seconds in ((Phase.SAVING, 7.0), (Phase.EVALUATING, 3.0), (Phase.TRAINING, 1.0)):
+        heart.beat(1, phase)
+        clock.now += seconds
+    heart.beat(2, Phase.HOLDING)
+    for attempt in (2, 3):  # the second saves nothing, and tells what it was told
+        later = Heart(tmp_path / f"n{attempt}.beat", attempt, clock)
+        seen = {}
+        for phase in (Phase.SAVING, Phase.EVALUATING, Phase.LEAVING) if attempt == 3 else (Phase.TRAINING,):
+            later.beat(9, phase)
+            seen[phase] = heartbeat.read(tmp_path, attempt)[f"n{attempt}"].usual_s
+        (tmp_path / f"n{attempt - 1}.beat").unlink()
+    assert seen == {Phase.SAVING: 7.0, Phase.EVALUATING: 3.0, Phase.LEAVING: 7.0}
+
+
+def test_the_longest_line_fits_its_width(tmp_path: Path) -> None:
+    clock = Clock()
+    clock.now = 1e7
+    heart = Heart(tmp_path / "n1.beat", 10**6, clock)
+    for phase in (Phase.SAVING, Phase.EVALUATING, *[Phase.TRAINING] * 9, Phase.EVALUATING):
+        heart.beat(10**9, phase)
+        clock.now += 99999.125
+    assert (tmp_path / "n1.beat").stat().st_size == 256
+    assert heartbeat.read(tmp_path, 10**6)["n1"].save_s == 99999.125
+
+
 def test_fast_steps_are_written_once_a_second_and_a_new_phase_at_once(tmp_path: Path) -> None:
     heart, clock = beating(tmp_path)
     heart.beat(1, Phase.TRAINING)

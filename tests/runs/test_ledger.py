@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
+from time import time as now
 
 import pytest
 from hypothesis import given, settings
@@ -136,3 +138,28 @@ def test_a_writer_that_comes_back_after_a_torn_line_is_heard(tmp_path: Path) -> 
     in_child(cut_short)
     Ledger(tmp_path, "submit").write("submitted", words=["model=mpt-7b"])
     assert [event.facts["words"] for event in ledger.read(tmp_path)] == [["model=mpt-7b"]]
+
+
+@pytest.mark.parametrize("more", [0, 1, 30])
+def test_events_that_find_no_room_are_written_with_the_time_they_had(tmp_path: Path, more: int) -> None:
+    book = ledger.PatientLedger(tmp_path, "train-0001")
+    book.write("resumed", step=1)
+    size = (tmp_path / "train-0001.jsonl").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + more, before[1]))
+    try:
+        book.write("save-failed", step=2)
+        known = now()
+        with pytest.raises(OSError):
+            ledger.Ledger(tmp_path, "train-0001").write("save-failed", step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "train-0001.jsonl").stat().st_size == size, "no part of a line is left"
+    book.write("checkpointed", step=3)
+    found = ledger.read(tmp_path)
+    assert [(event.event, event.facts["step"]) for event in found] == [
+        ("resumed", 1),
+        ("save-failed", 2),
+        ("checkpointed", 3),
+    ]
+    assert found[1].time <= known + 0.001

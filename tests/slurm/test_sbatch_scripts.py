@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,9 +122,45 @@ def test_watchdog_queues_its_successor_before_it_begins(
     slurm: SlurmCluster, by_hand: Callable[..., str], tmp_path: Path
 ) -> None:
     (tmp_path / "stay").touch()
+    names = []
+    for root in (tmp_path / "runs", tmp_path / "others"):
+        root.mkdir()
+        slurm.env["RUN_ROOT"] = str(root)
+        job = by_hand("watchdog.sbatch", [f"--output={tmp_path}/watchdog.log"], [])
+        slurm.wait_text(tmp_path / "seen", f"-m hpc_llm.watchdog {root} in {REPOSITORY}")
+        names.append(slurm.job(job)["JobName"])
+        (successor,) = (row for row in slurm.squeue(f"--name={names[-1]}", fields="%i %T") if row[0] != job)
+        assert successor[1] == "PENDING"
+        waits = slurm.job(successor[0])
+        assert "singleton" in waits["Dependency"] and f"afterany:{job}" in waits["Dependency"]
+        assert f"scancel --me --name={names[-1]} ends it" in (tmp_path / "watchdog.log").read_text()
+    assert len(set(names)) == 2, "the second root's watchdog waits for nobody of the first's"
+    for name in names:
+        slurm.run("scancel", f"--name={name}")
+
+
+def test_a_watchdog_that_ends_at_once_is_followed_after_a_minute(
+    slurm: SlurmCluster, by_hand: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
     job = by_hand("watchdog.sbatch", [f"--output={tmp_path}/watchdog.log"], [])
-    slurm.wait_text(tmp_path / "seen", f"-m hpc_llm.watchdog {tmp_path / 'runs'} in {REPOSITORY}")
-    rows = slurm.squeue("--name=watchdog", fields="%i %T %r")
-    assert [row[1:] for row in rows if row[0] != job] == [["PENDING", "Dependency"]]
-    slurm.run("scancel", "--name=watchdog", "--state=PENDING")
-    slurm.run("scancel", "--name=watchdog")
+    slurm.wait_state(job, "COMPLETED")
+    name = slurm.job(job)["JobName"]
+    ((successor, state),) = (row for row in slurm.squeue(f"--name={name}", fields="%i %T") if row[0] != job)
+    assert state == "PENDING"
+    begins, submitted = (datetime.fromisoformat(slurm.job(successor)[key]) for key in ("EligibleTime", "SubmitTime"))
+    assert (begins - submitted).total_seconds() >= 59
+    slurm.run("scancel", f"--name={name}")
+
+
+@pytest.mark.parametrize("missing", ["PYTHON", "RUN_ROOT"])
+def test_a_watchdog_without_python_or_runs_says_so_and_queues_nothing(
+    slurm: SlurmCluster, by_hand: Callable[..., str], tmp_path: Path, missing: str
+) -> None:
+    (tmp_path / "runs").mkdir()
+    slurm.env[missing] = str(tmp_path / "nowhere")
+    job = by_hand("watchdog.sbatch", [f"--output={tmp_path}/watchdog.log"], [])
+    slurm.wait_state(job, "FAILED")
+    (line,) = (tmp_path / "watchdog.log").read_text().splitlines()
+    assert line.startswith("watchdog: no ") and str(tmp_path / "nowhere") in line
+    assert [row for row in slurm.squeue("--states=PENDING", fields="%i %j") if row[1].startswith("watchdog")] == []

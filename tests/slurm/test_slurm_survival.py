@@ -345,3 +345,17 @@ def test_a_rank_that_stops_answering_is_found_and_the_step_started_again(runs: S
         assert "Fatal Python error: Aborted" in run.rank_log(1, rank).read_text()
     first, second = done.named("started")
     assert first["job"] == second["job"] and second["restarts"] == 0
+
+
+def test_ranks_that_are_told_of_an_end_which_nobody_brings_start_again(runs: SlurmRuns, plain: Finished) -> None:
+    """scancel --signal=TERM is the word of a preemption to them: they save and hold."""
+    run = runs.submit("held")
+    runs.until_trained(run, 300)
+    runs.slurm.run("scancel", "--signal=TERM", runs.job_of(run))
+    runs.until(lambda: "waiting for Slurm to end the job" in run.rank_log(1, 0).read_text(), "ranks that hold")
+    done = runs.finish(run)
+    assert_same(done, plain)
+    assert len(done.named("held-in-vain")) == 1
+    assert [end["cause"] for end in done.named("ended")] == ["killed", "completed"]
+    first, second = done.named("started")
+    assert first["job"] == second["job"] and second["restarts"] == 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from hpc_llm.trackers import jsonl
+from hpc_llm.trackers import jsonl, tensorboard
 from hpc_llm.trackers.jsonl import JsonlTracker
 from hpc_llm.trackers.tensorboard import TensorboardTracker, treatment_of
 from tests.configs import make_config
@@ -47,6 +50,55 @@ def test_a_fenced_attempt_writes_no_row(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         tracker.log({"step": 1})
     assert jsonl.read(tmp_path / "metrics.jsonl") == []
+
+
+@contextlib.contextmanager
+def full(num_bytes: int) -> Iterator[None]:
+    """Files of this process end at `num_bytes`, in the middle of a line or between two."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("more", [0, 1, 17])
+def test_rows_that_find_no_room_are_written_once_there_is_some(
+    tmp_path: Path, more: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path, 0, lambda: None)
+    for row in rows(1, 3):
+        tracker.log(row)
+    with full(path.stat().st_size + more):
+        for row in rows(4, 6):
+            tracker.log(row)
+    assert path.read_bytes().endswith(b"\n"), "no part of a row is left"
+    assert jsonl.read(path) == rows(1, 3)
+    assert len(caplog.messages) == 1
+    tracker.log(rows(7, 7)[0])
+    assert jsonl.read(path) == rows(1, 7)
+    with full(path.stat().st_size + more):
+        tracker.log(rows(8, 8)[0])
+    tracker.close()
+    assert jsonl.read(path) == rows(1, 8)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is the writer's own thread
+def test_a_full_disk_costs_tensorboard_rows_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorboard, "_AGAIN_S", 0.0)
+    tracker = TensorboardTracker(tmp_path, 0, every=1)
+    with full(1):
+        for row in rows(1, 3):
+            tracker.log(row)
+            if tracker._writer is not None:
+                with contextlib.suppress(OSError):
+                    tracker._writer.flush()
+    for row in rows(4, 9):
+        tracker.log(row)
+    tracker.close()
+    assert EventAccumulator(str(tmp_path)).Reload().Scalars("loss")[-1].step == 9
 
 
 def test_tensorboard_gets_every_nth_step_and_every_held_out_loss(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from hpc_llm.training.divergence import SpikeRule, data_step, first_not_finite
+from hpc_llm.training.divergence import NotFinite, SpikeRule, data_step, gradients_of, not_finite
 
 
 @given(st.sets(st.integers(0, 60), max_size=20))
@@ -34,9 +34,47 @@ def test_the_first_module_whose_output_is_not_finite_is_the_origin() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     with torch.no_grad():
         model[1].weight[0, 0] = float("inf")
-        with first_not_finite(model) as found:
+        with not_finite(model) as found:
             model(torch.ones(1, 2))
-    assert found == ["1", "2"]
-    with torch.no_grad(), first_not_finite(model) as found:
+    assert found.forward == ["1", "2"]
+    with torch.no_grad(), not_finite(model) as found:
         model[0](torch.ones(1, 2))
-    assert found == []
+    assert found.forward == []
+
+
+def lost_in_backward(values: Tensor) -> Tensor:
+    values.register_hook(lambda gradient: gradient * float("nan"))
+    return values
+
+
+def test_the_module_whose_backward_first_gives_no_number_is_the_origin() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    poison = model[1].register_forward_hook(lambda _, given, output: lost_in_backward(output))
+    with not_finite(model) as found:
+        gradients_of(model(torch.ones(1, 2)).sum(), model)
+    assert found.forward == []
+    assert found.backward[0] == "1"
+    assert all(one.grad is None for one in model.parameters())
+    poison.remove()
+    with not_finite(model) as found:
+        gradients_of(model(torch.ones(1, 2)).sum(), model)
+    assert found == NotFinite()
+
+
+def test_a_gradient_that_only_a_weight_has_names_its_module() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2))
+    model[1].weight.register_hook(lambda gradient: gradient * float("inf"))
+    with not_finite(model) as found:
+        gradients_of(model(torch.ones(1, 2)).square().sum(), model)
+    assert (found.forward, found.backward) == ([], ["1"])
+
+
+def test_compiled_modules_are_looked_into() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model.compile(backend="eager")
+    with torch.no_grad():
+        model(torch.ones(1, 2))
+        model[0].weight[0, 0] = float("nan")
+        with not_finite(model) as found:
+            model(torch.ones(1, 2))
+    assert found.forward == ["0", "1"]

@@ -8,6 +8,7 @@ JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its atte
     {"kind": "stall-save", "event": K, "mark": PATH}   write PATH at that touch, and go no further
     {"kind": "full", "after": BYTES, "times": T}   ENOSPC once that many bytes went into checkpoint files; T times
     {"kind": "nan", "step": K, "layer": L}   the weights turn NaN before step K; of parameters named L… if it is given
+    {"kind": "nan-backward", "step": K, "layer": L}   from step K on the backward pass of modules named …L makes NaN
     {"kind": "raise", "step": K, "error": E}  before step K: E is gpu-memory, host-memory (that really runs out), or bug
     {"kind": "slow", "step": K, "seconds": S}   from step K on every forward pass takes S longer
     {"kind": "stop", "step": K}          SIGSTOP oneself before step K: hangs, with all who wait for this rank
@@ -140,6 +141,23 @@ def _poison(layer: str) -> None:
                         parameter.fill_(float("nan"))
 
 
+def _poison_backward(layer: str) -> None:
+    import gc
+
+    import torch
+
+    def lost(module, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient * float("nan"))
+
+    gc.unfreeze()
+    for found in gc.get_objects():
+        if isinstance(found, torch.nn.Module) and type(found).__name__ == "Transformer":
+            for name, module in found.named_modules():
+                if name.endswith(layer):
+                    module.register_forward_hook(lost)
+
+
 def _slow(seconds: float) -> None:
     import time
 
@@ -163,6 +181,8 @@ def _obey(fault: dict) -> None:
         _raise(fault["error"])
     elif kind == "nan":
         _poison(fault.get("layer", ""))
+    elif kind == "nan-backward":
+        _poison_backward(fault["layer"])
     elif kind == "slow":
         _slow(fault["seconds"])
     elif kind == "kill-save":

@@ -1,0 +1,37 @@
+"""What a shared file system refuses for a while: asked again. Standard library only."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from hpc_llm.storage.files import no_room
+
+PATIENCE_S = 300.0  # a failover of a metadata server, or somebody who frees space
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+# Errors of a server or a mount, and not of what was asked.
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "EAGAIN", "ETIMEDOUT", "ENOTCONN", "ECONNRESET", "ESHUTDOWN", "EREMOTEIO", "ENOLCK")
+)
+T = TypeVar("T")
+
+
+def passing(error: OSError) -> bool:
+    """Whether the same may well succeed later."""
+    return error.errno in _PASSING or no_room(error)
+
+
+def patiently(action: Callable[[], T], sleep: Callable[[float], object] = time.sleep) -> T:
+    """What `action` gives, begun again after errors that pass, with growing pauses, for PATIENCE_S."""
+    deadline, pause = time.monotonic() + PATIENCE_S, _FIRST_PAUSE_S
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if not passing(error) or time.monotonic() >= deadline:
+                raise
+        sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
