@@ -145,17 +145,18 @@ class _Act:
         assert address is not None
         self.tell_the_end()
         more: dict[str, Any] = {"job": address}
+        if self.decision.cause is Cause.LAUNCH_FAILED and action in AGAIN:
+            more["nodes"] = self.blame.of_launch(self.record, self.run.job.life_nodes)
         if action is Action.EXPEDITE:
             self._leave_out(address)
             client.expedite(address)
         elif action is Action.RELEASE:
-            more["nodes"] = self.blame.of_launch(self.record, self.run.job.last_life)
             self._leave_out(address)
             client.release(address)
         elif action is Action.REQUEUE:
             client.requeue(address)  # excluded by the pass that finds it pending: before, Slurm would refuse
         elif action is Action.RESUBMIT:
-            more = self._resubmit(address)
+            more["job"] = self._resubmit(address)
         elif action in (Action.STOP, Action.FREE) and self.run.job.queued is not None and self.run.job.queued.live:
             client.cancel(address)
         elif action is Action.WITHDRAW:
@@ -164,10 +165,14 @@ class _Act:
             client.cancel(more["job"])
         self.book.write(action.value, why=self.decision.why, **more, **self.charge())
 
-    def charge(self) -> dict[str, str]:
-        """For a job in which no attempt began: the failure has no other place in the ledger."""
-        launch = self.decision.cause is Cause.LAUNCH_FAILED and self.decision.action in AGAIN
-        return {"cause": str(self.decision.cause)} if launch else {}
+    def charge(self) -> dict[str, Any]:
+        """After which attempt the run is sent on; and, for a job in which none began, that: it has no other place."""
+        if self.decision.action not in AGAIN:
+            return {}
+        said: dict[str, Any] = {"after_attempt": self.facts.attempt}
+        if self.decision.cause is Cause.LAUNCH_FAILED:
+            said |= {"cause": str(self.decision.cause), "life": self.run.job.life_start}
+        return said
 
     def tell_the_end(self) -> None:
         """The end of an attempt that could not tell it itself, as Slurm does."""
@@ -203,12 +208,9 @@ class _Act:
                 client.update(address, ExcNodeList=found.words)
                 found.write_down(self.book)
 
-    def _resubmit(self, address: str) -> dict[str, Any]:
+    def _resubmit(self, address: str) -> str:
         """The frozen script again: a single job's, or its task of the sweep's."""
         task = address.partition("_")[2]
-        nodes: list[str] = []
-        if not self.facts.began:
-            nodes = self.blame.of_launch(self.record, self.run.job.last_life)
         found = sent_already(self.record, self.queue, task)
         if found is None:
             if self.facts.sent_at is not None and time.time() - self.facts.sent_at < UNANSWERED_S:
@@ -220,7 +222,7 @@ class _Act:
                 options += [f"--exclude={out.words}"] if out.words else []
             job_id = client.submit(self.record.layout.script, *options)
             found = f"{job_id}_{task}" if task else str(job_id)
-        return {"job": found, "nodes": nodes}
+        return found
 
 
 def ledger_for(record: Record) -> ledger.Ledger:

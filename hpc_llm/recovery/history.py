@@ -9,6 +9,7 @@ from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import Ended
 from hpc_llm.runs.ledger import Event
 
+_SENT_ON = ("released", "resubmitted", "requeued", "expedited")
 READMITTED = "readmitted"  # the ledger's word for nodes that are left out no longer
 
 
@@ -44,7 +45,7 @@ def attempts_since_submission(
 
 
 def _is_launch_failure(event: Event) -> bool:
-    return event.event in ("released", "resubmitted", "requeued") and event.facts.get("cause") == Cause.LAUNCH_FAILED
+    return event.event in _SENT_ON and event.facts.get("cause") == Cause.LAUNCH_FAILED
 
 
 def _never_began(events: Sequence[Event], event: Event) -> Ended:
