@@ -184,11 +184,16 @@ def _count(history: Sequence[Ended], budgets: Budgets) -> str:
 def _without_progress(history: Sequence[Ended]) -> int:
     """How many attempts at the end of `history` in a row left no newer checkpoint than they found.
 
-    Failures of a node that is left out now, and jobs that never began, say nothing about the run.
+    Failures of a node that is left out now, and jobs that never began, say nothing about the run: budgets of their own
+    bound them.
     """
     moved = [
         end.checkpoint_step > end.start_step
         for end in history
-        if end.checkpoint_step > end.start_step or not (end.node_excluded or end.cause is Cause.LAUNCH_FAILED)
+        if end.checkpoint_step > end.start_step or not _beside_the_point(end)
     ]
     return next((count for count, one in enumerate(reversed(moved)) if one), len(moved))
+
+
+def _beside_the_point(end: Ended) -> bool:
+    return end.cause is Cause.LAUNCH_FAILED or (end.node_excluded and _account(end) is not None)

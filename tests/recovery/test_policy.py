@@ -244,3 +244,9 @@ def test_what_is_counted_never_comes_back(story: list[Ended], budgets: Budgets) 
         spent = exhausted(before, budgets)
         if spent and "attempts in a row" not in spent:
             assert exhausted(after, budgets)
+
+
+def test_a_bad_node_excuses_no_lack_of_progress_that_no_other_budget_bounds() -> None:
+    stuck = Ended(Cause.TIME_LIMIT, 5, 5, 0.1, node="n1", node_excluded=True)
+    assert "no newer checkpoint" in str(exhausted([stuck] * 3, PLENTY))
+    assert exhausted([replace(stuck, cause=Cause.CRASH)] * 3, PLENTY) is None
