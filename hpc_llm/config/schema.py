@@ -21,7 +21,7 @@ class RunSection:
     root: str = "./runs"
     seed: int = 17
     group: str | None = None  # Unix group that may read the run; null keeps it private
-    max_gpu_hours: float | None = None  # what all attempts together may spend unattended
+    max_gpu_hours: float | None = None  # of all attempts since the submission: then it saves and stops
     depends_on: str | None = None  # run or sweep below root that must be complete before this one begins
 
 

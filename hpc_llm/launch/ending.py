@@ -42,10 +42,11 @@ class Ending:
 
 def judge(
     layout: RunLayout, attempt: int, end: StepEnd, *, hung: bool, in_slurm: bool, outlives_nodes: bool,
-    signals: Collection[int], hosts: Sequence[str], world_size: int,
+    signals: Collection[int], hours_spent: bool, hosts: Sequence[str], world_size: int,
 ) -> Ending:  # fmt: skip
     """The ending of an attempt whose step has ended. `signals`: those that the supervisor has got.
 
+    hours_spent: whether the supervisor asked the ranks to stop because run.max_gpu_hours was over.
     outlives_nodes: whether the place stays when one of its nodes is lost; where it goes, Slurm tells what happened.
     """
     if end.lost_nodes and outlives_nodes:
@@ -54,7 +55,9 @@ def judge(
     if cause in _SPOKEN:
         failure = errors.first(errors.tails(layout.attempt(attempt).glob("rank-*.log")))
         cause = errors.refine(cause, failure)
-    if cause is Cause.STOPPED and in_slurm:
+    if cause is Cause.STOPPED and hours_spent and not signals:
+        cause = Cause.HOURS_SPENT
+    elif cause is Cause.STOPPED and in_slurm:
         # Without a notice to this process it was Slurm that told the ranks: the job is being taken away.
         cause = Cause.TIME_LIMIT if signal.SIGUSR2 in signals else Cause.LOST
     rank = failure.rank if failure else end.first_failed

@@ -172,6 +172,7 @@ class _Act:
         said: dict[str, Any] = {"after_attempt": self.facts.attempt}
         if self.decision.cause is Cause.LAUNCH_FAILED:
             said |= {"cause": str(self.decision.cause), "life": self.run.job.life_start}
+            said["gpu_hours"] = round(self.run.job.life_hours(time.time()) * self.record.held_gpus, 6)
         return said
 
     def tell_the_end(self) -> None:

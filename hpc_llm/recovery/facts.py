@@ -39,6 +39,12 @@ class Record:
     events: list[Event]
     facts: RunFacts
 
+    @property
+    def held_gpus(self) -> int:
+        """What its job holds, spare nodes with it."""
+        cluster = self.config["cluster"]
+        return int(self.world_size + cluster.get("spare_nodes", 0) * cluster["gpus_per_node"])
+
 
 def read(layout: RunLayout) -> Record:
     """OSError, ValueError or KeyError where it is no run, or a damaged one."""

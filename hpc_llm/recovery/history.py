@@ -50,7 +50,8 @@ def _is_launch_failure(event: Event) -> bool:
 
 def _never_began(events: Sequence[Event], event: Event) -> Ended:
     nodes = event.facts.get("nodes") or []
-    return Ended(Cause.LAUNCH_FAILED, 0, 0, 0.0, nodes[0] if nodes else None, _left_out(events, event.time, nodes))
+    hours = event.facts.get("gpu_hours", 0.0)
+    return Ended(Cause.LAUNCH_FAILED, 0, 0, hours, nodes[0] if nodes else None, _left_out(events, event.time, nodes))
 
 
 def _left_out(events: Sequence[Event], since: float, nodes: Sequence[str | None]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -135,6 +136,8 @@ _ACCOUNTS = {
 def decide(history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None = None) -> Decision:
     """What to do after the last of `history`, the attempts since the user's last submission, oldest first."""
     last, cluster = history[-1], cluster or Cluster()
+    if last.cause is Cause.HOURS_SPENT:
+        return Decision(Action.STOP, _hours(budgets), cause=last.cause)
     if last.cause in FINAL or (last.cause is Cause.DIVERGED and budgets.max_divergences == 0):
         return Decision(Action.STOP, f"{last.cause}: not a matter of trying again", cause=last.cause)
     if spent := exhausted(history, budgets):
@@ -149,11 +152,18 @@ def decide(history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None =
     return Decision(Action.RESTART_STEP, why, bad, last.cause)
 
 
+def seconds_left(history: Sequence[Ended], budgets: Budgets, num_gpus: int) -> float:
+    """How long an attempt on so many GPUs may train after `history` until run.max_gpu_hours is spent."""
+    if budgets.max_gpu_hours is None:
+        return math.inf
+    return max(0.0, budgets.max_gpu_hours - sum(end.gpu_hours for end in history)) * 3600 / num_gpus
+
+
 def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:
     """Which budget is spent, as a phrase; None while there is something left of each."""
     spent = sum(end.gpu_hours for end in history)
     if budgets.max_gpu_hours is not None and spent >= budgets.max_gpu_hours:
-        return f"run.max_gpu_hours={budgets.max_gpu_hours:g} spent"
+        return _hours(budgets)
     stuck = _without_progress(history)
     if stuck > 0 and stuck >= budgets.max_no_progress:
         return (
@@ -165,6 +175,10 @@ def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:
         if limit is not None and used > limit:
             return f"{used} {account.many} (recovery.{account.budget}={limit})"
     return None
+
+
+def _hours(budgets: Budgets) -> str:
+    return f"run.max_gpu_hours={budgets.max_gpu_hours or 0:g} spent"
 
 
 def _account(end: Ended) -> _Account | None:

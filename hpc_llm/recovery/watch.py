@@ -72,6 +72,13 @@ class JobFacts:
         """When that life began; None where Slurm does not say."""
         return self._life.start_time if self._life is not None else None
 
+    def life_hours(self, now: float) -> float:
+        """How long that life has held its nodes, as far as Slurm tells."""
+        if self._life is None or self._life.start_time is None:
+            return 0.0
+        end = self._life.end_time if isinstance(self._life, JobLife) else now if self._life.live else None
+        return max(0.0, end - self._life.start_time) / 3600 if end is not None else 0.0
+
     @property
     def life_nodes(self) -> str:
         """The nodes of that life, as Slurm writes them; what has ended may be told by sacct alone."""

@@ -471,6 +471,16 @@ def test_a_run_that_crashes_after_it_was_asked_to_stop_is_not_begun_again(run: A
     assert story.facts("ended")[0]["restart"] is False
 
 
+def test_a_run_that_never_fails_stops_when_its_hours_are_spent(run: Any) -> None:
+    story = run("tell('ready'); wait(); leave(80)", 2, f"run.max_gpu_hours={2 * 2 / 3600}")
+    assert story.status() == 1
+    assert story.causes == ["hours-spent"]
+    (end,) = story.facts("ended")
+    assert end["restart"] is False
+    assert end["gpu_hours"] >= 2 * 2 / 3600
+    assert "run.max_gpu_hours=" in story.facts("given-up")[0]["why"]
+
+
 def test_two_supervisors_never_train_one_run(run: Any, pipe: Pipe) -> None:
     story = run("tell('ready'); wait(); leave(80)")
     first = story.supervise()

@@ -92,6 +92,8 @@ def test_a_requeued_job_in_which_nobody_begins_is_not_requeued_for_ever(slurm: F
     assert len(named(run, "requeued")) == 1 + 2
     assert "3 launch failures (recovery.max_launch_failures=2)" in named(run, "given-up")[0].facts["why"]
     assert {seen.node for seen in nodes.read(slurm.root)} == {"n1", "n2"}
+    hours = [said.facts["gpu_hours"] for said in named(run, "requeued")[1:]]  # of two nodes with two GPUs
+    assert hours == [pytest.approx(ago_s / 3600 * 4, rel=0.02) for ago_s in (900, 800)]
 
 
 @pytest.mark.parametrize("attempts", [0, 1])

@@ -13,7 +13,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from hpc_llm.recovery import watch
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, FINAL, IN_PLACE, Action, Budgets, Cluster, Decision, Ended, decide
+from hpc_llm.recovery.policy import (
+    AGAIN,
+    ELSEWHERE,
+    FINAL,
+    IN_PLACE,
+    Action,
+    Budgets,
+    Cluster,
+    Decision,
+    Ended,
+    decide,
+    seconds_left,
+)
 from hpc_llm.recovery.watch import JobFacts, RunFacts
 from hpc_llm.slurm.records import JobLife, QueuedJob
 
@@ -104,7 +116,7 @@ class Life(RuleBasedStateMachine):
     )
     def an_attempt_fails(self, cause: Cause, steps: int, hours: float, bad: bool, enough: bool) -> None:
         cluster = Cluster(frozenset({"n1"}) if bad else frozenset(), enough)
-        self._ends(cause, steps, hours, node="n1")
+        self._ends(cause, steps, min(hours, self._hours_left()), node="n1")
         self._follow(decide(self.history, self.budgets, cluster), cause, inside=True)
 
     @precondition(lambda self: self.job == "running" and len(self.history) > 2)
@@ -113,16 +125,27 @@ class Life(RuleBasedStateMachine):
         self._ends(cause, STEPS - self.step if cause is Cause.COMPLETED else 0, 0.1)
         self._follow(decide(self.history, self.budgets), cause, inside=True)
 
+    @precondition(lambda self: self.job == "running" and self.budgets.max_gpu_hours is not None)
+    @rule()
+    def its_hours_are_spent(self) -> None:
+        self._ends(Cause.HOURS_SPENT, 1, self._hours_left())
+        self._follow(decide(self.history, self.budgets), Cause.HOURS_SPENT, inside=True)
+        assert self.over
+
+    def _hours_left(self) -> float:
+        """The supervisor lets no attempt have more."""
+        return seconds_left(self.history, self.budgets, 1) / 3600
+
     @precondition(lambda self: self.job == "running")
     @rule(state=st.sampled_from(SLURM_ENDS), steps=st.integers(0, 9), hours=st.floats(0, 3), requeue=st.booleans())
     def slurm_takes_it_away(self, state: str, steps: int, hours: float, requeue: bool) -> None:
-        self._ends(Cause.LOST, steps, hours)
+        self._ends(Cause.LOST, steps, min(hours, self._hours_left()))
         self.job, self.state = ("requeued", state) if requeue else ("ended", state)
 
     @precondition(lambda self: self.job == "running")
     @rule(steps=st.integers(0, 9), hours=st.floats(0, 3))
     def nobody_is_left_in_it(self, steps: int, hours: float) -> None:
-        self._ends(Cause.LOST, steps, hours)
+        self._ends(Cause.LOST, steps, min(hours, self._hours_left()))
         self.job = "orphan"
 
     @precondition(lambda self: self.job not in ("ended", "cancelled") and len(self.history) > 2)
