@@ -58,6 +58,9 @@ class Place(Protocol):
     def ends_with(self, number: int) -> bool:
         """Whether signal `number` means that the place itself goes away: save, leave, say no more."""
 
+    def time_is_up(self, signals: Collection[int]) -> bool:
+        """Whether `signals` say that the time limit is near, after which it can be had again."""
+
     def come_back(self) -> str | None:
         """Once the ranks have saved and left because time is up: have the run started again; how, or None."""
 
@@ -93,6 +96,9 @@ class LocalPlace:
         _dump_stacks([], run_dir, output)
 
     def ends_with(self, number: int) -> bool:
+        return False
+
+    def time_is_up(self, signals: Collection[int]) -> bool:
         return False
 
     def come_back(self) -> str | None:
@@ -174,6 +180,9 @@ class SlurmPlace:
 
     def ends_with(self, number: int) -> bool:
         return number == signal.SIGTERM
+
+    def time_is_up(self, signals: Collection[int]) -> bool:
+        return signal.SIGUSR2 in signals
 
     def come_back(self) -> str | None:
         """Requeue this very job or array task, unless somebody is ending it: a user's scancel is final."""

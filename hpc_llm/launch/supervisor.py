@@ -158,7 +158,8 @@ class Supervisor:
         bad = bad_nodes(self.layout, self.config["recovery"])
         failed = {node for node in [history[-1].node] if node is not None}
         enough = self.place.outlives_nodes and self.place.enough_without(bad | failed)
-        return decide(history, Budgets.of(self.config), Cluster(bad, enough))
+        decision = decide(history, Budgets.of(self.config), Cluster(bad, enough))
+        return decision.elsewhere() if self.place.time_is_up(self.signals) else decision
 
     def _wait(self, step: Step, attempt: int, book: ledger.Ledger, until: float) -> tuple[StepEnd, Hang | None]:
         """Until all ranks have left. A stop signal asks them to save, Ctrl-C after that kills them; a hang aborts.

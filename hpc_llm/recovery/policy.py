@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hpc_llm.recovery.causes import Cause
@@ -101,6 +101,11 @@ class Decision:
     why: str
     nodes: tuple[str, ...] = ()
     cause: Cause | None = None
+
+    def elsewhere(self) -> Decision:
+        """The same where the allocation is about to end: to start the step again in it would be in vain."""
+        there = {Action.RESTART_STEP: Action.REQUEUE, Action.RESTART_WITHOUT_NODE: Action.REQUEUE_EXCLUDING}
+        return replace(self, action=there.get(self.action, self.action))
 
     @property
     def restart(self) -> bool:
