@@ -58,7 +58,9 @@ class Life(RuleBasedStateMachine):
         self.history: list[Ended] = []
         self.step, self.over = 0, ""
         self.job, self.state, self.began = "pending", "", False
-        self.life_start, self.started_at, self.charged_life = 0.0, None, None
+        self.life_start = 0.0
+        self.started_at: float | None = None
+        self.charged_life: float | None = None
         self.starts_since_progress = 0
         self.cancelled = False
 
