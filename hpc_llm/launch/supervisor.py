@@ -142,6 +142,8 @@ class Supervisor:
         if restart and decision.nodes:
             book.write("excluded", nodes=list(decision.nodes), why="left out of this allocation")
             self.place.leave_out(decision.nodes)
+        if decision.action is Action.REQUEUE_EXCLUDING and self.place.hand_over(self.layout, book):
+            return
         elsewhere = decision.action in (Action.REQUEUE, Action.REQUEUE_EXCLUDING)
         if elsewhere and (how := self.place.come_back()):
             book.write("requeued", attempt=ended["attempt"], how=how)

@@ -75,10 +75,10 @@ class Exclusion:
     back: list[str]
     too_few: bool
 
-    def write_down(self, book: ledger.Ledger) -> None:
-        """After Slurm was told: what is only on paper would never be said again."""
+    def write_down(self, book: ledger.Ledger, **job: str) -> None:
+        """After Slurm was told: what is only on paper would never be said again. job: where it is not the run's yet."""
         if self.new:
-            book.write("excluded", nodes=self.new, why="evidence of this root's runs; see status --nodes")
+            book.write("excluded", nodes=self.new, **job, why="evidence of this root's runs; see status --nodes")
         if self.back:
             why = "too few others are up" if self.too_few else "nothing speaks against them any more"
             book.write(READMITTED, nodes=self.back, why=why)
@@ -94,7 +94,7 @@ def leave_out_of_waiting(blame: Blame, waiting: Mapping[str, tuple[Record, bool]
     for path, (record, starved) in waiting.items():
         assert record.facts.address is not None
         answered = answered and blame.to_leave_out(record) is not None
-        found = _exclusion(record, blame, even_bad_ones=starved)
+        found = exclusion(record, blame, even_bad_ones=starved)
         if found is not None and (found.new or found.back):
             tasks[record.facts.address.partition("_")[0], found.words][path] = found
     for (array, words), runs in tasks.items():
@@ -204,7 +204,7 @@ class _Act:
 
         Where Slurm says no (the job has just started), the run goes on with them.
         """
-        if (found := _exclusion(self.record, self.blame)) is not None:
+        if (found := exclusion(self.record, self.blame)) is not None:
             with contextlib.suppress(client.SlurmRefused):
                 client.update(address, ExcNodeList=found.words)
                 found.write_down(self.book)
@@ -218,7 +218,7 @@ class _Act:
                 raise client.SlurmUnavailable("a submission a moment ago may still come to light")
             self.book.write("resubmitting", after=address)
             options = [f"--array={task}"] if task else []
-            if (out := _exclusion(self.record, self.blame)) is not None:
+            if (out := exclusion(self.record, self.blame)) is not None:
                 out.write_down(self.book)
                 options += [f"--exclude={out.words}"] if out.words else []
             job_id = client.submit(self.record.layout.script, *options)
@@ -230,7 +230,7 @@ def ledger_for(record: Record) -> ledger.Ledger:
     return ledger.Ledger(record.layout.ledger, f"{_WRITER}{os.uname().nodename}-{os.getpid()}")
 
 
-def _exclusion(record: Record, blame: Blame, *, even_bad_ones: bool = True) -> Exclusion | None:
+def exclusion(record: Record, blame: Blame, *, even_bad_ones: bool = True) -> Exclusion | None:
     """None: leave it as it is. even_bad_ones: nodes come back without which the run would wait for ever."""
     found, known = blame.to_leave_out(record), _left_out(record)
     if found is None or not (found.nodes or known) or (found.too_few and not even_bad_ones):
@@ -241,12 +241,14 @@ def _exclusion(record: Record, blame: Blame, *, even_bad_ones: bool = True) -> E
 
 
 def _left_out(record: Record) -> set[str]:
-    """Nodes that watchdogs have excluded from the run's jobs since its user submitted it."""
+    """Nodes that watchdogs, and the job before, have excluded from the run's job since its user submitted it."""
     found: set[str] = set()
     for said in record.events:
         if said.event == "submitted":
             found.clear()
-        elif said.event == "excluded" and said.writer.startswith(_WRITER):
+        elif said.event == "excluded" and (
+            said.writer.startswith(_WRITER) or said.facts.get("job", "") == record.facts.address
+        ):
             found |= set(said.facts["nodes"])
         elif said.event == READMITTED:
             found -= set(said.facts["nodes"])
