@@ -115,7 +115,7 @@ class Supervisor:
             self.layout,
             number,
             end,
-            hung=hang is not None,
+            hang=hang,
             in_slurm=not self.place.parental,
             outlives_nodes=self.place.outlives_nodes,
             signals=self.signals,

@@ -30,7 +30,9 @@ def attempts_since_submission(
         facts = ended.get(number, {})
         after = newest_checkpoint if successor is None else started[successor].facts["checkpoint_step"]
         hosts = started[number].facts.get("nodes") or []
-        node = facts.get("node") or node_of(facts.get("first_failed"), hosts, world_size)
+        node = facts.get("node")
+        if node is None and facts.get("cause") != Cause.HANG:  # there all are aborted, and who is first says nothing
+            node = node_of(facts.get("first_failed"), hosts, world_size)
         end = Ended(
             cause=Cause(facts.get("cause", Cause.LOST)),
             start_step=started[number].facts["checkpoint_step"],
