@@ -21,7 +21,7 @@ class RunSection:
     root: str = "./runs"
     seed: int = 17
     group: str | None = None  # Unix group that may read the run; null keeps it private
-    max_gpu_hours: float | None = None  # what all attempts together may spend unattended
+    max_gpu_hours: float | None = None  # of all attempts since the submission: then it saves and stops
     depends_on: str | None = None  # run or sweep below root that must be complete before this one begins
 
 
@@ -225,7 +225,7 @@ class RecoveryConfig:
     max_hangs: int = 3
     max_node_failures: int = 10  # nodes that died under the run, and failures of nodes that were then excluded
     max_launch_failures: int = 5  # jobs that Slurm could not start
-    max_out_of_memory: int = 1  # on GPU and host each; the next attempt takes half the micro-batch
+    max_out_of_memory: int = 1  # on host and GPU each; there only once a micro-batch cannot be halved
     max_divergences: int = 3  # with on_divergence=skip
     max_preemptions: int | None = None  # null: without bound
     max_no_progress: int = 3  # attempts in a row that end without a newer checkpoint

@@ -47,6 +47,7 @@ class Backlog:
     why: str = ""  # in its words
     arrays: list[int] = field(default_factory=list)  # which have been submitted of it
     sending: list[int] = field(default_factory=list)  # indices of an array whose acceptance is not noted yet
+    sent_at: float | None = None  # when that was sent
 
     @property
     def path(self) -> Path:
@@ -72,7 +73,7 @@ class Backlog:
             depends = ",".join(([self.dependency] if self.dependency else []) + after)
             options = [f"--array={array_spec(tuple(tasks), self.throttle)}"]
             options += [f"--dependency={depends}"] if depends else []
-            self.sending = tasks
+            self.sending, self.sent_at = tasks, time.time()
             self.save()
             try:
                 script = Path(self.script)
@@ -89,7 +90,7 @@ class Backlog:
         """Array `number` has what was being sent: its runs by address, whose ledgers say so first."""
         ours = [index for index in self.sending if index in self.tasks]
         sent = {f"{number}_{index}": RunLayout(Path(self.tasks[index])) for index in ours}
-        sending.note(sent, words=self.words)
+        sending.note(sent, self.sent_at or time.time(), words=self.words)
         self.tasks = {index: run for index, run in self.tasks.items() if index not in ours}
         self.arrays.append(number)
         self.sending = []

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def freeze_here(config: RunConfig, words: list[str]) -> RunLayout:
         part.write()
     if "SLURM_JOB_ID" in os.environ:
         address = client.own_address(os.environ)
-        sending.note({address: layout}, words=words)
+        sending.note({address: layout}, time.time(), words=words)
     return layout
 
 
@@ -216,9 +217,10 @@ def _sent(
     """The jobs that Slurm makes of a part, noted in their runs' ledgers; what it has no room for joins `waiting`."""
     if not part.array:
         options = [f"--dependency={dependency}"] if dependency else []
+        sent_at = time.time()
         number = sending.send(part.script, name=part.name, work_dir=part.work_dir, known=known, options=options)
         job = Job(number, part.name, False, {str(number): part.runs[0]})
-        sending.note(job.runs, words=words)
+        sending.note(job.runs, sent_at, words=words)
         yield job
         return
     tasks = {index: str(run.path) for index, run in enumerate(part.runs)}

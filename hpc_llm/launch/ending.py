@@ -13,6 +13,7 @@ from hpc_llm.launch.steps import StepEnd
 from hpc_llm.recovery import errors, nodes
 from hpc_llm.recovery.causes import Cause, classify
 from hpc_llm.recovery.errors import Failure
+from hpc_llm.recovery.hang import Hang
 from hpc_llm.recovery.history import node_of
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout
@@ -22,7 +23,7 @@ _SPOKEN = (Cause.CRASH, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)  # a rank 
 
 @dataclass(frozen=True)
 class Ending:
-    """What ended an attempt; `node`: where the rank ran that failed first, as far as that is known."""
+    """What ended an attempt; `node`: the one that the evidence points at, as far as that is known."""
 
     cause: Cause
     end: StepEnd
@@ -41,25 +42,30 @@ class Ending:
 
 
 def judge(
-    layout: RunLayout, attempt: int, end: StepEnd, *, hung: bool, let_go: bool, in_slurm: bool, outlives_nodes: bool,
-    signals: Collection[int], hosts: Sequence[str], world_size: int,
+    layout: RunLayout, attempt: int, end: StepEnd, *, hang: Hang | None, let_go: bool, in_slurm: bool,
+    outlives_nodes: bool, signals: Collection[int], hours_spent: bool, hosts: Sequence[str], world_size: int,
 ) -> Ending:  # fmt: skip
     """The ending of an attempt whose step has ended. `signals`: those that the supervisor has got.
 
     let_go: whether the ranks left because they had held in vain.
+    hours_spent: whether the supervisor asked the ranks to stop because run.max_gpu_hours was over.
     outlives_nodes: whether the place stays when one of its nodes is lost; where it goes, Slurm tells what happened.
     """
     if end.lost_nodes and outlives_nodes:
         return Ending(Cause.NODE_FAILURE, end, None, end.lost_nodes[0])
-    cause, failure = Cause.HANG if hung else classify(end.exit_codes, end.first_failed), None
+    cause, failure = Cause.HANG if hang else classify(end.exit_codes, end.first_failed), None
     if cause in _SPOKEN:
         failure = errors.first(errors.tails(layout.attempt(attempt).glob("rank-*.log")))
         cause = errors.refine(cause, failure)
     if cause is Cause.STOPPED and let_go:
         cause = Cause.KILLED  # by somebody's hand, and the job is still ours
+    elif cause is Cause.STOPPED and hours_spent and not signals:
+        cause = Cause.HOURS_SPENT
     elif cause is Cause.STOPPED and in_slurm:
         # Without a notice to this process it was Slurm that told the ranks: the job is being taken away.
         cause = Cause.TIME_LIMIT if signal.SIGUSR2 in signals else Cause.LOST
+    if hang is not None:
+        return Ending(cause, end, None, hang.node if hang.node in hosts else None)
     rank = failure.rank if failure else end.first_failed
     return Ending(cause, end, failure, node_of(rank, hosts, world_size))
 
@@ -70,7 +76,8 @@ def bear_witness(layout: RunLayout, attempt: int, ending: Ending, hosts: Sequenc
     log = "".join(errors.tails([layout.rank_log(attempt, rank)])) if rank is not None else ""
     with contextlib.suppress(OSError):
         if ending.node is not None:
-            nodes.witness(root, ending.node, ending.cause, log, run=layout.name, attempt=attempt)
+            said = log if ending.node == node_of(rank, hosts, world_size) else ""
+            nodes.witness(root, ending.node, ending.cause, said, run=layout.name, attempt=attempt)
         for event in ledger.read(layout.ledger):
             if event.event == "slow-rank" and event.facts["attempt"] == attempt:
                 said = f"rank {event.facts['rank']}: {event.facts['factor']} times the others' forward pass"

@@ -21,6 +21,7 @@ from hpc_llm.launch.steps import LocalStep, SrunStep, Step, StepSpec
 from hpc_llm.recovery import successor
 from hpc_llm.recovery.causes import ExitCode
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.ledger import Ledger
 from hpc_llm.slurm import client
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -60,8 +61,14 @@ class Place(Protocol):
     def ends_with(self, number: int) -> bool:
         """Whether signal `number` means that the place itself goes away: save, leave, say no more."""
 
+    def time_is_up(self, signals: Collection[int]) -> bool:
+        """Whether `signals` say that the time limit is near, after which it can be had again."""
+
     def come_back(self) -> str | None:
         """Once the ranks have saved and left because time is up: have the run started again; how, or None."""
+
+    def hand_over(self, run: RunLayout, book: Ledger) -> bool:
+        """Whether another place, without the bad nodes, takes over once this one is left."""
 
     def finished(self, run: RunLayout) -> None:
         """The run is complete: nobody needs to wait for this place's end any more."""
@@ -97,8 +104,14 @@ class LocalPlace:
     def ends_with(self, number: int) -> bool:
         return False
 
+    def time_is_up(self, signals: Collection[int]) -> bool:
+        return False
+
     def come_back(self) -> str | None:
         return None
+
+    def hand_over(self, run: RunLayout, book: Ledger) -> bool:
+        return False
 
     def finished(self, run: RunLayout) -> None:
         pass
@@ -192,9 +205,17 @@ class SlurmPlace:
     def ends_with(self, number: int) -> bool:
         return number == signal.SIGTERM
 
+    def time_is_up(self, signals: Collection[int]) -> bool:
+        return signal.SIGUSR2 in signals
+
     def come_back(self) -> str | None:
         """Requeue this very job or array task, unless somebody is ending it: a user's scancel is final."""
         return client.requeue_own(self.job, patience_s=PATIENCE_S)
+
+    def hand_over(self, run: RunLayout, book: Ledger) -> bool:
+        with contextlib.suppress(client.SlurmError):
+            return successor.hand_over(run, book)
+        return False
 
     def finished(self, run: RunLayout) -> None:
         with contextlib.suppress(client.SlurmError):

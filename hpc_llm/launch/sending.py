@@ -38,12 +38,17 @@ def send(script: Path, *, name: str, work_dir: Path, known: Collection[int], opt
         return found
 
 
-def note(runs: Mapping[str, RunLayout], **facts: Any) -> None:
-    """Write into the ledgers of `runs` (by job address) that they are submitted."""
+def note(runs: Mapping[str, RunLayout], sent_at: float, **facts: Any) -> None:
+    """Write into the ledgers of `runs` (by job address) that they were submitted.
+
+    sent_at: before sbatch was called. The first of a thousand tasks may begin before the last ledger is written, and
+    what is older than its submission is no attempt of it.
+    """
     for address, run in runs.items():
         array, _, task = address.partition("_")
         job = {"job": address, "job_id": int(array), "array_task": int(task) if task else None}
-        ledger.Ledger(run.ledger, "submit").write("submitted", **job, host=os.uname().nodename, **facts)
+        book = ledger.Ledger(run.ledger, "submit")
+        book.write_at(sent_at, "submitted", **job, host=os.uname().nodename, **facts)
 
 
 def _look_for(name: str, work_dir: Path, known: Collection[int], why: str) -> int | None:

@@ -117,6 +117,8 @@ class Show:
 
     def _explain(self, facts: dict[str, Any]) -> None:
         rank = facts["first_failed"]
+        if facts["cause"] == Cause.HOURS_SPENT:
+            self._say(f"  {facts['why']}: give it more to go on")
         self._say(f"{facts['cause']} in attempt {facts['attempt']}; newest checkpoint: step {facts['checkpoint_step']}")
         if rank is None:
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import select
 import signal
@@ -29,7 +30,7 @@ from hpc_llm.recovery import facts
 from hpc_llm.recovery.causes import Cause, ExitCode
 from hpc_llm.recovery.hang import Hang, HangWatch, HoldWatch
 from hpc_llm.recovery.history import attempts_since_submission
-from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, decide, exhausted
+from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, decide, exhausted, seconds_left
 from hpc_llm.runs import attempts, attention, heartbeat, ledger
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
 from hpc_llm.runs.layout import RootLayout, RunLayout
@@ -52,6 +53,7 @@ class Supervisor:
         self.plan: dict[str, Any] = json.loads(self.layout.plan.read_text())
         self.signals: list[int] = []
         self._let_go = False  # whether the ranks of this attempt held in vain, and were asked to leave
+        self._hours_spent = False
         cluster = self.config["cluster"]
         self._gpus = self.plan["world_size"] + cluster["spare_nodes"] * cluster["gpus_per_node"]
 
@@ -91,10 +93,11 @@ class Supervisor:
         book = ledger.SupervisorLedger(self.layout.ledger, f"supervisor-{number:04d}", self._sleep)
         log = self.layout.supervisor_log(number)
         began, step_before = time.time(), self._patiently(lambda: newest_step(self.layout.checkpoints))
+        until = time.monotonic() + self._patiently(lambda: self._seconds_left(step_before))
         book.write("started", attempt=number, checkpoint_step=step_before, **self.place.facts())
         _say(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
         spec = self._patiently(lambda: self._spec(number))
-        end, hang = self._wait(self.place.start(spec, number, log), number, book)
+        end, hang = self._wait(self.place.start(spec, number, log), number, book, until)
         hours = (time.time() - began) / 3600 * self._gpus
         ending = self._patiently(lambda: self._judge(number, end, hang))
         ended = {
@@ -116,11 +119,12 @@ class Supervisor:
             self.layout,
             number,
             end,
-            hung=hang is not None,
+            hang=hang,
             let_go=self._let_go,
             in_slurm=not self.place.parental,
             outlives_nodes=self.place.outlives_nodes,
             signals=self.signals,
+            hours_spent=self._hours_spent,
             hosts=self.place.hosts,
             world_size=self.plan["world_size"],
         )
@@ -138,13 +142,22 @@ class Supervisor:
             return
         restart = decision.restart and not self.signals
         book.write("ended", **ended, restart=restart, action=decision.action.value, why=decision.why)
+        if cause is Cause.HOURS_SPENT:
+            book.write("given-up", why=decision.why)
         if restart and decision.nodes:
             book.write("excluded", nodes=list(decision.nodes), why="left out of this allocation")
             self.place.leave_out(decision.nodes)
+        if decision.action is Action.REQUEUE_EXCLUDING and self.place.hand_over(self.layout, book):
+            return
         elsewhere = decision.action in (Action.REQUEUE, Action.REQUEUE_EXCLUDING)
         if elsewhere and (how := self.place.come_back()):
             book.write("requeued", attempt=ended["attempt"], how=how)
             attention.call(self.layout)
+
+    def _seconds_left(self, newest_checkpoint: int) -> float:
+        """Until run.max_gpu_hours is spent, which a run that never fails would not notice."""
+        history = attempts_since_submission(ledger.read(self.layout.ledger), newest_checkpoint, self._gpus)
+        return seconds_left(history, Budgets.of(self.config), self._gpus)
 
     def _decide(self, ended: dict[str, Any]) -> Decision:
         events = [*ledger.read(self.layout.ledger), ledger.Event(time.time(), "ended", "", ended)]
@@ -152,10 +165,15 @@ class Supervisor:
         bad = bad_nodes(self.layout, self.config["recovery"])
         failed = {node for node in [history[-1].node] if node is not None}
         enough = self.place.outlives_nodes and self.place.enough_without(bad | failed)
-        return decide(history, Budgets.of(self.config), Cluster(bad, enough))
+        decision = decide(history, Budgets.of(self.config), Cluster(bad, enough))
+        return decision.elsewhere() if self.place.time_is_up(self.signals) else decision
 
-    def _wait(self, step: Step, attempt: int, book: ledger.SupervisorLedger) -> tuple[StepEnd, Hang | None]:
+    def _wait(
+        self, step: Step, attempt: int, book: ledger.SupervisorLedger, until: float
+    ) -> tuple[StepEnd, Hang | None]:
         """Until all ranks have left. A stop signal asks them to save, Ctrl-C after that kills them; a hang aborts.
+
+        until: when the hours are spent (monotonic); then they are asked as well.
 
         Only Ctrl-C is a person's impatience: the death of a parent with threads sends its SIGTERM more than once.
         """
@@ -168,6 +186,10 @@ class Supervisor:
                 book.note("notice", signal=signal.Signals(number).name)
                 attention.call(self.layout)
                 step.kill() if number == signal.SIGINT and obeyed > 1 else step.ask_to_stop()
+            if not self._hours_spent and time.monotonic() >= until:
+                self._hours_spent = True
+                book.note("notice", why="run.max_gpu_hours")
+                step.ask_to_stop()
             beats = heartbeat.read(self.layout.heartbeats, attempt)
             if hang is None and (hang := watch.look(beats, time.monotonic())):
                 seen = {"phase": hang.phase.value, "step": hang.step, "silent_s": round(hang.silent_s, 1)}
@@ -175,7 +197,8 @@ class Supervisor:
                 self.place.dump_stacks(self.layout.path, self.layout.stacks(attempt))
                 step.abort()
             self._let_go_in_vain(step, attempt, book, holding, beats)
-            deadlines = (step.seconds_to_deadline(), recovery["hang_floor_s"] / LOOKS_PER_FLOOR)
+            spent = math.inf if self._hours_spent else max(0.0, until - time.monotonic())
+            deadlines = (step.seconds_to_deadline(), recovery["hang_floor_s"] / LOOKS_PER_FLOOR, spent)
             self._sleep(min(seconds for seconds in deadlines if seconds is not None), step.files())
         return end, hang
 
@@ -224,7 +247,9 @@ class Supervisor:
         if speed := steady_tokens_per_second(self.layout, first_step):
             known.note_speed(*way, self._micro_batch(), Speed(speed, plan["world_size"], self.layout.name))
         if cause is Cause.GPU_OUT_OF_MEMORY:
-            ended["micro_batch"] = max(1, self._micro_batch() // 2)
+            before = self._micro_batch()
+            ended["micro_batch"] = max(1, before // 2)
+            ended["halved"] = ended["micro_batch"] < before
             known.note_limit(*way, Limit(ended["micro_batch"], self.layout.name))
 
     def _spec(self, number: int) -> StepSpec:

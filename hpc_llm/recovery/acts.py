@@ -75,10 +75,10 @@ class Exclusion:
     back: list[str]
     too_few: bool
 
-    def write_down(self, book: ledger.Ledger) -> None:
-        """After Slurm was told: what is only on paper would never be said again."""
+    def write_down(self, book: ledger.Ledger, **job: str) -> None:
+        """After Slurm was told: what is only on paper would never be said again. job: where it is not the run's yet."""
         if self.new:
-            book.write("excluded", nodes=self.new, why="evidence of this root's runs; see status --nodes")
+            book.write("excluded", nodes=self.new, **job, why="evidence of this root's runs; see status --nodes")
         if self.back:
             why = "too few others are up" if self.too_few else "nothing speaks against them any more"
             book.write(READMITTED, nodes=self.back, why=why)
@@ -94,7 +94,7 @@ def leave_out_of_waiting(blame: Blame, waiting: Mapping[str, tuple[Record, bool]
     for path, (record, starved) in waiting.items():
         assert record.facts.address is not None
         answered = answered and blame.to_leave_out(record) is not None
-        found = _exclusion(record, blame, even_bad_ones=starved)
+        found = exclusion(record, blame, even_bad_ones=starved)
         if found is not None and (found.new or found.back):
             tasks[record.facts.address.partition("_")[0], found.words][path] = found
     for (array, words), runs in tasks.items():
@@ -145,17 +145,18 @@ class _Act:
         assert address is not None
         self.tell_the_end()
         more: dict[str, Any] = {"job": address}
+        if self.decision.cause is Cause.LAUNCH_FAILED and action in AGAIN:
+            more["nodes"] = self.blame.of_launch(self.record, self.run.job.life_nodes)
         if action is Action.EXPEDITE:
             self._leave_out(address)
             client.expedite(address)
         elif action is Action.RELEASE:
-            more["nodes"] = self.blame.of_launch(self.record, self.run.job.last_life)
             self._leave_out(address)
             client.release(address)
         elif action is Action.REQUEUE:
             client.requeue(address)  # excluded by the pass that finds it pending: before, Slurm would refuse
         elif action is Action.RESUBMIT:
-            more = self._resubmit(address)
+            more["job"] = self._resubmit(address)
         elif action in (Action.STOP, Action.FREE) and self.run.job.queued is not None and self.run.job.queued.live:
             client.cancel(address)
         elif action is Action.WITHDRAW:
@@ -164,10 +165,15 @@ class _Act:
             client.cancel(more["job"])
         self.book.write(action.value, why=self.decision.why, **more, **self.charge())
 
-    def charge(self) -> dict[str, str]:
-        """For a job in which no attempt began: the failure has no other place in the ledger."""
-        launch = self.decision.cause is Cause.LAUNCH_FAILED and self.decision.action in AGAIN
-        return {"cause": str(self.decision.cause)} if launch else {}
+    def charge(self) -> dict[str, Any]:
+        """After which attempt the run is sent on; and, for a job in which none began, that: it has no other place."""
+        if self.decision.action not in AGAIN:
+            return {}
+        said: dict[str, Any] = {"after_attempt": self.facts.attempt}
+        if self.decision.cause is Cause.LAUNCH_FAILED:
+            said |= {"cause": str(self.decision.cause), "life": self.run.job.life_start}
+            said["gpu_hours"] = round(self.run.job.life_hours(time.time()) * self.record.held_gpus, 6)
+        return said
 
     def tell_the_end(self) -> None:
         """The end of an attempt that could not tell it itself, as Slurm does."""
@@ -198,36 +204,33 @@ class _Act:
 
         Where Slurm says no (the job has just started), the run goes on with them.
         """
-        if (found := _exclusion(self.record, self.blame)) is not None:
+        if (found := exclusion(self.record, self.blame)) is not None:
             with contextlib.suppress(client.SlurmRefused):
                 client.update(address, ExcNodeList=found.words)
                 found.write_down(self.book)
 
-    def _resubmit(self, address: str) -> dict[str, Any]:
+    def _resubmit(self, address: str) -> str:
         """The frozen script again: a single job's, or its task of the sweep's."""
         task = address.partition("_")[2]
-        nodes: list[str] = []
-        if not self.facts.began:
-            nodes = self.blame.of_launch(self.record, self.run.job.last_life)
         found = sent_already(self.record, self.queue, task)
         if found is None:
             if self.facts.sent_at is not None and time.time() - self.facts.sent_at < UNANSWERED_S:
                 raise client.SlurmUnavailable("a submission a moment ago may still come to light")
             self.book.write("resubmitting", after=address)
             options = [f"--array={task}"] if task else []
-            if (out := _exclusion(self.record, self.blame)) is not None:
+            if (out := exclusion(self.record, self.blame)) is not None:
                 out.write_down(self.book)
                 options += [f"--exclude={out.words}"] if out.words else []
             job_id = client.submit(self.record.layout.script, *options)
             found = f"{job_id}_{task}" if task else str(job_id)
-        return {"job": found, "nodes": nodes}
+        return found
 
 
 def ledger_for(record: Record) -> ledger.Ledger:
     return ledger.Ledger(record.layout.ledger, f"{_WRITER}{os.uname().nodename}-{os.getpid()}")
 
 
-def _exclusion(record: Record, blame: Blame, *, even_bad_ones: bool = True) -> Exclusion | None:
+def exclusion(record: Record, blame: Blame, *, even_bad_ones: bool = True) -> Exclusion | None:
     """None: leave it as it is. even_bad_ones: nodes come back without which the run would wait for ever."""
     found, known = blame.to_leave_out(record), _left_out(record)
     if found is None or not (found.nodes or known) or (found.too_few and not even_bad_ones):
@@ -238,12 +241,14 @@ def _exclusion(record: Record, blame: Blame, *, even_bad_ones: bool = True) -> E
 
 
 def _left_out(record: Record) -> set[str]:
-    """Nodes that watchdogs have excluded from the run's jobs since its user submitted it."""
+    """Nodes that watchdogs, and the job before, have excluded from the run's job since its user submitted it."""
     found: set[str] = set()
     for said in record.events:
         if said.event == "submitted":
             found.clear()
-        elif said.event == "excluded" and said.writer.startswith(_WRITER):
+        elif said.event == "excluded" and (
+            said.writer.startswith(_WRITER) or said.facts.get("job", "") == record.facts.address
+        ):
             found |= set(said.facts["nodes"])
         elif said.event == READMITTED:
             found -= set(said.facts["nodes"])

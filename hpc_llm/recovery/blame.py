@@ -12,7 +12,6 @@ from hpc_llm.recovery import errors, nodes
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.facts import Record
 from hpc_llm.slurm import client
-from hpc_llm.slurm.records import JobLife
 
 _UP = ("idle", "mixed", "allocated", "completing", "reserved", "planned")
 
@@ -59,12 +58,12 @@ class Blame:
             nodes.witness(self._root, end.node, end.cause, self._log(record, attempt), run=run, attempt=attempt)
             self._evidence = None
 
-    def of_launch(self, record: Record, life: JobLife | None) -> list[str]:
+    def of_launch(self, record: Record, node_list: str) -> list[str]:
         """The nodes that may have failed to start the job: those of its last life, or the drained ones among them."""
-        if life is None or not life.node_list:
+        if not node_list:
             return []
         with contextlib.suppress(client.SlurmError):
-            names = client.hostnames(life.node_list)
+            names = client.hostnames(node_list)
             down = {node.name for node in self._sinfo() if not node.up}
             suspects = [name for name in names if name in down] or names
             launches = sum(end.cause is Cause.LAUNCH_FAILED for end in record.facts.history)

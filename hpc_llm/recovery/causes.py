@@ -39,6 +39,7 @@ class Cause(str, enum.Enum):
     GPU_OUT_OF_MEMORY = "gpu-out-of-memory"
     HANG = "hang"  # no rank gave a sign of life; the supervisor ended them
     DIVERGED = "diverged"
+    HOURS_SPENT = "hours-spent"  # run.max_gpu_hours; the ranks saved and left
     CHECKPOINT_UNREADABLE = "checkpoint-unreadable"
     STORAGE_FULL = "storage-full"
     CONFIG_ERROR = "config-error"

@@ -39,6 +39,12 @@ class Record:
     events: list[Event]
     facts: RunFacts
 
+    @property
+    def held_gpus(self) -> int:
+        """What its job holds, spare nodes with it."""
+        cluster = self.config["cluster"]
+        return int(self.world_size + cluster.get("spare_nodes", 0) * cluster["gpus_per_node"])
+
 
 def read(layout: RunLayout) -> Record:
     """OSError, ValueError or KeyError where it is no run, or a damaged one."""
@@ -59,7 +65,6 @@ def _facts(layout: RunLayout, config: dict[str, Any], world_size: int, events: S
     final = [event for event in events if event.time >= since and _is_final(event, newest)]
     successor = next((event for event in reversed(events) if event.event == "successor"), None)
     sent = next((event for event in reversed(events) if event.event == "resubmitting"), None)
-    tried = max((event.time for event in events if event.event in (*SUBMISSIONS, "released")), default=0.0)
     return RunFacts(
         address=str(newest_job[-1].facts["job"]) if newest_job else None,
         submitted_at=since,
@@ -69,10 +74,23 @@ def _facts(layout: RunLayout, config: dict[str, Any], world_size: int, events: S
         budgets=Budgets.of(config),
         heartbeat_at=layout.heartbeat.stat().st_mtime if layout.heartbeat.exists() else None,
         attempt=newest,
-        began=any(event.event == "started" and event.time >= tried for event in events),
+        began=_began(events, newest),
+        started_at=max((event.time for event in events if event.event == "started"), default=None),
+        charged_life=next((event.facts["life"] for event in reversed(events) if event.facts.get("life")), None),
         successor=str(successor.facts["job"]) if successor and successor.time >= since else None,
         sent_at=sent.time if sent and sent.time > since else None,
     )
+
+
+def _began(events: Sequence[Event], newest_attempt: int) -> bool:
+    """Whether an attempt began since the run was last sent on its way; by number where that is told: clocks differ."""
+    sent = next((event for event in reversed(events) if event.event in (*SUBMISSIONS, "released", "requeued")), None)
+    if sent is None:
+        return newest_attempt > 0
+    before = sent.facts.get("after_attempt", sent.facts.get("attempt"))
+    if before is not None:
+        return newest_attempt > int(before)
+    return any(event.event == "started" and event.time >= sent.time for event in events)
 
 
 def _final_word(final: Sequence[Event]) -> str | None:

@@ -9,6 +9,7 @@ from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import Ended
 from hpc_llm.runs.ledger import Event
 
+_SENT_ON = ("released", "resubmitted", "requeued", "expedited")
 READMITTED = "readmitted"  # the ledger's word for nodes that are left out no longer
 
 
@@ -29,7 +30,9 @@ def attempts_since_submission(
         facts = ended.get(number, {})
         after = newest_checkpoint if successor is None else started[successor].facts["checkpoint_step"]
         hosts = started[number].facts.get("nodes") or []
-        node = facts.get("node") or node_of(facts.get("first_failed"), hosts, world_size)
+        node = facts.get("node")
+        if node is None and facts.get("cause") != Cause.HANG:  # there all are aborted, and who is first says nothing
+            node = node_of(facts.get("first_failed"), hosts, world_size)
         end = Ended(
             cause=Cause(facts.get("cause", Cause.LOST)),
             start_step=started[number].facts["checkpoint_step"],
@@ -37,6 +40,7 @@ def attempts_since_submission(
             gpu_hours=facts.get("gpu_hours", _hours_seen(since, number, world_size or 0)),
             node=node,
             node_excluded=_left_out(since, started[number].time, [node]),
+            halved=facts.get("halved", False),
         )
         found.append((started[number].time, end))
     found += [(event.time, _never_began(since, event)) for event in since if _is_launch_failure(event)]
@@ -44,12 +48,13 @@ def attempts_since_submission(
 
 
 def _is_launch_failure(event: Event) -> bool:
-    return event.event in ("released", "resubmitted", "requeued") and event.facts.get("cause") == Cause.LAUNCH_FAILED
+    return event.event in _SENT_ON and event.facts.get("cause") == Cause.LAUNCH_FAILED
 
 
 def _never_began(events: Sequence[Event], event: Event) -> Ended:
     nodes = event.facts.get("nodes") or []
-    return Ended(Cause.LAUNCH_FAILED, 0, 0, 0.0, nodes[0] if nodes else None, _left_out(events, event.time, nodes))
+    hours = event.facts.get("gpu_hours", 0.0)
+    return Ended(Cause.LAUNCH_FAILED, 0, 0, hours, nodes[0] if nodes else None, _left_out(events, event.time, nodes))
 
 
 def _left_out(events: Sequence[Event], since: float, nodes: Sequence[str | None]) -> bool:

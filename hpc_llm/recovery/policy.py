@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hpc_llm.recovery.causes import Cause
@@ -58,6 +59,7 @@ class Ended:
     gpu_hours: float
     node: str | None = None  # the one that the evidence points at
     node_excluded: bool = False  # it was, after this
+    halved: bool = False  # the next attempt takes half the micro-batch: a search for one that fits, which must end
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ class Decision:
     nodes: tuple[str, ...] = ()
     cause: Cause | None = None
 
+    def elsewhere(self) -> Decision:
+        """The same where the allocation is about to end: to start the step again in it would be in vain."""
+        there = {Action.RESTART_STEP: Action.REQUEUE, Action.RESTART_WITHOUT_NODE: Action.REQUEUE_EXCLUDING}
+        return replace(self, action=there.get(self.action, self.action))
+
     @property
     def restart(self) -> bool:
         """Whether the step starts again in the same allocation."""
@@ -135,6 +142,8 @@ _ACCOUNTS = {
 def decide(history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None = None) -> Decision:
     """What to do after the last of `history`, the attempts since the user's last submission, oldest first."""
     last, cluster = history[-1], cluster or Cluster()
+    if last.cause is Cause.HOURS_SPENT:
+        return Decision(Action.STOP, _hours(budgets), cause=last.cause)
     if last.cause in FINAL or (last.cause is Cause.DIVERGED and budgets.max_divergences == 0):
         return Decision(Action.STOP, f"{last.cause}: not a matter of trying again", cause=last.cause)
     if spent := exhausted(history, budgets):
@@ -149,11 +158,18 @@ def decide(history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None =
     return Decision(Action.RESTART_STEP, why, bad, last.cause)
 
 
+def seconds_left(history: Sequence[Ended], budgets: Budgets, num_gpus: int) -> float:
+    """How long an attempt on so many GPUs may train after `history` until run.max_gpu_hours is spent."""
+    if budgets.max_gpu_hours is None:
+        return math.inf
+    return max(0.0, budgets.max_gpu_hours - sum(end.gpu_hours for end in history)) * 3600 / num_gpus
+
+
 def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:
     """Which budget is spent, as a phrase; None while there is something left of each."""
     spent = sum(end.gpu_hours for end in history)
     if budgets.max_gpu_hours is not None and spent >= budgets.max_gpu_hours:
-        return f"run.max_gpu_hours={budgets.max_gpu_hours:g} spent"
+        return _hours(budgets)
     stuck = _without_progress(history)
     if stuck > 0 and stuck >= budgets.max_no_progress:
         return (
@@ -167,8 +183,14 @@ def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:
     return None
 
 
+def _hours(budgets: Budgets) -> str:
+    return f"run.max_gpu_hours={budgets.max_gpu_hours or 0:g} spent"
+
+
 def _account(end: Ended) -> _Account | None:
     """One bad node must not burn a run's retries: what it did is charged to nodes once it is left out."""
+    if end.halved:
+        return None
     account = _ACCOUNTS.get(end.cause)
     return _NODES if account and end.node_excluded else account
 
@@ -184,11 +206,16 @@ def _count(history: Sequence[Ended], budgets: Budgets) -> str:
 def _without_progress(history: Sequence[Ended]) -> int:
     """How many attempts at the end of `history` in a row left no newer checkpoint than they found.
 
-    Failures of a node that is left out now, and jobs that never began, say nothing about the run.
+    Failures of a node that is left out now, jobs that never began, and micro-batches that are still being halved say
+    nothing about the run: other bounds hold for them.
     """
     moved = [
         end.checkpoint_step > end.start_step
         for end in history
-        if end.checkpoint_step > end.start_step or not (end.node_excluded or end.cause is Cause.LAUNCH_FAILED)
+        if end.checkpoint_step > end.start_step or not _beside_the_point(end)
     ]
     return next((count for count, one in enumerate(reversed(moved)) if one), len(moved))
+
+
+def _beside_the_point(end: Ended) -> bool:
+    return end.halved or end.cause is Cause.LAUNCH_FAILED or (end.node_excluded and _account(end) is not None)

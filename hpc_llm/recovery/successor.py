@@ -15,10 +15,11 @@ from pathlib import Path
 
 from hpc_llm.recovery import acts, facts, watch
 from hpc_llm.recovery.acts import Seen
+from hpc_llm.recovery.blame import Blame
 from hpc_llm.recovery.facts import Answers, Queue, Record
 from hpc_llm.recovery.policy import SUCCESSOR_LEAVES, Action
 from hpc_llm.runs import ledger
-from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.slurm import client
 
 AFTER = "HPC_LLM_AFTER"  # in a successor's environment: the job that it waited for
@@ -67,15 +68,49 @@ def queue_next(record: Record, own: str, book: ledger.Ledger) -> None:
     """The same script again, to wait for the end of this job; once, however often this job is requeued."""
     queue, task = Queue(), own.partition("_")[2]
     waiting = queue.job(record.facts.successor)
+    out = _left_out(record)
     if waiting is not None and waiting.live and waiting.address != own:
+        if out is not None:
+            client.update(waiting.address, ExcNodeList=out.words)
+            out.write_down(book, job=waiting.address)
         return
     known = [event.facts.get("job") for event in record.events]
     found = acts.sent_already(record, queue, task) if own in known else None
     if found is None or found == own:
         options = [f"--dependency=afterany:{own}", f"--export=ALL,{AFTER}={own}"]
-        number = client.submit(record.layout.script, *options, *([f"--array={task}"] if task else []))
+        options += [f"--array={task}"] if task else []
+        options += [f"--exclude={out.words}"] if out is not None and out.words else []
+        number = client.submit(record.layout.script, *options)
         found = f"{number}_{task}" if task else str(number)
+        if out is not None:
+            out.write_down(book, job=found)
     book.write("successor", job=found, after=own)
+
+
+def _left_out(record: Record) -> acts.Exclusion | None:
+    """Nodes that the evidence speaks against; None where there are none, or nobody knows which nodes are up."""
+    try:
+        return acts.exclusion(record, Blame(RootLayout.of(record.layout).path))
+    except (OSError, client.SlurmError):
+        return None
+
+
+def hand_over(layout: RunLayout, book: ledger.Ledger) -> bool:
+    """Whether the job that waits for this one's end goes on without the bad nodes.
+
+    To requeue this very job would give them back: Slurm takes no exclusion before it is pending, and then nobody of
+    the run is there to ask.
+    """
+    record = facts.read(layout)
+    waiting, out = Queue().job(record.facts.successor), _left_out(record)
+    if waiting is None or waiting.state != "PENDING" or out is None or not out.words:
+        return False
+    try:
+        client.update(waiting.address, ExcNodeList=out.words)
+    except client.SlurmError:
+        return False
+    out.write_down(book, job=waiting.address)
+    return True
 
 
 def withdraw(layout: RunLayout) -> None:

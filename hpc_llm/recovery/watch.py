@@ -14,6 +14,7 @@ from hpc_llm.slurm.records import JobLife, QueuedJob
 
 EXPEDITE_FROM_S = 5.0  # a requeued job that has less to wait is left alone
 ORPHAN_AFTER_S = 180.0  # a running job whose supervisor has been silent for this long has nobody in it
+CLOCK_SKEW_S = 15.0  # between the nodes that write ledgers and the controller that tells when a job started
 FORGOTTEN_AFTER_S = 300.0  # MinJobAge: how long squeue may know a job that sacct does not show yet
 
 HALVED = "halved"  # the ledger's word for a run that successive halving has stopped
@@ -43,7 +44,9 @@ class RunFacts:
     budgets: Budgets
     heartbeat_at: float | None
     attempt: int = 0  # the newest one's number
-    began: bool = True  # whether an attempt began in the job last submitted
+    began: bool = True  # whether an attempt began since the job was last sent, released or requeued
+    started_at: float | None = None  # of the newest attempt
+    charged_life: float | None = None  # start of the life of a job that a launch failure was last charged for
     successor: str | None = None  # a job that waits for the end of this one (recovery.successor)
     sent_at: float | None = None  # of a submission whose answer is not in the ledger
 
@@ -58,6 +61,29 @@ class JobFacts:
     last_life: JobLife | None
     successor: QueuedJob | None = None
     site_requeues: bool = False  # RequeueExit: Slurm itself queues jobs again by their exit code
+
+    @property
+    def _life(self) -> QueuedJob | JobLife | None:
+        """The job's present life, or its last one while it is queued or forgotten."""
+        return self.queued if self.queued is not None and self.queued.state != "PENDING" else self.last_life
+
+    @property
+    def life_start(self) -> float | None:
+        """When that life began; None where Slurm does not say."""
+        return self._life.start_time if self._life is not None else None
+
+    def life_hours(self, now: float) -> float:
+        """How long that life has held its nodes, as far as Slurm tells."""
+        if self._life is None or self._life.start_time is None:
+            return 0.0
+        end = self._life.end_time if isinstance(self._life, JobLife) else now if self._life.live else None
+        return max(0.0, end - self._life.start_time) / 3600 if end is not None else 0.0
+
+    @property
+    def life_nodes(self) -> str:
+        """The nodes of that life, as Slurm writes them; what has ended may be told by sacct alone."""
+        told = (one.node_list for one in (self._life, self.last_life) if one is not None)
+        return next(filter(None, told), "")
 
 
 def glance(job: QueuedJob | None) -> str:
@@ -94,7 +120,8 @@ def decide(run: RunFacts, job: JobFacts, now: float) -> Decision:
         if not job.remembered or now - run.submitted_at < FORGOTTEN_AFTER_S:
             return NOTHING  # without accounting a cancelled job and a lost one look alike
         return _again(run, "Slurm knows nothing of it any more", Cause.UNKNOWN)
-    return _again(run, state, _CAUSES[state]) if state in _CAUSES else NOTHING
+    begun = run.began and began_in(run, job.life_start)
+    return _again(replace(run, began=begun), state, _CAUSES[state]) if state in _CAUSES else NOTHING
 
 
 def charged(run: RunFacts, cause: Cause) -> list[Ended]:
@@ -103,12 +130,22 @@ def charged(run: RunFacts, cause: Cause) -> list[Ended]:
     A job in which no attempt began failed to launch; an attempt that said nothing of its end, ended by `cause`.
     """
     history = list(run.history)
-    if not run.began:
+    if not run.began or cause is Cause.LAUNCH_FAILED:
         step = history[-1].checkpoint_step if history else 0
         return [*history, Ended(Cause.LAUNCH_FAILED, step, step, 0.0)]
     if history and history[-1].cause is Cause.LOST:
         history[-1] = replace(history[-1], cause=cause)
     return history
+
+
+def began_in(run: RunFacts, life_start: float | None) -> bool:
+    """Whether an attempt began in the life of the job that started then; None: nobody knows when that was.
+
+    Slurm requeues a job without a word in the ledger: an attempt of an earlier life says nothing of this one.
+    """
+    if run.started_at is None or life_start is None:
+        return run.began
+    return run.started_at >= life_start - CLOCK_SKEW_S
 
 
 def _over(run: RunFacts, job: JobFacts) -> Decision:
@@ -130,7 +167,7 @@ def _alive(run: RunFacts, job: JobFacts, now: float) -> Decision:
         return _pending(run, queued, job.last_life, now)
     silent = now - max(run.heartbeat_at or 0.0, queued.start_time or now)
     if queued.state == "RUNNING" and silent > ORPHAN_AFTER_S:
-        cause = Cause.ORPHANED if run.began else Cause.LAUNCH_FAILED
+        cause = Cause.ORPHANED if run.began and began_in(run, queued.start_time) else Cause.LAUNCH_FAILED
         why = f"running with nobody in it for {silent:.0f} s"
         return _spent(charged(run, cause), run, why, cause) or Decision(Action.REQUEUE, why, cause=cause)
     return NOTHING
@@ -144,11 +181,10 @@ def _pending(run: RunFacts, job: QueuedJob, life: JobLife | None, now: float) ->
         history = charged(replace(run, began=False), Cause.LAUNCH_FAILED)
         cause = Cause.LAUNCH_FAILED
         return _spent(history, run, job.reason, cause) or Decision(Action.RELEASE, job.reason, cause=cause)
-    if not run.history:
-        return NOTHING
-    untold = run.history[-1].cause is Cause.LOST and run.began
-    end = _CAUSES.get(life.state, Cause.LOST) if life and untold else None
-    if stop := _spent(charged(run, end) if end else run.history, run, "queued again", end):
+    if not run.history and life is None:
+        return NOTHING  # it waits for the first time
+    end = _untold(run, life)
+    if stop := _spent(charged(replace(run, began=True), end) if end else run.history, run, "queued again", end):
         return stop
     if held == "exit":
         return Decision(Action.RELEASE, job.reason, cause=end)
@@ -156,6 +192,17 @@ def _pending(run: RunFacts, job: QueuedJob, life: JobLife | None, now: float) ->
     if job.reason == "BeginTime" and wait_s > EXPEDITE_FROM_S:
         return Decision(Action.EXPEDITE, f"{wait_s:.0f} s to wait after a requeue", cause=end)
     return NOTHING
+
+
+def _untold(run: RunFacts, life: JobLife | None) -> Cause | None:
+    """How the last life of a job that is queued again ended, where the ledger does not say so yet."""
+    if life is None:
+        return None
+    if began_in(run, life.start_time):
+        silent = bool(run.history) and run.history[-1].cause is Cause.LOST
+        return _CAUSES.get(life.state, Cause.LOST) if silent else None
+    failed = life.state in _CAUSES and life.state != "PREEMPTED" and life.start_time is not None
+    return Cause.LAUNCH_FAILED if failed and life.start_time != run.charged_life else None
 
 
 def _held(job: QueuedJob) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-_EVERY_S = 1.0  # between writes while the phase stays the same
+EVERY_S = 1.0  # between writes while the phase stays the same
 _WIDTH = 256  # bytes of the file: overwritten in place, since a new file a second is dear on a parallel file system
 _FEWEST = 4  # steps before their usual time is known, where no earlier attempt has told
 
@@ -50,7 +50,7 @@ class Heart:
         earlier = _beats(path.parent).values()
         self._earlier_s = max((beat.step_s for beat in earlier), default=0.0)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-        self._phase, self._count, self._written_at = Phase.STARTING, 0, -_EVERY_S
+        self._phase, self._count, self._written_at = Phase.STARTING, 0, -EVERY_S
         self._entered_at = self._stepped_at = clock()
         self._steps_s: deque[float] = deque(maxlen=64)
         self._longest_s = dict.fromkeys(Phase, 0.0)
@@ -65,7 +65,7 @@ class Heart:
         if phase is self._phase is Phase.TRAINING:
             self._steps_s.append(now - self._stepped_at)
         self._stepped_at = now
-        if phase is self._phase and now - self._written_at < _EVERY_S:
+        if phase is self._phase and now - self._written_at < EVERY_S:
             return
         if phase is not self._phase:
             self._longest_s[self._phase] = max(self._longest_s[self._phase], now - self._entered_at)

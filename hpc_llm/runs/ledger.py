@@ -39,7 +39,11 @@ class Ledger:
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one event with the present time."""
-        self._append(json.dumps({"time": round(time.time(), 3), "event": event, **facts}))
+        self.write_at(time.time(), event, **facts)
+
+    def write_at(self, time_s: float, event: str, **facts: Any) -> None:
+        """Append one event that happened at `time_s` (since the epoch)."""
+        self._append(json.dumps({"time": round(time_s, 3), "event": event, **facts}))
 
     def _append(self, line: str) -> None:
         append_line(self.folder / f"{self.writer}.jsonl", line)

@@ -36,6 +36,19 @@ def test_a_micro_batch_too_large_for_the_gpu_is_halved_once_and_for_good(tmp_pat
         assert read_plan(run(tmp_path, name, *words).layout).micro_batch == 2
 
 
+def test_a_micro_batch_is_halved_until_it_fits_and_no_budget_pays_for_it(tmp_path: Path) -> None:
+    large = [*crash("gpu-memory"), *crash("gpu-memory", attempt=2)]
+    words = ("cluster.gpus_per_node=2", "train.global_batch=8", "train.micro_batch=4")
+    hurt = run(tmp_path, "large", *words, "recovery.max_out_of_memory=0", "recovery.max_no_progress=1", faults=large)
+    assert hurt.status == 0, hurt.output
+    assert [end.get("micro_batch") for end in hurt.named("ended")] == [2, 1, None]
+    # One sequence is the least: what is too much then is charged.
+    large += crash("gpu-memory", attempt=3)
+    hurt = run(tmp_path, "too-large", *words, "recovery.max_out_of_memory=0", faults=large)
+    assert hurt.status == 1, hurt.output
+    assert "max_out_of_memory=0" in hurt.named("ended")[-1]["why"]
+
+
 def test_a_host_that_runs_out_of_memory_is_named(tmp_path: Path) -> None:
     hurt = run(tmp_path, "host", *WORDS, faults=crash("host-memory"))
     assert hurt.status == 0, hurt.output

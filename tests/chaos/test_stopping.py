@@ -76,6 +76,24 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_bit(root: Path) -> Non
     assert third.layout.attempts.joinpath("0003").exists() is False
 
 
+def test_hours_that_are_spent_stop_a_healthy_run_and_the_user_can_give_it_more(root: Path) -> None:
+    words = ("train.duration=1000000steps", "checkpoint.every=1000000steps", "train.eval_every=1000000steps")
+    hours = 25 / 3600
+    spent = run(root, "hours", *words, f"run.max_gpu_hours={hours}")
+    assert spent.status == 1, spent.output
+    assert f"run.max_gpu_hours={hours:g} spent" in spent.output
+    (end,) = spent.named("ended")
+    assert (end["cause"], end["restart"]) == ("hours-spent", False)
+    assert len(spent.named("given-up")) == 1
+    saved = manifest.newest_step(spent.layout.checkpoints)
+    assert 0 < saved == len(spent.losses)
+
+    more = run(root, "hours", *words, f"run.max_gpu_hours={hours * 1.2}")
+    assert more.status == 1, more.output
+    assert f"going on from the checkpoint of step {saved}" in more.output
+    assert manifest.newest_step(more.layout.checkpoints) > saved
+
+
 def test_a_second_ctrl_c_leaves_at_once_and_leaves_nobody_behind(root: Path) -> None:
     with started(root, "twice") as (process, layout):
         family = descendants(process)

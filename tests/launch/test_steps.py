@@ -23,10 +23,11 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from hpc_llm.launch import steps, supervisor
-from hpc_llm.launch.place import LocalPlace
+from hpc_llm.launch.place import LocalPlace, SlurmPlace
 from hpc_llm.launch.steps import STOP_SIGNAL, LocalStep, StepEnd, StepSpec
 from hpc_llm.planning.plan import make_plan
-from hpc_llm.recovery.causes import ExitCode
+from hpc_llm.recovery import facts
+from hpc_llm.recovery.causes import Cause, ExitCode
 from hpc_llm.runs import freeze, ledger
 from hpc_llm.runs.layout import RunLayout
 from tests.configs import make_config
@@ -505,6 +506,41 @@ def test_a_run_that_crashes_after_it_was_asked_to_stop_is_not_begun_again(run: A
     process.communicate(timeout=_LIMIT_S)
     assert story.causes == ["crash"]
     assert story.facts("ended")[0]["restart"] is False
+
+
+def test_a_run_that_never_fails_stops_when_its_hours_are_spent(run: Any) -> None:
+    story = run("tell('ready'); wait(); leave(80)", 2, f"run.max_gpu_hours={2 * 2 / 3600}")
+    assert story.status() == 1
+    assert story.causes == ["hours-spent"]
+    (end,) = story.facts("ended")
+    assert end["restart"] is False
+    assert end["gpu_hours"] >= 2 * 2 / 3600
+    assert "run.max_gpu_hours=" in story.facts("given-up")[0]["why"]
+
+
+class Allocation(LocalPlace):
+    """Of a Slurm that requeues whoever asks."""
+
+    parental = False
+    time_is_up = SlurmPlace.time_is_up
+
+    def come_back(self) -> str:
+        return "requeue"
+
+
+@pytest.mark.parametrize(("place", "again"), [(Allocation(), ["requeue"]), (LocalPlace(), [])])
+def test_a_crash_while_the_time_limit_is_near_takes_the_job_back_to_the_queue(
+    run: Any, place: LocalPlace, again: list[str]
+) -> None:
+    story = run("leave(0)")
+    dying = supervisor.Supervisor(story.layout.path, place)
+    dying.signals.append(signal.SIGUSR2)
+    book = ledger.Ledger(story.layout.ledger, "supervisor-0001")
+    book.write("started", attempt=1, checkpoint_step=0, job="12")
+    ended = {"attempt": 1, "cause": "crash", "first_failed": 0, "checkpoint_step": 0, "gpu_hours": 0.1}
+    dying._conclude(book, ended, Cause.CRASH, dying._decide(ended))
+    assert [said["how"] for said in story.facts("requeued")] == again
+    assert facts.read(story.layout).facts.final is None
 
 
 def test_two_supervisors_never_train_one_run(run: Any, pipe: Pipe) -> None:

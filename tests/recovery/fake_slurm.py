@@ -75,7 +75,7 @@ class FakeSlurm:
 
     def submit(self, script: Path, *options: str) -> int:
         self.next_id += 1
-        given = dict(option.removeprefix("--").split("=") for option in options)
+        given = dict(option.removeprefix("--").split("=", 1) for option in options)
         address = f"{self.next_id}_{given['array']}" if "array" in given else str(self.next_id)
         lines = dict(line[10:].split("=") for line in script.read_text().splitlines() if line.startswith("#SBATCH --"))
         self.put(address, "PENDING", name=lines["job-name"], work_dir=lines["chdir"], reason="Priority")

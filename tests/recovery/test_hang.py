@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from hpc_llm.recovery.hang import ASK_S, IN_VAIN_S, HangWatch, HoldWatch, limit_s
+from hpc_llm.launch.ending import judge
+from hpc_llm.launch.steps import StepEnd
+from hpc_llm.recovery.hang import ASK_S, IN_VAIN_S, Hang, HangWatch, HoldWatch, behind, limit_s
 from hpc_llm.runs.heartbeat import Beat, Phase
+from hpc_llm.runs.layout import RunLayout
 
 FLOOR_S, START_S = 60.0, 600.0
 
@@ -85,3 +90,38 @@ def test_a_job_that_is_being_ended_is_waited_for() -> None:
 def test_ranks_of_which_one_node_trains_or_none_is_seen_do_not_hold() -> None:
     assert found_in_vain([False] * 99, {**HOLDING, "n2": beat(9)}) is None
     assert found_in_vain([False] * 99, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "step_s", "node"),
+    [
+        ({"n1": 7, "n2": 7}, 5.0, None),
+        ({"n1": 7, "n2": 6}, 5.0, "n2"),
+        ({"n1": 7, "n2": 6, "n3": 6}, 5.0, None),
+        ({"n1": 50, "n2": 47}, 0.1, None),  # the file is written once a second
+        ({"n1": 50, "n2": 30}, 0.1, "n2"),
+        ({"n1": 50}, 5.0, None),
+        ({"n1": 1, "n2": 0}, 0.0, None),  # nobody knows yet what a step takes
+        ({}, 1.0, None),
+    ],
+)
+def test_a_node_is_blamed_for_a_hang_only_where_it_alone_is_behind(
+    steps: dict[str, int], step_s: float, node: str | None
+) -> None:
+    assert behind({name: beat(step, usual_s=step_s) for name, step in steps.items()}) == node
+
+
+def test_a_node_whose_ranks_have_left_is_not_behind() -> None:
+    """Their last sign names no step."""
+    assert behind({"n1": beat(50, usual_s=5.0), "n2": beat(0, Phase.LEAVING, 5.0)}) is None
+
+
+@pytest.mark.parametrize(("node", "blamed"), [("n2", "n2"), (None, None), ("login", None)])
+def test_who_dies_first_of_the_abort_is_not_to_blame(tmp_path: Path, node: str | None, blamed: str | None) -> None:
+    end = StepEnd({0: -6, 1: -6}, 0)
+    hang = Hang(Phase.TRAINING, 5, 61.0, FLOOR_S, node)
+    ending = judge(
+        RunLayout(tmp_path), 1, end, hang=hang, let_go=False, in_slurm=True, outlives_nodes=False, signals=(),
+        hours_spent=False, hosts=["n1", "n2"], world_size=2,
+    )  # fmt: skip
+    assert ending.node == blamed

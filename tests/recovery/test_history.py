@@ -44,6 +44,14 @@ def test_ranks_lie_in_blocks_on_the_nodes(rank: int | None, node: str | None) ->
     assert attempts_since_submission(events, 0, world_size=8)[0].node == node
 
 
+def test_who_dies_first_of_the_abort_after_a_hang_says_nothing_of_its_node() -> None:
+    events = [event(0, "submitted", "submit"), started(1, 1)]
+    hang = event(2, "ended", attempt=1, cause="hang", first_failed=4, checkpoint_step=0)
+    assert attempts_since_submission([*events, hang], 0, world_size=8)[0].node is None
+    told = event(2, "ended", attempt=1, cause="hang", first_failed=4, checkpoint_step=0, node="n1")
+    assert attempts_since_submission([*events, told], 0, world_size=8)[0].node == "n1"
+
+
 def test_a_failure_of_a_node_that_is_excluded_later_is_the_nodes() -> None:
     events = [event(0, "submitted", "submit"), started(1, 1), event(2, "ended", attempt=1, cause="killed", node="n2")]
     assert not attempts_since_submission(events, 0)[0].node_excluded

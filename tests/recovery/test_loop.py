@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,56 @@ def test_a_job_that_never_begins_is_not_sent_for_ever(slurm: FakeSlurm) -> None:
             slurm.put(job.address, "FAILED")
     assert len(named(run, "resubmitted")) == 2
     assert "3 launch failures (recovery.max_launch_failures=2)" in named(run, "given-up")[0].facts["why"]
+
+
+def test_a_requeued_job_in_which_nobody_begins_is_not_requeued_for_ever(slurm: FakeSlurm) -> None:
+    """The attempt of an earlier life of the same job says nothing of the lives after it."""
+    run = make_run(slurm, "one", "recovery.max_launch_failures=2", job="12", state="RUNNING")
+    attempt(run, 1, 3000)
+    beat(run, 600)
+    assert acts(slurm) == [("one", Action.REQUEUE)]
+    assert named(run, "ended")[0].facts["cause"] == "orphaned"
+    for ago_s in range(900, 200, -100):
+        slurm.put("12", "PENDING" if not slurm.live() else "RUNNING", start_time=time.time() - ago_s, node_list="n1,n2")
+        if named(run, "given-up"):
+            break
+        acts(slurm)
+    assert len(named(run, "requeued")) == 1 + 2
+    assert "3 launch failures (recovery.max_launch_failures=2)" in named(run, "given-up")[0].facts["why"]
+    assert {seen.node for seen in nodes.read(slurm.root)} == {"n1", "n2"}
+    hours = [said.facts["gpu_hours"] for said in named(run, "requeued")[1:]]  # of two nodes with two GPUs
+    assert hours == [pytest.approx(ago_s / 3600 * 4, rel=0.02) for ago_s in (900, 800)]
+
+
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_a_node_that_fails_before_every_start_is_charged_once_per_life(slurm: FakeSlurm, attempts: int) -> None:
+    run = make_run(slurm, "one", "recovery.max_node_failures=2", job="12", state="PENDING")
+    for number in range(attempts):
+        attempt(run, number + 1, 3400)
+    slurm.nodes["n3"] = "drained"
+    for number in range(6):
+        failed = replace(life("12", "NODE_FAIL", "n3,n4"), start_time=time.time() - 3000 + 300 * number)
+        slurm.ended["12"] = failed
+        for _ in range(2):  # also where Slurm did not take the wait away the first time
+            slurm.put("12", "PENDING", reason="BeginTime", start_time=time.time() + 100)
+            acts(slurm)
+    charged = [said.facts["nodes"] for said in named(run, "expedited") if "cause" in said.facts]
+    assert charged == [["n3"]] * 3
+    assert slurm.excluded["12"] == "n3"
+    assert "3 node failures" in named(run, "given-up")[0].facts["why"]  # it is left out: no matter of this run's
+
+
+def test_an_attempt_that_is_just_starting_has_begun_whatever_the_clocks_say(slurm: FakeSlurm) -> None:
+    """The node's clock is behind the controller's and the watchdog's."""
+    run = make_run(slurm, "one", job="12", state="RUNNING")
+    attempt(run, 1, 3000, cause="orphaned")
+    write(run, 400, "watchdog-x", "requeued", job="12", after_attempt=1)
+    slurm.put("12", "RUNNING", start_time=time.time() - 395)
+    attempt(run, 2, 403)
+    beat(run, 300)
+    assert acts(slurm) == [("one", Action.REQUEUE)]
+    assert named(run, "requeued")[-1].facts.get("cause") is None
+    assert named(run, "ended")[-1].facts["cause"] == "orphaned"
 
 
 def test_a_held_job_is_released_without_the_node_that_failed_to_launch_it(slurm: FakeSlurm) -> None:

@@ -13,7 +13,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from hpc_llm.recovery import watch
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, FINAL, IN_PLACE, Action, Budgets, Cluster, Decision, Ended, decide
+from hpc_llm.recovery.policy import (
+    AGAIN,
+    ELSEWHERE,
+    FINAL,
+    IN_PLACE,
+    Action,
+    Budgets,
+    Cluster,
+    Decision,
+    Ended,
+    decide,
+    seconds_left,
+)
 from hpc_llm.recovery.watch import JobFacts, RunFacts
 from hpc_llm.slurm.records import JobLife, QueuedJob
 
@@ -22,24 +34,35 @@ NOW = 1e6
 FEW = st.integers(0, 3)
 RETRIED = sorted(IN_PLACE | ELSEWHERE)
 SLURM_ENDS = ["PREEMPTED", "NODE_FAIL", "TIMEOUT", "FAILED", "OUT_OF_MEMORY"]
-ACCOUNT = {
-    "max_crashes": (Cause.CRASH, Cause.KILLED),
-    "max_hangs": (Cause.HANG,),
-    "max_divergences": (Cause.DIVERGED,),
-    "max_launch_failures": (Cause.LAUNCH_FAILED,),
-    "max_preemptions": (Cause.PREEMPTED,),
-}
+ACCOUNT = (
+    ("max_crashes", (Cause.CRASH, Cause.KILLED)),
+    ("max_hangs", (Cause.HANG,)),
+    ("max_divergences", (Cause.DIVERGED,)),
+    ("max_launch_failures", (Cause.LAUNCH_FAILED,)),
+    ("max_preemptions", (Cause.PREEMPTED,)),
+    ("max_out_of_memory", (Cause.OUT_OF_MEMORY,)),
+    ("max_out_of_memory", (Cause.GPU_OUT_OF_MEMORY,)),
+)
+NODE_FAILURES = (Cause.NODE_FAILURE, Cause.ORPHANED)
+CHARGED = {*NODE_FAILURES, *(cause for _, causes in ACCOUNT for cause in causes)}
 
 
 class Life(RuleBasedStateMachine):
-    """`job` is what squeue says: running, pending, held, ended or cancelled; `over` as the ledger has it."""
+    """`job` is what squeue says: running, pending, held, ended or cancelled; `over` as the ledger has it.
+
+    Every life of the job begins a while after the one before (`life_start`); `started_at` is the newest attempt's.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.history: list[Ended] = []
         self.step, self.over = 0, ""
         self.job, self.state, self.began = "pending", "", False
-        self.restarted_over = False
+        self.life_start = 0.0
+        self.started_at: float | None = None
+        self.charged_life: float | None = None
+        self.starts_since_progress = 0
+        self.cancelled = False
 
     @initialize(
         budgets=st.builds(
@@ -64,12 +87,26 @@ class Life(RuleBasedStateMachine):
     @rule()
     def slurm_starts_it(self) -> None:
         self.job, self.began = "running", True
-        self._starts()
+        self._begins_a_life()
+        self.started_at = self.life_start + 5.0
 
     @precondition(lambda self: self.job == "pending")
     @rule()
     def a_node_fails_to_launch_it(self) -> None:
-        self.job, self.began = "held", False
+        self.job = "held"
+        self._begins_a_life()
+
+    @precondition(lambda self: self.job == "pending")
+    @rule()
+    def a_node_fails_before_an_attempt_begins_and_slurm_requeues_it(self) -> None:
+        self.job, self.state = "requeued", "NODE_FAIL"
+        self._begins_a_life()
+
+    @precondition(lambda self: self.job == "pending")
+    @rule()
+    def the_job_starts_and_nobody_comes(self) -> None:
+        self.job = "nobody"
+        self._begins_a_life()
 
     @precondition(lambda self: self.job == "running")
     @rule(
@@ -81,25 +118,36 @@ class Life(RuleBasedStateMachine):
     )
     def an_attempt_fails(self, cause: Cause, steps: int, hours: float, bad: bool, enough: bool) -> None:
         cluster = Cluster(frozenset({"n1"}) if bad else frozenset(), enough)
-        self._ends(cause, steps, hours, node="n1")
-        self._follow(decide(self.history, self.budgets, cluster), cause)
+        self._ends(cause, steps, min(hours, self._hours_left()), node="n1")
+        self._follow(decide(self.history, self.budgets, cluster), cause, inside=True)
 
     @precondition(lambda self: self.job == "running" and len(self.history) > 2)
     @rule(cause=st.sampled_from(sorted(FINAL)))
     def an_attempt_ends_for_good(self, cause: Cause) -> None:
         self._ends(cause, STEPS - self.step if cause is Cause.COMPLETED else 0, 0.1)
-        self._follow(decide(self.history, self.budgets), cause)
+        self._follow(decide(self.history, self.budgets), cause, inside=True)
+
+    @precondition(lambda self: self.job == "running" and self.budgets.max_gpu_hours is not None)
+    @rule()
+    def its_hours_are_spent(self) -> None:
+        self._ends(Cause.HOURS_SPENT, 1, self._hours_left())
+        self._follow(decide(self.history, self.budgets), Cause.HOURS_SPENT, inside=True)
+        assert self.over
+
+    def _hours_left(self) -> float:
+        """The supervisor lets no attempt have more."""
+        return seconds_left(self.history, self.budgets, 1) / 3600
 
     @precondition(lambda self: self.job == "running")
     @rule(state=st.sampled_from(SLURM_ENDS), steps=st.integers(0, 9), hours=st.floats(0, 3), requeue=st.booleans())
     def slurm_takes_it_away(self, state: str, steps: int, hours: float, requeue: bool) -> None:
-        self._ends(Cause.LOST, steps, hours)
+        self._ends(Cause.LOST, steps, min(hours, self._hours_left()))
         self.job, self.state = ("requeued", state) if requeue else ("ended", state)
 
     @precondition(lambda self: self.job == "running")
     @rule(steps=st.integers(0, 9), hours=st.floats(0, 3))
     def nobody_is_left_in_it(self, steps: int, hours: float) -> None:
-        self._ends(Cause.LOST, steps, hours)
+        self._ends(Cause.LOST, steps, min(hours, self._hours_left()))
         self.job = "orphan"
 
     @precondition(lambda self: self.job not in ("ended", "cancelled") and len(self.history) > 2)
@@ -107,7 +155,7 @@ class Life(RuleBasedStateMachine):
     def its_user_cancels_it(self) -> None:
         if self.job == "running":
             self._ends(Cause.LOST, 0, 0.1)
-        self.job, self.state = "cancelled", "CANCELLED"
+        self.job, self.state, self.cancelled = "cancelled", "CANCELLED", True
 
     @precondition(lambda self: any(end.node for end in self.history))
     @rule()
@@ -117,8 +165,25 @@ class Life(RuleBasedStateMachine):
     # -- the watchdog --------------------------------------------------------------------------------------------
 
     @rule()
+    def slurm_is_silent(self) -> None:
+        assert watch.decide(self._run(), replace(self._seen(), asked=False), NOW).action is Action.NOTHING
+
+    @rule()
     def a_pass(self) -> None:
-        run = RunFacts(
+        seen = self._seen()
+        decision = watch.decide(self._run(), seen, NOW)
+        if decision.action is Action.NOTHING:
+            return
+        if decision.action in AGAIN and decision.cause is Cause.LAUNCH_FAILED:
+            step = self.history[-1].checkpoint_step if self.history else 0
+            self.history.append(Ended(Cause.LAUNCH_FAILED, step, step, 0.0))
+            self.charged_life = seen.life_start
+        elif decision.cause and self.history and self.history[-1].cause is Cause.LOST:
+            self.history[-1] = replace(self.history[-1], cause=decision.cause)
+        self._follow(decision, decision.cause)
+
+    def _run(self) -> RunFacts:
+        return RunFacts(
             address="12",
             submitted_at=NOW - 9000,
             completed=self.over == "completed",
@@ -127,23 +192,21 @@ class Life(RuleBasedStateMachine):
             budgets=self.budgets,
             heartbeat_at=NOW - 1 if self.job == "running" else NOW - 9000,
             began=self.began,
+            started_at=self.started_at,
+            charged_life=self.charged_life,
         )
-        decision = watch.decide(run, self._seen(), NOW)
-        if decision.action is Action.NOTHING:
-            return
-        told = watch.charged(run, decision.cause) if decision.cause else self.history
-        if decision.action in AGAIN or decision.action is Action.STOP:
-            self.history = list(told)
-        self._follow(decision, decision.cause)
 
     def _seen(self) -> JobFacts:
         reason = {"held": "launch failed requeued held", "requeued": "BeginTime"}.get(self.job, "Priority")
-        state = {"running": "RUNNING", "orphan": "RUNNING", "ended": self.state, "cancelled": "CANCELLED"}.get(
-            self.job, "PENDING"
-        )
-        start = NOW + 100 if self.job == "requeued" else NOW - 8000
+        runs = dict.fromkeys(("running", "orphan", "nobody"), "RUNNING")
+        state = {**runs, "ended": self.state, "cancelled": "CANCELLED"}.get(self.job, "PENDING")
+        start = NOW + 100 if self.job == "requeued" else self.life_start
         queued = QueuedJob("12", 12, state, reason, 1, None, start, "", "one", "/")
-        last = JobLife("12", 12, self.state, None, 0, 0, None, None, NOW - 10, "n1", "one") if self.state else None
+        last = (
+            JobLife("12", 12, self.state, None, 0, 0, None, self.life_start, NOW - 10, "n1", "one")
+            if self.state
+            else None
+        )
         return JobFacts(True, queued, True, last)
 
     # -- what follows --------------------------------------------------------------------------------------------
@@ -151,57 +214,59 @@ class Life(RuleBasedStateMachine):
     def _ends(self, cause: Cause, steps: int, hours: float, node: str | None = None) -> None:
         before, self.step = self.step, min(STEPS, self.step + steps)
         self.history.append(Ended(cause, before, self.step, hours, node))
+        if self.step > before:
+            self.starts_since_progress = 0
 
-    def _follow(self, decision: Decision, cause: Cause | None) -> None:
+    def _begins_a_life(self) -> None:
+        self.life_start += 1000.0
+        self.starts_since_progress += 1
+
+    def _follow(self, decision: Decision, cause: Cause | None, *, inside: bool = False) -> None:
+        """inside: it is the supervisor's, which sees the end that it decides about."""
         if decision.action in AGAIN:
-            self.restarted_over |= bool(self.over)
+            assert not self.over, f"{decision} of a run that is over"
+            assert not self.cancelled, f"{decision} of a run that its user cancelled"
+            self._spends_nothing_beyond_its_budgets()
             if decision.restart:
-                self._starts()
+                assert inside
+                self.starts_since_progress += 1
             else:
                 self.job, self.state = "pending", ""
-                self.began = self.began and decision.action not in (Action.RESUBMIT, Action.RELEASE)
+                self.began = self.began and decision.action is Action.EXPEDITE
             return
         if self.over == "":
             self.over = "completed" if cause is Cause.COMPLETED else str(cause or decision.action)
         if self.job != "cancelled":
             self.job, self.state = "ended", self.state or "FAILED"
 
-    def _starts(self) -> None:
-        self.restarted_over |= bool(self.over)
-
     # -- what must hold ------------------------------------------------------------------------------------------
 
-    @invariant()
-    def what_is_over_stays_over(self) -> None:
-        assert not self.restarted_over
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether somebody has decided that the run trains on; what Slurm requeues by itself nobody has seen yet."""
-        return bool(self.history) and not self.over and self.job in ("running", "pending")
-
-    @invariant()
-    def no_budget_is_exceeded(self) -> None:
-        for name, causes in ACCOUNT.items() if self.goes_on else ():
-            used = sum(end.cause in causes and not end.node_excluded for end in self.history)
-            limit = getattr(self.budgets, name)
+    def _spends_nothing_beyond_its_budgets(self) -> None:
+        """Asked when it is started again: what happens after that, or is found out, nobody could know."""
+        budgets, history = self.budgets, self.history
+        for name, causes in ACCOUNT:
+            used = sum(end.cause in causes and not end.node_excluded for end in history)
+            limit = getattr(budgets, name)
             assert limit is None or used <= limit, f"{used} of {name}={limit}"
+        nodes = sum(end.cause in NODE_FAILURES or (end.node_excluded and end.cause in CHARGED) for end in history)
+        assert nodes <= budgets.max_node_failures
+        assert budgets.max_gpu_hours is None or sum(end.gpu_hours for end in history) < budgets.max_gpu_hours
+        moved = [end.checkpoint_step > end.start_step for end in history if not self._beside_the_point(end)]
+        row = next((count for count, one in enumerate(reversed(moved)) if one), len(moved))
+        assert row == 0 or row < budgets.max_no_progress
 
     @invariant()
-    def it_is_not_started_for_ever_without_progress(self) -> None:
-        if self.goes_on:
-            moved = [end.checkpoint_step > end.start_step for end in self.history if not self._beside_the_point(end)]
-            row = next((count for count, one in enumerate(reversed(moved)) if one), len(moved))
-            assert row < self.budgets.max_no_progress
-
-    @invariant()
-    def hours_that_are_spent_start_nothing(self) -> None:
-        if self.goes_on and self.budgets.max_gpu_hours is not None:
-            assert sum(end.gpu_hours for end in self.history) < self.budgets.max_gpu_hours
+    def it_is_not_started_for_ever_whatever_the_cause(self) -> None:
+        """Every start without progress is charged to one of these, the first one to none."""
+        if hasattr(self, "budgets"):
+            most = self.budgets.max_no_progress + self.budgets.max_launch_failures + self.budgets.max_node_failures
+            assert self.starts_since_progress <= most + 1, f"{self.starts_since_progress} starts, {self.budgets}"
 
     @staticmethod
     def _beside_the_point(end: Ended) -> bool:
-        return end.checkpoint_step <= end.start_step and (end.node_excluded or end.cause is Cause.LAUNCH_FAILED)
+        """Another budget than that for a lack of progress bounds such ends."""
+        stuck = end.checkpoint_step <= end.start_step
+        return stuck and (end.cause is Cause.LAUNCH_FAILED or (end.node_excluded and end.cause in CHARGED))
 
 
 Life.TestCase.settings = settings(deadline=None, max_examples=200, stateful_step_count=40)

@@ -21,6 +21,7 @@ from hpc_llm.recovery.policy import (
     Ended,
     decide,
     exhausted,
+    seconds_left,
 )
 from tests.configs import make_config
 
@@ -99,12 +100,23 @@ def test_with_something_left_of_each_budget_the_run_goes_on(cause: Cause) -> Non
     assert decision.cause is cause
 
 
-@pytest.mark.parametrize("cause", sorted(FINAL))
+@pytest.mark.parametrize("cause", sorted(FINAL - {Cause.HOURS_SPENT}))
 @pytest.mark.parametrize("before", [[], [moved(Cause.CRASH)], [stuck(Cause.LOST)] * 9])
 def test_what_is_no_matter_of_trying_again_never_is(cause: Cause, before: list[Ended]) -> None:
     decision = decide([*before, moved(cause)], PLENTY)
     assert decision.action is Action.STOP
     assert decision.why == f"{cause}: not a matter of trying again"
+
+
+def test_hours_that_are_spent_end_a_run_and_the_key_that_mends_it_is_named() -> None:
+    decision = decide([moved(Cause.HOURS_SPENT)], PLENTY)
+    assert (decision.action, decision.why) == (Action.STOP, "run.max_gpu_hours=100 spent")
+
+
+def test_an_attempt_may_train_until_the_hours_of_all_its_gpus_are_spent() -> None:
+    assert seconds_left([replace(moved(Cause.CRASH), gpu_hours=90.0)], PLENTY, 4) == 10 / 4 * 3600
+    assert seconds_left([replace(moved(Cause.CRASH), gpu_hours=900.0)], PLENTY, 4) == 0.0
+    assert seconds_left([], replace(PLENTY, max_gpu_hours=None), 4) == float("inf")
 
 
 def test_every_cause_is_ended_in_place_elsewhere_or_for_good() -> None:
@@ -244,3 +256,9 @@ def test_what_is_counted_never_comes_back(story: list[Ended], budgets: Budgets) 
         spent = exhausted(before, budgets)
         if spent and "attempts in a row" not in spent:
             assert exhausted(after, budgets)
+
+
+def test_a_bad_node_excuses_no_lack_of_progress_that_no_other_budget_bounds() -> None:
+    stuck = Ended(Cause.TIME_LIMIT, 5, 5, 0.1, node="n1", node_excluded=True)
+    assert "no newer checkpoint" in str(exhausted([stuck] * 3, PLENTY))
+    assert exhausted([replace(stuck, cause=Cause.CRASH)] * 3, PLENTY) is None
