@@ -13,6 +13,7 @@ from hpc_llm.config import attention
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import manifest, sources
+from hpc_llm.launch import machine
 from hpc_llm.planning.experience import NONE, Experience
 from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
 from hpc_llm.runs import dependency, preflight
@@ -136,9 +137,7 @@ def _padding(config: RunConfig, directory: Path) -> float | None:
 
 def _plan(config: RunConfig, data: DataFacts | None) -> RunPlan:
     """make_plan with what this machine and the root know."""
-    memory, here = _host_memory(config), config
-    if memory is not None and config.cluster.device == "auto":
-        here = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, device="cpu"))
+    here, memory = machine.as_here(config)
     return make_plan(here, data, memory_available=memory, experience=_experience(config, attention.choose(here)))
 
 
@@ -147,11 +146,3 @@ def _experience(config: RunConfig, backend: str) -> Experience:
     if not os.path.isdir(root.experience):  # noqa: PTH112 – Path.is_dir raises where one may not look
         return NONE
     return Remembered(root, dataclasses.asdict(config), backend)
-
-
-def _host_memory(config: RunConfig) -> int | None:
-    """Bytes per rank of this machine, for ranks on its CPUs; None where cluster.gpu or nobody knows."""
-    if config.cluster.launcher != "local" or config.cluster.gpu is not None or Path("/dev/nvidiactl").exists():
-        return None
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return total // max(1, config.cluster.gpus_per_node)

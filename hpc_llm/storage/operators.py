@@ -32,6 +32,16 @@ def library(name: str, architecture: str) -> Path:
     return folder(architecture) / name / f"{name}.so"
 
 
+def built_for(name: str, capability: str) -> Path | None:
+    """A library of operator `name` whose list of GPU architectures (TORCH_CUDA_ARCH_LIST) has `capability`, as 9.0."""
+    pattern = folder("sm").name
+    for path in sorted(folder("sm").parent.glob(f"{pattern}*/{name}/{name}.so")):
+        listed = path.parent.parent.name.removeprefix(pattern).split("_")
+        if capability in [one.removesuffix("+PTX") for one in listed]:
+            return path
+    return None
+
+
 def cpu_architecture() -> str:
     """This processor, with its instruction sets: DeepSpeed compiles with -march=native."""
     cpuinfo = Path("/proc/cpuinfo")

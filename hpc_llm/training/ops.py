@@ -37,6 +37,8 @@ def architecture(device: str) -> str:
 def load(name: str, device: str) -> bool:
     """Load operator `name` into DeepSpeed; False if nobody built it."""
     library = operators.library(name, architecture(device))
+    if not library.exists() and device == "cuda":  # built for several architectures, this one among them
+        library = operators.built_for(name, ".".join(map(str, torch.cuda.get_device_capability()))) or library
     if not library.exists():
         return False
     spec = importlib.util.spec_from_file_location(name, library)
