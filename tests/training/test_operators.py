@@ -24,7 +24,8 @@ def built(architecture: str) -> Path:
 @pytest.mark.parametrize("architecture", ["sm8.0_9.0", "sm9.0+PTX", "sm9.0"])
 def test_a_list_that_has_it_will_do(architecture: str) -> None:
     built("sm8.0")
-    assert operators.built_for("fused_lion", "9.0") == built(architecture)
+    library = built(architecture)
+    assert operators.built_for("fused_lion", "9.0") == library
 
 
 @pytest.mark.parametrize("architecture", ["sm8.0_8.6", "sm9.0a"])
