@@ -16,7 +16,8 @@ _TIMEOUT_S = 20.0
 
 def main() -> int:
     """Print the stacks of every rank of the run on this node."""
-    program = shutil.which("py-spy")
+    # Beside this interpreter too: a job calls it by its path, and its environment need not be on PATH.
+    program = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if program is None:
         return 0
     for pid in pids_of_ranks(sys.argv[1]):

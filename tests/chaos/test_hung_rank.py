@@ -22,6 +22,8 @@ def test_a_rank_that_is_stopped_is_found_and_the_run_ends_as_if_nothing_had_been
     assert [end["cause"] for end in hurt.named("ended")] == ["hang", "completed"]
     for rank in (0, 1):
         assert "Fatal Python error: Aborted" in hurt.layout.rank_log(1, rank).read_text()
+    stacks = hurt.layout.stacks(1).read_text()  # of py-spy, which sees a rank that is stopped from outside
+    assert stacks.count("Python v3") == 2 and "hpc_llm.train" in stacks
     assert "most recent call first" in hurt.layout.rank_log(1, 1).read_text()
     assert hurt.named("resumed")[0]["step"] == 24
     assert hurt.losses == plain.losses

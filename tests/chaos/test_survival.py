@@ -131,6 +131,18 @@ def test_a_batch_that_diverges_is_left_out_where_that_is_wanted(root: Path) -> N
     assert kept == [1, 2, 3, 4, 5]  # the sixth step trained on what would have been the seventh's
 
 
+def test_a_loss_that_leaps_is_left_out_like_one_that_is_no_number(root: Path) -> None:
+    words = ("recovery.spike_threshold=1", "recovery.on_divergence=skip", "train.duration=40steps")
+    hurt = run(root, "leap", *words, faults=[{"attempt": 1, "rank": 0, "kind": "scale", "step": 30, "by": 100}])
+    assert hurt.status == 0, hurt.output
+    assert [end["cause"] for end in hurt.named("ended")] == ["diverged", "completed"]
+    (told,) = hurt.named("diverged")
+    assert (told["step"], told["data_step"]) == (31, 30)
+    assert "above the steps before it" in told["why"]
+    assert hurt.named("resumed")[0]["step"] == 30
+    assert sorted(hurt.losses) == list(range(1, 41))
+
+
 def test_a_batch_that_always_diverges_does_not_go_on_for_ever(root: Path) -> None:
     faults = [{"attempt": number, "rank": 0, "kind": "nan", "step": 5} for number in (1, 2, 3)]
     hurt = run(root, "always", "recovery.on_divergence=skip", "recovery.max_divergences=1", faults=faults)

@@ -9,6 +9,7 @@ JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its atte
     {"kind": "full", "after": BYTES, "times": T}   ENOSPC once that many bytes went into checkpoint files; T times
     {"kind": "nan", "step": K, "layer": L}   the weights turn NaN before step K; of parameters named L… if it is given
     {"kind": "nan-backward", "step": K, "layer": L}   from step K on the backward pass of modules named …L makes NaN
+    {"kind": "scale", "step": K, "by": F}    the weights are F times what they were before step K: the loss leaps
     {"kind": "raise", "step": K, "error": E}  before step K: E is gpu-memory, host-memory (that really runs out), or bug
     {"kind": "slow", "step": K, "seconds": S}   from step K on every forward pass takes S longer
     {"kind": "stop", "step": K}          SIGSTOP oneself before step K: hangs, with all who wait for this rank
@@ -127,18 +128,18 @@ def _raise(error: str) -> None:
     raise ValueError("a bug of the user's")
 
 
-def _poison(layer: str) -> None:
+def _change_weights(layer: str, factor: float) -> None:
     import gc
 
     import torch
 
     gc.unfreeze()  # the loop freezes what was there when it began
     for found in gc.get_objects():
-        if isinstance(found, torch.nn.Module):
+        if isinstance(found, torch.nn.Module) and type(found).__name__ == "Transformer":
             with torch.no_grad():
                 for name, parameter in found.named_parameters():
                     if layer in name:
-                        parameter.fill_(float("nan"))
+                        parameter.mul_(factor)
 
 
 def _poison_backward(layer: str) -> None:
@@ -180,7 +181,9 @@ def _obey(fault: dict) -> None:
     elif kind == "raise":
         _raise(fault["error"])
     elif kind == "nan":
-        _poison(fault.get("layer", ""))
+        _change_weights(fault.get("layer", ""), float("nan"))
+    elif kind == "scale":
+        _change_weights("", fault["by"])
     elif kind == "nan-backward":
         _poison_backward(fault["layer"])
     elif kind == "slow":
