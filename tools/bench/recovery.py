@@ -24,6 +24,7 @@ from typing import Any
 import record
 
 LOCAL_SLURM = record.ROOT / "tools" / "local_slurm"
+FROM_WITHIN = record.ROOT / "tests" / "chaos" / "faults"  # makes ranks of ours obey orders in a file
 HOLD_S = 20  # how long the urgent job keeps the nodes
 PATIENCE_S = 240.0
 INTRODUCTION = """
@@ -98,6 +99,10 @@ class Bench:
     environment: dict[str, str]
     lost: str | None = None  # a node whose slurmd is dead
 
+    @property
+    def orders(self) -> Path:
+        return self.folder / "orders"
+
     def call(self, *words: str) -> str:
         done = subprocess.run(words, env=self.environment, cwd=self.folder, capture_output=True, text=True)
         if done.returncode:
@@ -167,7 +172,7 @@ def ours(bench: Bench, place: Path, every_s: float) -> Iterator[Job]:
     root = place / "runs"
     words = ["+cluster=local-slurm", "model=mpt-tiny", "train.duration=100000steps", "trackers=[]"]
     small = ["train.seq_len=64", "train.global_batch=4", "checkpoint.every=100steps", "train.eval_every=100000steps"]
-    patient = ["recovery.hang_floor_s=10", "recovery.max_no_progress=9"]
+    patient = ["recovery.hang_floor_s=10", "recovery.max_no_progress=9", "recovery.on_divergence=skip"]
     bench.call(sys.executable, "-m", "hpc_llm.submit", *words, *small, *patient, f"run.root={root}", "run.name=run")
     submitted = json.loads((root / "run" / "ledger" / "submit.jsonl").read_text().splitlines()[0])
     watchdog = subprocess.Popen(
@@ -250,6 +255,24 @@ def time_limit(job: Job) -> float:
     return time.time()
 
 
+def order(job: Job, **fault: object) -> float:
+    """Have rank 1 of a run of ours do it before its next step."""
+    draft = job.bench.folder / "draft"
+    draft.write_text(json.dumps({"rank": 1, **fault}))
+    draft.rename(job.bench.orders)
+    wait(lambda: not job.bench.orders.exists(), "a rank that obeys")
+    return time.time()
+
+
+def checkpoint_damaged(job: Job) -> float:
+    """And a rank killed, so that it is asked for."""
+    assert job.run is not None
+    newest = max((path.parent for path in (job.run / "checkpoints").glob("step-*/manifest.json")))
+    largest = max(newest.glob("*.pt"), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size - 1)
+    return rank_killed(job)
+
+
 FAULTS: dict[str, Callable[[Job], float]] = {
     "preempted": preempted,
     "rank-killed": rank_killed,
@@ -257,6 +280,11 @@ FAULTS: dict[str, Callable[[Job], float]] = {
     "time-limit": time_limit,
     "worker-lost": lambda job: node_lost(job, 1),
     "batch-host-lost": lambda job: node_lost(job, 0),
+}
+OURS = {  # of those that need a checkpoint, or a rank that can be told
+    "checkpoint-damaged": checkpoint_damaged,
+    "host-memory": lambda job: order(job, kind="raise", error="host-memory"),
+    "nan": lambda job: order(job, kind="nan"),
 }
 
 
@@ -275,7 +303,7 @@ def measure(bench: Bench, arm: str, fault: str) -> Measured:
     with ARMS[arm](bench, place) as job:
         wait(lambda: job.steps()[0] >= 150, "150 steps")
         known = len(job.ledger())
-        since = FAULTS[fault](job)
+        since = {**FAULTS, **OURS}[fault](job)
         before, _ = job.steps()
         over = ("FAILED", "CANCELLED", "COMPLETED", "NODE_FAIL", "TIMEOUT")
 
@@ -326,7 +354,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--grace", type=int, default=0, help="GraceTime of the cluster, seconds")
-    parser.add_argument("--faults", nargs="+", default=list(FAULTS), choices=list(FAULTS))
+    parser.add_argument("--faults", nargs="+", default=list(FAULTS), choices=[*FAULTS, *OURS])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "recovery.md")
     arguments = parser.parse_args()
@@ -342,7 +370,9 @@ def on_cluster(arguments: argparse.Namespace) -> Iterator[list[object]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        environment = {**os.environ, "LOCAL_SLURM_DIR": str(folder / "slurm"), "PYTHONPATH": str(record.ROOT)}
+        environment = {**os.environ, "LOCAL_SLURM_DIR": str(folder / "slurm")}
+        environment["PYTHONPATH"] = f"{FROM_WITHIN}{os.pathsep}{record.ROOT}"
+        environment["HPC_LLM_FAULT_ORDERS"] = str(folder / "orders")
         up = [LOCAL_SLURM, "up", "--nodes", "3", "--grace-time", str(arguments.grace)]
         subprocess.run(up, env=environment, check=True)
         environment["SLURM_CONF"] = str(folder / "slurm" / "etc" / "slurm.conf")
@@ -350,7 +380,7 @@ def on_cluster(arguments: argparse.Namespace) -> Iterator[list[object]]:
         try:
             for number in range(1, arguments.rounds + 1):
                 for fault in arguments.faults:
-                    for arm in arguments.arms:
+                    for arm in [arm for arm in arguments.arms if fault in FAULTS or arm == "hpc_llm"]:
                         load = os.getloadavg()[0]
                         found = measure(bench, arm, fault)
                         shown = [_shown(found.detected, "–"), _shown(found.next_step, "never")]
