@@ -267,7 +267,7 @@ def order(job: Job, **fault: object) -> float:
 def checkpoint_damaged(job: Job) -> float:
     """And a rank killed, so that it is asked for."""
     assert job.run is not None
-    newest = max((path.parent for path in (job.run / "checkpoints").glob("step-*/manifest.json")))
+    newest = max(path.parent for path in (job.run / "checkpoints").glob("step-*/manifest.json"))
     largest = max(newest.glob("*.pt"), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size - 1)
     return rank_killed(job)
