@@ -55,7 +55,7 @@ def judge(
         return Ending(Cause.NODE_FAILURE, end, None, end.lost_nodes[0])
     cause, failure = Cause.HANG if hang else classify(end.exit_codes, end.first_failed), None
     if cause in _SPOKEN:
-        failure = errors.first(errors.tails(layout.attempt(attempt).glob("rank-*.log")))
+        failure = _failure(layout, attempt, end)
         cause = errors.refine(cause, failure)
     if cause is Cause.STOPPED and let_go:
         cause = Cause.KILLED  # by somebody's hand, and the job is still ours
@@ -68,6 +68,15 @@ def judge(
         return Ending(cause, end, None, hang.node if hang.node in hosts else None)
     rank = failure.rank if failure else end.first_failed
     return Ending(cause, end, failure, node_of(rank, hosts, world_size))
+
+
+def _failure(layout: RunLayout, attempt: int, end: StepEnd) -> Failure | None:
+    """What the rank that failed first says of it, or what is known of one that a signal ended."""
+    first = end.first_failed
+    if first is not None and end.exit_codes[first] < 0:
+        log = "".join(errors.tails([layout.rank_log(attempt, first)]))
+        return errors.fatal(log, first, -end.exit_codes[first])
+    return errors.first(errors.tails(layout.attempt(attempt).glob("rank-*.log")))
 
 
 def bear_witness(layout: RunLayout, attempt: int, ending: Ending, hosts: Sequence[str], world_size: int) -> None:

@@ -186,16 +186,11 @@ class SrunStep:
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._open = False
-        if code == 0:
-            return StepEnd(dict.fromkeys(range(self._world_size), 0), None)
-        no_step = _NO_STEP.search(self._said) and not exits and not self._asked
+        no_step = code != 0 and _NO_STEP.search(self._said) and not exits and not self._asked
         if no_step and time.monotonic() - self._begun < PATIENCE_S:
             self._said, self._deadline, self._again_at = b"", None, time.monotonic() + AGAIN_S
             return self._between_two_tries()
-        codes = dict(reversed(exits)) or {0: code}  # the first word on a rank counts
-        first = exits[0] if exits else (0, code)
-        lost = tuple(dict.fromkeys(_NODE_LOST.findall(self._said.decode(errors="replace"))))
-        return StepEnd(codes, first[0] if _failed(first[1], self._stop_code) else None, lost)
+        return srun_end(self._said.decode(errors="replace"), code, self._world_size, self._stop_code)
 
     def _between_two_tries(self) -> StepEnd | None:
         assert self._again_at is not None
@@ -250,6 +245,17 @@ _SIGNALS = {
     "Bus error": signal.SIGBUS,
     "User defined signal 2": signal.SIGUSR2,
 }
+
+
+def srun_end(text: str, code: int, world_size: int, stop_code: int) -> StepEnd:
+    """How a step ended whose srun said `text` and left with `code`."""
+    if code == 0:
+        return StepEnd(dict.fromkeys(range(world_size), 0), None)
+    exits = srun_exits(text)
+    codes = dict(reversed(exits)) or {0: code}  # the first word on a rank counts
+    first = exits[0] if exits else (0, code)
+    lost = tuple(dict.fromkeys(_NODE_LOST.findall(text)))
+    return StepEnd(codes, first[0] if _failed(first[1], stop_code) else None, lost)
 
 
 def srun_exits(text: str) -> list[tuple[int, int]]:

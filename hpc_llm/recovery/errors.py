@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from hpc_llm.storage.files import tail
 
 _TAIL_BYTES = 65536
 _LOGGED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) rank (\d+) (\w+) ", re.MULTILINE)
+_LAST_LINES = 20
+_FATAL = "Fatal Python error: "
 _TRACEBACK = "Traceback (most recent call last):"
 # Words of the libraries themselves; a rank that raises them may have had no chance to choose its exit code.
 _SAID: dict[Cause, re.Pattern[str]] = {
@@ -49,6 +52,21 @@ def failures(log: str) -> list[Failure]:
 def first(logs: Iterable[str]) -> Failure | None:
     """The earliest error of all ranks' logs: the others fail because of it, milliseconds later."""
     return min((failure for log in logs for failure in failures(log)), key=lambda failure: failure.time, default=None)
+
+
+def fatal(log: str, rank: int, number: int) -> Failure:
+    """The death by signal `number` of a rank with this log: whoever logs an error beside it lost it as a peer.
+
+    Its own words are an error that it logged, what faulthandler wrote, or its last lines: a library that aborts says
+    why before.
+    """
+    if own := failures(log):
+        return own[0]
+    said = f"rank {rank} died of {signal.Signals(number).name}"
+    before, found, stacks = log.rpartition(_FATAL)
+    words = (found + stacks).partition("\n\nExtension modules:")[0]
+    last = "\n".join((before if found else log).rstrip().splitlines()[-_LAST_LINES:])
+    return Failure("", rank, said, "\n".join([said, last, words]).strip())
 
 
 def refine(cause: Cause, failure: Failure | None) -> Cause:

@@ -1,4 +1,4 @@
-"""The first error among all ranks' logs, and what it says of the cause. The logs are of real failures."""
+"""The first error among all ranks' logs, and what it says of the cause. Logs of real failures are in test_recorded.py."""
 
 from __future__ import annotations
 
@@ -67,3 +67,11 @@ def test_words_of_the_libraries_name_the_cause() -> None:
 def test_only_a_crash_is_refined() -> None:
     assert errors.refine(Cause.HANG, crash("CUDA out of memory")) is Cause.HANG
     assert errors.refine(Cause.CRASH, None) is Cause.CRASH
+
+
+def test_a_rank_that_aborts_says_why_before_and_its_peers_errors_do_not_count() -> None:
+    said = "terminate called after throwing an instance of 'c10::Error'\n  CUDA error: uncorrectable ECC error encountered\n"
+    found = errors.fatal(said, 3, 6)
+    assert found.error == "rank 3 died of SIGABRT"
+    assert errors.refine(Cause.CRASH, found) is Cause.NODE_FAILURE
+    assert errors.fatal(LEADER, 3, 6).error == "IndexError: index out of range in self"

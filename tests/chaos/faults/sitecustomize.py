@@ -12,6 +12,7 @@ JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its atte
     {"kind": "scale", "step": K, "by": F}    the weights are F times what they were before step K: the loss leaps
     {"kind": "raise", "step": K, "error": E}  before step K: E is gpu-memory, host-memory (that really runs out), or bug
     {"kind": "slow", "step": K, "seconds": S}   from step K on every forward pass takes S longer
+    {"kind": "segfault", "step": K}      SIGSEGV
     {"kind": "stop", "step": K}          SIGSTOP oneself before step K: hangs, with all who wait for this rank
 
 HPC_LLM_FAULT_ORDERS names a file through which a fault without attempt and step, {"rank": R, "kind": …}, is ordered
@@ -178,6 +179,8 @@ def _obey(fault: dict) -> None:
         _die()
     elif kind == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+    elif kind == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
     elif kind == "raise":
         _raise(fault["error"])
     elif kind == "nan":

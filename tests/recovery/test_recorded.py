@@ -1,0 +1,70 @@
+"""What ended an attempt, by what srun and the ranks really said: logs of failures on a real Slurm.
+
+`recorded/NAME` is the run directory of one as far as it is read here, kept by `record.py` beside it.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hpc_llm.launch.ending import judge
+from hpc_llm.launch.steps import srun_end
+from hpc_llm.recovery import errors
+from hpc_llm.recovery.causes import Cause, ExitCode
+from hpc_llm.runs.layout import RunLayout
+
+RECORDED = Path(__file__).parent / "recorded"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the logs must be understood as; `error`: a part of the first rank's."""
+
+    cause: Cause
+    rank: int | None = None
+    error: str = ""
+    lost_nodes: tuple[str, ...] = ()
+
+
+FAILURES = {
+    "killed": Seen(Cause.KILLED, 1),
+    "bug": Seen(Cause.CRASH, 1, "ValueError: a bug of the user's"),
+    "segmentation-fault": Seen(Cause.CRASH, 1, "rank 1 died of SIGSEGV"),
+    "host-memory": Seen(Cause.OUT_OF_MEMORY, 1, "can't allocate memory"),
+    "gpu-memory": Seen(Cause.GPU_OUT_OF_MEMORY, 1, "CUDA out of memory"),
+    "disk-full": Seen(Cause.STORAGE_FULL),  # all ranks leave with the same code
+    "nan": Seen(Cause.DIVERGED),
+    "worker-lost": Seen(Cause.NODE_FAILURE, None, lost_nodes=("n2",)),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_real_logs_are_understood(name: str) -> None:
+    wanted, layout = FAILURES[name], RunLayout(RECORDED / name)
+    end = srun_end(layout.supervisor_log(1).read_text(), 1, 2, ExitCode.STOPPED)
+    found = judge(
+        layout, 1, end, hang=None, let_go=False, in_slurm=True, outlives_nodes=bool(wanted.lost_nodes), signals=(),
+        hours_spent=False, hosts=["n1", "n2"], world_size=2,
+    )  # fmt: skip
+    assert found.cause is wanted.cause
+    assert found.end.lost_nodes == wanted.lost_nodes
+    if wanted.rank is not None:
+        assert found.end.first_failed == wanted.rank
+        assert found.node == f"n{wanted.rank + 1}"
+    assert wanted.error in (found.failure.error if found.failure else "")
+
+
+def test_of_a_segmentation_fault_the_stacks_of_its_own_rank_are_told() -> None:
+    """Rank 0 has a traceback too: it lost its peer."""
+    layout = RunLayout(RECORDED / "segmentation-fault")
+    found = errors.fatal(layout.rank_log(1, 1).read_text(), 1, signal.SIGSEGV)
+    assert "Fatal Python error: Segmentation fault" in found.text
+    assert "loop.py" in found.text and "Extension modules" not in found.text
+
+
+def test_every_recorded_failure_is_read_here() -> None:
+    assert {path.name for path in RECORDED.iterdir() if path.is_dir()} == set(FAILURES)
