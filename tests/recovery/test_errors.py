@@ -1,4 +1,4 @@
-"""The first error among all ranks' logs, and what it says of the cause. Logs of real failures are in test_recorded.py."""
+"""The first error among all ranks' logs, and what it says of the cause; of real failures in test_recorded.py."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_only_a_crash_is_refined() -> None:
 
 
 def test_a_rank_that_aborts_says_why_before_and_its_peers_errors_do_not_count() -> None:
-    said = "terminate called after throwing an instance of 'c10::Error'\n  CUDA error: uncorrectable ECC error encountered\n"
+    said = "terminate called after throwing an instance of 'c10::Error'\n  CUDA error: uncorrectable ECC error\n"
     found = errors.fatal(said, 3, 6)
     assert found.error == "rank 3 died of SIGABRT"
     assert errors.refine(Cause.CRASH, found) is Cause.NODE_FAILURE
