@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,14 +23,14 @@ from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.launch.ending import Ending, bad_nodes, bear_witness, judge
 from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.launch.place import LocalPlace, Place, SlurmPlace
-from hpc_llm.launch.steps import Step, StepEnd, StepSpec
+from hpc_llm.launch.steps import StepEnd, StepSpec
+from hpc_llm.launch.vigil import Vigil
 from hpc_llm.planning.experience import Limit, Speed
 from hpc_llm.recovery import facts
 from hpc_llm.recovery.causes import Cause, ExitCode
-from hpc_llm.recovery.hang import Hang, HangWatch, HoldWatch
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, decide, exhausted, seconds_left
-from hpc_llm.runs import attempts, attention, heartbeat, ledger
+from hpc_llm.runs import attempts, attention, ledger
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import append_line, restrict_access
@@ -39,7 +38,6 @@ from hpc_llm.storage.patience import patiently
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 HEARTBEAT_S = 10.0
-LOOKS_PER_FLOOR = 8  # at the ranks' heartbeats, within recovery.hang_floor_s
 T = TypeVar("T")
 BUSY = 75  # exit status where another supervisor holds the run (EX_TEMPFAIL)
 
@@ -52,8 +50,6 @@ class Supervisor:
         self.config: dict[str, Any] = json.loads(self.layout.config.read_text())
         self.plan: dict[str, Any] = json.loads(self.layout.plan.read_text())
         self.signals: list[int] = []
-        self._let_go = False  # whether the ranks of this attempt held in vain, and were asked to leave
-        self._hours_spent = False
         cluster = self.config["cluster"]
         self._gpus = self.plan["world_size"] + cluster["spare_nodes"] * cluster["gpus_per_node"]
 
@@ -97,9 +93,10 @@ class Supervisor:
         book.write("started", attempt=number, checkpoint_step=step_before, **self.place.facts())
         _say(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
         spec = self._patiently(lambda: self._spec(number))
-        end, hang = self._wait(self.place.start(spec, number, log), number, book, until)
+        vigil = Vigil(self.layout, self.place, self.config["recovery"], book, number, self.signals)
+        end = vigil.keep(self.place.start(spec, number, log), until, self._sleep)
         hours = (time.time() - began) / 3600 * self._gpus
-        ending = self._patiently(lambda: self._judge(number, end, hang))
+        ending = self._patiently(lambda: self._judge(number, end, vigil))
         ended = {
             "attempt": number,
             **ending.facts(),
@@ -114,17 +111,17 @@ class Supervisor:
         self._conclude(book, ended, ending.cause, decision)
         return ending.cause, decision
 
-    def _judge(self, number: int, end: StepEnd, hang: Hang | None) -> Ending:
+    def _judge(self, number: int, end: StepEnd, vigil: Vigil) -> Ending:
         ending = judge(
             self.layout,
             number,
             end,
-            hang=hang,
-            let_go=self._let_go,
+            hang=vigil.hang,
+            let_go=vigil.let_go,
             in_slurm=not self.place.parental,
             outlives_nodes=self.place.outlives_nodes,
             signals=self.signals,
-            hours_spent=self._hours_spent,
+            hours_spent=vigil.hours_spent,
             hosts=self.place.hosts,
             world_size=self.plan["world_size"],
         )
@@ -167,55 +164,6 @@ class Supervisor:
         enough = self.place.outlives_nodes and self.place.enough_without(bad | failed)
         decision = decide(history, Budgets.of(self.config), Cluster(bad, enough))
         return decision.elsewhere() if self.place.time_is_up(self.signals) else decision
-
-    def _wait(
-        self, step: Step, attempt: int, book: ledger.SupervisorLedger, until: float
-    ) -> tuple[StepEnd, Hang | None]:
-        """Until all ranks have left. A stop signal asks them to save, Ctrl-C after that kills them; a hang aborts.
-
-        until: when the hours are spent (monotonic); then they are asked as well.
-
-        Only Ctrl-C is a person's impatience: the death of a parent with threads sends its SIGTERM more than once.
-        """
-        obeyed, hang, recovery = 0, None, self.config["recovery"]
-        watch = HangWatch(recovery["hang_floor_s"], recovery["start_timeout_s"], time.monotonic())
-        holding, self._let_go = HoldWatch(), False
-        while (end := step.poll()) is None:
-            for number in self.signals[obeyed:]:
-                obeyed += 1
-                book.note("notice", signal=signal.Signals(number).name)
-                attention.call(self.layout)
-                step.kill() if number == signal.SIGINT and obeyed > 1 else step.ask_to_stop()
-            if not self._hours_spent and time.monotonic() >= until:
-                self._hours_spent = True
-                book.note("notice", why="run.max_gpu_hours")
-                step.ask_to_stop()
-            beats = heartbeat.read(self.layout.heartbeats, attempt)
-            if hang is None and (hang := watch.look(beats, time.monotonic())):
-                seen = {"phase": hang.phase.value, "step": hang.step, "silent_s": round(hang.silent_s, 1)}
-                book.note("hang", attempt=attempt, **seen, limit_s=round(hang.limit_s, 1))
-                self.place.dump_stacks(self.layout.path, self.layout.stacks(attempt))
-                step.abort()
-            self._let_go_in_vain(step, attempt, book, holding, beats)
-            spent = math.inf if self._hours_spent else max(0.0, until - time.monotonic())
-            deadlines = (step.seconds_to_deadline(), recovery["hang_floor_s"] / LOOKS_PER_FLOOR, spent)
-            self._sleep(min(seconds for seconds in deadlines if seconds is not None), step.files())
-        return end, hang
-
-    def _let_go_in_vain(
-        self,
-        step: Step,
-        attempt: int,
-        book: ledger.SupervisorLedger,
-        holding: HoldWatch,
-        beats: Mapping[str, heartbeat.Beat],
-    ) -> None:
-        """Ranks that wait for an end which nobody brings are to leave, so that the step starts again."""
-        if not holding.due(beats, now := time.monotonic()) or not holding.in_vain(self.place.going(), now):
-            return
-        book.note("held-in-vain", attempt=attempt)
-        step.kill() if self._let_go else step.ask_to_stop()
-        self._let_go = True
 
     def _sleep(self, seconds: float, files: Sequence[int] = ()) -> None:
         """Until a signal, a child's end, a readable file, the next heartbeat, or `seconds`."""

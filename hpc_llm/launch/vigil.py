@@ -1,0 +1,86 @@
+"""Watches over one step until its ranks have left: signals, hangs, hours, and a wait for nothing. Standard library."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hpc_llm.launch.place import Place
+from hpc_llm.launch.steps import Step, StepEnd
+from hpc_llm.recovery.hang import Hang, HangWatch, HoldWatch
+from hpc_llm.runs import attention, heartbeat
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.ledger import SupervisorLedger
+
+LOOKS_PER_FLOOR = 8  # at the ranks' heartbeats, within recovery.hang_floor_s
+Sleep = Callable[[float, Sequence[int]], None]  # until something happens to this process or a file, or for seconds
+
+
+class Vigil:
+    """One attempt's. `signals` grows by itself while others sleep."""
+
+    def __init__(
+        self,
+        layout: RunLayout,
+        place: Place,
+        recovery: Mapping[str, Any],
+        book: SupervisorLedger,
+        attempt: int,
+        signals: Sequence[int],
+    ) -> None:
+        self._layout, self._place, self._recovery, self._book = layout, place, recovery, book
+        self._attempt, self._signals, self._obeyed = attempt, signals, 0
+        self._silence = HangWatch(recovery["hang_floor_s"], recovery["start_timeout_s"], time.monotonic())
+        self._holding = HoldWatch()
+        self.hang: Hang | None = None  # what the ranks were ended for
+        self.let_go = False  # whether they held in vain, and were asked to leave
+        self.hours_spent = False  # whether they were asked to because run.max_gpu_hours is spent
+
+    def keep(self, step: Step, until: float, sleep: Sleep) -> StepEnd:
+        """Until all ranks have left, or `until` (monotonic), when the hours are spent and they are asked to."""
+        while (end := step.poll()) is None:
+            self._obey(step)
+            if not self.hours_spent and time.monotonic() >= until:
+                self.hours_spent = True
+                self._book.note("notice", why="run.max_gpu_hours")
+                step.ask_to_stop()
+            beats = heartbeat.read(self._layout.heartbeats, self._attempt)
+            self._end_hang(step, beats)
+            self._let_go_in_vain(step, beats)
+            spent = math.inf if self.hours_spent else max(0.0, until - time.monotonic())
+            deadlines = (step.seconds_to_deadline(), self._recovery["hang_floor_s"] / LOOKS_PER_FLOOR, spent)
+            sleep(min(seconds for seconds in deadlines if seconds is not None), step.files())
+        return end
+
+    def _obey(self, step: Step) -> None:
+        """A stop signal asks the ranks to save; Ctrl-C after that kills them.
+
+        Only Ctrl-C is a person's impatience: the death of a parent with threads sends its SIGTERM more than once.
+        """
+        for number in self._signals[self._obeyed :]:
+            self._obeyed += 1
+            self._book.note("notice", signal=signal.Signals(number).name)
+            attention.call(self._layout)
+            step.kill() if number == signal.SIGINT and self._obeyed > 1 else step.ask_to_stop()
+
+    def _end_hang(self, step: Step, beats: Mapping[str, heartbeat.Beat]) -> None:
+        """Ranks that are silent for too long are ended, once their stacks are kept."""
+        if self.hang is not None or (hang := self._silence.look(beats, time.monotonic())) is None:
+            return
+        self.hang = hang
+        seen = {"phase": hang.phase.value, "step": hang.step, "silent_s": round(hang.silent_s, 1)}
+        self._book.note("hang", attempt=self._attempt, **seen, limit_s=round(hang.limit_s, 1))
+        self._place.dump_stacks(self._layout.path, self._layout.stacks(self._attempt))
+        step.abort()
+
+    def _let_go_in_vain(self, step: Step, beats: Mapping[str, heartbeat.Beat]) -> None:
+        """Ranks that wait for an end which nobody brings are to leave, so that the step starts again."""
+        now = time.monotonic()
+        if not self._holding.due(beats, now) or not self._holding.in_vain(self._place.going(), now):
+            return
+        self._book.note("held-in-vain", attempt=self._attempt)
+        step.kill() if self.let_go else step.ask_to_stop()
+        self.let_go = True
