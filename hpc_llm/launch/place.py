@@ -213,12 +213,12 @@ class SlurmPlace:
         return client.requeue_own(self.job, patience_s=PATIENCE_S)
 
     def hand_over(self, run: RunLayout, book: Ledger) -> bool:
-        with contextlib.suppress(client.SlurmError):
+        with contextlib.suppress(*successor.FAILURES):
             return successor.hand_over(run, book)
         return False
 
     def finished(self, run: RunLayout) -> None:
-        with contextlib.suppress(client.SlurmError):
+        with contextlib.suppress(*successor.FAILURES):
             successor.withdraw(run)
 
     def going(self) -> bool | None:

@@ -23,6 +23,7 @@ from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.slurm import client
 
 AFTER = "HPC_LLM_AFTER"  # in a successor's environment: the job that it waited for
+FAILURES = (OSError, ValueError, KeyError, client.SlurmError)  # of the disk, what is on it, or Slurm
 
 
 def main() -> int:
@@ -36,7 +37,7 @@ def main() -> int:
             print(f"successor: {why}: nothing to do", flush=True)
             return SUCCESSOR_LEAVES
         queue_next(record, own, book)
-    except (OSError, ValueError, KeyError, client.SlurmError) as error:
+    except FAILURES as error:
         print(f"successor: {error}; training without one", file=sys.stderr, flush=True)
     return 0
 

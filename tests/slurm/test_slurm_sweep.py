@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,22 @@ def running(runs: SlurmRuns, folder: Path) -> dict[str, str]:
     return found
 
 
+def requeued(folder: Path) -> set[str]:
+    """Runs with an attempt that ended before the run did."""
+    return {path.parent.parent.name for path in folder.glob("*/ledger/*.jsonl") if '"preempted"' in path.read_text()}
+
+
+def preempt_one(runs: SlurmRuns, folder: Path, hit: set[str]) -> set[str]:
+    """Preempt a run that was not yet, and say which have been; none more where it ended first."""
+    runs.until(lambda: bool(running(runs, folder).keys() - hit), "a task that trains")
+    name, job = next(pair for pair in running(runs, folder).items() if pair[0] not in hit)
+    done = complete(folder)
+    runs.slurm.tool("preempt", job, check=False)
+    # Of two tasks on a node Slurm chooses which one goes.
+    runs.until(lambda: len(requeued(folder)) > len(hit) or complete(folder) > done, f"{name} gone")
+    return requeued(folder)
+
+
 def power_off(run: RunLayout) -> None:
     """Kill all that a run has on its one node, slurmstepd first, so that nobody is left to tell Slurm."""
     for program in ("hpc_llm.launch.supervisor", "hpc_llm.train"):
@@ -69,13 +86,13 @@ def test_24_runs_meet_preemption_and_a_dead_node_and_their_sweep_has_an_answer(
     folder = runs.root / "rates"
     assert len(sweep(runs, *words)) == 24
 
-    hit: dict[str, str] = {}
-    runs.until(lambda: len(running(runs, folder)) >= 2, "two tasks that train")
-    for name, job in itertools.islice(running(runs, folder).items(), 2):
-        runs.slurm.tool("preempt", job)
-        hit[name] = job
-    runs.until(lambda: len(running(runs, folder).keys() - hit.keys()) >= 1, "another that trains")
+    hit: set[str] = set()
+    while len(hit) < 2:
+        hit = preempt_one(runs, folder, hit)
+    runs.until(lambda: bool(running(runs, folder).keys() - hit), "another that trains")
     bereft = next(name for name in running(runs, folder) if name not in hit)
+    for pid in processes(folder / bereft, "hpc_llm.train"):
+        os.kill(pid, signal.SIGSTOP)  # so that it does not end before its node does
     (node,) = Finished(0, "", RunLayout(folder / bereft)).named("started")[-1]["nodes"]
     runs.slurm.tool("kill-node", node)
     power_off(RunLayout(folder / bereft))
