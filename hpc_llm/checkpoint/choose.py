@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from hpc_llm.checkpoint import manifest
 from hpc_llm.checkpoint.errors import ManifestError, NoValidCheckpoint
 from hpc_llm.checkpoint.manifest import Manifest
+from hpc_llm.storage.patience import patiently
 
 T = TypeVar("T")
 Gather = Callable[[Any], list[Any]]  # one object per rank → the list of all, on every rank
@@ -28,21 +29,30 @@ def newest_valid(checkpoints: Path, known_steps: int, rank: int, world_size: int
     """Verify from the newest back, every rank its share of the files, until one is whole for all.
 
     known_steps: the newest step that the run's ledger knows to have been saved; 0 for none.
-    NoValidCheckpoint if there ought to be one and there is none: a run never silently starts from zero.
-    OSError on every rank if one of them could not look: a checkpoint is not thrown away for a file system's hiccup.
+    What a file system refuses is asked for again for minutes; where it then gives an older checkpoint, the newer one is
+    as good as damaged. NoValidCheckpoint if there ought to be one and there is none: a run never silently starts from
+    zero. OSError on every rank if there may be one that could not be read.
     """
     # Rank 0 looks at the folder: on a network file system others may see another state of it.
     present: list[int] = _together(lambda: manifest.steps(checkpoints) if rank == 0 else [], rank, gather)[0]
     rejected: list[tuple[int, str]] = []
+    unread: OSError | None = None
     for step in reversed(present):
         folder = manifest.folder_of(checkpoints, step)
-        shares = _together(partial(_my_share, folder, rank, world_size), rank, gather)
+        try:
+            shares = _together(partial(_my_share, folder, rank, world_size), rank, gather)
+        except OSError as error:
+            unread = error
+            rejected.append((step, str(error)))
+            continue
         found, problems = shares[rank][0], [problem for _, share in shares for problem in share]
         if not problems and found is not None:
+            _together(partial(_reject, checkpoints, rejected if rank == 0 else []), rank, gather)
             return Choice(found, rejected)
         rejected.append((step, "; ".join(dict.fromkeys(problems))))
-        if rank == 0:
-            manifest.reject(folder)
+    if unread is not None:
+        raise unread
+    _together(partial(_reject, checkpoints, rejected if rank == 0 else []), rank, gather)
     if present or known_steps:
         reasons = "".join(f"\n  step {step}: {why}" for step, why in rejected)
         raise NoValidCheckpoint(
@@ -50,6 +60,11 @@ def newest_valid(checkpoints: Path, known_steps: int, rank: int, world_size: int
             f"bring one back, or choose another run.name to start anew{reasons}"
         )
     return Choice(None, rejected)
+
+
+def _reject(checkpoints: Path, rejected: list[tuple[int, str]]) -> None:
+    for step, _ in rejected:
+        manifest.reject(manifest.folder_of(checkpoints, step))
 
 
 def _my_share(folder: Path, rank: int, world_size: int) -> tuple[Manifest | None, list[str]]:
@@ -64,7 +79,7 @@ def _together(look: Callable[[], T], rank: int, gather: Gather) -> list[T]:
     """What `look` gives on every rank, or the first error of any of them on all: nobody is left waiting."""
     mine, error = None, None
     try:
-        mine = look()
+        mine = patiently(look)
     except OSError as problem:
         error = (problem.errno, f"rank {rank}: {problem.strerror}", problem.filename)
     shares = gather((mine, error))

@@ -9,6 +9,7 @@ checkpoints/step-00001000/
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -114,5 +115,6 @@ def verify(folder: Path, entries: list[FileEntry]) -> list[str]:
 
 def reject(folder: Path) -> None:
     """Take the manifest away: the checkpoint no longer exists, its files wait for the next save or pruning."""
-    (folder / NAME).rename(folder / REJECTED)
+    with contextlib.suppress(FileNotFoundError):
+        (folder / NAME).rename(folder / REJECTED)
     fsync_directory(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from hpc_llm.checkpoint import manifest
 from hpc_llm.checkpoint.choose import Choice, newest_valid
 from hpc_llm.checkpoint.errors import NoValidCheckpoint
 from hpc_llm.checkpoint.manifest import NAME, FileEntry, Manifest, folder_of
+from hpc_llm.storage import patience
 from hpc_llm.storage.files import sha256_file
 
 FILES = ("model-0.pt", "model-1.pt", "optim-0.pt", "optim-1.pt", "rng.pt")
@@ -157,29 +159,68 @@ def test_a_rejected_checkpoint_is_not_tried_again(tmp_path: Path) -> None:
 UNREADABLE = {"a file": FILES[3], "the manifest": NAME}
 
 
-@pytest.mark.parametrize("name", UNREADABLE.values(), ids=UNREADABLE)
-def test_what_one_rank_cannot_read_now_ends_all_and_is_thrown_away_by_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """A server that is away says nothing about what it holds; of five files and four ranks, the fourth's only one."""
-    for step in (10, 20):
-        checkpoint(tmp_path, step)
-    plain_open, troubled = Path.open, folder_of(tmp_path, 20) / name
+def away(monkeypatch: pytest.MonkeyPatch, *troubled: Path, times: float = math.inf) -> None:
+    """Whoever opens these files gets EIO, `times` times; nobody's patience lasts longer than a moment."""
+    plain_open, left = Path.open, times
 
-    def away(path: Path, *words: Any, **more: Any) -> Any:
-        if path == troubled:
+    def open_path(path: Path, *words: Any, **more: Any) -> Any:
+        nonlocal left
+        if path in troubled and left > 0:
+            left -= 1
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return plain_open(path, *words, **more)
 
+    monkeypatch.setattr(Path, "open", open_path)
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.05)
+
+
+@pytest.mark.parametrize("name", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_a_file_system_refuses_for_a_moment_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for step in (10, 20):
+        checkpoint(tmp_path, step)
+    away(monkeypatch, folder_of(tmp_path, 20) / name, times=1)
+    choice = chosen(tmp_path, world_size=4)
+    assert choice.manifest is not None
+    assert (choice.manifest.step, choice.rejected) == (20, [])
+
+
+@pytest.mark.parametrize("name", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_one_rank_cannot_read_at_all_is_passed_over_for_what_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Of five files and four ranks, the fourth's only one."""
+    for step in (10, 20):
+        checkpoint(tmp_path, step)
+    away(monkeypatch, folder_of(tmp_path, 20) / name)
+    choice = chosen(tmp_path, world_size=4)
+    assert choice.manifest is not None
+    assert choice.manifest.step == 10
+    ((step, why),) = choice.rejected
+    assert step == 20
+    assert "Input/output error" in why
+    assert manifest.steps(tmp_path) == [10]
+
+
+@pytest.mark.parametrize("name", UNREADABLE.values(), ids=UNREADABLE)
+def test_where_nothing_can_be_read_nothing_is_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A server that is away says nothing about what it holds, and what is damaged beside it may be so too."""
+    for step in (10, 20, 30):
+        checkpoint(tmp_path, step)
+    flip(folder_of(tmp_path, 30) / FILES[0])
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", away)
+        away(patched, *(folder_of(tmp_path, step) / name for step in (10, 20)))
         ended = Ranks(4).run(lambda rank, gather: outcome(tmp_path, rank, gather))
     assert len(ended) == 4
     assert {type(error) for error in ended} == {OSError}
     assert {error.errno for error in ended} == {errno.EIO}
     choice = chosen(tmp_path)
     assert choice.manifest is not None
-    assert (choice.manifest.step, choice.rejected) == (20, [])
+    assert (choice.manifest.step, [step for step, _ in choice.rejected]) == (20, [30])
 
 
 def outcome(checkpoints: Path, rank: int, gather: Callable[[Any], list[Any]]) -> Any:

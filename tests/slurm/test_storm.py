@@ -209,11 +209,17 @@ def fail_launches(storm: Storm) -> None:
         storm.runs.slurm.run("scontrol", "update", f"NodeName={bad}", "State=RESUME", check=False)
 
 
+def diverge(storm: Storm) -> None:
+    """The batch is left out: from here on the run is another one."""
+    storm.ends_attempt(lambda: storm.order(rank=storm.draw.randrange(2), kind="nan"))
+
+
 def exhaust_memory(storm: Storm) -> None:
     storm.ends_attempt(lambda: storm.order(rank=storm.draw.randrange(2), kind="raise", error="host-memory"))
     assert "out-of-memory" in [end["cause"] for end in Finished(0, "", storm.run).named("ended")]
 
 
+DIVERGES = "a loss that is no number"
 _NODE_LOST = (Cause.NODE_FAILURE, Cause.KILLED)
 KINDS: dict[str, Kind] = {
     "a rank killed": Kind.of(kill_rank, Cause.KILLED),
@@ -229,7 +235,9 @@ KINDS: dict[str, Kind] = {
     "watchdog killed": Kind.of(kill_watchdog, Cause.PREEMPTED),
     "host memory exhausted": Kind.of(exhaust_memory, Cause.OUT_OF_MEMORY),
     "a node that fails every launch": Kind.of(fail_launches, Cause.TIME_LIMIT),
+    DIVERGES: Kind.of(diverge, Cause.DIVERGED),
 }
+SAME_DATA = sorted(KINDS.keys() - {DIVERGES})
 
 
 @pytest.fixture
@@ -241,9 +249,9 @@ def spare(make_slurm: Callable[..., SlurmCluster], tmp_path: Path) -> Iterator[S
 
 
 def draw_faults(seed: int, count: int | None) -> list[str]:
-    """Every kind once in an order of its own, or `count` of them."""
+    """Every kind that leaves the data alone, once and in an order of its own, or `count` of them."""
     draw = random.Random(seed)
-    return draw.sample(sorted(KINDS), len(KINDS)) if count is None else draw.choices(sorted(KINDS), k=count)
+    return draw.sample(SAME_DATA, len(SAME_DATA)) if count is None else draw.choices(SAME_DATA, k=count)
 
 
 @pytest.mark.parametrize("half", [0, 1])
@@ -251,6 +259,12 @@ def test_a_run_gets_over_every_kind_of_fault_one_after_the_other(
     spare: SlurmRuns, plain_long: Finished, tmp_path: Path, half: int
 ) -> None:
     weather(spare, plain_long, tmp_path, half, draw_faults(seed=1, count=None)[half::2])
+
+
+def test_a_batch_that_diverges_is_left_out_between_other_faults(
+    spare: SlurmRuns, plain: Finished, tmp_path: Path
+) -> None:
+    weather(spare, plain, tmp_path, 3, ["a rank killed", DIVERGES, "newest checkpoint damaged"])
 
 
 @pytest.fixture(scope="module")
@@ -265,19 +279,22 @@ def plain_longer(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPa
 def test_a_hundred_faults_and_no_run_is_lost(
     spare: SlurmRuns, plain_longer: Finished, tmp_path: Path, job: int
 ) -> None:
-    weather(spare, plain_longer, tmp_path, job, draw_faults(seed=2, count=100)[job::20])
+    faults = draw_faults(seed=2, count=100)[job::20]
+    weather(spare, plain_longer, tmp_path, job, [*faults, DIVERGES] if job % 5 == 0 else faults)
 
 
 def weather(runs: SlurmRuns, plain: Finished, folder: Path, seed: int, faults: list[str]) -> None:
-    """A run under these faults ends as `plain`, one that nothing happened to."""
+    """A run under these faults ends as `plain`, one that nothing happened to; until a batch is left out, that is."""
     words = (f"train.duration={plain.last}steps", "checkpoint.every=100steps", "recovery.hang_floor_s=10", *BUDGETS)
-    run = runs.submit("storm", *words)
+    run = runs.submit("storm", *words, "recovery.on_divergence=skip", "recovery.max_divergences=1000")
     storm = Storm(runs, run, plain.last, random.Random(seed), folder / "orders")
     runs.until_trained(run, 250)
     for kind in faults:
         storm.fire(kind)
     done = runs.finish(run, steps=plain.last)
     assert sorted(done.losses) == list(range(1, plain.last + 1))
-    assert done.losses == plain.losses
-    assert done.final_state == plain.final_state
+    left_out = min((told["step"] for told in done.named("diverged")), default=None)
+    same = [step for step in plain.losses if done.losses[step] == plain.losses[step]]
+    assert same == list(range(1, left_out or plain.last + 1))
+    assert (done.final_state == plain.final_state) is (left_out is None)
     storm.check_causes()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -41,7 +42,8 @@ processes that import torch and count steps in a file at every step, so their st
 nothing. "requeue handler" is what Meta's lingua does: SIGUSR2 before the time limit makes rank 0 requeue its job,
 SIGTERM is ignored. "Never": the job was over for good, or hung until it was given up, with Slurm's state beside it.
 Nodes are taken for dead after 15 s of silence (SlurmdTimeout), a rank for hung after 10 s (recovery.hang_floor_s). The
-time limit is played by its notice, SIGUSR2.
+time limit is played by its notice, SIGUSR2. A full disk and a slurmctld that is away for twenty seconds end no attempt:
+there the figure is the longest pause between two steps. "watchdog-killed": a preemption with nobody to look after it.
 
 Written by `tools/bench/recovery.py`; sections are only ever added.
 """
@@ -98,6 +100,7 @@ class Bench:
     folder: Path
     environment: dict[str, str]
     lost: str | None = None  # a node whose slurmd is dead
+    bad: str | None = None  # a node that fails every launch
 
     @property
     def orders(self) -> Path:
@@ -121,6 +124,10 @@ class Bench:
         if self.lost is not None:
             self.call(str(LOCAL_SLURM), "revive-node", self.lost)
             self.lost = None
+        if self.bad is not None:
+            (self.folder / f"bad-{self.bad}").unlink()
+            self.call("scontrol", "update", f"NodeName={self.bad}", "State=RESUME")
+            self.bad = None
         user = f"--user={os.getuid()}"
         subprocess.run(["scancel", "--signal=KILL", "--full", user], env=self.environment, check=False)
         self.call("scancel", user)
@@ -142,6 +149,7 @@ class Job:
     place: Path
     steps: Callable[[], tuple[int, float]]
     run: Path | None = None  # the run directory, of ours
+    watchdog: subprocess.Popen[bytes] | None = None  # of ours
 
     def ranks(self) -> list[int]:
         """Pids of the processes that train or count."""
@@ -188,7 +196,7 @@ def ours(bench: Bench, place: Path, every_s: float) -> Iterator[Job]:
         return (done[-1]["step"], done[-1].get("time", 0.0)) if done else (0, 0.0)
 
     try:
-        yield Job(bench, str(submitted["job"]), place, steps, root / "run")
+        yield Job(bench, str(submitted["job"]), place, steps, root / "run", watchdog)
     finally:
         watchdog.terminate()
         watchdog.wait()
@@ -273,6 +281,36 @@ def checkpoint_damaged(job: Job) -> float:
     return rank_killed(job)
 
 
+def watchdog_killed(job: Job) -> float:
+    """And nobody starts it again: what Slurm and the supervisor do alone, over a preemption."""
+    assert job.watchdog is not None
+    job.watchdog.kill()
+    return preempted(job)
+
+
+def launch_fails(job: Job) -> float:
+    """At the time limit one node fails whatever is started on it, and Slurm holds the job."""
+    nodes = job.bench.call("scontrol", "show", "hostnames", job.bench.fields(job.id)["NodeList"])
+    job.bench.bad = nodes.split()[1]
+    (job.bench.folder / f"bad-{job.bench.bad}").touch()
+    return time_limit(job)
+
+
+def disk_full(job: Job) -> float:
+    """In one rank's next save."""
+    order(job, kind="full", after=100, times=1)
+    wait(lambda: any(event["event"] == "save-failed" for event in job.ledger()), "a save that fails")
+    return next(event["time"] for event in job.ledger() if event["event"] == "save-failed")
+
+
+def slurmctld_down(job: Job) -> float:
+    job.bench.call(str(LOCAL_SLURM), "ctld-stop")
+    since = time.time()
+    wait(lambda: job.steps()[1] > since + 20, "twenty seconds of steps")
+    job.bench.call(str(LOCAL_SLURM), "ctld-start")
+    return since
+
+
 FAULTS: dict[str, Callable[[Job], float]] = {
     "preempted": preempted,
     "rank-killed": rank_killed,
@@ -285,7 +323,12 @@ OURS = {  # of those that need a checkpoint, or a rank that can be told
     "checkpoint-damaged": checkpoint_damaged,
     "host-memory": lambda job: order(job, kind="raise", error="host-memory"),
     "nan": lambda job: order(job, kind="nan"),
+    "watchdog-killed": watchdog_killed,
+    "launch-fails": launch_fails,
+    "disk-full": disk_full,
+    "slurmctld-down": slurmctld_down,
 }
+PASSING = ("disk-full", "slurmctld-down")  # no attempt ends
 
 
 @dataclass(frozen=True)
@@ -308,20 +351,28 @@ def measure(bench: Bench, arm: str, fault: str) -> Measured:
         over = ("FAILED", "CANCELLED", "COMPLETED", "NODE_FAIL", "TIMEOUT")
 
         def again() -> bool:
-            return trains_again(job, since)
+            return job.steps()[1] > since if fault in PASSING else trains_again(job, since)
 
         wait(lambda: again() or (bench.state(job.id) in over and job.run is None), "a step")
         state, when = bench.state(job.id), job.steps()[1]
         told = [event["time"] for event in job.ledger()[known:] if event["event"] != "checkpointed"]
         resumed = [event["step"] for event in job.ledger()[known:] if event["event"] == "resumed"]
         found = Measured(
-            detected=max(0.0, told[0] - since) if told and fault != "preempted" else None,
-            next_step=when - since if again() else None,
-            lost_steps=max(0, before - resumed[0]) if resumed else None,
+            detected=max(0.0, told[0] - since) if told and fault not in ("preempted", "watchdog-killed") else None,
+            next_step=(pause_s(job, since) if fault in PASSING else when - since) if again() else None,
+            lost_steps=max(0, before - resumed[0]) if resumed else 0 if fault in PASSING else None,
             state=state,
         )
     bench.end()
     return found
+
+
+def pause_s(job: Job, since: float) -> float:
+    """The longest time between two steps of a run that goes on, from a second before the fault."""
+    assert job.run is not None
+    rows = [json.loads(line) for line in (job.run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+    times = [row["time"] for row in rows if row.get("time", 0.0) > since - 1]
+    return max(late - early for early, late in itertools.pairwise(times))
 
 
 def trains_again(job: Job, since: float) -> bool:
@@ -377,6 +428,12 @@ def on_cluster(arguments: argparse.Namespace) -> Iterator[list[object]]:
         subprocess.run(up, env=environment, check=True)
         environment["SLURM_CONF"] = str(folder / "slurm" / "etc" / "slurm.conf")
         bench = Bench(folder, environment)
+        prolog = folder / "prolog"
+        prolog.write_text(f"#!/bin/bash\n[[ ! -e {folder}/bad-$SLURMD_NODENAME ]]\n")
+        prolog.chmod(0o755)
+        with Path(environment["SLURM_CONF"]).open("a") as file:
+            file.write(f"Prolog={prolog}\n")
+        bench.call("scontrol", "reconfigure")
         try:
             for number in range(1, arguments.rounds + 1):
                 for fault in arguments.faults:
