@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 from configs import make_config
 from local_runs import Finished
-from slurm_runs import LONG, LONG_STEPS, SlurmRuns
+from slurm_runs import LONG_STEPS, STEPS, SlurmRuns
 from waiting import until
 
 from hpc_llm.data.pipeline import prepare
+from hpc_llm.runs.layout import RunLayout
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "local_slurm"
 NEEDED = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "sbatch")
@@ -183,20 +185,39 @@ def make_slurm(_slurm_is_possible: None) -> Iterator[Callable[..., SlurmCluster]
         yield lambda *options: stack.enter_context(_cluster(*options))
 
 
-@pytest.fixture(scope="session")
-def plain(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The run that nobody disturbs; all others are compared with it."""
-    runs = SlurmRuns(_session_cluster, tmp_path_factory.mktemp("plain"))
-    done = runs.finish(runs.submit("plain"))
-    assert len(done.named("started")) == 1
-    return done
+UndisturbedRun = Callable[[str, int], Finished]
 
 
 @pytest.fixture(scope="session")
-def plain_long(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def undisturbed(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> UndisturbedRun:
+    """A run that nobody disturbs, by name and steps; trained once for all workers of the suite."""
+    folder = tmp_path_factory.getbasetemp()
+    root = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "undisturbed"
+
+    def train(name: str, steps: int) -> Finished:
+        root.mkdir(exist_ok=True)
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            runs = SlurmRuns(_session_cluster, root / name)
+            if not runs.root.exists():
+                runs.finish(runs.submit("plain", f"train.duration={steps}steps"), 900, steps)
+        done = Finished(0, "", RunLayout(runs.root / "plain"), last=steps)
+        assert len(done.named("started")) == 1
+        return done
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def plain(undisturbed: UndisturbedRun) -> Finished:
+    """All others are compared with it."""
+    return undisturbed("plain", STEPS)
+
+
+@pytest.fixture(scope="session")
+def plain_long(undisturbed: UndisturbedRun) -> Finished:
     """Long enough for a node to die in."""
-    runs = SlurmRuns(_session_cluster, tmp_path_factory.mktemp("plain"))
-    return runs.finish(runs.submit("plain", LONG), steps=LONG_STEPS)
+    return undisturbed("long", LONG_STEPS)
 
 
 @pytest.fixture(scope="session")

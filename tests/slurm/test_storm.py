@@ -29,7 +29,7 @@ from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.layout import RunLayout
 
 if TYPE_CHECKING:
-    from conftest import SlurmCluster
+    from conftest import SlurmCluster, UndisturbedRun
 
 pytestmark = pytest.mark.slurm
 
@@ -267,11 +267,10 @@ def test_a_batch_that_diverges_is_left_out_between_other_faults(
     weather(spare, plain, tmp_path, 3, ["a rank killed", DIVERGES, "newest checkpoint damaged"])
 
 
-@pytest.fixture(scope="module")
-def plain_longer(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+@pytest.fixture(scope="session")
+def plain_longer(undisturbed: UndisturbedRun) -> Finished:
     """Long enough for two nodes to die in: ranks train on for half a minute until Slurm notices."""
-    runs = SlurmRuns(_session_cluster, tmp_path_factory.mktemp("plain"))
-    return runs.finish(runs.submit("plain", f"train.duration={LONGER_STEPS}steps"), steps=LONGER_STEPS)
+    return undisturbed("longer", LONGER_STEPS)
 
 
 @pytest.mark.long
