@@ -289,9 +289,8 @@ def watchdog_killed(job: Job) -> float:
 
 
 def launch_fails(job: Job) -> float:
-    """At the time limit one node fails whatever is started on it, and Slurm holds the job."""
-    nodes = job.bench.call("scontrol", "show", "hostnames", job.bench.fields(job.id)["NodeList"])
-    job.bench.bad = nodes.split()[1]
+    """At the time limit the batch host fails whatever is started on it, and Slurm holds the job."""
+    job.bench.bad = job.bench.fields(job.id)["BatchHost"]
     (job.bench.folder / f"bad-{job.bench.bad}").touch()
     return time_limit(job)
 
