@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 
 from hpc_llm.launch import place
 from hpc_llm.launch.place import SlurmPlace
+from hpc_llm.recovery import successor
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.ledger import Ledger
 
 SCONTROL = """#!/bin/sh
 case "$*" in
@@ -60,3 +64,18 @@ def test_a_place_that_could_not_ask_asks_again_and_at_last_takes_the_name(
     assert here._master_address() == "n1"
     away.unlink()
     assert here._master_address() == "10.0.0.1"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), ValueError("half a line")])
+def test_a_run_that_cannot_be_read_is_handed_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: Path, error: Exception
+) -> None:
+    """Then the job is queued again itself, as without a successor."""
+
+    def unread(layout: RunLayout) -> None:
+        raise error
+
+    monkeypatch.setattr(successor.facts, "read", unread)
+    run = RunLayout(tmp_path / "run")
+    assert allocation().hand_over(run, Ledger(run.ledger, "supervisor-1")) is False
+    allocation().finished(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import sys
@@ -65,10 +66,15 @@ def test_a_run_preempted_with_grace_saves_waits_is_requeued_and_expedited(runs: 
     assert runs.status()["preempted"]["restarts"] == 1
 
 
-def test_a_run_preempted_without_grace_is_requeued_too(
+def test_a_run_preempted_without_grace_is_requeued_too_and_in_a_federation(
     make_slurm: Callable[..., SlurmCluster], tmp_path: Path, plain: Finished
 ) -> None:
-    preempted(SlurmRuns(make_slurm("--grace-time", "0"), tmp_path), plain)
+    slurm = make_slurm("--grace-time", "0")
+    (name,) = re.findall(r"ClusterName=(\S+)", (slurm.prefix / "etc" / "slurm.conf").read_text())
+    slurm.run("sacctmgr", "--immediate", "add", "federation", "everyone", f"clusters={name}")
+    until(lambda: "everyone" in slurm.run("scontrol", "show", "federation").stdout, 30, "a federation")
+    done = preempted(SlurmRuns(slurm, tmp_path), plain)
+    assert {int(facts["job"]) >> 26 for facts in done.named("started")} == {1}  # the cluster's number within it
 
 
 @pytest.mark.parametrize("grace", ["0", "5"])

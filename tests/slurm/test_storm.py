@@ -288,9 +288,10 @@ def weather(runs: SlurmRuns, plain: Finished, folder: Path, seed: int, faults: l
     for kind in faults:
         storm.fire(kind)
     done = runs.finish(run, steps=plain.last)
-    assert sorted(done.losses) == list(range(1, plain.last + 1))
+    losses, undisturbed = done.losses, plain.losses
+    assert sorted(losses) == list(range(1, plain.last + 1))
     left_out = min((told["step"] for told in done.named("diverged")), default=None)
-    same = [step for step in plain.losses if done.losses[step] == plain.losses[step]]
+    same = [step for step in losses if losses[step] == undisturbed[step]]
     assert same == list(range(1, left_out or plain.last + 1))
     assert (done.final_state == plain.final_state) is (left_out is None)
     storm.check_causes()
