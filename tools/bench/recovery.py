@@ -273,9 +273,11 @@ def order(job: Job, **fault: object) -> float:
 
 
 def checkpoint_damaged(job: Job) -> float:
-    """And a rank killed, so that it is asked for."""
+    """The newest of two, and a rank killed, so that it is asked for."""
     assert job.run is not None
-    newest = max(path.parent for path in (job.run / "checkpoints").glob("step-*/manifest.json"))
+    checkpoints = job.run / "checkpoints"
+    wait(lambda: len(list(checkpoints.glob("step-*/manifest.json"))) > 1, "a second checkpoint")
+    newest = max(path.parent for path in checkpoints.glob("step-*/manifest.json"))
     largest = max(newest.glob("*.pt"), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size - 1)
     return rank_killed(job)
