@@ -4,7 +4,7 @@
 
 In a round every arm (see arms.py) is a fresh process. They take turns of a few steps each, so that whatever else
 the machine does meets all of them; a turn in which other processes took more than `--max-others` of the cores is
-taken again, and counted.
+taken again, and counted. "transformers, Trainer" wants `pip install accelerate`.
 """
 
 from __future__ import annotations
