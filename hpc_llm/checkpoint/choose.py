@@ -29,9 +29,9 @@ def newest_valid(checkpoints: Path, known_steps: int, rank: int, world_size: int
     """Verify from the newest back, every rank its share of the files, until one is whole for all.
 
     known_steps: the newest step that the run's ledger knows to have been saved; 0 for none.
-    What a file system refuses is asked for again for minutes; where it then gives an older checkpoint, the newer one is
-    as good as damaged. NoValidCheckpoint if there ought to be one and there is none: a run never silently starts from
-    zero. OSError on every rank if there may be one that could not be read.
+    What a file system refuses is asked for again for minutes, once for all checkpoints together; where it then gives an
+    older one, the newer is as good as damaged. NoValidCheckpoint if there ought to be one and there is none: a run
+    never silently starts from zero. OSError on every rank if there may be one that could not be read.
     """
     # Rank 0 looks at the folder: on a network file system others may see another state of it.
     present: list[int] = _together(lambda: manifest.steps(checkpoints) if rank == 0 else [], rank, gather)[0]
@@ -40,7 +40,7 @@ def newest_valid(checkpoints: Path, known_steps: int, rank: int, world_size: int
     for step in reversed(present):
         folder = manifest.folder_of(checkpoints, step)
         try:
-            shares = _together(partial(_my_share, folder, rank, world_size), rank, gather)
+            shares = _together(partial(_my_share, folder, rank, world_size), rank, gather, patient=unread is None)
         except OSError as error:
             unread = error
             rejected.append((step, str(error)))
@@ -75,11 +75,11 @@ def _my_share(folder: Path, rank: int, world_size: int) -> tuple[Manifest | None
     return found, manifest.verify(folder, found.files[rank::world_size])
 
 
-def _together(look: Callable[[], T], rank: int, gather: Gather) -> list[T]:
+def _together(look: Callable[[], T], rank: int, gather: Gather, patient: bool = True) -> list[T]:
     """What `look` gives on every rank, or the first error of any of them on all: nobody is left waiting."""
     mine, error = None, None
     try:
-        mine = patiently(look)
+        mine = patiently(look) if patient else look()
     except OSError as problem:
         error = (problem.errno, f"rank {rank}: {problem.strerror}", problem.filename)
     shares = gather((mine, error))

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -159,49 +160,42 @@ def test_a_rejected_checkpoint_is_not_tried_again(tmp_path: Path) -> None:
 UNREADABLE = {"a file": FILES[3], "the manifest": NAME}
 
 
-def away(monkeypatch: pytest.MonkeyPatch, *troubled: Path, times: float = math.inf) -> None:
-    """Whoever opens these files gets EIO, `times` times; nobody's patience lasts longer than a moment."""
-    plain_open, left = Path.open, times
+def away(monkeypatch: pytest.MonkeyPatch, *troubled: Path, times: float = math.inf) -> Counter[Path]:
+    """Whoever opens these files gets EIO, `times` times; nobody's patience lasts longer than a moment.
+
+    How often each was refused.
+    """
+    plain_open, refused, ranks = Path.open, Counter[Path](), threading.Lock()
 
     def open_path(path: Path, *words: Any, **more: Any) -> Any:
-        nonlocal left
-        if path in troubled and left > 0:
-            left -= 1
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        with ranks:
+            if path in troubled and refused[path] < times:
+                refused[path] += 1
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return plain_open(path, *words, **more)
 
     monkeypatch.setattr(Path, "open", open_path)
     monkeypatch.setattr(patience, "PATIENCE_S", 0.2)
     monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.05)
+    return refused
 
 
 @pytest.mark.parametrize("name", UNREADABLE.values(), ids=UNREADABLE)
-def test_what_a_file_system_refuses_for_a_moment_is_asked_for_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    for step in (10, 20):
-        checkpoint(tmp_path, step)
-    away(monkeypatch, folder_of(tmp_path, 20) / name, times=1)
-    choice = chosen(tmp_path, world_size=4)
-    assert choice.manifest is not None
-    assert (choice.manifest.step, choice.rejected) == (20, [])
-
-
-@pytest.mark.parametrize("name", UNREADABLE.values(), ids=UNREADABLE)
-def test_what_one_rank_cannot_read_at_all_is_passed_over_for_what_it_can(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize(("times", "taken"), [(1, 20), (math.inf, 10)], ids=["for a moment", "for good"])
+def test_what_one_rank_cannot_read_is_asked_for_again_and_at_last_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, times: float, taken: int
 ) -> None:
     """Of five files and four ranks, the fourth's only one."""
     for step in (10, 20):
         checkpoint(tmp_path, step)
-    away(monkeypatch, folder_of(tmp_path, 20) / name)
+    refused = away(monkeypatch, folder_of(tmp_path, 20) / name, times=times)
     choice = chosen(tmp_path, world_size=4)
     assert choice.manifest is not None
-    assert choice.manifest.step == 10
-    ((step, why),) = choice.rejected
-    assert step == 20
-    assert "Input/output error" in why
-    assert manifest.steps(tmp_path) == [10]
+    assert choice.manifest.step == taken
+    assert refused.total() == 1 or taken == 10
+    assert [step for step, _ in choice.rejected] == [20][: taken == 10]
+    assert all("Input/output error" in why for _, why in choice.rejected)
+    assert manifest.steps(tmp_path) == ([10, 20] if taken == 20 else [10])
 
 
 @pytest.mark.parametrize("name", UNREADABLE.values(), ids=UNREADABLE)
@@ -213,11 +207,14 @@ def test_where_nothing_can_be_read_nothing_is_thrown_away(
         checkpoint(tmp_path, step)
     flip(folder_of(tmp_path, 30) / FILES[0])
     with monkeypatch.context() as patched:
-        away(patched, *(folder_of(tmp_path, step) / name for step in (10, 20)))
+        refused = away(patched, *(folder_of(tmp_path, step) / name for step in (10, 20)))
         ended = Ranks(4).run(lambda rank, gather: outcome(tmp_path, rank, gather))
     assert len(ended) == 4
     assert {type(error) for error in ended} == {OSError}
     assert {error.errno for error in ended} == {errno.EIO}
+    num_readers = 1 if name in FILES else 4
+    assert refused[folder_of(tmp_path, 20) / name] > num_readers
+    assert refused[folder_of(tmp_path, 10) / name] == num_readers, "patience is for all of them together"
     choice = chosen(tmp_path)
     assert choice.manifest is not None
     assert (choice.manifest.step, [step for step, _ in choice.rejected]) == (20, [30])

@@ -281,7 +281,7 @@ def test_of_an_array_only_the_preempted_task_is_requeued_and_all_end(runs: Slurm
     assert len(folders) == 6
     first = next(iter_started(runs, folders))
     runs.slurm.tool("preempt", first["job"])
-    runs.until(lambda: all("completed" in row["state"] for row in runs.status().values()), "six complete", 600)
+    runs.until(lambda: all("completed" in row["state"] for row in runs.status().values()), "six complete", 400)
     restarts = {name: row["restarts"] for name, row in runs.status().items()}
     assert sum(restarts.values()) == 1, restarts
 
