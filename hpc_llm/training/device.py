@@ -27,14 +27,14 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
     kind = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
     os.environ["DS_ACCELERATOR"] = kind
     if kind == "cpu":
-        _keep_memory()
+        keep_memory()
         return torch.device("cpu")
     index = local_rank % torch.cuda.device_count()  # one GPU where the launcher shows each rank its own
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Have glibc keep freed memory instead of handing it back.
 
     The buffers of every step otherwise come as fresh pages, some 90,000 faults a step. Set through the environment,

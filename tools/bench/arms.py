@@ -7,7 +7,8 @@ weights, batches, learning rate, clipping and AdamW; each ticks one clock where 
 - bare: forward, backward, clip_grad_norm_, torch's fused AdamW. In bf16 it does by hand what mixed precision takes:
   bf16 weights, fp32 master weights that the optimizer updates, gradients cast to fp32. Batches lie ready in memory.
 - deepspeed: `engine(…)`, `engine.backward`, `engine.step` with the settings of our runs. Batches lie ready in memory.
-- transformers…: its model of the same architecture in the first two loops, under torch.compile, and in its Trainer.
+- transformers…: its model of the same architecture in the first two loops, under torch.compile, and in its Trainer. On
+  a CPU glibc hands memory back after every step, as it does for whoever uses these; +kept: as for our own ranks.
 - ours: training.loop.Trainer.train with its data loader, metrics.jsonl, TensorBoard and fence; it saves nothing.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -241,7 +243,13 @@ NO_DEEPSPEED = ("bare", "transformers", "transformers-compiled", "transformers-t
 
 
 def measure(case: Case, folder: Path) -> dict[str, Any]:
-    device = devices.choose_device(case.device, 0)
+    arm, _, kept = case.arm.partition("+")
+    theirs = arm.startswith("transformers")
+    device = torch.device(case.device) if theirs else devices.choose_device(case.device, 0)
+    if theirs:
+        os.environ["DS_ACCELERATOR"] = case.device
+    if kept:
+        devices.keep_memory()
     num_steps = case.warmup + case.most_turns * (case.turn_steps + 1) + 1
     words = [*case.words, f"train.duration={num_steps + 1}steps", *gpu_words(case.device), f"data.out={folder}"]
     config = compose(words)
@@ -252,15 +260,15 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     clock = Clock(device, case)
     setting = Setting(config, plan, device, clock, num_steps, folder, [])
     distributed: Any = contextlib.nullcontext()
-    if case.arm not in NO_DEEPSPEED:  # what DeepSpeed's import takes is no part of a model's memory
+    if arm not in NO_DEEPSPEED:  # what DeepSpeed's import takes is no part of a model's memory
         import hpc_llm.training.loop  # noqa: F401
 
         distributed = devices.process_group(RankEnvironment(0, 0, 1, 1, "127.0.0.1", 0), device)
-    if case.arm.startswith("transformers"):
+    if theirs:
         from transformers import LlamaForCausalLM, MptForCausalLM, Trainer  # noqa: F401
     before = memory(device)["peak"]
     with distributed, contextlib.suppress(Enough):
-        ARMS[case.arm](setting)
+        ARMS[arm](setting)
     measured = memory(device)
     if device.type == "cpu":
         measured["peak"] -= before

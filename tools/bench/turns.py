@@ -29,6 +29,8 @@ ARMS = {  # name → (what arms.py runs, words beside BASE)
     "transformers, compiled": ("transformers-compiled", []),
     "transformers, Trainer": ("transformers-trainer", []),
     "transformers, DeepSpeed": ("transformers-deepspeed", []),
+    "transformers, memory kept": ("transformers+kept", []),
+    "transformers, compiled, memory kept": ("transformers-compiled+kept", []),
 }
 BASE = "optim=torch_adam"
 TURNS_TRIED = 4  # times the turns that are wanted, before a round makes do with busy ones
