@@ -63,7 +63,8 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
         logits = model.vocab_size * (chunk * (compute + loss) + model.d_model * (compute + FP32_BYTES))
     activations = micro_batch * sequence + mask
     several = accumulation(config.train.global_batch, world, micro_batch) > 1
-    backward, step = gradient_bytes(count, world, zero_stage, precision, offloaded, several)
+    matrix = 0 if config.train.loss_chunk else model.vocab_size * model.d_model  # there it is among the logits
+    backward, step = gradient_bytes(count, matrix, world, zero_stage, precision, offloaded, several)
     context = CPU_PROCESS_BYTES + int(CPU_HEAP * (activations + logits)) if on_cpu else CONTEXT_BYTES
     return MemoryEstimate(
         weights=weight_bytes(count, world, zero_stage, compute),
@@ -89,22 +90,21 @@ def weight_bytes(count: int, world_size: int, zero_stage: int, compute: int) -> 
 
 
 def gradient_bytes(
-    count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool, several_passes: bool
+    count: int, largest: int, world_size: int, zero_stage: int, precision: str, offloaded: bool, several_passes: bool
 ) -> tuple[int, int]:
     """Gradients of the compute dtype and their fp32 accumulation: during backward, and from its end to the step.
 
     - fp32: one full gradient at stages 0 and 1, nothing apart from it.
-    - bf16, stage 1 (BF16_Optimizer): a full fp32 buffer, and beside it the full bf16 gradient of a pass,
-      since `immediate_grad_update` is off by default: 6·N. Offloaded, the bf16 part goes as soon as it is added.
+    - bf16, stage 1 (BF16_Optimizer, immediate_grad_update): a full fp32 buffer, 4·N; a bf16 gradient goes as soon as it
+      is added, of which the `largest` parameter's, the output matrix's, waits longest.
     - stage 2: a bf16 part and its fp32 accumulation, 6·N/W; then the flat copy for the step too, 10·N/W, when no
       activation lives any more. In fp32 passes add to the gradient of the first. Offloaded, fp32 is in RAM.
     - stage 3: a flat fp32 part; then the copy of the sub-group in the step.
     """
     part, compute = shard(count, world_size), COMPUTE_BYTES[precision]
     if zero_stage < 2:
-        accumulated = 0 if precision == "fp32" else FP32_BYTES * count
-        whole = accumulated + (0 if offloaded and accumulated else compute * count)
-        return whole, whole
+        whole = FP32_BYTES * count
+        return whole + (0 if precision == "fp32" else compute * largest), whole
     if zero_stage == 2:
         summed = 0 if offloaded else FP32_BYTES * part
         if precision == "fp32":

@@ -244,7 +244,8 @@ def deepspeed_settings(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": config.train.precision == "bf16"},
+        # Stage 1 adds each gradient to its fp32 sum and frees it, instead of keeping all of them to the step's end.
+        "bf16": {"enabled": config.train.precision == "bf16", "immediate_grad_update": True},
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 2**62,
         # On by default, and then the host waits for the device twice a step, for numbers that nobody reads.

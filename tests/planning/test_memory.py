@@ -28,10 +28,12 @@ def memory(*words: str, stage: int = 1, checkpointing: bool = False, micro_batch
     return estimate(make_config(*WORDS, *words), stage, checkpointing, micro_batch)
 
 
-def test_bf16_at_stage_1_holds_weights_and_both_gradients_whole() -> None:
-    count = parameter_count(make_config(*WORDS).model)
+def test_bf16_at_stage_1_holds_weights_and_the_sum_of_gradients_whole() -> None:
+    """And the output matrix's own gradient, which is there before all others."""
+    model = make_config(*WORDS).model
+    count = parameter_count(model)
     found = memory()
-    assert (found.weights, found.gradients) == (2 * count, 6 * count)
+    assert (found.weights, found.gradients) == (2 * count, 4 * count + 2 * model.vocab_size * model.d_model)
     assert found.optimizer == pytest.approx(12 * count / 64, rel=1e-6)
 
 
@@ -80,7 +82,7 @@ def test_an_offloaded_optimizer_moves_to_the_host(stage: int) -> None:
     here, there = memory(stage=stage), memory("optim=cpu_adam", stage=stage)
     assert there.optimizer == here.host == 0
     assert there.host >= here.optimizer
-    assert there.total < here.total
+    assert there.total - there.overhead < here.total - here.overhead  # at stage 1 it takes a bucket more, too
 
 
 def test_lion_needs_four_bytes_less_than_adam() -> None:
