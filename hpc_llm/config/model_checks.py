@@ -52,10 +52,12 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
             f"model.sliding_window={model.sliding_window}: has no effect on train.seq_len={train.seq_len}; "
             "give fewer tokens, or null"
         )
-    if train.loss_chunk is not None and train.loss_chunk >= train.seq_len * train.global_batch:
+    rows = -(-train.global_batch // max(1, config.cluster.world_size))
+    largest_pass = train.seq_len * (rows if train.micro_batch == "auto" else min(rows, train.micro_batch))
+    if train.loss_chunk is not None and train.loss_chunk >= largest_pass:
         yield (
-            f"train.loss_chunk={train.loss_chunk}: has no effect on {train.seq_len * train.global_batch} tokens, "
-            "a whole step's; give fewer, or null"
+            f"train.loss_chunk={train.loss_chunk}: has no effect on {largest_pass} tokens, a whole pass of a rank; "
+            "give fewer, or null"
         )
 
 

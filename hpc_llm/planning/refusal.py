@@ -81,7 +81,8 @@ def _chunked_loss(config: RunConfig, usable: int) -> Iterator[Suggestion]:
         return
     chunked = replace(config, train=replace(train, loss_chunk=LOSS_CHUNK))
     for knobs in ((), _fixed(config)):
-        if choice := choose(_released(chunked, knobs), usable):
+        choice = choose(_released(chunked, knobs), usable)
+        if choice and choice.micro_batch * train.seq_len > LOSS_CHUNK:  # else smaller passes help, not chunks
             yield Suggestion(_changed(config, choice, knobs, f"train.loss_chunk={LOSS_CHUNK}"))
             return
 

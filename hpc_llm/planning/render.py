@@ -79,6 +79,10 @@ def _batch(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     state = "on" if plan.activation_checkpointing else "off"
     yield "act. ckpt", f"{state} {_origin(train.activation_checkpointing)}"
     yield "attention", f"{plan.attention} {_origin(train.attention)}"
+    if train.loss_chunk is not None:
+        tokens = plan.micro_batch * train.seq_len
+        idle = f", no fewer than a pass's {tokens:,}: no effect" if train.loss_chunk >= tokens else ""
+        yield "loss", f"logits of {train.loss_chunk:,} tokens at once{idle}"
 
 
 def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:

@@ -43,7 +43,11 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     ),
     (
         ["train.loss_chunk=4096"],
-        ["train.loss_chunk=4096: has no effect on 4096 tokens, a whole step's; give fewer, or null"],
+        ["train.loss_chunk=4096: has no effect on 4096 tokens, a whole pass of a rank; give fewer, or null"],
+    ),
+    (
+        ["train.loss_chunk=1024", "train.micro_batch=4"],
+        ["train.loss_chunk=1024: has no effect on 1024 tokens, a whole pass of a rank; give fewer, or null"],
     ),
     (
         ["model.positions=rope", "train.attention=folded"],

@@ -52,6 +52,12 @@ def test_what_was_given_and_what_was_found_are_told_apart() -> None:
     assert any(line.startswith("micro-batch") and line.endswith("(auto)") for line in shown)
 
 
+def test_a_chunk_of_the_loss_that_no_pass_fills_is_said_to_have_no_effect() -> None:
+    words = ("model=mpt-7b", "cluster=a100x64")  # passes of 2 × 2,048 tokens, of at most 16 × 2,048
+    assert "logits of 1,024 tokens at once\n" in text(*words, "train.loss_chunk=1024")
+    assert "logits of 8,192 tokens at once, no fewer than a pass's" in text(*words, "train.loss_chunk=8192")
+
+
 class _Known(Experience):
     def limit(self, *_: object) -> Limit | None:
         return Limit(1, "first-try")
