@@ -249,7 +249,7 @@ class Cluster:
             state = self._node_state(node)
             return not state.endswith("*") and not state.startswith(("down", "unknown"))
 
-        self.daemons.await_ready(name, back, timeout_s=30)
+        self.daemons.await_ready(name, back)
 
     def _check_node(self, node: str) -> None:
         if node not in self.site.nodes:

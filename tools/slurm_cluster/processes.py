@@ -91,7 +91,7 @@ class Daemons:
         ours = environment_of(pid).get(MARK) == str(self.prefix)
         return pid if ours and program_of(pid) == name.partition("-")[0] else None
 
-    def await_ready(self, name: str, ready: Callable[[], bool], timeout_s: float = 20) -> None:
+    def await_ready(self, name: str, ready: Callable[[], bool], timeout_s: float = 60) -> None:
         """Wait until a daemon serves; where it dies or stays silent, say so with the end of its log."""
         if wait_until(lambda: self.pid(name) is None or ready(), timeout_s) and self.pid(name) is not None:
             return
