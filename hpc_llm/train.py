@@ -100,6 +100,7 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
     from hpc_llm.training import device as devices
 
     device = devices.choose_device(config.cluster.device, place.local_rank)
+    devices.keep_memory(device)
     from hpc_llm.training import loop
 
     with devices.process_group(place, device):

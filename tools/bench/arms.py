@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -245,11 +244,9 @@ NO_DEEPSPEED = ("bare", "transformers", "transformers-compiled", "transformers-t
 def measure(case: Case, folder: Path) -> dict[str, Any]:
     arm, _, kept = case.arm.partition("+")
     theirs = arm.startswith("transformers")
-    device = torch.device(case.device) if theirs else devices.choose_device(case.device, 0)
-    if theirs:
-        os.environ["DS_ACCELERATOR"] = case.device
-    if kept:
-        devices.keep_memory()
+    device = devices.choose_device(case.device, 0)
+    if kept or not theirs:
+        devices.keep_memory(device)
     num_steps = case.warmup + case.most_turns * (case.turn_steps + 1) + 1
     words = [*case.words, f"train.duration={num_steps + 1}steps", *gpu_words(case.device), f"data.out={folder}"]
     config = compose(words)

@@ -27,7 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="mpt-tiny,mpt-125m", help="presets")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--words", nargs="*", default=["cluster.device=cpu", "local=true"], help="overrides: the machine, the batch")
+    parser.add_argument(
+        "--words", nargs="*", default=["cluster.device=cpu", "local=true"], help="overrides: the machine, the batch"
+    )
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "startup.md")
     arguments = parser.parse_args()
     rows = []

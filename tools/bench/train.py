@@ -83,7 +83,7 @@ def lines_of(rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
     if busy <= QUIET and ("ours", "bare") in ratios:
         verdict = "held" if median(ratios["ours", "bare"]) <= TARGET else "MISSED"
     against_bare = [f"ours ÷ bare ≤ {TARGET}: {verdict}"] if ("ours", "bare") in ratios else []
-    peers = [_against_peers(rounds, arms, kept) for kept in (False, True)]
+    peers = [_against_peers(rounds, arms, group) for kept in (False, True) if (group := _peers(arms, kept))]
     return [
         f"{plan['parameters'] / 1e6:.1f} M parameters, {plan['tokens_per_step']:,} tokens per step, "
         f"ZeRO-{plan['zero_stage']}, {rounds[0].results['ours']['threads']} threads, "
@@ -113,12 +113,13 @@ def lines_of(rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
     ]
 
 
-def _against_peers(rounds: list[Round], arms: list[str], kept: bool) -> str:
-    """The best of ours ÷ the best of transformers' that keep memory or do not, in tokens/s, within rounds."""
+def _peers(arms: list[str], kept: bool) -> list[str]:
+    return [name for name in arms if name.startswith("transformers") and name.endswith(KEPT) is kept]
+
+
+def _against_peers(rounds: list[Round], arms: list[str], theirs: list[str]) -> str:
+    """The best of ours ÷ the best of `theirs`, in tokens/s, within rounds."""
     ours = [name for name in arms if name.startswith("ours")]
-    theirs = [name for name in arms if name.startswith("transformers") and name.endswith(KEPT) is kept]
-    if not theirs:
-        return ""
     best = min(theirs, key=lambda name: median(each.step_s[name] for each in rounds))
     own = min(ours, key=lambda name: median(each.step_s[name] for each in rounds))
     times = [each.step_s[best] / each.step_s[own] for each in rounds]
