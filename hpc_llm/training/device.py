@@ -38,7 +38,8 @@ def keep_memory(device: torch.device) -> None:
 
     The buffers of every step otherwise come as fresh pages, some 90,000 faults a step. Set through the environment,
     not yet through this call, it took a bare loop from 499 to 321 ms, in two runs one after the other (mpt-tiny,
-    bf16, 2 threads; benchmarks/training.md). Elsewhere than on glibc nothing happens.
+    bf16, 2 threads; benchmarks/training.md). Elsewhere than on glibc nothing happens. Before glibc 2.38 an aligned
+    block does not always fit where one of its size was freed: the heap then grows by it, in fresh pages.
     """
     if device.type != "cpu":
         return
