@@ -65,7 +65,7 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
     several = accumulation(config.train.global_batch, world, micro_batch) > 1
     matrix = 0 if config.train.loss_chunk else model.vocab_size * model.d_model  # there it is among the logits
     backward, step = gradient_bytes(count, matrix, world, zero_stage, precision, offloaded, several)
-    context = CPU_PROCESS_BYTES + int(CPU_HEAP * (activations + logits)) if on_cpu else CONTEXT_BYTES
+    context = cpu_bytes(activations + logits) if on_cpu else CONTEXT_BYTES
     return MemoryEstimate(
         weights=weight_bytes(count, world, zero_stage, compute),
         gradients=max(backward, step - activations - logits),
@@ -75,6 +75,11 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
         overhead=context + bucket_bytes(count, world, zero_stage, precision, offloaded),
         host=states + FP32_BYTES * shard(count, world) if offloaded else 0,
     )
+
+
+def cpu_bytes(passing: int) -> int:
+    """What a process on a CPU takes beside tensors, of which `passing` bytes come and go in a step."""
+    return CPU_PROCESS_BYTES + int(CPU_HEAP * passing)
 
 
 def shard(count: int, world_size: int) -> int:

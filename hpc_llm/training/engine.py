@@ -26,7 +26,7 @@ from hpc_llm.model.init import initialise
 from hpc_llm.model.loss import IGNORED
 from hpc_llm.planning.memory import bucket_elements
 from hpc_llm.planning.plan import RunPlan
-from hpc_llm.training import clipping, optim, startup
+from hpc_llm.training import clipping, optim, reduction, startup
 from hpc_llm.training.divergence import gradients_of, not_finite
 from hpc_llm.training.slow_ranks import ForwardClock
 
@@ -76,6 +76,7 @@ class Engine:
         self._deepspeed_clips = settings["gradient_clipping"]
         with startup.compiling_later():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        reduction.install(self._engine.optimizer)
         # A helper script that DeepSpeed puts beside every checkpoint, outside its own checkpoint seam.
         self._engine._copy_recovery_script = lambda *_: None
         self._zero_stage, self._precision = plan.zero_stage, config.train.precision

@@ -8,6 +8,9 @@ import pytest
 import torch
 from engine_ranks import Case, plain_losses, trained
 
+from hpc_llm.model.init import initialise
+from hpc_llm.model.transformer import Transformer
+
 pytestmark = pytest.mark.slow
 
 STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3)}
@@ -40,6 +43,27 @@ def test_ranks_and_passes_give_the_losses_of_one_big_batch(precision: str, stage
         for column, tolerance in enumerate(TOLERANCE[precision]):
             here, there = torch.tensor(found)[:, column], torch.tensor(plain)[:, column]
             torch.testing.assert_close(here, there, rtol=tolerance, atol=0, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_at_zero_1_in_bf16_gradients_of_passes_and_ranks_are_summed_in_fp32(world_size: int) -> None:
+    """Rows one by one: sums that were rounded to bf16 on the way, as DeepSpeed's are, move the norm by 1e-4."""
+    from engine_worker import GLOBAL_BATCH, SEQ_LEN, global_batch, plan_for
+
+    config, plan = plan_for("bf16", 1, 1, 1)
+    model = Transformer(config.model, SEQ_LEN, attention=plan.attention)
+    for name, parameter in model.named_parameters():
+        initialise(name, parameter, config.model, config.run.seed)
+    model.bfloat16()
+    tokens, targets = global_batch(0)
+    summed = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in model.parameters()]
+    for row in range(GLOBAL_BATCH):
+        loss = model(tokens[row : row + 1], targets[row : row + 1]) / (targets != -100).sum()
+        for total, gradient in zip(summed, torch.autograd.grad(loss, list(model.parameters())), strict=True):
+            total += gradient.float()
+    norm = torch.nn.utils.get_total_norm(summed).item()
+    ((_, found), *_) = trained(world_size, [("bf16", 1, 1)])["bf16", 1, 1]
+    assert found == pytest.approx(norm, rel=1e-6)
 
 
 def test_losses_in_bf16_are_those_in_fp32_but_for_rounding() -> None:

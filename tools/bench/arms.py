@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from setting import Case, Clock, Enough, Setting, gpu_words, make_shards, memory
+from setting import Alive, Case, Clock, Enough, Setting, gpu_words, make_shards, memory
 
 from hpc_llm.config.compose import compose
 from hpc_llm.data import stream
@@ -264,11 +264,14 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     if theirs:
         from transformers import LlamaForCausalLM, MptForCausalLM, Trainer  # noqa: F401
     before = memory(device)["peak"]
-    with distributed, contextlib.suppress(Enough):
+    watched = Alive() if case.alive else contextlib.nullcontext()
+    with watched as alive, distributed, contextlib.suppress(Enough):
         ARMS[arm](setting)
     measured = memory(device)
     if device.type == "cpu":
         measured["peak"] -= before
+    if alive is not None:
+        measured["alive"] = alive.peak
     return {
         "losses": [float(loss) for loss in setting.losses[: case.warmup]],
         "memory": measured,

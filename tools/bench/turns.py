@@ -64,6 +64,7 @@ class Runner:
             "warmup": arguments.warmup,
             "turn_steps": arguments.turn_steps,
             "most_turns": arguments.turns * TURNS_TRIED,
+            "alive": getattr(arguments, "alive", False),
         }
         threads = {"OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
         command = [sys.executable, str(Path(__file__).with_name("arms.py")), json.dumps(case)]
