@@ -17,6 +17,8 @@ from torch import Tensor
 # torch 2.13 calls it by its new name alone without a warning; 2.11 has the old one.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
+_CHUNK = 2**18  # elements: torch's norm of one long fp32 tensor is 0.8 % off on a CPU (85 M elements, torch 2.13)
+
 
 def install(optimizer: Any) -> None:
     """Have `optimizer` do so, if it is a BF16_Optimizer: the engine calls its `reduce_gradients` where it has one."""
@@ -35,6 +37,7 @@ class _Reduced:
         self._whole: list[Tensor] = optimizer.fp32_groups_gradients_flat  # [elements of the group, padded]
         self._parts: list[Tensor] = optimizer.fp32_groups_gradient_flat_partition  # views, [that ÷ world_size]
         self._wanted_whole = [group.get("use_muon", False) for group in groups]  # its matrices span ranks
+        self._chunks = [chunk for part in self._parts for chunk in part.split(_CHUNK)]
         self._norm: Tensor | None = None
 
     def reduce(self, **_: object) -> None:
@@ -48,10 +51,10 @@ class _Reduced:
                 else:
                     _reduce_scatter(part, whole)
                     part.div_(world_size)
-        squares = torch.stack([torch.linalg.vector_norm(part) for part in self._parts]).square().sum()
+        square = torch.nn.utils.get_total_norm(self._chunks).square()
         if world_size > 1:
-            dist.all_reduce(squares)
-        self._norm = squares.sqrt()
+            dist.all_reduce(square)
+        self._norm = square.sqrt()
 
     def for_norm(self, for_clipping: bool = False) -> Any:
         """As BF16_Optimizer.get_grads_for_norm: what has the gradient's norm, and {}; or what clipping scales."""

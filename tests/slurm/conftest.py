@@ -47,11 +47,12 @@ class SlurmCluster:
         text_in: str | None = None,
         check: bool = True,
         timeout_s: float = 120,
+        more: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """A command in this cluster's environment, as root or as another user."""
+        """A command in this cluster's environment and `more`, as root or as another user."""
         done = subprocess.run(
             command,
-            env=self.env,
+            env=self.env | (more or {}),
             cwd=self.work,
             input=text_in,
             capture_output=True,
@@ -200,6 +201,7 @@ def undisturbed(_session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPat
             fcntl.flock(lock, fcntl.LOCK_EX)
             runs = SlurmRuns(_session_cluster, root / name)
             if not runs.root.exists():
+                runs.release()
                 runs.finish(runs.submit("plain", f"train.duration={steps}steps"), 900, steps)
         done = Finished(0, "", RunLayout(runs.root / "plain"), last=steps)
         assert len(done.named("started")) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from local_runs import TINY, Finished
+from local_runs import FAULTS, TINY, Finished
 from waiting import until
 
 from hpc_llm.runs.layout import RunLayout
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from conftest import SlurmCluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STEPS = 1500  # half a minute of steps: time enough to be hit
-LONG_STEPS = 5000
+STEPS = 1000  # at the pace of runs that wait to be hit (see SlurmRuns) most of a minute
+LONG_STEPS = 4000
 LONG = f"train.duration={LONG_STEPS}steps"
 WATCH_EVERY_S = 3.0  # each pass is a process, which takes cores from the ranks
 _OTHERS = ("local=", "cluster.", "checkpoint.", "train.duration")
@@ -35,7 +36,7 @@ WORDS = (
 
 @dataclass
 class SlurmRuns:
-    """Runs below one root on one cluster."""
+    """Runs below one root on one cluster. Those of `submit` train slowly until `finish` lets them go."""
 
     slurm: SlurmCluster
     root: Path
@@ -45,8 +46,22 @@ class SlurmRuns:
     def submit(self, name: str, *words: str) -> RunLayout:
         """`submit` from the checkout; the run's directory."""
         command = [self.python, "-m", "hpc_llm.submit", *WORDS, f"run.root={self.root}", f"run.name={name}", *words]
-        self.slurm.run(*command, user=self.user)
+        self._run(*command)
         return RunLayout(self.root / name)
+
+    def _run(self, *command: str) -> None:
+        """In the environment that its jobs' ranks will have."""
+        path = os.pathsep.join([str(FAULTS), *filter(None, [self.slurm.env.get("PYTHONPATH")])])
+        more = {"PYTHONPATH": path, "HPC_LLM_PACE": str(self._released)}
+        self.slurm.run(*command, user=self.user, more=more)
+
+    @property
+    def _released(self) -> Path:
+        return self.root.with_name(f"{self.root.name}-released")
+
+    def release(self) -> None:
+        """From now on they train as fast as they can."""
+        self._released.touch()
 
     def job_of(self, run: RunLayout) -> str:
         """Its job's id, of the last submission."""
@@ -76,13 +91,14 @@ class SlurmRuns:
 
     def watch(self) -> None:
         """One pass of the watchdog."""
-        self.slurm.run(self.python, "-m", "hpc_llm.watchdog", str(self.root), "--once", user=self.user)
+        self._run(self.python, "-m", "hpc_llm.watchdog", str(self.root), "--once")
 
     def until_trained(self, run: RunLayout, steps: int) -> None:
         self.until(lambda: self.steps(run) >= steps, f"{run.name} at step {steps}")
 
     def finish(self, run: RunLayout, timeout_s: float = 300, steps: int = STEPS) -> Finished:
-        """Once the run says that it is complete."""
+        """Once the run says that it is complete; all below this root are let go."""
+        self.release()
         self.until(lambda: '"completed", "attempt"' in self.ledger_text(run), f"{run.name} complete", timeout_s)
         return Finished(0, "", run, last=steps)
 

@@ -275,12 +275,13 @@ def test_a_run_that_its_user_cancels_stays_cancelled(
 
 def test_of_an_array_only_the_preempted_task_is_requeued_and_all_end(runs: SlurmRuns) -> None:
     words = ("-m", "run.seed=range(6)", "cluster.array_throttle=2", "cluster.nodes=1", "run.sweep=six")
-    words = (*words, "train.duration=2000steps", "cluster.gpus_per_node=1", "checkpoint.keep=2")
+    words = (*words, "train.duration=600steps", "cluster.gpus_per_node=1", "checkpoint.keep=2")
     runs.submit("array", *words)
     folders = sorted(path.parent for path in runs.root.glob("*/*/config.json"))
     assert len(folders) == 6
     first = next(iter_started(runs, folders))
     runs.slurm.tool("preempt", first["job"])
+    runs.release()
     runs.until(lambda: all("completed" in row["state"] for row in runs.status().values()), "six complete", 400)
     restarts = {name: row["restarts"] for name, row in runs.status().items()}
     assert sum(restarts.values()) == 1, restarts

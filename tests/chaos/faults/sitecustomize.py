@@ -18,6 +18,9 @@ JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its atte
 HPC_LLM_FAULT_ORDERS names a file through which a fault without attempt and step, {"rank": R, "kind": …}, is ordered
 while a run trains: the rank takes the file away and obeys before its next step.
 
+HPC_LLM_PACE names a file that does not exist yet: until it does, steps from the 100th on take 50 ms longer, so that a
+run which is there to be hit leaves the cores to others.
+
 Audit hooks see what the interpreter does to files: the program under test has no test hooks.
 """
 
@@ -172,6 +175,12 @@ def _slow(seconds: float) -> None:
     register_module_forward_pre_hook(wait)
 
 
+def _pace(released: str) -> None:
+    import time
+
+    _before_steps(lambda step: time.sleep(0.05) if step >= 100 and not os.path.exists(released) else None)  # noqa: PTH110
+
+
 def _obey(fault: dict) -> None:
     """Do it now."""
     kind = fault["kind"]
@@ -224,3 +233,5 @@ if "HPC_LLM_ATTEMPT" in os.environ:
             _obey(fault)
     if "HPC_LLM_FAULT_ORDERS" in os.environ:
         _take_orders(os.environ["HPC_LLM_FAULT_ORDERS"], RANK)
+    if "HPC_LLM_PACE" in os.environ:
+        _pace(os.environ["HPC_LLM_PACE"])
