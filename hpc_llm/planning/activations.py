@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from hpc_llm.config import attention
 from hpc_llm.config.schema import ModelConfig, RunConfig
 
@@ -23,10 +25,19 @@ def mask_elements(config: RunConfig, backend: str, micro_batch: int) -> int:
     return micro_batch * square if documents else square if model.sliding_window else 0
 
 
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one sequence."""
+
+    kept: int  # at the loss, by all layers
+    backward: int  # beside them while backward is in a layer
+    layer: int  # in the last layer that backward comes to
+
+
 def activation_bytes(
     model: ModelConfig, seq_len: int, compute: int, checkpointing: bool, backend: str = "sdpa", on_cpu: bool = False
-) -> int:
-    """Activations of one sequence, all layers; `compute` is the bytes of a number.
+) -> Activations:
+    """Activations of one sequence; `compute` is the bytes of a number.
 
     Korthikanti et al. (arXiv 2205.05198, eq. 1) count s·b·h·(34 + 5·a·s/h) bytes per layer. Without dropout its
     masks go (2·s·b·h); fused attention keeps no s² scores, only its output, which the 34 hold already. That is
@@ -37,8 +48,10 @@ def activation_bytes(
     norm, ffn = _norm_width(model, compute, on_cpu), _ffn_width(model)
     layer = 2 * (norm + model.d_model) + _attention_width(model, backend, seq_len) + ffn
     ends = model.d_model + norm  # embedding's output and what the last norm keeps
-    kept = model.n_layers * model.d_model + layer if checkpointing else model.n_layers * layer
-    return compute * seq_len * (kept + ffn + ends)
+    each = model.d_model if checkpointing else layer
+    recomputed = layer if checkpointing else 0
+    widths = (model.n_layers * each + ends, recomputed + ffn, layer + ffn)
+    return Activations(*(compute * seq_len * width for width in widths))
 
 
 def _norm_width(model: ModelConfig, compute: int, on_cpu: bool) -> int:

@@ -5,7 +5,8 @@ N is the number of parameters, W the number of ranks, s·b·d one layer's activa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from hpc_llm.config import attention
 from hpc_llm.config.schema import RunConfig
@@ -22,21 +23,22 @@ CPU_PROCESS_BYTES = int(
 CPU_HEAP = 0.15  # of activations and logits: glibc's heap, whose holes are kept (training.device), measured there too
 BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default reduce_bucket_size
 LIVE_ELEMENTS = 1_000_000_000  # ZeRO-3's max_live_parameters and sub_group_size
-# Cross-entropy from bf16 logits: log-probabilities, their gradient and the logits' gradient, each in fp32.
+# Cross-entropy without a compiler: log-probabilities, their gradient and the logits' gradient, each in fp32.
 LOSS_BYTES = 3 * FP32_BYTES
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes per rank."""
+    """Bytes per rank at the moment of a step when they are most."""
 
     weights: int
-    gradients: int  # beside activations; with what the optimizer's step copies, as far as that is more than both
+    gradients: int  # and what is summed and copied of them
     optimizer: int
     activations: int
     logits: int
     overhead: int  # CUDA context, NCCL and DeepSpeed buckets; on a CPU the process and its heap
     host: int = 0  # host memory of an offloaded optimizer; not part of the total
+    moment: Literal["loss", "backward", "gradients", "step"] = "loss"  # backward: its begin; gradients: its end
 
     @property
     def total(self) -> int:
@@ -44,36 +46,63 @@ class MemoryEstimate:
 
 
 def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> MemoryEstimate:
-    """Peak of one rank: the start of backward, where all activations and the logits live, or the optimizer's step."""
+    """The peak of one rank over a step: the one of four moments at which most is taken.
+
+    At the loss all activations and the logits live; where backward begins, one layer's temporaries and the gradient of
+    the output's matrix instead of the logits; where it ends, all gradients and one layer; then the optimizer steps.
+    """
     model, precision, world = config.model, config.train.precision, config.cluster.world_size
     offloaded = config.optim.offloaded
     on_cpu = config.cluster.device == "cpu"
-    count = parameter_count(model)
+    count, matrix = parameter_count(model), model.vocab_size * model.d_model
     compute = COMPUTE_BYTES[precision]
     states = optimizer_bytes(count, world, zero_stage, precision, MOMENTS[config.optim.name])
     backend = attention.choose(config)
     sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing, backend, on_cpu)
     mask = mask_elements(config, backend, micro_batch) * compute
     tokens = micro_batch * config.train.seq_len
-    loss = compute if config.train.compile else LOSS_BYTES  # compiled, the logits' gradient is all there is beside them
-    if config.train.loss_chunk is None:
-        logits = tokens * model.vocab_size * (compute + loss)
+    if config.train.loss_chunk is None:  # compiled, the logits' gradient is all there is beside them
+        logits, first = tokens * model.vocab_size * (2 * compute if config.train.compile else LOSS_BYTES), matrix
     else:  # one chunk's, and the fp32 gradient of the output's matrix, which waits for backward
-        chunk = min(config.train.loss_chunk, tokens)
-        logits = model.vocab_size * (chunk * (compute + loss) + model.d_model * (compute + FP32_BYTES))
-    activations = micro_batch * sequence + mask
+        chunk, loss = min(config.train.loss_chunk, tokens), compute if config.train.compile else LOSS_BYTES
+        logits, first = model.vocab_size * (chunk * (compute + loss) + model.d_model * (compute + FP32_BYTES)), 0
     several = accumulation(config.train.global_batch, world, micro_batch) > 1
-    matrix = 0 if config.train.loss_chunk else model.vocab_size * model.d_model  # there it is among the logits
-    backward, step = gradient_bytes(count, matrix, world, zero_stage, precision, offloaded, several)
-    context = cpu_bytes(activations + logits) if on_cpu else CONTEXT_BYTES
-    return MemoryEstimate(
-        weights=weight_bytes(count, world, zero_stage, compute),
-        gradients=max(backward, step - activations - logits),
+    found = gradient_bytes(count, matrix, world, zero_stage, precision, offloaded, several)
+    # The embedding's gradient, and its sum with the output's, where the others are not reduced and gone by then.
+    twice = 2 * compute * matrix if model.tied and zero_stage < 2 else 0
+    in_fp32 = FP32_BYTES * matrix if on_cpu and precision == "bf16" else 0  # a product of bf16 (model.linear)
+    bucket = bucket_bytes(count, world, zero_stage, precision, offloaded)
+    weights, own = weight_bytes(count, world, zero_stage, compute)
+    kept, layer = micro_batch * sequence.kept + mask, micro_batch * sequence.layer + mask
+    common = MemoryEstimate(
+        weights=weights,
+        gradients=found.held,
         optimizer=0 if offloaded else states,
-        activations=activations,
+        activations=kept,
         logits=logits,
-        overhead=context + bucket_bytes(count, world, zero_stage, precision, offloaded),
+        overhead=bucket.always + (cpu_bytes(kept + logits) if on_cpu else CONTEXT_BYTES),
         host=states + FP32_BYTES * shard(count, world) if offloaded else 0,
+    )
+    with_bucket = common.overhead + bucket.backward
+    return max(
+        common,
+        replace(
+            common,
+            moment="backward",
+            gradients=found.held + compute * first + in_fp32,
+            activations=kept + micro_batch * sequence.backward,
+            logits=0,
+        ),
+        replace(
+            common,
+            moment="gradients",
+            gradients=found.whole + twice + in_fp32,
+            activations=layer,
+            logits=0,
+            overhead=with_bucket,
+        ),
+        replace(common, moment="step", weights=own, gradients=found.step, activations=mask, logits=0),
+        key=lambda moment: moment.total,
     )
 
 
@@ -87,37 +116,56 @@ def shard(count: int, world_size: int) -> int:
     return -(-count // world_size)
 
 
-def weight_bytes(count: int, world_size: int, zero_stage: int, compute: int) -> int:
-    """Weights in the compute dtype; ZeRO-3 keeps a part and gathers up to LIVE_ELEMENTS around the layer at work."""
+def weight_bytes(count: int, world_size: int, zero_stage: int, compute: int) -> tuple[int, int]:
+    """Weights in the compute dtype, in passes and in the optimizer's step.
+
+    ZeRO-3 keeps a part, and gathers up to LIVE_ELEMENTS around the layer at work.
+    """
     if zero_stage < 3:
-        return compute * count
-    return compute * (shard(count, world_size) + min(count, LIVE_ELEMENTS))
+        return compute * count, compute * count
+    own = compute * shard(count, world_size)
+    return own + compute * min(count, LIVE_ELEMENTS), own
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Bytes of gradients and of their sums over passes."""
+
+    held: int  # at the loss
+    whole: int  # at the end of backward
+    step: int  # with what is copied for it
 
 
 def gradient_bytes(
-    count: int, largest: int, world_size: int, zero_stage: int, precision: str, offloaded: bool, several_passes: bool
-) -> tuple[int, int]:
-    """Gradients of the compute dtype and their fp32 accumulation: during backward, and from its end to the step.
+    count: int, matrix: int, world_size: int, zero_stage: int, precision: str, offloaded: bool, several_passes: bool
+) -> Gradients:
+    """Gradients of the compute dtype and their fp32 sums; `matrix` elements are a group of the optimizer's apart.
 
-    - fp32: one full gradient at stages 0 and 1, nothing apart from it.
-    - bf16, stage 1 (BF16_Optimizer, immediate_grad_update): a full fp32 buffer, 4·N; a bf16 gradient goes as soon as it
-      is added, of which the `largest` parameter's, the output matrix's, waits longest.
-    - stage 2: a bf16 part and its fp32 accumulation, 6·N/W; then the flat copy for the step too, 10·N/W, when no
-      activation lives any more. In fp32 passes add to the gradient of the first. Offloaded, fp32 is in RAM.
+    - fp32, stage 0: one full gradient, and at the end a flat copy of up to a bucket to reduce.
+    - fp32, stage 1: one full gradient; of several passes their sum, too.
+    - bf16, stage 1 (BF16_Optimizer, immediate_grad_update; training.reduction): a full fp32 sum; a bf16 gradient goes
+      as soon as it is added.
+    - stage 2: a part, and of several passes its fp32 sum; in the step also a group's fp32 copy. In bf16 the sum is
+      there with one pass, too. Offloaded, fp32 is in RAM.
     - stage 3: a flat fp32 part; then the copy of the sub-group in the step.
     """
-    part, compute = shard(count, world_size), COMPUTE_BYTES[precision]
-    if zero_stage < 2:
+    part, compute, sums = shard(count, world_size), COMPUTE_BYTES[precision], FP32_BYTES * several_passes
+    group = shard(max(matrix, count - matrix), world_size)
+    if zero_stage == 0:
         whole = FP32_BYTES * count
-        return whole + (0 if precision == "fp32" else compute * largest), whole
+        return Gradients(sums * count, whole, whole + FP32_BYTES * bucket_elements(count))
+    if zero_stage == 1 and precision == "fp32":
+        return Gradients(2 * sums * count, FP32_BYTES * count, FP32_BYTES * (count + group))
+    if zero_stage == 1:
+        return Gradients(FP32_BYTES * count, FP32_BYTES * count, FP32_BYTES * count)
     if zero_stage == 2:
-        summed = 0 if offloaded else FP32_BYTES * part
-        if precision == "fp32":
-            return compute * part + summed * several_passes, compute * part + summed
-        return compute * part + summed, compute * part + 2 * summed
+        sums, bf16_sum = (0, 0) if offloaded else (sums, FP32_BYTES * (precision == "bf16"))
+        return Gradients(
+            sums * part, (compute + sums) * part, (compute + (bf16_sum or sums)) * part + FP32_BYTES * group
+        )
     if offloaded:
-        return 0, 0
-    return FP32_BYTES * part, FP32_BYTES * (part + min(part, LIVE_ELEMENTS))
+        return Gradients(0, 0, 0)
+    return Gradients(FP32_BYTES * part, FP32_BYTES * part, FP32_BYTES * (part + min(part, LIVE_ELEMENTS)))
 
 
 def optimizer_bytes(count: int, world_size: int, zero_stage: int, precision: str, moments: int) -> int:
@@ -135,13 +183,22 @@ def bucket_elements(count: int) -> int:
     return min(BUCKET_ELEMENTS, count)
 
 
-def bucket_bytes(count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool) -> int:
-    """Communication buffers: a bucket from ZeRO-2 on, two there with several ranks (overlap_comm); its fp32 copy at 3.
+@dataclass(frozen=True)
+class Buckets:
+    """Bytes of communication buffers."""
+
+    always: int
+    backward: int  # and more while it goes on
+
+
+def bucket_bytes(count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool) -> Buckets:
+    """A bucket from ZeRO-2 on, two there with several ranks (overlap_comm); stage 3 keeps its own and copies it to fp32.
 
     At stage 1 bf16 reduces in place; fp32 and offloaded runs use the optimizer of stage 2, with an fp32 bucket.
     """
-    compute = COMPUTE_BYTES[precision]
-    stage_1 = FP32_BYTES if precision == "fp32" or offloaded else 0
-    stage_2 = compute * (2 if world_size > 1 else 1)
-    per_element = {0: 0, 1: stage_1, 2: stage_2, 3: compute + FP32_BYTES}[zero_stage]
-    return per_element * bucket_elements(count)
+    compute, elements = COMPUTE_BYTES[precision], bucket_elements(count)
+    if zero_stage == 1:
+        return Buckets(0, FP32_BYTES * elements if precision == "fp32" or offloaded else 0)
+    if zero_stage == 2:
+        return Buckets(0, compute * elements * (2 if world_size > 1 else 1))
+    return Buckets(compute * elements, FP32_BYTES * elements) if zero_stage == 3 else Buckets(0, 0)

@@ -104,14 +104,23 @@ def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
         )
 
 
+_MOMENTS = {
+    "loss": "at the loss",
+    "backward": "as backward begins",
+    "gradients": "as backward ends",
+    "step": "in the optimizer's step",
+}
+
+
 def _memory(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     memory, available = plan.memory, plan.memory_available
     limit = "of an unknown amount"
     if available is not None:
         limit = f"of {_gib(available)} usable ({USABLE_FRACTION:.0%} of {config.cluster.gpu or 'this machine'})"
-    yield "memory per rank", f"{_gib(memory.total)} {limit}"
+    yield "memory per rank", f"{_gib(memory.total)} {limit}, most {_MOMENTS[memory.moment]}"
     for part in ("weights", "gradients", "optimizer", "activations", "logits", "overhead"):
-        yield "", f"{_gib(getattr(memory, part)):>10}  {part}"
+        if getattr(memory, part):
+            yield "", f"{_gib(getattr(memory, part)):>10}  {part}"
     if memory.host:
         yield (
             "",

@@ -63,9 +63,6 @@ def test_every_experiment_has_a_plan(name: str) -> None:
         assert make_plan(config, None).steps > 0
 
 
-NOTHING_FITS = {("mpt-7b-storywriter-65k", "a100x440")}  # one sequence's activations are 31 of a GPU's 40 GiB
-
-
 @pytest.mark.parametrize("cluster", slurm_clusters())
 @pytest.mark.parametrize("model", presets("model"))
 def test_every_preset_plans_or_is_refused_with_a_remedy_that_works(model: str, cluster: str) -> None:
@@ -75,8 +72,7 @@ def test_every_preset_plans_or_is_refused_with_a_remedy_that_works(model: str, c
     try:
         found = make_plan(config, None)
     except InputError as error:
-        remedy = "choose a smaller model" if (model, cluster) in NOTHING_FITS else "these fit: `"
-        assert all(remedy in problem for problem in error.problems)
+        assert all("these fit: `" in problem for problem in error.problems)
     else:
         assert found.memory_available is None or found.memory.total <= found.memory_available
 
@@ -84,7 +80,7 @@ def test_every_preset_plans_or_is_refused_with_a_remedy_that_works(model: str, c
 @pytest.mark.parametrize(
     "words",
     [
-        ("model=mpt-30b", "cluster=a100x8"),
+        ("model=mpt-30b", "cluster=a100x8", "train.micro_batch=8"),
         ("model=mpt-70b", "cluster=a100x8"),
         ("model=mpt-70b", "cluster=a100x8", "train.zero_stage=2"),
         ("model=mpt-13b", "cluster=a100x8", "train.zero_stage=1"),
@@ -95,7 +91,7 @@ def test_every_preset_plans_or_is_refused_with_a_remedy_that_works(model: str, c
         ),
         ("model=mpt-30b", "cluster=a100x440", "train.zero_stage=2", "train.micro_batch=4"),
         ("model=mpt-1b", "cluster=h100x8", "train.micro_batch=32", "train.activation_checkpointing=false"),
-        ("model=mpt-7b", "cluster=a100x8", "optim=cpu_adam", "train.zero_stage=1", "train.micro_batch=16"),
+        ("model=mpt-7b", "cluster=a100x8", "optim=cpu_adam", "train.zero_stage=1", "train.micro_batch=32"),
         ("model=mpt-13b", "cluster=a100x8", "optim=fused_lion", "train.zero_stage=1"),
         ("model=mpt-70b", "cluster=h100x8", "train.precision=fp32", "train.zero_stage=0"),
     ],
@@ -313,7 +309,7 @@ def test_planning_does_not_change_its_configuration() -> None:
 
 
 def test_logits_in_chunks_are_a_remedy_where_they_are_what_does_not_fit() -> None:
-    words = ("model=mpt-7b-storywriter-65k", "cluster=a100x8")
+    words = ("model=mpt-7b-storywriter-65k", "cluster=a100x440", "train.global_batch=440")
     with pytest.raises(InputError, match=r"these fit: `train\.loss_chunk=4096`"):
         plan(*words)
     assert plan(*words, "train.loss_chunk=4096").steps > 0

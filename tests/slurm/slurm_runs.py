@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from conftest import SlurmCluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STEPS = 1000  # at the pace of runs that wait to be hit (see SlurmRuns) most of a minute
-LONG_STEPS = 4000
+STEPS = 600  # at the pace of runs that wait to be hit (faults/sitecustomize.py) a minute and a half
+LONG_STEPS = 1500  # three and a half
 LONG = f"train.duration={LONG_STEPS}steps"
 WATCH_EVERY_S = 3.0  # each pass is a process, which takes cores from the ranks
 _OTHERS = ("local=", "cluster.", "checkpoint.", "train.duration")
@@ -36,7 +36,7 @@ WORDS = (
 
 @dataclass
 class SlurmRuns:
-    """Runs below one root on one cluster. Those of `submit` train slowly until `finish` lets them go."""
+    """Runs below one root on one cluster. They train slowly until `finish` or `release` lets them go."""
 
     slurm: SlurmCluster
     root: Path
@@ -46,14 +46,14 @@ class SlurmRuns:
     def submit(self, name: str, *words: str) -> RunLayout:
         """`submit` from the checkout; the run's directory."""
         command = [self.python, "-m", "hpc_llm.submit", *WORDS, f"run.root={self.root}", f"run.name={name}", *words]
-        self._run(*command)
+        self.run(*command)
         return RunLayout(self.root / name)
 
-    def _run(self, *command: str) -> None:
-        """In the environment that its jobs' ranks will have."""
+    def run(self, *command: str) -> str:
+        """What `command` prints, in the environment that its jobs' ranks will have."""
         path = os.pathsep.join([str(FAULTS), *filter(None, [self.slurm.env.get("PYTHONPATH")])])
         more = {"PYTHONPATH": path, "HPC_LLM_PACE": str(self._released)}
-        self.slurm.run(*command, user=self.user, more=more)
+        return self.slurm.run(*command, user=self.user, more=more, timeout_s=300).stdout  # the first prepares data
 
     @property
     def _released(self) -> Path:
@@ -91,7 +91,7 @@ class SlurmRuns:
 
     def watch(self) -> None:
         """One pass of the watchdog."""
-        self._run(self.python, "-m", "hpc_llm.watchdog", str(self.root), "--once")
+        self.run(self.python, "-m", "hpc_llm.watchdog", str(self.root), "--once")
 
     def until_trained(self, run: RunLayout, steps: int) -> None:
         self.until(lambda: self.steps(run) >= steps, f"{run.name} at step {steps}")

@@ -32,7 +32,7 @@ LAYERS, OPTIMIZERS, RATES, SEEDS = (1, 2), ("fused_adam", "fused_lion"), ("1e-4"
 def sweep(runs: SlurmRuns, *words: str) -> list[dict[str, str]]:
     """`submit -m`: the runs that were submitted."""
     command = [runs.python, "-m", "hpc_llm.submit", *ONE_RANK, "-m", f"run.root={runs.root}", "json=true", *words]
-    found: list[dict[str, str]] = json.loads(runs.slurm.run(*command).stdout)
+    found: list[dict[str, str]] = json.loads(runs.run(*command))
     return found
 
 
@@ -82,7 +82,7 @@ def test_24_runs_meet_preemption_and_a_dead_node_and_their_sweep_has_an_answer(
 ) -> None:
     runs = SlurmRuns(make_slurm("--nodes", "3", "--slurmd-timeout", "5"), tmp_path / "runs")
     words = ("run.sweep=rates", f"model.n_layers={','.join(map(str, LAYERS))}", f"optim={','.join(OPTIMIZERS)}")
-    words = (*words, f"optim.lr={','.join(RATES)}", "run.seed=range(3)", "train.duration=800steps")
+    words = (*words, f"optim.lr={','.join(RATES)}", "run.seed=range(3)", "train.duration=400steps")
     folder = runs.root / "rates"
     assert len(sweep(runs, *words)) == 24
 
@@ -100,6 +100,7 @@ def test_24_runs_meet_preemption_and_a_dead_node_and_their_sweep_has_an_answer(
     again = lambda: len(Finished(0, "", RunLayout(folder / bereft)).named("started")) > 1  # noqa: E731
     runs.until(again, "it goes on elsewhere", 600)
     runs.slurm.tool("revive-node", node)
+    runs.release()
     runs.until(lambda: complete(folder) == 24, "24 complete", 600)
 
     standing = runs.status().values()
@@ -125,9 +126,10 @@ def test_24_runs_meet_preemption_and_a_dead_node_and_their_sweep_has_an_answer(
 def test_the_losers_of_a_rung_are_stopped_and_can_be_taken_up_again(slurm: SlurmCluster, tmp_path: Path) -> None:
     runs = SlurmRuns(slurm, tmp_path / "runs")
     rates = ("1e-5", "1e-3", "3e-3")
-    words = ("run.sweep=race", f"optim.lr={','.join(rates)}", "train.duration=1500steps", "train.eval_every=500steps")
+    words = ("run.sweep=race", f"optim.lr={','.join(rates)}", "train.duration=1000steps", "train.eval_every=300steps")
     words = (*words, "optim=fused_adam", "cluster.array_throttle=3")
-    sweep(runs, *words, "halving.rungs=[500steps]", "halving.keep=0.6")
+    runs.release()
+    sweep(runs, *words, "halving.rungs=[300steps]", "halving.keep=0.6")
     race = {rate: RunLayout(runs.root / "race" / f"lr={rate}") for rate in rates}
     runs.until(lambda: not slurm.squeue(), "an empty queue", 240)
     states = {row["name"]: (row["state"], row["cause"]) for row in runs.status().values()}
@@ -136,8 +138,8 @@ def test_the_losers_of_a_rung_are_stopped_and_can_be_taken_up_again(slurm: Slurm
     )
     (told,) = Finished(0, "", race["1e-5"]).named("halved")
     assert "2 of 3 runs are better" in told["why"]
-    assert runs.steps(race["1e-5"]) < 1500
-    assert sweep(runs, *words, "halving.rungs=[500steps]", "halving.keep=0.6") == []  # what is out stays out
+    assert runs.steps(race["1e-5"]) < 1000
+    assert sweep(runs, *words, "halving.rungs=[300steps]", "halving.keep=0.6") == []  # what is out stays out
     (again,) = sweep(runs, *words)
     assert again["run_dir"].endswith("lr=1e-5")
     runs.until(lambda: complete(runs.root / "race") == 3, "the loser's end", 120)

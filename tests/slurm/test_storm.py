@@ -289,7 +289,7 @@ def test_a_hundred_faults_and_no_run_is_lost(
     faults = draw_faults(seed=2, count=100)[job::20]
     lost_nodes = sum(fault.endswith("lost") for fault in faults)
     # Ranks train on for half a minute and more until Slurm notices that a node is lost.
-    plain = undisturbed(f"of-{lost_nodes}-lost-nodes", 3000 + 2500 * lost_nodes)
+    plain = undisturbed(f"of-{lost_nodes}-lost-nodes", 1500 + 500 * lost_nodes)
     weather(spare, plain, tmp_path, job, [*faults, DIVERGES] if job % 5 == 0 else faults)
 
 

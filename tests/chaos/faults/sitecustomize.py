@@ -18,8 +18,8 @@ JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its atte
 HPC_LLM_FAULT_ORDERS names a file through which a fault without attempt and step, {"rank": R, "kind": …}, is ordered
 while a run trains: the rank takes the file away and obeys before its next step.
 
-HPC_LLM_PACE names a file that does not exist yet: until it does, steps from the 100th on take 50 ms longer, so that a
-run which is there to be hit leaves the cores to others.
+HPC_LLM_PACE names a file that does not exist yet: until it does, steps from the 100th on take 50 ms longer, and the last
+fifth 0.5 s, so that a run which is there to be hit leaves the cores to others and does not end before.
 
 Audit hooks see what the interpreter does to files: the program under test has no test hooks.
 """
@@ -87,11 +87,11 @@ def _full_after(limit: int, times: float) -> None:
 
 def _at_step(number: int, action) -> None:  # type: ignore[no-untyped-def]
     """Run `action()` before optimizer step `number` (from 0)."""
-    _before_steps(lambda step: action() if step == number else None)
+    _before_steps(lambda step, steps: action() if step == number else None)
 
 
 def _before_steps(action) -> None:  # type: ignore[no-untyped-def]
-    """Run `action(step)` when the learning rate of a step is asked for, which is before that step."""
+    """Run `action(step, steps)` when the learning rate of a step is asked for, which is before that step."""
     import importlib.abc
     import importlib.util
 
@@ -108,7 +108,7 @@ def _before_steps(action) -> None:  # type: ignore[no-untyped-def]
                 plain = module.learning_rate
 
                 def rate(optim, step, steps, warmup_steps):  # type: ignore[no-untyped-def]
-                    action(step)
+                    action(step, steps)
                     return plain(optim, step, steps, warmup_steps)
 
                 module.learning_rate = rate
@@ -178,7 +178,11 @@ def _slow(seconds: float) -> None:
 def _pace(released: str) -> None:
     import time
 
-    _before_steps(lambda step: time.sleep(0.05) if step >= 100 and not os.path.exists(released) else None)  # noqa: PTH110
+    def wait(step: int, steps: int) -> None:
+        if step >= 100 and not os.path.exists(released):  # noqa: PTH110
+            time.sleep(0.05 if step < 0.8 * steps else 0.5)
+
+    _before_steps(wait)
 
 
 def _obey(fault: dict) -> None:
@@ -209,7 +213,7 @@ def _obey(fault: dict) -> None:
 
 
 def _take_orders(path: str, rank: str) -> None:
-    def look(step: int) -> None:
+    def look(step: int, steps: int) -> None:
         try:
             with open(path) as file:  # noqa: PTH123
                 fault = json.load(file)
