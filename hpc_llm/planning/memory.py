@@ -27,9 +27,12 @@ LIVE_ELEMENTS = 1_000_000_000  # ZeRO-3's max_live_parameters and sub_group_size
 LOSS_BYTES = 3 * FP32_BYTES
 
 
+Moment = Literal["loss", "backward", "gradients", "step"]  # backward: its begin; gradients: its end
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes per rank at the moment of a step when they are most."""
+    """Bytes per rank at a moment of a step."""
 
     weights: int
     gradients: int  # and what is summed and copied of them
@@ -38,7 +41,7 @@ class MemoryEstimate:
     logits: int
     overhead: int  # CUDA context, NCCL and DeepSpeed buckets; on a CPU the process and its heap
     host: int = 0  # host memory of an offloaded optimizer; not part of the total
-    moment: Literal["loss", "backward", "gradients", "step"] = "loss"  # backward: its begin; gradients: its end
+    moment: Moment = "loss"
 
     @property
     def total(self) -> int:
@@ -46,7 +49,16 @@ class MemoryEstimate:
 
 
 def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> MemoryEstimate:
-    """The peak of one rank over a step: the one of four moments at which most is taken.
+    """The peak of one rank over a step: the moment at which most is taken."""
+    return max(
+        moments(config, zero_stage, activation_checkpointing, micro_batch).values(), key=lambda moment: moment.total
+    )
+
+
+def moments(
+    config: RunConfig, zero_stage: int, activation_checkpointing: bool, micro_batch: int
+) -> dict[Moment, MemoryEstimate]:
+    """What one rank holds at four moments of a step.
 
     At the loss all activations and the logits live; where backward begins, one layer's temporaries and the gradient of
     the output's matrix instead of the logits; where it ends, all gradients and one layer; then the optimizer steps.
@@ -61,11 +73,14 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
     sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing, backend, on_cpu)
     mask = mask_elements(config, backend, micro_batch) * compute
     tokens = micro_batch * config.train.seq_len
+    # first: the output matrix's gradient. It is there where backward begins, and with chunks at the loss already.
     if config.train.loss_chunk is None:  # compiled, the logits' gradient is all there is beside them
-        logits, first = tokens * model.vocab_size * (2 * compute if config.train.compile else LOSS_BYTES), matrix
-    else:  # one chunk's, and the fp32 gradient of the output's matrix, which waits for backward
+        first = compute * matrix
+        logits = tokens * model.vocab_size * (2 * compute if config.train.compile else LOSS_BYTES)
+    else:
         chunk, loss = min(config.train.loss_chunk, tokens), compute if config.train.compile else LOSS_BYTES
-        logits, first = model.vocab_size * (chunk * (compute + loss) + model.d_model * (compute + FP32_BYTES)), 0
+        first = (compute + FP32_BYTES) * matrix
+        logits = model.vocab_size * chunk * (compute + loss) + first
     several = accumulation(config.train.global_batch, world, micro_batch) > 1
     found = gradient_bytes(count, matrix, world, zero_stage, precision, offloaded, several)
     # The embedding's gradient, and its sum with the output's, where the others are not reduced and gone by then.
@@ -83,13 +98,12 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
         overhead=bucket.always + (cpu_bytes(kept + logits) if on_cpu else CONTEXT_BYTES),
         host=states + FP32_BYTES * shard(count, world) if offloaded else 0,
     )
-    with_bucket = common.overhead + bucket.backward
-    return max(
+    found_at = (
         common,
         replace(
             common,
             moment="backward",
-            gradients=found.held + compute * first + in_fp32,
+            gradients=found.held + first + in_fp32,
             activations=kept + micro_batch * sequence.backward,
             logits=0,
         ),
@@ -99,11 +113,11 @@ def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool,
             gradients=found.whole + twice + in_fp32,
             activations=layer,
             logits=0,
-            overhead=with_bucket,
+            overhead=common.overhead + bucket.backward,
         ),
         replace(common, moment="step", weights=own, gradients=found.step, activations=mask, logits=0),
-        key=lambda moment: moment.total,
     )
+    return {one.moment: one for one in found_at}
 
 
 def cpu_bytes(passing: int) -> int:
@@ -192,9 +206,10 @@ class Buckets:
 
 
 def bucket_bytes(count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool) -> Buckets:
-    """A bucket from ZeRO-2 on, two there with several ranks (overlap_comm); stage 3 keeps its own and copies it to fp32.
+    """A bucket from ZeRO-2 on, two there with several ranks (overlap_comm).
 
-    At stage 1 bf16 reduces in place; fp32 and offloaded runs use the optimizer of stage 2, with an fp32 bucket.
+    Stage 3 keeps its own all the time, and copies it to fp32. At stage 1 bf16 reduces in place; fp32 and offloaded runs
+    use the optimizer of stage 2, with an fp32 bucket.
     """
     compute, elements = COMPUTE_BYTES[precision], bucket_elements(count)
     if zero_stage == 1:

@@ -16,6 +16,7 @@ from hpc_llm.planning.memory import (
     bucket_elements,
     estimate,
     gradient_bytes,
+    moments,
     optimizer_bytes,
 )
 from hpc_llm.planning.parameters import parameter_count
@@ -157,17 +158,22 @@ def test_documents_need_a_mask_for_every_sequence() -> None:
     assert flash.activations == plain
 
 
+def logits(*words: str) -> int:
+    """Bytes at the loss, of four sequences."""
+    return moments(make_config(*WORDS, *words), 1, False, 4)["loss"].logits
+
+
 def test_logits_in_chunks_cost_their_chunk_and_a_gradient_of_the_output_matrix() -> None:
     model = make_config(*WORDS).model
-    found = memory("train.loss_chunk=512", micro_batch=4).logits
+    found = logits("train.loss_chunk=512")
     assert found == model.vocab_size * (512 * (2 + 12) + model.d_model * (2 + 4))
-    assert found < memory(micro_batch=4).logits / 2
+    assert found < logits() / 2
 
 
 def test_a_compiled_loss_keeps_no_fp32_logits() -> None:
     vocab = make_config(*WORDS).model.vocab_size
-    assert memory("train.compile=true", micro_batch=4).logits == 4 * 2048 * vocab * (2 + 2)
-    eager, compiled = (memory("train.loss_chunk=512", f"train.compile={on}").logits for on in ("false", "true"))
+    assert logits("train.compile=true") == 4 * 2048 * vocab * (2 + 2)
+    eager, compiled = (logits("train.loss_chunk=512", f"train.compile={on}") for on in ("false", "true"))
     assert eager - compiled == 512 * vocab * 10
 
 

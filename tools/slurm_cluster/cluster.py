@@ -122,6 +122,8 @@ class Cluster:
         database, unix_socket = self.site.path("db"), str(self.site.path("run/mariadb.socket"))
         # Small logs and no waiting for the disk: the data die with the cluster.
         small = ["--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M", "--innodb-flush-log-at-trx-commit=0"]
+        # Temporary tables of two servers that start at once have the same names, and each removes the other's.
+        small.append(f"--tmpdir={self.site.path('run')}")
         install = [program("mariadb-install-db"), "--no-defaults", f"--datadir={database}", "--user=root"]
         install += ["--auth-root-authentication-method=normal", "--skip-test-db", *small]
         # It takes seconds, so must be found as ours where this process is killed meanwhile.

@@ -18,8 +18,8 @@ JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its atte
 HPC_LLM_FAULT_ORDERS names a file through which a fault without attempt and step, {"rank": R, "kind": …}, is ordered
 while a run trains: the rank takes the file away and obeys before its next step.
 
-HPC_LLM_PACE names a file that does not exist yet: until it does, steps from the 100th on take 50 ms longer, and the last
-fifth 0.5 s, so that a run which is there to be hit leaves the cores to others and does not end before.
+HPC_LLM_PACE names a file that does not exist yet: until it does, steps from the 100th on take 50 ms longer, and those
+of the last fifth 0.5 s, so that a run which is there to be hit leaves the cores to others and does not end before.
 
 Audit hooks see what the interpreter does to files: the program under test has no test hooks.
 """
