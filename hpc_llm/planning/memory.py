@@ -39,13 +39,18 @@ class MemoryEstimate:
     optimizer: int
     activations: int
     logits: int
-    overhead: int  # CUDA context, NCCL and DeepSpeed buckets; on a CPU the process and its heap
+    overhead: int  # CUDA context and NCCL; on a CPU the process and its heap
+    buckets: int = 0  # of communication
     host: int = 0  # host memory of an offloaded optimizer; not part of the total
     moment: Moment = "loss"
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.overhead
+        return self.tensors + self.overhead
+
+    @property
+    def tensors(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buckets
 
 
 def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> MemoryEstimate:
@@ -95,7 +100,8 @@ def moments(
         optimizer=0 if offloaded else states,
         activations=kept,
         logits=logits,
-        overhead=bucket.always + (cpu_bytes(kept + logits) if on_cpu else CONTEXT_BYTES),
+        overhead=CPU_PROCESS_BYTES + int(CPU_HEAP * (kept + logits)) if on_cpu else CONTEXT_BYTES,
+        buckets=bucket.always,
         host=states + FP32_BYTES * shard(count, world) if offloaded else 0,
     )
     found_at = (
@@ -113,16 +119,11 @@ def moments(
             gradients=found.whole + twice + in_fp32,
             activations=layer,
             logits=0,
-            overhead=common.overhead + bucket.backward,
+            buckets=bucket.always + bucket.backward,
         ),
         replace(common, moment="step", weights=own, gradients=found.step, activations=mask, logits=0),
     )
     return {one.moment: one for one in found_at}
-
-
-def cpu_bytes(passing: int) -> int:
-    """What a process on a CPU takes beside tensors, of which `passing` bytes come and go in a step."""
-    return CPU_PROCESS_BYTES + int(CPU_HEAP * passing)
 
 
 def shard(count: int, world_size: int) -> int:

@@ -118,7 +118,7 @@ def _memory(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     if available is not None:
         limit = f"of {_gib(available)} usable ({USABLE_FRACTION:.0%} of {config.cluster.gpu or 'this machine'})"
     yield "memory per rank", f"{_gib(memory.total)} {limit}, most {_MOMENTS[memory.moment]}"
-    for part in ("weights", "gradients", "optimizer", "activations", "logits", "overhead"):
+    for part in ("weights", "gradients", "optimizer", "activations", "logits", "buckets", "overhead"):
         if getattr(memory, part):
             yield "", f"{_gib(getattr(memory, part)):>10}  {part}"
     if memory.host:

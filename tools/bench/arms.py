@@ -275,7 +275,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     return {
         "losses": [float(loss) for loss in setting.losses[: case.warmup]],
         "memory": measured,
-        "plan": {**asdict(plan), "memory_total": plan.memory.total},
+        "plan": {**asdict(plan), "memory_total": plan.memory.total, "tensors": plan.memory.tensors},
         "threads": torch.get_num_threads(),
     }
 

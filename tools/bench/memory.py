@@ -17,7 +17,7 @@ import record
 from train import words_of
 from turns import Runner
 
-from hpc_llm.planning.memory import CONTEXT_BYTES, cpu_bytes
+from hpc_llm.planning.memory import CONTEXT_BYTES
 
 GIB = 2**30
 TARGET = {"cpu": 0.2, "cuda": 0.1}
@@ -30,8 +30,11 @@ The plan's bytes per rank ÷ those that a run takes, over a few steps of our loo
   {TARGET["cpu"]:.0%}.
 - On a GPU: the peak of torch's allocator, within {TARGET["cuda"]:.0%}; the plan's share for the CUDA context, which
   the allocator does not see, is left out.
-- tensors: most bytes of tensors alive at once, by torch's profiler, in a second run; the plan's share for a process and
-  its heap is left out. On a CPU this is what torch's allocator tells on a GPU. (Sections from 25 Nov 2026, 23 h, on.)
+- tensors: most bytes of tensors alive at once, by torch's profiler in a second run, as torch's allocator counts them
+  on a GPU; the plan's share for a process and its heap is left out.
+
+Parts are those of the moment of a step at which the plan has most: the loss, the begin of backward, its end (gradients)
+or the optimizer's step. In sections before 26 Nov 2026 they were added up whenever they live.
 
 With one rank ZeRO saves nothing: what its stages differ in is what DeepSpeed allocates beside.
 
@@ -61,14 +64,13 @@ def main() -> None:
             plan, taken = result["plan"]["memory"], result["memory"]["peak"]
             planned = result["plan"]["memory_total"] - (CONTEXT_BYTES if arguments.device == "cuda" else 0)
             off.append(abs(planned / taken - 1))
-            tensors, alive = planned, taken
+            tensors, alive = result["plan"]["tensors"], taken
             if arguments.device == "cpu":
-                tensors -= cpu_bytes(plan["activations"] + plan["logits"])
                 alive = measured(model, precision, stage, checkpointing, arguments, alive=True)["memory"]["alive"]
             off_tensors.append(abs(tensors / alive - 1))
-            parts = ("weights", "gradients", "optimizer", "activations", "logits", "overhead")
+            parts = ("weights", "gradients", "optimizer", "activations", "logits", "buckets", "overhead")
             rows.append([
-                model, precision, stage, "yes" if checkpointing == "true" else "no",
+                model, precision, stage, "yes" if checkpointing == "true" else "no", plan["moment"],
                 *(f"{plan[part] / GIB:.2f}" for part in parts),
                 f"{planned / GIB:.2f}", f"{taken / GIB:.2f}", f"{planned / taken:.2f}",
                 f"{tensors / GIB:.2f}", f"{alive / GIB:.2f}", f"{tensors / alive:.2f}",
@@ -83,6 +85,7 @@ def main() -> None:
         "precision",
         "ZeRO",
         "checkpointing",
+        "most at",
         *parts,
         "planned GiB",
         "measured GiB",
