@@ -144,13 +144,20 @@ def time_limit(storm: Storm) -> None:
     assert Finished(0, "", storm.run).named("requeued")
 
 
+def signal_all(pids: list[int], number: int) -> None:
+    for pid in pids:
+        os.kill(pid, number)
+
+
 def damage_checkpoint(storm: Storm) -> None:
     """The newest one, and with nothing saved since, the run has to go back further."""
     rejected = len(Finished(0, "", storm.run).named("checkpoint-rejected"))
 
     def harm() -> None:
+        ranks = [pid for rank in range(2) for pid in pids_of_rank(storm.run.path, rank)]
+        signal_all(ranks, signal.SIGSTOP)  # so that they do not save a newer one meanwhile
         damage(Finished(0, "", storm.run), storm.checkpoint(), storm.draw.choice(["truncate", "flip"]))
-        storm.signal_rank(signal.SIGKILL)
+        signal_all(ranks, signal.SIGKILL)
 
     storm.ends_attempt(harm)
     assert len(Finished(0, "", storm.run).named("checkpoint-rejected")) == rejected + 1
