@@ -2,16 +2,18 @@
 
 `python engine_worker.py RANK WORLD_SIZE PORT CASES_JSON WHAT`; a case is [precision, zero_stage, micro_batch, *words].
 WHAT is losses: [loss, gradient norm] per step; reads: per step, how often the host read a tensor while it was
-launched, how often it made one of numbers, and how often it waited for the device; or poison: the same as losses and
-whether the weights changed, with a loss that is no number at step 1.
+launched, how often it made one of numbers, and how often it waited for the device; poison: the same as losses and
+whether the weights changed, with a loss that is no number at step 1; or alive: bytes of tensors at the peak.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -26,6 +28,9 @@ from hpc_llm.planning.batch import accumulation, pass_rows
 from hpc_llm.planning.plan import RunPlan, make_plan
 from hpc_llm.slurm.environment import RankEnvironment
 from hpc_llm.training import device as devices
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools" / "bench"))
+from alive import Alive
 
 GLOBAL_BATCH, SEQ_LEN, STEPS, VOCAB = 8, 16, 4, 128
 WORDS = [
@@ -117,31 +122,34 @@ def main() -> None:
         for precision, stage, micro, *words in json.loads(sys.argv[4]):
             config, plan = plan_for(precision, stage, micro, world_size, *words)
             assert plan.accumulation == accumulation(GLOBAL_BATCH, world_size, micro)
-            engine = Engine(
-                config,
-                plan,
-                lambda config=config, plan=plan: build_model(config, plan.activation_checkpointing, plan.attention),
-                device,
-                rank,
-            )
             found: list[Any] = []
-            for step in range(STEPS):
-                passes = passes_of(step, plan, rank)
-                lr = learning_rate(config.optim, step, STEPS, plan.warmup_steps)
-                before = engine.weights() if what == "poison" else {}
-                poisoned = what == "poison" and step == 1
-                hook = engine._engine.module.register_forward_hook(lambda *given: given[2] * float("nan"))
-                if not poisoned:
+            with Alive() if what == "alive" else contextlib.nullcontext() as alive:
+                engine = Engine(
+                    config,
+                    plan,
+                    lambda config=config, plan=plan: build_model(config, plan.activation_checkpointing, plan.attention),
+                    device,
+                    rank,
+                )
+                for step in range(STEPS):
+                    passes = passes_of(step, plan, rank)
+                    lr = learning_rate(config.optim, step, STEPS, plan.warmup_steps)
+                    before = engine.weights() if what == "poison" else {}
+                    poisoned = what == "poison" and step == 1
+                    hook = engine._engine.module.register_forward_hook(lambda *given: given[2] * float("nan"))
+                    if not poisoned:
+                        hook.remove()
+                    with Reads() if what == "reads" else contextlib.nullcontext() as reads:
+                        output = engine.train_step(passes, lr)
                     hook.remove()
-                with Reads() if what == "reads" else contextlib.nullcontext() as reads:
-                    output = engine.train_step(passes, lr)
-                hook.remove()
-                losses = [float(output.loss_sum) / int(output.counts[0]), float(output.grad_norm)]
-                if what == "poison":
-                    changed = any(not torch.equal(before[name], one) for name, one in engine.weights().items())
-                    losses.append(changed)
-                found.append(reads.count if reads is not None else losses)
-            results.append(found)
+                    losses = [float(output.loss_sum) / int(output.counts[0]), float(output.grad_norm)]
+                    if what == "poison":
+                        changed = any(not torch.equal(before[name], one) for name, one in engine.weights().items())
+                        losses.append(changed)
+                    found.append(reads.count if reads is not None else losses)
+            results.append(found if alive is None else [alive.peak])
+            del engine
+            gc.collect()
         if rank == 0:
             print("RESULT " + json.dumps(results), flush=True)
 

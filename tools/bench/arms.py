@@ -6,7 +6,8 @@ weights, batches, learning rate, clipping and AdamW; each ticks one clock where 
 
 - bare: forward, backward, clip_grad_norm_, torch's fused AdamW. In bf16 it does by hand what mixed precision takes:
   bf16 weights, fp32 master weights that the optimizer updates, gradients cast to fp32. Batches lie ready in memory.
-- deepspeed: `engine(…)`, `engine.backward`, `engine.step` with the settings of our runs. Batches lie ready in memory.
+- deepspeed: `engine(…)`, `engine.backward`, `engine.step` with the settings of our runs, and gradients reduced as
+  DeepSpeed does it. Batches lie ready in memory.
 - transformers…: its model of the same architecture in the first two loops, under torch.compile, and in its Trainer. On
   a CPU glibc hands memory back after every step, as it does for whoever uses these; +kept: as for our own ranks.
 - ours: training.loop.Trainer.train with its data loader, metrics.jsonl, TensorBoard and fence; it saves nothing.
@@ -25,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from setting import Alive, Case, Clock, Enough, Setting, gpu_words, make_shards, memory
+from alive import Alive
+from setting import Case, Clock, Enough, Setting, gpu_words, make_shards, memory
 
 from hpc_llm.config.compose import compose
 from hpc_llm.data import stream

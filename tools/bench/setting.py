@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import resource
@@ -165,24 +164,6 @@ def gpu_words(device: str) -> list[str]:
     alike = [key for key in GPUS if key.split("-")[0] in name]
     nearest = min(alike, key=lambda key: abs(GPUS[key].memory_gib - total), default="null")
     return ["cluster.device=cuda", f"cluster.gpu={nearest}"]
-
-
-class Alive:
-    """Most bytes of tensors alive at once on a CPU, as torch.cuda.max_memory_allocated has them on a GPU."""
-
-    peak = 0
-
-    def __enter__(self) -> Alive:
-        self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
-        self._profiler.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._profiler.__exit__(*error)
-        assert self._profiler.profiler is not None
-        events: Any = self._profiler.profiler.kineto_results
-        changes = [(event.start_ns(), event.nbytes()) for event in events.events() if event.name() == "[memory]"]
-        self.peak = max(itertools.accumulate(change for _, change in sorted(changes, key=lambda one: one[0])))
 
 
 def memory(device: torch.device) -> dict[str, int]:
