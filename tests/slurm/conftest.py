@@ -24,14 +24,6 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "local_slurm"
 NEEDED = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "sbatch")
 
 
-LONGEST = ("test_slurm_sweep.py", "test_storm.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no worker is left with one when the others are done."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
-
-
 class SlurmCluster:
     """A running cluster: `env` for processes of one's own, and short ways to ask Slurm."""
 
