@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-
 # First, so that no worker is left with one when the others are done.
 LONGEST = ("test_survival.py", "test_slurm_sweep.py", "test_storm.py")
 
