@@ -63,6 +63,9 @@ def test_every_experiment_has_a_plan(name: str) -> None:
         assert make_plan(config, None).steps > 0
 
 
+NOTHING_FITS = {("mpt-7b-storywriter-65k", "a100x440")}  # one sequence's activations are 31 of a GPU's 40 GiB
+
+
 @pytest.mark.parametrize("cluster", slurm_clusters())
 @pytest.mark.parametrize("model", presets("model"))
 def test_every_preset_plans_or_is_refused_with_a_remedy_that_works(model: str, cluster: str) -> None:
@@ -72,7 +75,8 @@ def test_every_preset_plans_or_is_refused_with_a_remedy_that_works(model: str, c
     try:
         found = make_plan(config, None)
     except InputError as error:
-        assert all("these fit: `" in problem for problem in error.problems)
+        remedy = "choose a smaller model" if (model, cluster) in NOTHING_FITS else "these fit: `"
+        assert all(remedy in problem for problem in error.problems)
     else:
         assert found.memory_available is None or found.memory.total <= found.memory_available
 
@@ -309,7 +313,8 @@ def test_planning_does_not_change_its_configuration() -> None:
 
 
 def test_logits_in_chunks_are_a_remedy_where_they_are_what_does_not_fit() -> None:
-    words = ("model=mpt-7b-storywriter-65k", "cluster=a100x440", "train.global_batch=440")
+    long = ("model=mpt-7b-storywriter-65k", "train.seq_len=49152")
+    words = (*long, "cluster=a100x440", "train.global_batch=440")
     with pytest.raises(InputError, match=r"these fit: `train\.loss_chunk=4096`"):
         plan(*words)
     assert plan(*words, "train.loss_chunk=4096").steps > 0
