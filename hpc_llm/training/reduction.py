@@ -30,28 +30,36 @@ def install(optimizer: Any) -> None:
 
 
 class _Reduced:
-    """Flat fp32 gradients of one rank's optimizer, one per parameter group."""
+    """Flat fp32 gradients of one rank's optimizer."""
 
     def __init__(self, optimizer: BF16_Optimizer) -> None:
-        groups = optimizer.optimizer.param_groups
-        self._whole: list[Tensor] = optimizer.fp32_groups_gradients_flat  # [elements of the group, padded]
-        self._parts: list[Tensor] = optimizer.fp32_groups_gradient_flat_partition  # views, [that ÷ world_size]
-        self._wanted_whole = [group.get("use_muon", False) for group in groups]  # its matrices span ranks
-        self._chunks = [chunk for part in self._parts for chunk in part.split(_CHUNK)]
+        # Per parameter group: all of it [elements, padded], this rank's part of that, and whether a part will not do:
+        # Muon's matrices span ranks.
+        self._groups: list[tuple[Tensor, Tensor, bool]] = [
+            (whole, part, group.get("use_muon", False))
+            for whole, part, group in zip(
+                optimizer.fp32_groups_gradients_flat,
+                optimizer.fp32_groups_gradient_flat_partition,
+                optimizer.optimizer.param_groups,
+                strict=True,
+            )
+        ]
+        parts = [part for _, part, _ in self._groups]
+        self._pieces = [piece for part in parts for piece in (part.split(_CHUNK) if part.is_cpu else [part])]
         self._norm: Tensor | None = None
 
     def reduce(self, **_: object) -> None:
         """Mean over ranks, and the norm of all of it; after the last backward of a step."""
         world_size = dist.get_world_size()
         if world_size > 1:
-            for whole, part, wanted_whole in zip(self._whole, self._parts, self._wanted_whole, strict=True):
+            for whole, part, wanted_whole in self._groups:
                 if wanted_whole:
                     dist.all_reduce(whole)
                     whole.div_(world_size)
                 else:
                     _reduce_scatter(part, whole)
                     part.div_(world_size)
-        square = torch.nn.utils.get_total_norm(self._chunks).square()
+        square = torch.nn.utils.get_total_norm(self._pieces).square()
         if world_size > 1:
             dist.all_reduce(square)
         self._norm = square.sqrt()
@@ -59,6 +67,5 @@ class _Reduced:
     def for_norm(self, for_clipping: bool = False) -> Any:
         """As BF16_Optimizer.get_grads_for_norm: what has the gradient's norm, and {}; or what clipping scales."""
         if for_clipping:
-            pairs = zip(self._whole, self._parts, self._wanted_whole, strict=True)
-            return [whole if wanted_whole else part for whole, part, wanted_whole in pairs]
+            return [whole if wanted_whole else part for whole, part, wanted_whole in self._groups]
         return [self._norm], {}

@@ -29,9 +29,6 @@ from hpc_llm.planning.plan import RunPlan, make_plan
 from hpc_llm.slurm.environment import RankEnvironment
 from hpc_llm.training import device as devices
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools" / "bench"))
-from alive import Alive
-
 GLOBAL_BATCH, SEQ_LEN, STEPS, VOCAB = 8, 16, 4, 128
 WORDS = [
     "model.d_model=32",
@@ -114,6 +111,9 @@ def main() -> None:
     rank, world_size, port = map(int, sys.argv[1:4])
     device, what = devices.choose_device("cpu", 0), sys.argv[5]
     with devices.process_group(RankEnvironment(rank, rank, world_size, world_size, "127.0.0.1", port), device):
+        sys.path.append(str(Path(__file__).resolve().parents[2] / "tools" / "bench"))
+        from alive import Alive
+
         from hpc_llm.model.build import build_model
         from hpc_llm.training.engine import Engine
         from hpc_llm.training.schedule import learning_rate

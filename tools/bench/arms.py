@@ -255,7 +255,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     tokens = num_steps * config.train.global_batch * config.train.seq_len + 1
     make_shards(folder, config.data.name, config.model.vocab_size, tokens)
     plan = make_plan(config, facts(folder))
-    assert plan.accumulation == 1 or arm == "ours"
+    assert plan.accumulation == 1
     clock = Clock(device, case)
     setting = Setting(config, plan, device, clock, num_steps, folder, [])
     distributed: Any = contextlib.nullcontext()

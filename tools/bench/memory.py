@@ -107,10 +107,9 @@ def measured(
     model: str, precision: str, stage: str, checkpointing: str, arguments: argparse.Namespace, alive: bool = False
 ) -> Any:
     """The result of arms.py."""
-    arguments.alive = alive
     more = [f"train.zero_stage={stage}", f"train.activation_checkpointing={checkpointing}"]
     arguments.turns, arguments.turn_steps, arguments.warmup, arguments.clock = 1, 1, 3, "wall"
-    runner = Runner.start("ours", [*words_of(model, precision, arguments), *more], arguments)
+    runner = Runner.start("ours", [*words_of(model, precision, arguments), *more], arguments, alive)
     runner.read("@turn")
     runner.turn()  # warm-up: all there is has been allocated
     runner.stop()

@@ -54,7 +54,7 @@ class Runner:
     result: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, name: str, words: list[str], arguments: argparse.Namespace) -> Runner:
+    def start(cls, name: str, words: list[str], arguments: argparse.Namespace, alive: bool = False) -> Runner:
         arm, more = arm_of(name)
         case = {
             "arm": arm,
@@ -64,7 +64,7 @@ class Runner:
             "warmup": arguments.warmup,
             "turn_steps": arguments.turn_steps,
             "most_turns": arguments.turns * TURNS_TRIED,
-            "alive": getattr(arguments, "alive", False),
+            "alive": alive,
         }
         threads = {"OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
         command = [sys.executable, str(Path(__file__).with_name("arms.py")), json.dumps(case)]
