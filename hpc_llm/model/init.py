@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpc_llm.config.schema import ModelConfig
 
 _RESIDUAL = ("out_proj.weight", "down_proj.weight")  # the two that write into the residual stream
+
+
+def initialise_all(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    """`initialise` for all parameters of `model`, on as many threads as torch uses: each draws with one alone."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        named = sorted(model.named_parameters(), key=lambda one: -one[1].numel())  # the longest first
+        list(pool.map(lambda one: initialise(one[0], one[1], config, seed), named))
 
 
 @torch.no_grad()

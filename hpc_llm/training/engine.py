@@ -22,7 +22,7 @@ from hpc_llm.checkpoint.engine import ManifestCheckpointEngine
 from hpc_llm.checkpoint.manifest import FileEntry, Manifest, folder_of
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.model.init import initialise
+from hpc_llm.model.init import initialise, initialise_all
 from hpc_llm.model.loss import IGNORED
 from hpc_llm.planning.memory import bucket_elements
 from hpc_llm.planning.plan import RunPlan
@@ -60,10 +60,13 @@ class Engine:
         stage_3 = plan.zero_stage == 3
         with deepspeed.zero.Init(config_dict_or_path=settings) if stage_3 else contextlib.nullcontext():
             model = make_model()
-        for name, parameter in model.named_parameters():
-            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0, enabled=stage_3):
-                if rank == 0 or not stage_3:
-                    initialise(name, parameter, config.model, config.run.seed)
+        if stage_3:
+            for name, parameter in model.named_parameters():
+                with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+                    if rank == 0:
+                        initialise(name, parameter, config.model, config.run.seed)
+        else:
+            initialise_all(model, config.model, config.run.seed)
         optimizer_device = "cpu" if config.optim.offloaded else device.type
         optimizer = optim.make(config.optim, list(model.named_parameters()), optimizer_device)
         self.optimizer_name = f"{type(optimizer).__module__.partition('.')[0]}.{type(optimizer).__name__}"

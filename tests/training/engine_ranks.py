@@ -18,12 +18,13 @@ WORKER = Path(__file__).with_name("engine_worker.py")
 Case = tuple[Any, ...]  # precision, ZeRO stage, micro-batch, further words
 
 
-def trained(world_size: int, cases: Sequence[Case], what: str = "losses") -> dict[Case, list[Any]]:
+def trained(world_size: int, cases: Sequence[Case], what: str = "losses", device: str = "cpu") -> dict[Case, list[Any]]:
     """Case → per step [loss, gradient norm], or `what` else engine_worker has; all in one set of processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
+    environment["ENGINE_WORKER_DEVICE"] = device
     ranks = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(rank), str(world_size), str(port), json.dumps(cases), what],

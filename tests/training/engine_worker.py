@@ -3,7 +3,8 @@
 `python engine_worker.py RANK WORLD_SIZE PORT CASES_JSON WHAT`; a case is [precision, zero_stage, micro_batch, *words].
 WHAT is losses: [loss, gradient norm] per step; reads: per step, how often the host read a tensor while it was
 launched, how often it made one of numbers, and how often it waited for the device; poison: the same as losses and
-whether the weights changed, with a loss that is no number at step 1; or alive: bytes of tensors at the peak.
+whether the weights changed, with a loss that is no number at step 1; alive: bytes of tensors at the peak; or, on a GPU,
+syncs: per step, where the host first waited for the device while it was launched.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import gc
 import json
 import os
 import sys
+import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +33,7 @@ from hpc_llm.slurm.environment import RankEnvironment
 from hpc_llm.training import device as devices
 
 GLOBAL_BATCH, SEQ_LEN, STEPS, VOCAB = 8, 16, 4, 128
+DEVICE = os.environ.get("ENGINE_WORKER_DEVICE", "cpu")
 WORDS = [
     "model.d_model=32",
     "model.n_heads=2",
@@ -41,7 +45,6 @@ WORDS = [
     "optim=torch_adam",
     "optim.lr=0.01",
     "optim.warmup=1steps",
-    "cluster.device=cpu",
 ]
 
 
@@ -60,7 +63,7 @@ def plan_for(precision: str, stage: int, micro: int, world_size: int, *more: str
     words = [f"train.precision={precision}", f"train.zero_stage={stage}", f"train.micro_batch={micro}", *more]
     given = {word.partition("=")[0] for word in words}
     kept = [word for word in WORDS if word.partition("=")[0] not in given]
-    config = compose([*kept, *words, f"cluster.gpus_per_node={world_size}"])
+    config = compose([*kept, *words, f"cluster.gpus_per_node={world_size}", f"cluster.device={DEVICE}"])
     return config, make_plan(config, None)
 
 
@@ -94,6 +97,24 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Waits(contextlib.ExitStack):
+    """`first`: the stack where the host first waited for the GPU within, or nothing."""
+
+    first = ""
+
+    def __enter__(self) -> Any:
+        torch.cuda.set_sync_debug_mode("warn")
+        self.callback(torch.cuda.set_sync_debug_mode, "default")
+        self.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("always")
+        self.enter_context(mock.patch.object(warnings, "showwarning", self._note))
+        return super().__enter__()
+
+    def _note(self, message: Any, *_: Any, **__: Any) -> None:
+        if "synchronizing" in str(message):
+            self.first = self.first or "".join(traceback.format_stack()[:-1])
+
+
 def passes_of(step: int, plan: RunPlan, rank: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """This rank's part of the global batch; a short pass is filled up with masked rows."""
     tokens, targets = global_batch(step)
@@ -109,13 +130,14 @@ def passes_of(step: int, plan: RunPlan, rank: int) -> list[tuple[torch.Tensor, t
 
 def main() -> None:
     rank, world_size, port = map(int, sys.argv[1:4])
-    device, what = devices.choose_device("cpu", 0), sys.argv[5]
+    device, what = devices.choose_device(DEVICE, 0), sys.argv[5]
     with devices.process_group(RankEnvironment(rank, rank, world_size, world_size, "127.0.0.1", port), device):
         sys.path.append(str(Path(__file__).resolve().parents[2] / "tools" / "bench"))
         from alive import Alive
 
         from hpc_llm.model.build import build_model
         from hpc_llm.training.engine import Engine
+        from hpc_llm.training.metrics import Readout
         from hpc_llm.training.schedule import learning_rate
 
         results = []
@@ -139,6 +161,11 @@ def main() -> None:
                     hook = engine._engine.module.register_forward_hook(lambda *given: given[2] * float("nan"))
                     if not poisoned:
                         hook.remove()
+                    if what == "syncs":
+                        with Waits() as waits:
+                            Readout(engine.train_step(passes, lr))
+                        found.append(waits.first)
+                        continue
                     with Reads() if what == "reads" else contextlib.nullcontext() as reads:
                         output = engine.train_step(passes, lr)
                     hook.remove()

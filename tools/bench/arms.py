@@ -1,7 +1,8 @@
 """The same optimizer steps: bare PyTorch, DeepSpeed's engine in a bare loop, our loop, and transformers' model in each.
 
-`python tools/bench/arms.py CASE_JSON` runs one arm in this process, in turns: a line `@turn SECONDS_JSON` after each,
-then it waits for `go` or `stop` on its standard input; `@result JSON` comes last. All arms share model, initial
+`python tools/bench/arms.py CASE_JSON` runs one arm in this process. It says `@ready 0` and waits for a line on its
+standard input before it takes memory of the device; then come turns: a line `@turn SECONDS_JSON` after each, then it
+waits for `go` or `stop`; `@result JSON` comes last. All arms share model, initial
 weights, batches, learning rate, clipping and AdamW; each ticks one clock where a step begins.
 
 - bare: forward, backward, clip_grad_norm_, torch's fused AdamW. In bf16 it does by hand what mixed precision takes:
@@ -58,18 +59,24 @@ def bare_loop(setting: Setting, model: torch.nn.Module) -> None:
         for master in masters.values():
             master.grad = torch.empty_like(master)
     weights, master_list = list(model.parameters()), list(masters.values())
-    for tokens, targets in setting.batches():
-        loss = model(tokens, targets) / targets.numel()
-        loss.backward()
-        if bf16:
-            torch._foreach_copy_([master.grad for master in master_list], [weight.grad for weight in weights])
+    for passes in setting.batches():
+        total = torch.zeros((), device=setting.device)
+        for number, (tokens, targets) in enumerate(passes):
+            loss = model(tokens, targets) / setting.plan.tokens_per_step
+            loss.backward()
+            total += loss.detach()
+            if bf16:
+                sums, found = [master.grad for master in master_list], [weight.grad for weight in weights]
+                (torch._foreach_add_ if number else torch._foreach_copy_)(sums, found)
+                if number < len(passes) - 1:
+                    model.zero_grad()
         torch.nn.utils.clip_grad_norm_(master_list, optim.grad_clip or math.inf)
         optimizer.step()
         if bf16:
             with torch.no_grad():
                 torch._foreach_copy_(weights, master_list)
         model.zero_grad()
-        setting.losses.append(loss.detach())
+        setting.losses.append(total)
 
 
 def deepspeed_alone(setting: Setting) -> None:
@@ -86,11 +93,14 @@ def deepspeed_loop(setting: Setting, model: torch.nn.Module) -> None:
     optimizer = optim.make(config.optim, list(model.named_parameters()), setting.device.type)
     settings = {**deepspeed_settings(config, setting.plan), "gradient_clipping": config.optim.grad_clip}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-    for tokens, targets in setting.batches():
-        loss = engine(tokens, targets) / targets.numel()
-        engine.backward(loss)
-        engine.step()
-        setting.losses.append(loss.detach())
+    for passes in setting.batches():
+        total = torch.zeros((), device=setting.device)
+        for tokens, targets in passes:
+            loss = engine(tokens, targets) / setting.plan.tokens_per_step
+            engine.backward(loss, scale_wrt_gas=False)
+            engine.step()
+            total += loss.detach()
+        setting.losses.append(total)
 
 
 class TimedBatches(Batches):
@@ -200,7 +210,8 @@ def transformers_trainer(setting: Setting) -> None:
 
     config, losses, clock = setting.config, setting.losses, setting.clock
     with Batches(stream.training(config, setting.plan, setting.folder), setting.share) as batches:
-        rows = [row for step in range(setting.num_steps) for row in batches.step(step)[0][0].clone()]
+        steps = [[tokens.clone() for tokens, _ in batches.step(step)] for step in range(setting.num_steps)]
+        rows = [row for passes in steps for tokens in passes for row in tokens]
 
     class Ticks(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -214,7 +225,8 @@ def transformers_trainer(setting: Setting) -> None:
 
     arguments = TrainingArguments(
         output_dir=str(setting.folder / "trainer"),
-        per_device_train_batch_size=config.train.global_batch,
+        per_device_train_batch_size=setting.plan.micro_batch,
+        gradient_accumulation_steps=setting.plan.accumulation,
         max_steps=setting.num_steps,
         learning_rate=config.optim.lr,
         lr_scheduler_type="constant",
@@ -255,7 +267,6 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     tokens = num_steps * config.train.global_batch * config.train.seq_len + 1
     make_shards(folder, config.data.name, config.model.vocab_size, tokens)
     plan = make_plan(config, facts(folder))
-    assert plan.accumulation == 1
     clock = Clock(device, case)
     setting = Setting(config, plan, device, clock, num_steps, folder, [])
     distributed: Any = contextlib.nullcontext()
@@ -265,6 +276,8 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
         distributed = devices.process_group(RankEnvironment(0, 0, 1, 1, "127.0.0.1", 0), device)
     if theirs:
         from transformers import LlamaForCausalLM, MptForCausalLM, Trainer  # noqa: F401
+    print("\n@ready 0", flush=True)  # all but the device is at hand
+    sys.stdin.readline()
     before = memory(device)["peak"]
     watched = Alive() if case.alive else contextlib.nullcontext()
     with watched as alive, distributed, contextlib.suppress(Enough):

@@ -110,6 +110,7 @@ def measured(
     more = [f"train.zero_stage={stage}", f"train.activation_checkpointing={checkpointing}"]
     arguments.turns, arguments.turn_steps, arguments.warmup, arguments.clock = 1, 1, 3, "wall"
     runner = Runner.start("ours", [*words_of(model, precision, arguments), *more], arguments, alive)
+    runner.build()
     runner.read("@turn")
     runner.turn()  # warm-up: all there is has been allocated
     runner.stop()

@@ -21,7 +21,7 @@ from hpc_llm.data.loader import Batches, Share
 from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, SourceFacts
 from hpc_llm.data.shards import ShardWriter
 from hpc_llm.model.build import build_model
-from hpc_llm.model.init import initialise
+from hpc_llm.model.init import initialise_all
 from hpc_llm.model.transformer import Transformer
 from hpc_llm.planning.hardware import GIB, GPUS
 from hpc_llm.planning.plan import RunPlan
@@ -31,7 +31,7 @@ from hpc_llm.planning.plan import RunPlan
 class Case:
     """What one process measures."""
 
-    arm: str  # bare, deepspeed or ours
+    arm: str  # one of arms.ARMS
     words: list[str]  # overrides that describe model, batch, precision, optimizer
     device: str  # cpu or cuda
     clock: str  # on a CPU: wall, or cpu, the CPU time of the process's threads
@@ -100,17 +100,19 @@ class Setting:
 
     def model(self) -> Transformer:
         model = build_model(self.config, self.plan.activation_checkpointing, self.plan.attention)
-        for name, parameter in model.named_parameters():
-            initialise(name, parameter, self.config.model, self.config.run.seed)
+        initialise_all(model, self.config.model, self.config.run.seed)
         return model.to(self.device)
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Tokens and targets of every step, all read before the clock first ticks, which it does for each."""
+    def batches(self) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Tokens and targets of every step's passes, all read before the clock first ticks, which it does for each."""
         with Batches(stream.training(self.config, self.plan, self.folder), self.share) as batches:
             ready = [batches.step(step) for step in range(self.num_steps)]
-        for ((tokens, targets),) in ready:
+        for passes in ready:
             self.clock.tick()
-            yield tokens.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+            yield [(self._here(tokens), self._here(targets)) for tokens, targets in passes]
+
+    def _here(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, non_blocking=True)
 
 
 def make_shards(folder: Path, source: str, vocab_size: int, num_tokens: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import record
-from turns import ARMS, Round, one_round
+from turns import ARMS, Round, in_turns, one_after_the_other
 
 # "small" is the shape that the published CPU figures of other trainers were measured with.
 SHAPES = {
@@ -55,10 +55,11 @@ Written by `tools/bench/train.py`; sections are only ever added.
 """
 
 
-def lines_of(rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
+def lines_of(rounds: list[Round], failed: dict[str, str], arguments: argparse.Namespace) -> list[str]:
     """A case's tables: arms, ratios, raw rounds."""
     arms = [name for name in arguments.arms.split(";") if name in rounds[0].step_s]
-    plan = rounds[0].results["ours"]["plan"]
+    first = rounds[0].results[arms[0]]
+    plan = first["plan"]
     rows = []
     for name in arms:
         steps = [each.step_s[name] for each in rounds]
@@ -83,10 +84,12 @@ def lines_of(rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
     if busy <= QUIET and ("ours", "bare") in ratios:
         verdict = "held" if median(ratios["ours", "bare"]) <= TARGET else "MISSED"
     against_bare = [f"ours ÷ bare ≤ {TARGET}: {verdict}"] if ("ours", "bare") in ratios else []
-    peers = [_against_peers(rounds, arms, group) for kept in (False, True) if (group := _peers(arms, kept))]
+    own = any(name.startswith("ours") for name in arms)
+    peers = [_against_peers(rounds, arms, group) for kept in (False, True) if own and (group := _peers(arms, kept))]
     return [
-        f"{plan['parameters'] / 1e6:.1f} M parameters, {plan['tokens_per_step']:,} tokens per step, "
-        f"ZeRO-{plan['zero_stage']}, {rounds[0].results['ours']['threads']} threads, "
+        f"{plan['parameters'] / 1e6:.1f} M parameters, {plan['tokens_per_step']:,} tokens per step in "
+        f"{plan['accumulation']} passes, "
+        f"ZeRO-{plan['zero_stage']}, {first['threads']} threads, "
         + ("events on the GPU." if arguments.device == "cuda" else f"{arguments.clock} time."),
         "",
         *record.table(["arm", "step ms", "tokens/s", "MFU", "planned GiB", "measured GiB", "loss"], rows),
@@ -99,6 +102,7 @@ def lines_of(rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
             ],
         ),
         "",
+        *(f"{name}: not possible, {why}" for name, why in failed.items()),
         *against_bare,
         *peers,
         "",
@@ -140,6 +144,7 @@ def main() -> None:
     parser.add_argument("--words", nargs="*", default=[], help="further overrides, such as train.zero_stage=0")
     parser.add_argument("--seq-len", type=int)
     parser.add_argument("--batch", type=int, help="sequences per step")
+    parser.add_argument("--micro-batch", type=int, help="sequences per pass; default all of a step's")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turns", type=int, default=3, help="per arm and round")
     parser.add_argument("--turn-steps", type=int, help="timed steps per turn; default 3, on a GPU 20")
@@ -148,12 +153,18 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: for a machine that is not quiet")
     parser.add_argument("--max-others", type=float, default=QUIET, help="share of the cores, see above")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for quiet before turns")
-    parser.add_argument("--alone", action="store_true", help="one arm's process at a time, for models that fill a GPU")
+    parser.add_argument(
+        "--alone",
+        action="store_true",
+        help="one arm at a time, for models that fill a GPU: its rounds are turns of one process",
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke run: mpt-tiny, bf16, 1 round, 1 turn")
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "training.md")
     arguments = parser.parse_args()
     arguments.turn_steps = arguments.turn_steps or (20 if arguments.device == "cuda" else 3)
     arguments.precisions = arguments.precisions or ("bf16" if arguments.device == "cuda" else "bf16,fp32")
+    if arguments.alone:
+        arguments.turns = 1
     if arguments.quick:
         arguments.rounds, arguments.turns, arguments.precisions = 1, 1, "bf16"
         arguments.models = arguments.models.partition(",")[0]
@@ -161,8 +172,12 @@ def main() -> None:
     for model in arguments.models.split(","):
         for precision in arguments.precisions.split(","):
             words, arms = words_of(model, precision, arguments), arguments.arms.split(";")
-            rounds = [one_round(words, arms, number, arguments) for number in range(arguments.rounds)]
-            lines = lines_of(rounds, arguments)
+            failed: dict[str, str] = {}
+            if arguments.alone:
+                rounds, failed = one_after_the_other(words, arms, arguments)
+            else:
+                rounds = [in_turns(words, arms, number, arguments) for number in range(arguments.rounds)]
+            lines = lines_of(rounds, failed, arguments)
             print("\n".join(lines), flush=True)
             title = f"{model}, {precision}, {arguments.device}"
             record.append(arguments.out, INTRODUCTION, title, lines, ["torch", "deepspeed", "transformers"])
@@ -171,11 +186,12 @@ def main() -> None:
 def words_of(model: str, precision: str, arguments: argparse.Namespace) -> list[str]:
     """Overrides: constant learning rate, one pass per step, neither save nor evaluation on the way."""
     batch = arguments.batch or BATCH.get(model, 8)
+    micro_batch = getattr(arguments, "micro_batch", None) or batch
     far = "1000000000steps"
     return [
         *SHAPES.get(model, [f"model={model}"]),
         *([f"train.seq_len={arguments.seq_len}"] if arguments.seq_len else []),
-        *(f"train.global_batch={batch}", f"train.micro_batch={batch}", f"train.precision={precision}"),
+        *(f"train.global_batch={batch}", f"train.micro_batch={micro_batch}", f"train.precision={precision}"),
         *("optim.schedule=constant", "optim.warmup=1steps", f"train.eval_every={far}", f"checkpoint.every={far}"),
         *arguments.words,
     ]

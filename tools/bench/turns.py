@@ -44,6 +44,10 @@ def arm_of(name: str) -> tuple[str, list[str]]:
     return arm, list(words.values())
 
 
+class ArmFailed(SystemExit):
+    """An arm's process ended early; whoever does without it catches this."""
+
+
 @dataclass
 class Runner:
     """One arm's process."""
@@ -68,7 +72,7 @@ class Runner:
         }
         threads = {"OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
         command = [sys.executable, str(Path(__file__).with_name("arms.py")), json.dumps(case)]
-        return cls.of(command, {**threads, "PYTHONPATH": str(record.ROOT)})
+        return cls.of(command, {**threads, "PYTHONPATH": python_path()})
 
     @classmethod
     def of(cls, command: list[str], environment: dict[str, str]) -> Runner:
@@ -83,6 +87,11 @@ class Runner:
             text=True,
         )
         return cls(process, errors)
+
+    def build(self) -> None:
+        """Begin to take memory of the device."""
+        self.read("@ready")
+        self.say("build")
 
     def turn(self) -> tuple[list[float], float]:
         """Seconds of the steps of one turn, and the share of the cores that others took meanwhile."""
@@ -119,7 +128,12 @@ class Runner:
             if line.startswith(mark):
                 return json.loads(line.removeprefix(mark))
         self.errors.seek(0)
-        sys.exit(f"an arm failed:\n{self.errors.read()}")
+        raise ArmFailed(f"an arm failed:\n{self.errors.read()}")
+
+
+def python_path() -> str:
+    """The project before all that is importable here."""
+    return os.pathsep.join([str(record.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def others(process: psutil.Process) -> Callable[[], float]:
@@ -151,15 +165,27 @@ class Round:
     others: float
     turns_taken: int
 
+    @classmethod
+    def of(cls, runners: dict[str, Runner], steps_s: dict[str, list[float]], others: float, turns: int) -> Round:
+        return cls(
+            {name: median(steps) for name, steps in steps_s.items()},
+            {name: min(steps) for name, steps in steps_s.items()},
+            {name: runners[name].result for name in steps_s},
+            others,
+            turns,
+        )
 
-def one_round(words: list[str], arms: list[str], number: int, arguments: argparse.Namespace) -> Round:
-    if arguments.alone:
-        return _one_after_the_other(words, arms, number, arguments)
+
+def in_turns(words: list[str], arms: list[str], number: int, arguments: argparse.Namespace) -> Round:
+    """Round `number` (from 0), with all arms' processes there at once."""
     runners = {name: Runner.start(name, words, arguments) for name in arms}
+    for runner in runners.values():
+        runner.build()
     for runner in runners.values():
         runner.read("@turn")  # everything is built
     for runner in runners.values():
         runner.turn()  # warm-up
+    steps_s: dict[str, list[float]] = {name: [] for name in arms}
     kept, worst, taken = 0, 0.0, 0
     while kept < arguments.turns:
         wait_for_quiet(arguments.max_others, arguments.patience)
@@ -173,34 +199,35 @@ def one_round(words: list[str], arms: list[str], number: int, arguments: argpars
             continue
         kept, worst = kept + 1, max(worst, busiest)
         for name, seconds in turns.items():
-            runners[name].steps_s += seconds
+            steps_s[name] += seconds
     for runner in runners.values():
         runner.stop()
-    return _round(runners, worst, taken)
+    return Round.of(runners, steps_s, worst, taken)
 
 
-def _one_after_the_other(words: list[str], arms: list[str], number: int, arguments: argparse.Namespace) -> Round:
-    """Each arm takes all its turns before the next one starts: for models of which a GPU holds one at a time."""
-    runners, worst = dict[str, Runner](), 0.0
-    first = number % len(arms)
-    for name in arms[first:] + arms[:first]:
-        wait_for_quiet(arguments.max_others, arguments.patience)
-        runner = runners[name] = Runner.start(name, words, arguments)
-        runner.read("@turn")
-        runner.turn()
-        for _ in range(arguments.turns):
-            seconds, share = runner.turn()
-            runner.steps_s += seconds
-            worst = max(worst, share)
-        runner.stop()
-    return _round(runners, worst, arguments.turns)
+def one_after_the_other(
+    words: list[str], arms: list[str], arguments: argparse.Namespace
+) -> tuple[list[Round], dict[str, str]]:
+    """Rounds, and why arms could not be measured: each arm takes a turn for every round before the next one begins.
 
-
-def _round(runners: dict[str, Runner], worst: float, taken: int) -> Round:
-    return Round(
-        {name: median(runner.steps_s) for name, runner in runners.items()},
-        {name: min(runner.steps_s) for name, runner in runners.items()},
-        {name: runner.result for name, runner in runners.items()},
-        worst,
-        taken,
-    )
+    For models of which a GPU holds one at a time.
+    """
+    runners, failed = {name: Runner.start(name, words, arguments) for name in arms}, dict[str, str]()
+    turns: dict[str, list[tuple[list[float], float]]] = {}
+    for name, runner in runners.items():
+        try:
+            runner.build()
+            runner.read("@turn")
+            runner.turn()
+            turns[name] = [runner.turn() for _ in range(arguments.rounds)]
+            runner.stop()
+        except (ArmFailed, BrokenPipeError) as error:
+            turns.pop(name, None)
+            lines = str(error).strip().splitlines()
+            failed[name] = next((line for line in reversed(lines) if "Error" in line), lines[-1])[:200]
+            print(error, flush=True)
+    rounds = []
+    for number in range(arguments.rounds):
+        steps_s = {name: taken[number][0] for name, taken in turns.items()}
+        rounds.append(Round.of(runners, steps_s, max(taken[number][1] for taken in turns.values()), 1))
+    return rounds, failed

@@ -1,0 +1,22 @@
+"""In the steady step the host never waits for the GPU: what comes next is queued while it works."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+from engine_ranks import Case, trained
+
+COMPILED = ("train.compile=true", "train.attention=flex")
+UNWAITED: list[Case] = [("bf16", 1, 8), ("bf16", 1, 3), ("bf16", 2, 3), ("fp32", 1, 3), ("bf16", 1, 3, *COMPILED)]
+
+
+@cache
+def waits() -> dict[Case, list[Any]]:
+    return trained(1, UNWAITED, "syncs", device="cuda")
+
+
+@pytest.mark.parametrize("case", UNWAITED, ids=lambda case: " ".join(map(str, case)))
+def test_in_the_steady_step_the_host_never_waits_for_the_device(case: Case) -> None:
+    assert waits()[case][2:] == ["", ""]
