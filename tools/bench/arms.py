@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -201,6 +202,8 @@ def transformers_model(setting: Setting) -> torch.nn.Module:
         )
     else:
         sys.exit(f"transformers has no model like {model.name}")
+    if setting.plan.activation_checkpointing:
+        made.gradient_checkpointing_enable()  # type: ignore[operator]
     return made.to(setting.device).train()
 
 
@@ -258,6 +261,14 @@ NO_DEEPSPEED = ("bare", "transformers", "transformers-compiled", "transformers-t
 def measure(case: Case, folder: Path) -> dict[str, Any]:
     arm, _, kept = case.arm.partition("+")
     theirs = arm.startswith("transformers")
+    os.environ["DS_ACCELERATOR"] = case.device
+    # What imports take is no part of a model's memory, and no device is needed for them.
+    if arm not in NO_DEEPSPEED:
+        import hpc_llm.training.loop  # noqa: F401
+    if theirs:
+        from transformers import LlamaForCausalLM, MptForCausalLM, Trainer  # noqa: F401
+    print("\n@ready 0", flush=True)
+    sys.stdin.readline()
     device = devices.choose_device(case.device, 0)
     if kept or not theirs:
         devices.keep_memory(device)
@@ -270,14 +281,8 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     clock = Clock(device, case)
     setting = Setting(config, plan, device, clock, num_steps, folder, [])
     distributed: Any = contextlib.nullcontext()
-    if arm not in NO_DEEPSPEED:  # what DeepSpeed's import takes is no part of a model's memory
-        import hpc_llm.training.loop  # noqa: F401
-
+    if arm not in NO_DEEPSPEED:
         distributed = devices.process_group(RankEnvironment(0, 0, 1, 1, "127.0.0.1", 0), device)
-    if theirs:
-        from transformers import LlamaForCausalLM, MptForCausalLM, Trainer  # noqa: F401
-    print("\n@ready 0", flush=True)  # all but the device is at hand
-    sys.stdin.readline()
     before = memory(device)["peak"]
     watched = Alive() if case.alive else contextlib.nullcontext()
     with watched as alive, distributed, contextlib.suppress(Enough):

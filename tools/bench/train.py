@@ -158,6 +158,9 @@ def main() -> None:
         action="store_true",
         help="one arm at a time, for models that fill a GPU: its rounds are turns of one process",
     )
+    parser.add_argument(
+        "--lock", type=Path, help="with --alone: held while an arm has the device, among several benches"
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke run: mpt-tiny, bf16, 1 round, 1 turn")
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "training.md")
     arguments = parser.parse_args()
@@ -175,6 +178,8 @@ def main() -> None:
             failed: dict[str, str] = {}
             if arguments.alone:
                 rounds, failed = one_after_the_other(words, arms, arguments)
+                if not rounds:
+                    continue
             else:
                 rounds = [in_turns(words, arms, number, arguments) for number in range(arguments.rounds)]
             lines = lines_of(rounds, failed, arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from typing import IO, Any
 
 import psutil
 import record
+from filelock import FileLock
 
 ARMS = {  # name → (what arms.py runs, words beside BASE)
     "bare": ("bare", []),
@@ -216,18 +218,20 @@ def one_after_the_other(
     turns: dict[str, list[tuple[list[float], float]]] = {}
     for name, runner in runners.items():
         try:
-            runner.build()
-            runner.read("@turn")
-            runner.turn()
-            turns[name] = [runner.turn() for _ in range(arguments.rounds)]
-            runner.stop()
+            runner.read("@ready")
+            with FileLock(arguments.lock) if arguments.lock else contextlib.nullcontext():
+                runner.say("build")
+                runner.read("@turn")
+                runner.turn()
+                turns[name] = [runner.turn() for _ in range(arguments.rounds)]
+                runner.stop()
         except (ArmFailed, BrokenPipeError) as error:
             turns.pop(name, None)
             lines = str(error).strip().splitlines()
             failed[name] = next((line for line in reversed(lines) if "Error" in line), lines[-1])[:200]
             print(error, flush=True)
     rounds = []
-    for number in range(arguments.rounds):
+    for number in range(arguments.rounds if turns else 0):
         steps_s = {name: taken[number][0] for name, taken in turns.items()}
         rounds.append(Round.of(runners, steps_s, max(taken[number][1] for taken in turns.values()), 1))
     return rounds, failed
