@@ -225,6 +225,7 @@ def one_after_the_other(
                 runner.turn()
                 turns[name] = [runner.turn() for _ in range(arguments.rounds)]
                 runner.stop()
+            print(name, *(f"{1e3 * median(seconds):.1f} ms" for seconds, _ in turns[name]), flush=True)
         except (ArmFailed, BrokenPipeError) as error:
             turns.pop(name, None)
             lines = str(error).strip().splitlines()
