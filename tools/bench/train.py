@@ -49,7 +49,7 @@ much of that is DeepSpeed's own. The aim: ours ÷ bare ≤ {TARGET}. `tools/benc
 - memory: the plan's total against torch's peak of allocated tensors and all that is taken on the device (context and
   cache with it); on a CPU, for information, how much the process's peak resident memory grew.
 
-Sections of a GPU name it; where there is none, no GPU was at hand when this was last measured.
+Sections of a GPU name it.
 
 Written by `tools/bench/train.py`; sections are only ever added.
 """
