@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -93,7 +94,8 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
             f"start {plan.world_size}, or submit it again for the machine you want"
         )
     beat = _heart(layout, place)
-    if config.train.compile or plan.attention == "flex":
+    if plan.compile or plan.attention == "flex":
+        need_compiler()
         # torch's own place is a folder of the node's /tmp. Its keys name device, versions and source.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(RootLayout.of(layout).compiled))
     # torch takes seconds to import: a user's mistakes are reported before.
@@ -126,6 +128,16 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
         if outcome is Outcome.HELD:
             beat(0, Phase.HOLDING)
         return outcome
+
+
+def need_compiler() -> None:
+    """torch.compile builds its kernels with Triton on a GPU, in C++ on a CPU; both call a compiler of the node."""
+    wanted = [os.environ.get("CC"), os.environ.get("CXX"), "gcc", "g++", "clang"]
+    if not any(name and shutil.which(name) for name in wanted):
+        raise InputError(
+            "train.compile and train.attention=flex need a C compiler where the run is, and neither $CC nor gcc nor "
+            "clang is there; load one in cluster.setup, or set train.compile=false train.attention=sdpa"
+        )
 
 
 def _heart(layout: RunLayout, place: RankEnvironment) -> Callable[[int, Phase], None]:

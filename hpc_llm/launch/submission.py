@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc_llm.config import attention
+from hpc_llm.config import computing
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import manifest, sources
@@ -138,7 +138,7 @@ def _padding(config: RunConfig, directory: Path) -> float | None:
 def _plan(config: RunConfig, data: DataFacts | None) -> RunPlan:
     """make_plan with what this machine and the root know."""
     here, memory = machine.as_here(config)
-    return make_plan(here, data, memory_available=memory, experience=_experience(config, attention.choose(here)))
+    return make_plan(here, data, memory_available=memory, experience=_experience(config, computing.choose(here)))
 
 
 def _experience(config: RunConfig, backend: str) -> Experience:

@@ -6,10 +6,10 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.model.transformer import Transformer
 
 
-def build_model(config: RunConfig, activation_checkpointing: bool, attention: str) -> Transformer:
-    """The transformer of `config` with the plan's checkpointing and backend, its weights not yet initialised."""
+def build_model(config: RunConfig, activation_checkpointing: bool, attention: str, compiled: bool) -> Transformer:
+    """The transformer of `config` as its plan says to compute it, its weights not yet initialised."""
     train = config.train
     model = Transformer(config.model, train.seq_len, activation_checkpointing, attention, train.loss_chunk)
-    if train.compile:
+    if compiled:
         model.compile_parts()
     return model

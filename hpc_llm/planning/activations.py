@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpc_llm.config import attention
+from hpc_llm.config import computing
 from hpc_llm.config.schema import ModelConfig, RunConfig
 
 FOLDED_EXTRA = 8  # head dimensions that carry ALiBi (model.backends.folded)
@@ -72,7 +72,7 @@ def _attention_width(model: ModelConfig, backend: str, seq_len: int) -> int:
     if backend == "folded":
         return clipped + changed + (2 * heads + 2 * shared) * (size + FOLDED_EXTRA)
     if backend == "blocked":  # copies of all three, scaled queries, and every block's probabilities of what it sees
-        probabilities = sum((end - start) * end for start, end in attention.blocks(seq_len))
+        probabilities = sum((end - start) * end for start, end in computing.blocks(seq_len))
         return clipped + changed + projected + heads * size + heads * probabilities // seq_len
     masked = backend == "sdpa" and (model.positions == "alibi" or model.sliding_window is not None)
     repeated = 2 * heads * size if masked and shared < heads else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from hpc_llm.config import attention
+from hpc_llm.config import computing
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.activations import activation_bytes, mask_elements
 from hpc_llm.planning.batch import accumulation
@@ -74,18 +74,21 @@ def moments(
     count, matrix = parameter_count(model), model.vocab_size * model.d_model
     compute = COMPUTE_BYTES[precision]
     states = optimizer_bytes(count, world, zero_stage, precision, MOMENTS[config.optim.name])
-    backend = attention.choose(config)
+    backend = computing.choose(config)
     sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing, backend, on_cpu)
     mask = mask_elements(config, backend, micro_batch) * compute
     tokens = micro_batch * config.train.seq_len
     # first: the output matrix's gradient. It is there where backward begins, and with chunks at the loss already.
-    if config.train.loss_chunk is None:  # compiled, the logits' gradient is all there is beside them
+    compiled = computing.compiles(config)
+    # Compiled, the logits' gradient takes their place; where products of bf16 are made in fp32, these are copies.
+    one_logit = compute + FP32_BYTES * (on_cpu and precision == "bf16")
+    if config.train.loss_chunk is None:
         first = compute * matrix
-        logits = tokens * model.vocab_size * (2 * compute if config.train.compile else LOSS_BYTES)
+        logits = tokens * model.vocab_size * (one_logit if compiled else LOSS_BYTES)
     else:
-        chunk, loss = min(config.train.loss_chunk, tokens), compute if config.train.compile else LOSS_BYTES
+        chunk = min(config.train.loss_chunk, tokens)
         first = (compute + FP32_BYTES) * matrix
-        logits = model.vocab_size * chunk * (compute + loss) + first
+        logits = model.vocab_size * chunk * (one_logit if compiled else compute + LOSS_BYTES) + first
     several = accumulation(config.train.global_batch, world, micro_batch) > 1
     found = gradient_bytes(count, matrix, world, zero_stage, precision, offloaded, several)
     # The embedding's gradient, and its sum with the output's, where the others are not reduced and gone by then.

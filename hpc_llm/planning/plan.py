@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from hpc_llm.config import attention, checks
+from hpc_llm.config import checks, computing
 from hpc_llm.config.errors import InputError, nearest
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import accumulation, rows_per_rank
@@ -46,7 +46,8 @@ class RunPlan:
     accumulation: int  # passes per optimizer step
     zero_stage: int
     activation_checkpointing: bool
-    attention: str  # the backend (config.attention)
+    attention: str  # the backend (config.computing)
+    compile: bool
     # length
     steps: int
     tokens_per_step: int
@@ -136,7 +137,8 @@ def make_plan(
         accumulation=accumulation(train.global_batch, cluster.world_size, choice.micro_batch),
         zero_stage=choice.zero_stage,
         activation_checkpointing=choice.activation_checkpointing,
-        attention=attention.choose(config),
+        attention=computing.choose(config),
+        compile=computing.compiles(config),
         steps=length.steps,
         tokens_per_step=length.tokens_per_step,
         tokens=tokens,

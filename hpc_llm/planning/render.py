@@ -79,6 +79,7 @@ def _batch(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     state = "on" if plan.activation_checkpointing else "off"
     yield "act. ckpt", f"{state} {_origin(train.activation_checkpointing)}"
     yield "attention", f"{plan.attention} {_origin(train.attention)}"
+    yield "compiled", f"{'yes' if plan.compile else 'no'} {_origin(train.compile)}"
     if train.loss_chunk is not None:
         tokens = plan.micro_batch * train.seq_len
         idle = f", no fewer than a pass's {tokens:,}: no effect" if train.loss_chunk >= tokens else ""

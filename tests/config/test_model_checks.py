@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hpc_llm.config.attention import choose
 from hpc_llm.config.checks import problems
+from hpc_llm.config.computing import choose, compiles
 from tests.configs import make_config
 
 MUON = ("optim=muon", "train.zero_stage=1")
@@ -104,13 +104,32 @@ def test_what_works_is_not_complained_of(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "backend"),
     [
-        ([], "sdpa"),
-        (["model=mpt-7b", "cluster=a100x64"], "sdpa"),
-        (["model=mpt-7b-8k", "cluster=a100x64"], "folded"),
-        (["model=mpt-7b-8k", "train.seq_len=4096"], "sdpa"),
-        (["model=mpt-7b-8k", "cluster=a100x64", "train.attention=flex"], "flex"),
+        (["cluster.device=cpu"], "blocked"),
+        (["cluster.device=cpu", "model=mpt-7b-8k", "train.seq_len=4096"], "sdpa"),
+        (["cluster.device=cpu", "model=mpt-7b-8k"], "folded"),
+        (["model=mpt-7b", "cluster=a100x64"], "flex"),
+        (["model=mpt-7b-8k", "cluster=a100x64"], "flex"),
+        (["model=mpt-7b-8k", "cluster=a100x64", "train.precision=fp32"], "folded"),
+        (["model=mpt-7b", "cluster=a100x64", "train.precision=fp32"], "sdpa"),
+        (["model=mpt-7b", "cluster=a100x64", "model.n_heads=512"], "sdpa"),
+        (["model=mpt-7b-8k", "cluster=a100x64", "train.attention=folded"], "folded"),
         (["model=llama-8b", "cluster=a100x64"], "sdpa"),
+        (["model=llama-8b", "cluster=a100x64", "data.packing=best_fit"], "flex"),
+        (["model=llama-8b", "cluster=a100x64", "model.sliding_window=512"], "flex"),
     ],
 )
 def test_attention_is_chosen_by_shape_unless_it_is_given(words: list[str], backend: str) -> None:
     assert choose(make_config(*words)) == backend
+
+
+@pytest.mark.parametrize(
+    ("words", "compiled"),
+    [
+        (["cluster.device=cpu"], False),
+        (["cluster.device=cpu", "train.compile=true"], True),
+        (["cluster=a100x64"], True),
+        (["cluster=a100x64", "train.compile=false"], False),
+    ],
+)
+def test_a_gpus_steps_are_compiled_unless_it_is_said(words: list[str], compiled: bool) -> None:
+    assert compiles(make_config(*words)) is compiled

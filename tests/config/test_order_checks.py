@@ -67,6 +67,7 @@ def test_a_mixture_that_runs_out_is_refused_before_the_queue() -> None:
 
 
 def test_packing_counts_its_masks_and_its_padding() -> None:
-    plain, packed = (make_plan(make_config(*words), None) for words in ((), ("data.packing=best_fit",)))
+    masks = "train.attention=sdpa"
+    plain, packed = (make_plan(make_config(masks, *words), None) for words in ((), ("data.packing=best_fit",)))
     assert packed.memory.activations - plain.memory.activations == packed.micro_batch * 4 * 256**2 * 2
     assert "padding not known before it is packed" in render(make_config("data.packing=best_fit"), packed)

@@ -101,7 +101,7 @@ def flex_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four of them, the last one short, on the sequences of these tests."""
-    monkeypatch.setattr("hpc_llm.config.attention.SMALLEST_BLOCK", 7)
+    monkeypatch.setattr("hpc_llm.config.computing.SMALLEST_BLOCK", 7)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -15,8 +15,8 @@ WORDS = ("model.d_model=32", "model.n_heads=2", "model.n_layers=3", "model.vocab
 
 
 def model(compiled: bool, chunk: str) -> Transformer:
-    config = make_config(*WORDS, f"train.compile={str(compiled).lower()}", f"train.loss_chunk={chunk}")
-    made = build_model(config, True, "sdpa")
+    config = make_config(*WORDS, f"train.loss_chunk={chunk}")
+    made = build_model(config, True, "sdpa", compiled)
     for name, parameter in made.named_parameters():
         initialise(name, parameter, config.model, seed=1)
     return made

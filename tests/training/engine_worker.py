@@ -149,7 +149,9 @@ def main() -> None:
                 engine = Engine(
                     config,
                     plan,
-                    lambda config=config, plan=plan: build_model(config, plan.activation_checkpointing, plan.attention),
+                    lambda config=config, plan=plan: build_model(
+                        config, plan.activation_checkpointing, plan.attention, plan.compile
+                    ),
                     device,
                     rank,
                 )

@@ -99,7 +99,8 @@ class Setting:
         return Share(0, 1, self.config.train.global_batch, self.plan.micro_batch)
 
     def model(self) -> Transformer:
-        model = build_model(self.config, self.plan.activation_checkpointing, self.plan.attention)
+        plan = self.plan
+        model = build_model(self.config, plan.activation_checkpointing, plan.attention, plan.compile)
         initialise_all(model, self.config.model, self.config.run.seed)
         return model.to(self.device)
 

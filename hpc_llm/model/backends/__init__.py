@@ -11,7 +11,7 @@ from hpc_llm.model.backends.protocol import Backend
 
 
 def make_backend(name: str, config: ModelConfig, seq_len: int) -> Backend:
-    """The backend `name` (config.attention) for sequences of at most `seq_len` tokens. InputError if it is not here."""
+    """The backend `name` (config.computing) for sequences of at most `seq_len` tokens. InputError if it is not here."""
     if name == "folded":
         from hpc_llm.model.backends.folded import Folded
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpc_llm.config.attention import blocks
+from hpc_llm.config.computing import blocks
 from hpc_llm.model.backends.sdpa import Sdpa
 from hpc_llm.model.linear import times_transposed
 from hpc_llm.model.masks import past

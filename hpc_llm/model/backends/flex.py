@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from hpc_llm.config.schema import ModelConfig
+from hpc_llm.model.compiler import compile_for_each_length
 from hpc_llm.model.positions import slopes_on
 
 
@@ -65,4 +66,4 @@ def compiled_block_mask() -> Any:
 @functools.cache
 def compiled() -> Any:
     """Uncompiled, FlexAttention holds all scores."""
-    return torch.compile(flex_attention, dynamic=False)
+    return compile_for_each_length(flex_attention)

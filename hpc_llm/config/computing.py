@@ -1,0 +1,48 @@
+"""How a step is computed where the user leaves it open: attention by device and shape, and whether to compile.
+
+Chosen by measurements (benchmarks/attention.md, benchmarks/training.md). No torch here.
+"""
+
+from __future__ import annotations
+
+from hpc_llm.config.schema import RunConfig
+
+# Tokens up to which ALiBi is a stored bias. Beyond, n_heads·length² numbers outgrow a layer's activations; on a CPU
+# folding it is then no slower.
+LONGEST_BIAS = 4096
+# Tokens up to which a CPU keeps the scores: twice as fast in bf16 and no slower in fp32.
+LONGEST_SCORES = 2048
+SMALLEST_FLEX_HEAD = 16  # FlexAttention has no kernel for smaller ones
+BLOCKS = 4
+SMALLEST_BLOCK = 128  # queries; smaller products are slower
+
+
+def choose(config: RunConfig) -> str:
+    """sdpa, blocked, folded, flex or flash."""
+    model, train = config.model, config.train
+    if train.attention != "auto":
+        return train.attention
+    if config.cluster.device == "cpu":
+        if train.seq_len <= LONGEST_SCORES:
+            return "blocked"
+    elif train.precision == "bf16" and model.head_size >= SMALLEST_FLEX_HEAD and _masked(config):
+        return "flex"
+    return "folded" if model.positions == "alibi" and train.seq_len > LONGEST_BIAS else "sdpa"
+
+
+def _masked(config: RunConfig) -> bool:
+    """Whether attention is more than causal: an H100's own kernels then take twice FlexAttention's time."""
+    model = config.model
+    return model.positions == "alibi" or model.sliding_window is not None or config.data.packing == "best_fit"
+
+
+def compiles(config: RunConfig) -> bool:
+    """Whether blocks and loss go through torch.compile: what `train.compile` says, and on a GPU if it says nothing."""
+    wanted = config.train.compile
+    return config.cluster.device != "cpu" if wanted == "auto" else wanted
+
+
+def blocks(length: int) -> list[tuple[int, int]]:
+    """Where the blocks of queries begin and end whose attention is computed at a time (model.backends.blocked)."""
+    size = max(SMALLEST_BLOCK, -(-length // BLOCKS))
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
