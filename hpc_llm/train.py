@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -95,13 +96,18 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
         )
     beat = _heart(layout, place)
     if plan.compile or plan.attention == "flex":
-        need_compiler()
         # torch's own place is a folder of the node's /tmp. Its keys name device, versions and source.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(RootLayout.of(layout).compiled))
     # torch takes seconds to import: a user's mistakes are reported before.
     from hpc_llm.training import device as devices
 
     device = devices.choose_device(config.cluster.device, place.local_rank)
+    if device.type == "cpu" and plan.attention in ("flex", "flash"):
+        raise InputError(
+            f"train.attention={plan.attention} was planned for a GPU, and torch sees none here; set cluster.device=cpu"
+        )
+    if plan.compile or plan.attention == "flex":
+        need_compiler(device.type)
     devices.keep_memory(device)
     from hpc_llm.training import loop
 
@@ -130,13 +136,18 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
         return outcome
 
 
-def need_compiler() -> None:
-    """torch.compile builds its kernels with Triton on a GPU, in C++ on a CPU; both call a compiler of the node."""
-    wanted = [os.environ.get("CC"), os.environ.get("CXX"), "gcc", "g++", "clang"]
-    if not any(name and shutil.which(name) for name in wanted):
+def need_compiler(device: str) -> None:
+    """torch.compile calls a compiler of the node: on a GPU for C, against Python's headers, on a CPU for C++."""
+    known = {"cuda": [os.environ.get("CC"), "gcc", "clang"], "cpu": [os.environ.get("CXX"), "g++"]}[device]
+    names = [name for name in known if name]
+    missing = "" if any(shutil.which(name) for name in names) else f"a compiler ({' or '.join(names)})"
+    headers = Path(sysconfig.get_path("include"))
+    if device == "cuda" and not (headers / "Python.h").exists():
+        missing = missing or f"Python's headers ({headers}/Python.h)"
+    if missing:
         raise InputError(
-            "train.compile and train.attention=flex need a C compiler where the run is, and neither $CC nor gcc nor "
-            "clang is there; load one in cluster.setup, or set train.compile=false train.attention=sdpa"
+            f"train.compile and train.attention=flex, which `auto` chooses on GPUs, need {missing} where the run is; "
+            "provide it by cluster.setup, or set train.compile=false train.attention=sdpa"
         )
 
 

@@ -216,6 +216,11 @@ class ClusterConfig:
     def world_size(self) -> int:
         return self.nodes * self.gpus_per_node
 
+    @property
+    def has_gpus(self) -> bool:
+        """Whether ranks train on GPUs, as far as it can be told: device=auto is what the ranks then find."""
+        return self.device == "cuda" or (self.device == "auto" and (self.gpu is not None or self.gpu_request != "none"))
+
 
 @dataclass(frozen=True)
 class RecoveryConfig:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.launch.steps import StepEnd
 from hpc_llm.recovery import errors, nodes
 from hpc_llm.recovery.causes import Cause, classify
@@ -44,16 +45,21 @@ class Ending:
 def judge(
     layout: RunLayout, attempt: int, end: StepEnd, *, hang: Hang | None, let_go: bool, in_slurm: bool,
     outlives_nodes: bool, signals: Collection[int], hours_spent: bool, hosts: Sequence[str], world_size: int,
+    steps: int,
 ) -> Ending:  # fmt: skip
     """The ending of an attempt whose step has ended. `signals`: those that the supervisor has got.
 
     let_go: whether the ranks left because they had held in vain.
     hours_spent: whether the supervisor asked the ranks to stop because run.max_gpu_hours was over.
     outlives_nodes: whether the place stays when one of its nodes is lost; where it goes, Slurm tells what happened.
+    steps: those that the run has to do. It has done them when a checkpoint says so, whatever codes its ranks left with.
     """
     if end.lost_nodes and outlives_nodes:
         return Ending(Cause.NODE_FAILURE, end, None, end.lost_nodes[0])
     cause, failure = Cause.HANG if hang else classify(end.exit_codes, end.first_failed), None
+    if cause is Cause.COMPLETED and (done := newest_step(layout.checkpoints)) < steps:
+        said = f"the ranks left with 0, and their newest checkpoint is of step {done} of {steps}"
+        return Ending(Cause.CRASH, end, Failure("", 0, said, said), None)
     if cause in _SPOKEN:
         failure = _failure(layout, attempt, end)
         cause = errors.refine(cause, failure)

@@ -248,13 +248,16 @@ _SIGNALS = {
 
 
 def srun_end(text: str, code: int, world_size: int, stop_code: int) -> StepEnd:
-    """How a step ended whose srun said `text` and left with `code`."""
-    if code == 0:
+    """How a step ended whose srun said `text` and left with `code`.
+
+    One that lost a node with all its ranks can leave with 0 (seen on Slurm 22.05): that says nothing of them.
+    """
+    lost = tuple(dict.fromkeys(_NODE_LOST.findall(text)))
+    if code == 0 and not lost:
         return StepEnd(dict.fromkeys(range(world_size), 0), None)
     exits = srun_exits(text)
-    codes = dict(reversed(exits)) or {0: code}  # the first word on a rank counts
-    first = exits[0] if exits else (0, code)
-    lost = tuple(dict.fromkeys(_NODE_LOST.findall(text)))
+    first = exits[0] if exits else (0, code or int(ExitCode.CRASHED))
+    codes = dict(reversed(exits)) or dict([first])  # the first word on a rank counts
     return StepEnd(codes, first[0] if _failed(first[1], stop_code) else None, lost)
 
 

@@ -138,11 +138,12 @@ def _padding(config: RunConfig, directory: Path) -> float | None:
 def _plan(config: RunConfig, data: DataFacts | None) -> RunPlan:
     """make_plan with what this machine and the root know."""
     here, memory = machine.as_here(config)
-    return make_plan(here, data, memory_available=memory, experience=_experience(config, computing.choose(here)))
+    experience = _experience(config, computing.choose(here), computing.compiles(here))
+    return make_plan(here, data, memory_available=memory, experience=experience)
 
 
-def _experience(config: RunConfig, backend: str) -> Experience:
+def _experience(config: RunConfig, attention: str, compiled: bool) -> Experience:
     root = RootLayout(Path(config.run.root).expanduser())
     if not os.path.isdir(root.experience):  # noqa: PTH112 – Path.is_dir raises where one may not look
         return NONE
-    return Remembered(root, dataclasses.asdict(config), backend)
+    return Remembered(root, dataclasses.asdict(config), attention, compiled)

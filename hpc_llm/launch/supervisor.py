@@ -124,6 +124,7 @@ class Supervisor:
             hours_spent=vigil.hours_spent,
             hosts=self.place.hosts,
             world_size=self.plan["world_size"],
+            steps=self.plan["steps"],
         )
         bear_witness(self.layout, number, ending, self.place.hosts, self.plan["world_size"])
         return ending
@@ -191,7 +192,7 @@ class Supervisor:
         What was too much for a GPU is halved.
         """
         plan, way = self.plan, (self.plan["zero_stage"], self.plan["activation_checkpointing"])
-        known = Remembered(RootLayout.of(self.layout), self.config, plan["attention"])
+        known = Remembered(RootLayout.of(self.layout), self.config, plan["attention"], plan["compile"])
         if speed := steady_tokens_per_second(self.layout, first_step):
             known.note_speed(*way, self._micro_batch(), Speed(speed, plan["world_size"], self.layout.name))
         if cause is Cause.GPU_OUT_OF_MEMORY:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
 from typing import Any
 
 import torch
 
-_LENGTHS = 32  # of sequences, in training and in evaluation (train.seq_len_warmup)
+_SHAPES = 64  # lengths of sequences (train.seq_len_warmup), each in training and in evaluation
 
 
-def compile_for_each_length(function: Callable[..., Any]) -> Any:
-    """torch.compile for fixed shapes. After 8 of them torch would go on uncompiled, and say so in a log alone."""
-    allow_many_lengths()
-    return torch.compile(function, dynamic=False)
+def for_each_shape() -> dict[str, Any]:
+    """Options of torch.compile for a kernel of its own for each shape, of which there may be many.
 
-
-def allow_many_lengths() -> None:
-    """For what is compiled in place."""
+    After 8 of them torch would go on uncompiled, and say so in a log alone.
+    """
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:  # torch 2.13, where the setting is a thread's
+        return {"dynamic": False, "recompile_limit": _SHAPES}
     import torch._dynamo.config as limits  # seconds, for those who compile
 
-    limits.recompile_limit = max(limits.recompile_limit, 2 * _LENGTHS)
+    limits.recompile_limit = max(limits.recompile_limit, _SHAPES)
+    return {"dynamic": False}

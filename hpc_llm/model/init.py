@@ -34,4 +34,7 @@ def initialise(name: str, parameter: Tensor, config: ModelConfig, seed: int) -> 
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     scaled = config.scale_residual_init and name.endswith(_RESIDUAL)
     std = config.init_std / (2 * config.n_layers) ** 0.5 if scaled else config.init_std
-    parameter.copy_(torch.normal(0.0, std, parameter.shape, generator=generator))
+    if parameter.is_cpu and parameter.dtype == torch.float32:  # the same numbers, without a copy
+        parameter.normal_(0.0, std, generator=generator)
+    else:
+        parameter.copy_(torch.normal(0.0, std, parameter.shape, generator=generator))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hpc_llm.config.schema import ModelConfig
-from hpc_llm.model.compiler import compile_for_each_length
+from hpc_llm.model.compiler import for_each_shape
 from hpc_llm.model.linear import linear
 
 IGNORED = -100  # a target that does not count
@@ -50,7 +50,7 @@ def readout_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, config: Mod
 @functools.cache
 def compiled_readout_loss() -> Callable[..., Tensor]:
     """readout_loss in one kernel beside its matrix products: no fp32 copy of the logits is ever stored."""
-    return compile_for_each_length(readout_loss)
+    return torch.compile(readout_loss, **for_each_shape())
 
 
 def summed_loss(

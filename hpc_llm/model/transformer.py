@@ -15,7 +15,7 @@ from hpc_llm.config.schema import ModelConfig
 from hpc_llm.model.attention import Attention
 from hpc_llm.model.backends import make_backend
 from hpc_llm.model.backends.protocol import Backend
-from hpc_llm.model.compiler import allow_many_lengths
+from hpc_llm.model.compiler import for_each_shape
 from hpc_llm.model.feedforward import make_feedforward
 from hpc_llm.model.loss import readout, summed_loss
 from hpc_llm.model.norms import make_norm
@@ -98,6 +98,5 @@ class Transformer(nn.Module):
     def compile_parts(self) -> None:
         """Compile one block for all of them, short to compile and with checkpointing outside, and the loss."""
         self._compiled = True
-        allow_many_lengths()
         for block in self.blocks:
-            block.compile()
+            block.compile(**for_each_shape())

@@ -19,23 +19,23 @@ from hpc_llm.planning.experience import Experience, Limit, Speed
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import tail, write_json
 
-_OF_TRAIN = ("seq_len", "precision", "loss_chunk", "compile")
+_OF_TRAIN = ("seq_len", "precision", "loss_chunk")
 _OF_CLUSTER = ("gpu", "device", "gpus_per_node")
 _FEWEST_STEPS = 20  # that a speed is taken from
 _TAIL_BYTES = 100_000  # of metrics.jsonl, a few hundred steps
 
 
 class Remembered(Experience):
-    """The experience of the runs of `root` with this (plain) configuration and backend of attention."""
+    """The experience of the runs of `root` with this (plain) configuration and way to compute a step."""
 
-    def __init__(self, root: RootLayout, config: Mapping[str, Any], attention: str) -> None:
+    def __init__(self, root: RootLayout, config: Mapping[str, Any], attention: str, compiled: bool) -> None:
         self._folder = root.experience
         model, train, cluster = config["model"], config["train"], config["cluster"]
         self._cluster = cluster
         self._alike = [
             {key: value for key, value in model.items() if key != "name"},
             *({key: section[key] for key in keys} for section, keys in ((train, _OF_TRAIN), (cluster, _OF_CLUSTER))),
-            *(config["optim"]["name"], attention),
+            *(config["optim"]["name"], attention, compiled),
         ]
 
     def limit(self, zero_stage: int, activation_checkpointing: bool) -> Limit | None:

@@ -55,14 +55,21 @@ class NotFinite:
 
 @contextmanager
 def not_finite(model: nn.Module) -> Iterator[NotFinite]:
-    """What forward passes and `gradients_of` within meet. Compiled parts run uncompiled: they would call no hook."""
+    """What forward passes and `gradients_of` within meet.
+
+    Compiled modules run uncompiled, since they would call no hook; compiled functions that they call stay compiled:
+    FlexAttention would hold all scores.
+    """
     found = NotFinite()
     hooks = [hook for name, module in model.named_modules() for hook in _watch(name, module, found)]
-    torch.compiler.set_stance("force_eager")
+    compiled = {module: module._compiled_call_impl for module in model.modules()}  # what Module.compile sets
+    for module in compiled:
+        module._compiled_call_impl = None
     try:
         yield found
     finally:
-        torch.compiler.set_stance("default")
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
         for hook in hooks:
             hook.remove()
 

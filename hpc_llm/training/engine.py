@@ -6,6 +6,7 @@ The only file of this room that knows DeepSpeed's engine. Facts about it hold fo
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from hpc_llm.planning.plan import RunPlan
 from hpc_llm.training import clipping, optim, reduction, startup
 from hpc_llm.training.divergence import gradients_of, not_finite
 from hpc_llm.training.slow_ranks import ForwardClock
+
+log = logging.getLogger(__name__)
 
 # DeepSpeed's shared-memory all-reduce for CPUs is compiled on every rank, and its peers spin for ever on the
 # flags of a rank that died. Gloo reports a lost peer.
@@ -158,13 +161,17 @@ class Engine:
     def first_not_finite(self, passes: Passes) -> tuple[str, str] | None:
         """The pass ("forward", "backward") and the module where some rank's `passes` are first not finite.
 
-        Around DeepSpeed's engine, so that no gradient is reduced and no step begun.
+        Around DeepSpeed's engine, so that no gradient is reduced and no step begun. What it takes beyond a step, hooks
+        and uncompiled blocks, may not fit: what diverged is told all the same, without the module.
         """
         model = self._engine.module
         with not_finite(model) as found:
-            for inputs in passes:
-                loss = model(*map(self._to_device, inputs))
-                gradients_of(loss / max(1, int((inputs[1] != IGNORED).sum())), model)
+            try:
+                for inputs in passes:
+                    loss = model(*map(self._to_device, inputs))
+                    gradients_of(loss / max(1, int((inputs[1] != IGNORED).sum())), model)
+            except RuntimeError as error:
+                log.warning("where it begins was not found: %s", str(error).partition("\n")[0])
         everywhere = gather_objects((found.forward[:1], found.backward[:1]))
         for number, name in enumerate(("forward", "backward")):
             for first in (first for met in everywhere for first in met[number]):

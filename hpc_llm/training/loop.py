@@ -25,6 +25,7 @@ from hpc_llm.planning.mixture import begun, check_begun
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs.heartbeat import Phase
 from hpc_llm.storage.files import write_atomic
+from hpc_llm.trackers import jsonl
 from hpc_llm.trackers.jsonl import JsonlTracker
 from hpc_llm.trackers.protocol import Tracker
 from hpc_llm.training.divergence import SpikeRule, data_step
@@ -167,7 +168,7 @@ class Trainer:
                 self._save(step + 1, final=True)
                 return Outcome.HELD if flags[HOLD] else Outcome.STOPPED
         metrics.flush()
-        if self.plan.steps > start:
+        if self.plan.steps > start or not self._evaluated():  # stopped in the last step, it saved and left
             self._evaluate(self.plan.steps, metrics)
         self._save(self.plan.steps, final=True)
         return Outcome.FINISHED
@@ -202,6 +203,13 @@ class Trainer:
             metrics.flush()
             self._evaluate(done, metrics)
             metrics.restart_clock()
+
+    def _evaluated(self) -> bool:
+        """Whether an earlier attempt came to evaluate the last step; rank 0 looks for all."""
+        found = self.attempt.rank == 0 and any(
+            row["step"] == self.plan.steps and "heldout_loss" in row for row in jsonl.read(self.attempt.metrics)
+        )
+        return bool(gather_objects(found)[0])
 
     def _evaluate(self, done: int, metrics: Metrics) -> None:
         self.attempt.beat(done, Phase.EVALUATING)

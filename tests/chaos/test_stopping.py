@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -235,3 +236,18 @@ def fill(path: Path) -> None:
 
 def newest_beat(heartbeats: Path) -> int:
     return max((beat.step for beat in heartbeat.read(heartbeats, 1).values()), default=0)
+
+
+def test_a_run_that_was_killed_between_its_last_save_and_its_end_is_evaluated_all_the_same(tmp_path: Path) -> None:
+    """As one that is stopped in its last step, which saves and leaves."""
+    done = run(tmp_path, "late")
+    rows = jsonl.read(done.layout.metrics)
+    (last,) = (row for row in rows if "heldout_loss" in row)
+    for path in done.layout.ledger.glob("supervisor-*.jsonl"):
+        path.unlink()  # nobody says that it is complete
+    done.layout.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows if row is not last))
+    again = run(tmp_path, "late")
+    assert again.status == 0, again.output
+    assert again.losses == done.losses
+    evaluated = [row for row in jsonl.read(again.layout.metrics) if "heldout_loss" in row]
+    assert [(row["step"], row["heldout_loss"]) for row in evaluated] == [(last["step"], last["heldout_loss"])]

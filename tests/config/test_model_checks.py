@@ -128,6 +128,8 @@ def test_attention_is_chosen_by_shape_unless_it_is_given(words: list[str], backe
         (["cluster.device=cpu"], False),
         (["cluster.device=cpu", "train.compile=true"], True),
         (["cluster=a100x64"], True),
+        (["cluster=local-slurm", "cluster.device=auto", "cluster.gpu_request=none"], False),
+        (["cluster=a100x64", "cluster.device=auto", "cluster.gpu_request=none"], True),
         (["cluster=a100x64", "train.compile=false"], False),
     ],
 )

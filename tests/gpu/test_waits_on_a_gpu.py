@@ -6,15 +6,17 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
 from engine_ranks import Case, trained
+from engine_worker import Waits
 
 COMPILED = ("train.compile=true", "train.attention=flex")
-EAGER = "train.compile=false"
+EAGER = ("train.compile=false", "train.attention=sdpa")
 UNWAITED: list[Case] = [
-    ("bf16", 1, 8, EAGER),
-    ("bf16", 1, 3, EAGER),
-    ("bf16", 2, 3, EAGER),
-    ("fp32", 1, 3, EAGER),
+    ("bf16", 1, 8, *EAGER),
+    ("bf16", 1, 3, *EAGER),
+    ("bf16", 2, 3, *EAGER),
+    ("fp32", 1, 3, *EAGER),
     ("bf16", 1, 3, *COMPILED),
 ]
 
@@ -27,3 +29,10 @@ def waits() -> dict[Case, list[Any]]:
 @pytest.mark.parametrize("case", UNWAITED, ids=lambda case: " ".join(map(str, case)))
 def test_in_the_steady_step_the_host_never_waits_for_the_device(case: Case) -> None:
     assert waits()[case][2:] == ["", ""]
+
+
+def test_a_wait_would_be_seen() -> None:
+    number = torch.ones((), device="cuda")
+    with Waits() as waits:
+        number.item()
+    assert "number.item()" in waits.first

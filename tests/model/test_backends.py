@@ -16,6 +16,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import ModelConfig
 from hpc_llm.model.backends import make_backend
 from hpc_llm.model.backends.flash import boundaries
+from hpc_llm.model.backends.flex import Flex
 from hpc_llm.model.positions import alibi_slopes
 from tests.configs import make_config
 
@@ -149,6 +150,22 @@ def test_folded_alibi_is_nearer_to_the_formula_in_bf16_than_a_bias_of_bf16() -> 
     rounding = (wanted.bfloat16().double() - wanted).square().mean().sqrt().item()
     assert errors["folded"] < errors["sdpa"]
     assert errors["folded"] < 3 * rounding
+
+
+def test_documents_of_the_next_pass_are_nothing_new_to_the_compiler() -> None:
+    """FlexAttention gets them inside a function that is made anew for every pass."""
+    config, backend = config_of("alibi"), Flex(config_of("alibi"))
+    q, k, v = (x.detach() for x in inputs(config))
+    compiled = torch.compile(backend.attend, backend="eager", dynamic=False)
+    one, other = documents(True), documents(True)
+    assert one is not None and other is not None
+    other = other.flip(0)
+    tokens = torch.zeros(2, LENGTH, dtype=torch.int64)
+    with torch.no_grad():
+        compiled(q, k, v, backend.shared(None, tokens, one))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            found = compiled(q, k, v, backend.shared(None, tokens, other))
+    torch.testing.assert_close(found, plain_attention(q, k, v, config, other).float(), rtol=1e-5, atol=2e-6)
 
 
 def test_a_window_hides_what_lies_behind_it() -> None:

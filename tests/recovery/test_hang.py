@@ -122,6 +122,6 @@ def test_who_dies_first_of_the_abort_is_not_to_blame(tmp_path: Path, node: str |
     hang = Hang(Phase.TRAINING, 5, 61.0, FLOOR_S, node)
     ending = judge(
         RunLayout(tmp_path), 1, end, hang=hang, let_go=False, in_slurm=True, outlives_nodes=False, signals=(),
-        hours_spent=False, hosts=["n1", "n2"], world_size=2,
+        hours_spent=False, hosts=["n1", "n2"], world_size=2, steps=8,
     )  # fmt: skip
     assert ending.node == blamed

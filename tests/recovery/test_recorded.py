@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from hpc_llm.checkpoint import manifest
 from hpc_llm.launch.ending import judge
-from hpc_llm.launch.steps import srun_end
+from hpc_llm.launch.steps import StepEnd, srun_end
 from hpc_llm.recovery import errors
 from hpc_llm.recovery.causes import Cause, ExitCode
 from hpc_llm.runs.layout import RunLayout
@@ -48,7 +49,7 @@ def test_real_logs_are_understood(name: str) -> None:
     end = srun_end(layout.supervisor_log(1).read_text(), 1, 2, ExitCode.STOPPED)
     found = judge(
         layout, 1, end, hang=None, let_go=False, in_slurm=True, outlives_nodes=bool(wanted.lost_nodes), signals=(),
-        hours_spent=False, hosts=["n1", "n2"], world_size=2,
+        hours_spent=False, hosts=["n1", "n2"], world_size=2, steps=8,
     )  # fmt: skip
     assert found.cause is wanted.cause
     assert found.end.lost_nodes == wanted.lost_nodes
@@ -56,6 +57,29 @@ def test_real_logs_are_understood(name: str) -> None:
         assert found.end.first_failed == wanted.rank
         assert found.node == f"n{wanted.rank + 1}"
     assert wanted.error in (found.failure.error if found.failure else "")
+
+
+LOST_ITS_ONLY_NODE = "srun: error: Node failure on n3\n"  # and left with 0: Slurm 22.05, a job of one rank
+
+
+def test_a_step_that_lost_its_node_and_left_with_0_has_not_done_its_work() -> None:
+    end = srun_end(LOST_ITS_ONLY_NODE, 0, 1, ExitCode.STOPPED)
+    assert end == StepEnd({0: 1}, first_failed=0, lost_nodes=("n3",))
+    assert srun_end("", 0, 2, ExitCode.STOPPED) == StepEnd({0: 0, 1: 0}, None)
+
+
+@pytest.mark.parametrize(("steps", "cause"), [(8, Cause.COMPLETED), (9, Cause.CRASH)])
+def test_a_run_is_complete_when_a_checkpoint_says_so(steps: int, cause: Cause, tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    folder = manifest.folder_of(layout.checkpoints, 8)
+    folder.mkdir(parents=True)
+    (folder / manifest.NAME).touch()
+    found = judge(
+        layout, 1, StepEnd({0: 0, 1: 0}, None), hang=None, let_go=False, in_slurm=True, outlives_nodes=True,
+        signals=(), hours_spent=False, hosts=["n1", "n2"], world_size=2, steps=steps,
+    )  # fmt: skip
+    assert found.cause is cause
+    assert (found.failure is None) is (cause is Cause.COMPLETED)
 
 
 def test_of_a_segmentation_fault_the_stacks_of_its_own_rank_are_told() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hpc_llm.config.computing import compiles
 from hpc_llm.launch.submission import examine
 from hpc_llm.planning.experience import Limit, Speed
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
@@ -19,7 +20,8 @@ LIMIT, SPEED = Limit(4, "first"), Speed(1000.0, 8, "first")
 
 
 def remembered(root: Path, *words: str, attention: str = "sdpa") -> Remembered:
-    return Remembered(RootLayout(root), asdict(make_config(*BASE, *words)), attention)
+    config = make_config(*BASE, *words)
+    return Remembered(RootLayout(root), asdict(config), attention, compiles(config))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,8 @@ def remembered(root: Path, *words: str, attention: str = "sdpa") -> Remembered:
         (("train.seq_len=1024",), False, False),
         (("cluster.gpu=a100-40gb",), False, False),
         (("optim=muon",), False, False),
-        (("train.compile=true",), False, False),
+        (("train.compile=false",), False, False),
+        (("train.compile=true",), True, True),  # as auto has it
     ],
 )
 def test_what_memory_and_speed_depend_on_tells_runs_apart(
@@ -76,7 +79,7 @@ def test_a_speed_is_the_median_of_enough_steps_of_this_attempt(tmp_path: Path) -
 def test_submit_plans_with_what_its_root_has_seen(tmp_path: Path) -> None:
     config = make_config(f"run.root={tmp_path}", "local=true")
     plain = examine(config)
-    known = Remembered(RootLayout(tmp_path), asdict(config), plain.attention)
+    known = Remembered(RootLayout(tmp_path), asdict(config), plain.attention, plain.compile)
     known.note_speed(plain.zero_stage, plain.activation_checkpointing, plain.micro_batch, SPEED)
     found = examine(config)
     assert (plain.timed_by, found.timed_by, found.tokens_per_second) == (None, "first", 125.0)

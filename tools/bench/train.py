@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from statistics import median
 
@@ -38,9 +39,11 @@ much of that is DeepSpeed's own. The aim: ours ÷ bare ≤ {TARGET}. `tools/benc
 - A round starts one process per arm; they take turns of a few steps. A step's time runs from the beginning of a step
   to that of the next (on a GPU between events); the first step of a turn is left out. A round's figure is the median
   over the steps of its turns; ratios are taken within a round; shown are the median over rounds (least–greatest).
+- `--alone`, for models that fill a GPU: one arm after the other, each a process whose turns are the rounds.
 - On a CPU our ranks have glibc keep what a step frees (training/device.py), and so do bare and deepspeed, loops around
   our model; transformers' arms do only where they are called "memory kept" (in sections before 25 Nov 2026 all did).
-- One pass per step: all that a step costs beside the model weighs most. No checkpoint and no evaluation is included.
+- One pass per step, unless the section says otherwise (of its first arm; others as their names say): all that a step
+  costs beside the model weighs most. No checkpoint and no evaluation is included.
 - "others" is the share of all cores that other processes took meanwhile, at worst; "turns" are those used of those
   taken: busy ones are taken again.
 - `--clock cpu` takes the CPU time of a process's threads for its steps instead: a machine that others use disturbs it
@@ -166,8 +169,10 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.turn_steps = arguments.turn_steps or (20 if arguments.device == "cuda" else 3)
     arguments.precisions = arguments.precisions or ("bf16" if arguments.device == "cuda" else "bf16,fp32")
+    if arguments.lock and not arguments.alone:
+        parser.error("--lock: for --alone")
     if arguments.alone:
-        arguments.turns = 1
+        arguments.turns = 1  # per round
     if arguments.quick:
         arguments.rounds, arguments.turns, arguments.precisions = 1, 1, "bf16"
         arguments.models = arguments.models.partition(",")[0]
@@ -179,7 +184,7 @@ def main() -> None:
             if arguments.alone:
                 rounds, failed = one_after_the_other(words, arms, arguments)
                 if not rounds:
-                    continue
+                    sys.exit("no arm could be measured")
             else:
                 rounds = [in_turns(words, arms, number, arguments) for number in range(arguments.rounds)]
             lines = lines_of(rounds, failed, arguments)
@@ -189,7 +194,7 @@ def main() -> None:
 
 
 def words_of(model: str, precision: str, arguments: argparse.Namespace) -> list[str]:
-    """Overrides: constant learning rate, one pass per step, neither save nor evaluation on the way."""
+    """Overrides: constant learning rate, all in one pass unless --micro-batch says less, no save or evaluation."""
     batch = arguments.batch or BATCH.get(model, 8)
     micro_batch = getattr(arguments, "micro_batch", None) or batch
     far = "1000000000steps"

@@ -56,7 +56,6 @@ class Runner:
 
     process: subprocess.Popen[str]
     errors: IO[str]
-    steps_s: list[float] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -69,7 +68,7 @@ class Runner:
             "clock": arguments.clock,
             "warmup": arguments.warmup,
             "turn_steps": arguments.turn_steps,
-            "most_turns": arguments.turns * TURNS_TRIED,
+            "most_turns": max(arguments.turns * TURNS_TRIED, getattr(arguments, "rounds", 0)),
             "alive": alive,
         }
         threads = {"OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
@@ -129,8 +128,11 @@ class Runner:
         for line in self.process.stdout:
             if line.startswith(mark):
                 return json.loads(line.removeprefix(mark))
+        raise self.failure()
+
+    def failure(self) -> ArmFailed:
         self.errors.seek(0)
-        raise ArmFailed(f"an arm failed:\n{self.errors.read()}")
+        return ArmFailed(f"an arm failed:\n{self.errors.read()}")
 
 
 def python_path() -> str:
@@ -226,8 +228,9 @@ def one_after_the_other(
                 turns[name] = [runner.turn() for _ in range(arguments.rounds)]
                 runner.stop()
             print(name, *(f"{1e3 * median(seconds):.1f} ms" for seconds, _ in turns[name]), flush=True)
-        except (ArmFailed, BrokenPipeError) as error:
+        except (ArmFailed, BrokenPipeError) as failure:
             turns.pop(name, None)
+            error = runner.failure() if isinstance(failure, BrokenPipeError) else failure
             lines = str(error).strip().splitlines()
             failed[name] = next((line for line in reversed(lines) if "Error" in line), lines[-1])[:200]
             print(error, flush=True)

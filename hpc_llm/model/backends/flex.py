@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from hpc_llm.config.schema import ModelConfig
-from hpc_llm.model.compiler import compile_for_each_length
+from hpc_llm.model.compiler import for_each_shape
 from hpc_llm.model.positions import slopes_on
 
 
@@ -25,6 +25,7 @@ class Flex:
         self._alibi = (config.n_heads, config.alibi_bias_max) if config.positions == "alibi" else None
         self._window = config.sliding_window
         self._masks: dict[tuple[int, torch.device], BlockMask] = {}
+        self._kernel: Any = flex_attention
 
     def shared(self, constant: None, tokens_BS: Tensor, documents_BS: Tensor | None) -> tuple[BlockMask, Tensor | None]:
         window, length, device = self._window, tokens_BS.shape[1], tokens_BS.device
@@ -37,7 +38,9 @@ class Flex:
                 seen = seen & (documents_BS[b, i] == documents_BS[b, j])
             return seen
 
-        make = compiled_block_mask() if device.type == "cuda" else create_block_mask
+        make: Any = create_block_mask
+        if device.type == "cuda":  # here, since what is compiled calls `attend`
+            make, self._kernel = compiled_block_mask(), compiled()
         if documents_BS is not None:
             mask = make(visible, documents_BS.shape[0], None, length, length, device=device)
         elif (mask := self._masks.get((length, device))) is None:  # the same for every pass
@@ -46,10 +49,9 @@ class Flex:
 
     def attend(self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: tuple[BlockMask, Tensor | None]) -> Tensor:
         mask, slopes_H = shared
-        kernel = compiled() if q_BHSd.is_cuda else flex_attention
         fewer = q_BHSd.shape[1] != k_BGSd.shape[1]
         score_mod = None if slopes_H is None else biased(slopes_H)
-        return kernel(q_BHSd, k_BGSd, v_BGSd, score_mod=score_mod, block_mask=mask, enable_gqa=fewer)
+        return self._kernel(q_BHSd, k_BGSd, v_BGSd, score_mod=score_mod, block_mask=mask, enable_gqa=fewer)
 
 
 def biased(slopes_H: Tensor) -> Callable[..., Tensor]:
@@ -60,10 +62,10 @@ def biased(slopes_H: Tensor) -> Callable[..., Tensor]:
 @functools.cache
 def compiled_block_mask() -> Any:
     """Uncompiled, making a mask holds length² booleans."""
-    return torch.compile(create_block_mask)
+    return torch.compile(create_block_mask, **for_each_shape())
 
 
 @functools.cache
 def compiled() -> Any:
     """Uncompiled, FlexAttention holds all scores."""
-    return compile_for_each_length(flex_attention)
+    return torch.compile(flex_attention, **for_each_shape())
