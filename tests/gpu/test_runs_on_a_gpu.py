@@ -1,4 +1,4 @@
-"""Whole runs as a user starts them: they train, evaluate, save and go on, with what `auto` chooses on a GPU."""
+"""Whole runs as a user starts them: they train, evaluate and save, with what `auto` chooses on a GPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def submit(root: Path, *words: str) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_trains_evaluates_and_goes_on(kind: str, tmp_path: Path) -> None:
+def test_a_run_trains_evaluates_and_saves(kind: str, tmp_path: Path) -> None:
     submit(tmp_path, *KINDS[kind], "train.duration=20steps")
     layout = RunLayout(tmp_path / "one")
     rows = list(jsonl.read(layout.metrics))

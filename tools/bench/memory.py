@@ -108,7 +108,8 @@ def measured(
 ) -> Any:
     """The result of arms.py."""
     more = [f"train.zero_stage={stage}", f"train.activation_checkpointing={checkpointing}"]
-    arguments.turns, arguments.turn_steps, arguments.warmup, arguments.clock = 1, 1, 3, "wall"
+    arguments.turns, arguments.rounds, arguments.turn_steps, arguments.warmup, arguments.clock = 1, 1, 1, 3, "wall"
+    arguments.micro_batch = None
     runner = Runner.start("ours", [*words_of(model, precision, arguments), *more], arguments, alive)
     runner.build()
     runner.read("@turn")

@@ -70,6 +70,11 @@ def command() -> str:
     return shlex.join([*settings, "python", os.path.relpath(sys.argv[0], ROOT), *words])
 
 
+def python_path() -> str:
+    """For processes of a bench: the project before all that is importable here."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
 def spread(values: Sequence[float], digits: int) -> str:
     """`median (min–max)`."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"

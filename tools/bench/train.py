@@ -196,7 +196,7 @@ def main() -> None:
 def words_of(model: str, precision: str, arguments: argparse.Namespace) -> list[str]:
     """Overrides: constant learning rate, all in one pass unless --micro-batch says less, no save or evaluation."""
     batch = arguments.batch or BATCH.get(model, 8)
-    micro_batch = getattr(arguments, "micro_batch", None) or batch
+    micro_batch = arguments.micro_batch or batch
     far = "1000000000steps"
     return [
         *SHAPES.get(model, [f"model={model}"]),

@@ -68,12 +68,12 @@ class Runner:
             "clock": arguments.clock,
             "warmup": arguments.warmup,
             "turn_steps": arguments.turn_steps,
-            "most_turns": max(arguments.turns * TURNS_TRIED, getattr(arguments, "rounds", 0)),
+            "most_turns": max(arguments.turns * TURNS_TRIED, arguments.rounds),
             "alive": alive,
         }
         threads = {"OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
         command = [sys.executable, str(Path(__file__).with_name("arms.py")), json.dumps(case)]
-        return cls.of(command, {**threads, "PYTHONPATH": python_path()})
+        return cls.of(command, {**threads, "PYTHONPATH": record.python_path()})
 
     @classmethod
     def of(cls, command: list[str], environment: dict[str, str]) -> Runner:
@@ -133,11 +133,6 @@ class Runner:
     def failure(self) -> ArmFailed:
         self.errors.seek(0)
         return ArmFailed(f"an arm failed:\n{self.errors.read()}")
-
-
-def python_path() -> str:
-    """The project before all that is importable here."""
-    return os.pathsep.join([str(record.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def others(process: psutil.Process) -> Callable[[], float]:

@@ -143,8 +143,7 @@ def stand_ins(folder: Path, root: Path, num_live: int) -> dict[str, str]:
     for name, says in (("squeue", f"cat {folder}/queue"), ("sacct", ":"), ("scontrol", ":"), ("sbatch", "exit 1")):
         (programs / name).write_text(f"#!/bin/sh\necho {name} >>{folder}/calls\n{says}\n")
         (programs / name).chmod(0o755)
-    python_path = os.pathsep.join(filter(None, [str(record.ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": python_path}
+    return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": record.python_path()}
 
 
 def one_pass(
