@@ -17,6 +17,7 @@ from pathlib import Path
 from hpc_llm.checkpoint.errors import NoValidCheckpoint, SaveFailed
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
+from hpc_llm.launch import allocator
 from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.planning.plan import RunPlan, with_micro_batch
 from hpc_llm.recovery import accounting
@@ -38,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     if len(words) != 1 or words[0].startswith("-"):
         print("usage: python -m hpc_llm.train RUN_DIR (a folder made by python -m hpc_llm.submit)", file=sys.stderr)
         return ExitCode.CONFIG_ERROR
+    layout = RunLayout(Path(words[0]).absolute())
+    if argv is None and _on_a_cpu(layout):
+        allocator.restart_with_tcmalloc()
     faulthandler.enable()
     stop = StopFlag(hold_on_sigterm="HPC_LLM_HOLD" in os.environ)
     if "HPC_LLM_SUPERVISOR" in os.environ:
@@ -47,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         level=logging.INFO, format=f"%(asctime)s rank {place.rank} %(levelname)s %(message)s", force=True
     )
     try:
-        outcome = _train(RunLayout(Path(words[0]).absolute()), place, stop)
+        outcome = _train(layout, place, stop)
     except (InputError, NoValidCheckpoint, SaveFailed, Diverged, attempts.Fenced) as error:
         for line in str(error).splitlines():
             log.error("%s", line)
@@ -60,6 +64,13 @@ def main(argv: list[str] | None = None) -> int:
     while outcome is Outcome.HELD and stop.hold:
         signal.pause()
     return ExitCode.COMPLETED if outcome is Outcome.FINISHED else ExitCode.STOPPED
+
+
+def _on_a_cpu(layout: RunLayout) -> bool:
+    try:
+        return not freeze.read_config(layout).cluster.has_gpus
+    except InputError:
+        return False  # told where everything is set up to tell it
 
 
 def _exit_code(error: Exception) -> ExitCode:
@@ -108,7 +119,11 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
         )
     if plan.compile or plan.attention == "flex":
         need_compiler(device.type)
-    devices.keep_memory(device)
+    if device.type == "cpu" and not allocator.another_in_use():
+        log.info(
+            "without tcmalloc (gperftools' libtcmalloc_minimal.so.4) glibc's heap may grow to twice the planned memory"
+        )
+        devices.keep_memory()
     from hpc_llm.training import loop
 
     with devices.process_group(place, device):

@@ -22,6 +22,7 @@ if [ -n "$fast" ]; then
     exec python -m pytest -n 2 -m "not slow and not slurm" "$@"
 fi
 tools/install_slurm.sh
+tools/install_tcmalloc.sh
 for optimizer in fused_adam fused_lion cpu_adam; do
     python -m hpc_llm.build "optim=$optimizer" cluster.device=cpu
 done

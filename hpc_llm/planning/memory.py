@@ -123,6 +123,7 @@ def moments(
             activations=layer,
             logits=0,
             buckets=bucket.always + bucket.backward,
+            overhead=common.overhead + (bucket.always if on_cpu and zero_stage == 3 else 0),  # Gloo's copy
         ),
         replace(common, moment="step", weights=own, gradients=found.step, activations=mask, logits=0),
     )
@@ -212,7 +213,7 @@ class Buckets:
 def bucket_bytes(count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool) -> Buckets:
     """A bucket from ZeRO-2 on, two there with several ranks (overlap_comm).
 
-    Stage 3 keeps its own all the time, and copies it to fp32. At stage 1 bf16 reduces in place; fp32 and offloaded runs
+    Stage 3 keeps its own all the time, and copies one of bf16 to fp32. At stage 1 bf16 reduces in place; fp32 and offloaded runs
     use the optimizer of stage 2, with an fp32 bucket.
     """
     compute, elements = COMPUTE_BYTES[precision], bucket_elements(count)
@@ -220,4 +221,6 @@ def bucket_bytes(count: int, world_size: int, zero_stage: int, precision: str, o
         return Buckets(0, FP32_BYTES * elements if precision == "fp32" or offloaded else 0)
     if zero_stage == 2:
         return Buckets(0, compute * elements * (2 if world_size > 1 else 1))
-    return Buckets(compute * elements, FP32_BYTES * elements) if zero_stage == 3 else Buckets(0, 0)
+    if zero_stage == 3:
+        return Buckets(compute * elements, 0 if precision == "fp32" else FP32_BYTES * elements)
+    return Buckets(0, 0)

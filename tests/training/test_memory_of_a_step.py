@@ -1,6 +1,6 @@
 """The plan's memory is what torch's allocator gives out, by precision, ZeRO stage, passes and checkpointing.
 
-On one rank: Gloo copies what it reduces, where NCCL does not.
+On one rank: between several, Gloo copies what it reduces, where NCCL does not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CASES = [
     for micro in (4, 1)
     for checkpointing in ("false", "true")
 ]
-# The worst seen is 10 % off; a processor with products of bf16 of its own makes fewer copies in fp32.
+# The worst seen is 5 % off; a processor with products of bf16 of its own makes fewer copies in fp32.
 TOLERANCE = 0.15
 
 

@@ -10,7 +10,7 @@ weights, batches, learning rate, clipping and AdamW; each ticks one clock where 
 - deepspeed: `engine(…)`, `engine.backward`, `engine.step` with the settings of our runs, and gradients reduced as
   DeepSpeed does it. Batches lie ready in memory.
 - transformers…: its model of the same architecture in the first two loops, under torch.compile, and in its Trainer. On
-  a CPU glibc hands memory back after every step, as it does for whoever uses these; +kept: as for our own ranks.
+  a CPU glibc hands memory back after every step, as it does for whoever uses these; +kept: malloc as of our own ranks.
 - ours: training.loop.Trainer.train with its data loader, metrics.jsonl, TensorBoard and fence; it saves nothing.
 """
 
@@ -36,6 +36,7 @@ from hpc_llm.config.compose import compose
 from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Passes
 from hpc_llm.data.manifest import facts
+from hpc_llm.launch import allocator
 from hpc_llm.model.build import build_model
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.runs.attempts import Fence, claim
@@ -273,8 +274,8 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     print("\n@ready 0", flush=True)
     sys.stdin.readline()
     device = devices.choose_device(case.device, 0)
-    if kept or not theirs:
-        devices.keep_memory(device)
+    if device.type == "cpu" and (kept or not theirs) and not allocator.another_in_use():
+        devices.keep_memory()
     num_steps = case.warmup + case.most_turns * (case.turn_steps + 1) + 1
     words = [*case.words, f"train.duration={num_steps + 1}steps", *gpu_words(case.device), f"data.out={folder}"]
     config = compose(words)

@@ -12,6 +12,7 @@ import argparse
 import importlib
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ import torch
 from setting import memory
 
 from hpc_llm.config.compose import compose
+from hpc_llm.launch import allocator
 from hpc_llm.model.loss import summed_loss
 from hpc_llm.training import device as devices
 
@@ -79,7 +81,9 @@ def main() -> None:
 
 
 def in_a_process(case: dict[str, object]) -> list[float]:
-    done = subprocess.run([sys.executable, __file__, "--one", json.dumps(case)], capture_output=True, text=True)
+    malloc = allocator.environment(os.environ, allocator.library()) if case["device"] == "cpu" else {}
+    command = [sys.executable, __file__, "--one", json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **malloc})
     if done.returncode:
         sys.exit(f"{case}:\n{done.stderr}")
     result: list[float] = json.loads(done.stdout.split("@result")[1])
@@ -91,7 +95,8 @@ def measure(
 ) -> list[float]:
     """[fastest step in ms, memory in GiB, loss per token]."""
     place = devices.choose_device(device, 0)
-    devices.keep_memory(place)
+    if place.type == "cpu" and not allocator.another_in_use():
+        devices.keep_memory()
     config = compose([f"model.d_model={width}", f"model.vocab_size={vocabulary}", "data.vocab_size=null",
                       "data.tokenizer=/none.model"]).model  # fmt: skip
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

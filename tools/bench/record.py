@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from hpc_llm.launch import allocator
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 ALLOCATOR_SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE", "PYTORCH_", "LD_PRELOAD")
 
@@ -29,7 +31,7 @@ def append(page: Path, introduction: str, title: str, body: Sequence[str], packa
 
 
 def machine() -> str:
-    """Processor with its widest vectors, cores, memory and GPUs; no name of the machine."""
+    """Processor with its widest vectors, cores, memory, GPUs, and whether CPU ranks find tcmalloc; no name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     vectors = [
@@ -43,7 +45,7 @@ def machine() -> str:
         words += subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         words.append("no NVIDIA GPU")
-    return ", ".join(words)
+    return ", ".join([*words, *(["tcmalloc"] if allocator.library() else [])])
 
 
 def versions(packages: Sequence[str]) -> str:

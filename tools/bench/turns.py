@@ -20,6 +20,8 @@ import psutil
 import record
 from filelock import FileLock
 
+from hpc_llm.launch import allocator
+
 ARMS = {  # name → (what arms.py runs, words beside BASE)
     "bare": ("bare", []),
     "deepspeed": ("deepspeed", []),
@@ -73,7 +75,9 @@ class Runner:
         }
         threads = {"OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
         command = [sys.executable, str(Path(__file__).with_name("arms.py")), json.dumps(case)]
-        return cls.of(command, {**threads, "PYTHONPATH": record.python_path()})
+        as_ours = arguments.device == "cpu" and (arm.endswith("+kept") or not arm.startswith("transformers"))
+        malloc = allocator.environment(os.environ, allocator.library()) if as_ours else {}
+        return cls.of(command, {**threads, **malloc, "PYTHONPATH": record.python_path()})
 
     @classmethod
     def of(cls, command: list[str], environment: dict[str, str]) -> Runner:
