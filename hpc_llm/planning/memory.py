@@ -213,8 +213,8 @@ class Buckets:
 def bucket_bytes(count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool) -> Buckets:
     """A bucket from ZeRO-2 on, two there with several ranks (overlap_comm).
 
-    Stage 3 keeps its own all the time, and copies one of bf16 to fp32. At stage 1 bf16 reduces in place; fp32 and offloaded runs
-    use the optimizer of stage 2, with an fp32 bucket.
+    Stage 3 keeps its own all the time, and copies one of bf16 to fp32. At stage 1 bf16 reduces in place; fp32 and
+    offloaded runs use the optimizer of stage 2, with an fp32 bucket.
     """
     compute, elements = COMPUTE_BYTES[precision], bucket_elements(count)
     if zero_stage == 1:
