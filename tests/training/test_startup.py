@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from local_runs import run
 
+from hpc_llm.launch.allocator import library
+
 pytestmark = pytest.mark.slow
 
 
@@ -17,6 +19,13 @@ def test_a_run_that_compiles_nothing_imports_no_compiler(tmp_path: Path, monkeyp
     imported = done.layout.rank_log(1, 0).read_text()
     assert "| deepspeed" in imported.replace("|   ", "| ")
     assert not [line for line in imported.splitlines() if line.endswith((" torch._dynamo", " sympy"))]
+
+
+def test_a_rank_on_a_cpu_has_tcmalloc_or_says_that_it_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    done = run(tmp_path, "bare")
+    assert done.status == 0, done.output
+    assert ("without tcmalloc" in done.layout.rank_log(1, 0).read_text()) is (library() is None)
 
 
 def test_what_one_run_compiled_the_next_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

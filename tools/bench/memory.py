@@ -26,8 +26,9 @@ INTRODUCTION = f"""
 
 The plan's bytes per rank ÷ those that a run takes, over a few steps of our loop with one rank.
 
-- On a CPU: by how much the process's peak resident memory grew over that of its imports; to be met within
-  {TARGET["cpu"]:.0%}.
+- On a CPU: by how much the process's peak resident memory grew over that of its imports, to be met within
+  {TARGET["cpu"]:.0%}. Ranks there run under tcmalloc where the machine line says so; glibc's heap took
+  up to 2.5 times what is alive.
 - On a GPU: the peak of torch's allocator, within {TARGET["cuda"]:.0%}; the plan's share for the CUDA context, which
   the allocator does not see, is left out.
 - tensors: most bytes of tensors alive at once, by torch's profiler in a second run, as torch's allocator counts them

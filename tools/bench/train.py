@@ -40,8 +40,9 @@ much of that is DeepSpeed's own. The aim: ours ÷ bare ≤ {TARGET}. `tools/benc
   to that of the next (on a GPU between events); the first step of a turn is left out. A round's figure is the median
   over the steps of its turns; ratios are taken within a round; shown are the median over rounds (least–greatest).
 - `--alone`, for models that fill a GPU: one arm after the other, each a process whose turns are the rounds.
-- On a CPU our ranks have glibc keep what a step frees (training/device.py), and so do bare and deepspeed, loops around
-  our model; transformers' arms do only where they are called "memory kept" (in sections before 25 Nov 2026 all did).
+- On a CPU our ranks keep what a step frees, and so do bare and deepspeed, loops around our model: under tcmalloc where
+  the machine line says so (launch/allocator.py), else by glibc. transformers' arms do, in the same way, only where they
+  are called "memory kept" (in sections before 25 Nov 2026 all did).
 - One pass per step, unless the section says otherwise (of its first arm; others as their names say): all that a step
   costs beside the model weighs most. No checkpoint and no evaluation is included.
 - "others" is the share of all cores that other processes took meanwhile, at worst; "turns" are those used of those
