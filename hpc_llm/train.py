@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m hpc_llm.train RUN_DIR (a folder made by python -m hpc_llm.submit)", file=sys.stderr)
         return ExitCode.CONFIG_ERROR
     layout = RunLayout(Path(words[0]).absolute())
-    if argv is None and _on_a_cpu(layout):
+    if _on_a_cpu(layout):
         allocator.restart_with_tcmalloc()
     faulthandler.enable()
     stop = StopFlag(hold_on_sigterm="HPC_LLM_HOLD" in os.environ)

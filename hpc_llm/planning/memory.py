@@ -20,7 +20,7 @@ CONTEXT_BYTES = int(1.5 * GIB)  # CUDA context with its loaded kernels, cuBLAS w
 CPU_PROCESS_BYTES = int(
     0.12 * GIB
 )  # what a process grows by over its imports, whatever it trains (benchmarks/memory.md)
-CPU_HEAP = 0.15  # of activations and logits: glibc's heap, whose holes are kept (training.device), measured there too
+CPU_HEAP = 0.15  # of activations and logits: what tcmalloc has besides, measured there too (launch.allocator)
 BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default reduce_bucket_size
 LIVE_ELEMENTS = 1_000_000_000  # ZeRO-3's max_live_parameters and sub_group_size
 # Cross-entropy without a compiler: log-probabilities, their gradient and the logits' gradient, each in fp32.
@@ -39,7 +39,7 @@ class MemoryEstimate:
     optimizer: int
     activations: int
     logits: int
-    overhead: int  # CUDA context and NCCL; on a CPU the process and its heap
+    overhead: int  # CUDA context and NCCL; on a CPU the process, its heap and Gloo's copies
     buckets: int = 0  # of communication
     host: int = 0  # host memory of an offloaded optimizer; not part of the total
     moment: Moment = "loss"
