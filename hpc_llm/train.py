@@ -123,7 +123,7 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
         log.info(
             "without tcmalloc (gperftools' libtcmalloc_minimal.so.4) glibc's heap may grow to twice the planned memory"
         )
-        devices.keep_memory()
+    devices.keep_memory(device)
     from hpc_llm.training import loop
 
     with devices.process_group(place, device):

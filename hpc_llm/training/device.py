@@ -33,14 +33,17 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-def keep_memory() -> None:
-    """Have glibc keep freed memory instead of handing it back, for want of launch.allocator's tcmalloc.
+def keep_memory(device: torch.device) -> None:
+    """Where a CPU trains, have glibc keep freed memory instead of handing it back.
 
     The buffers of every step otherwise come as fresh pages, some 90,000 faults a step. Set through the environment,
     not yet through this call, it took a bare loop from 499 to 321 ms, in two runs one after the other (mpt-tiny,
-    bf16, 2 threads; benchmarks/training.md). Elsewhere than on glibc nothing happens. Before glibc 2.38 an aligned
-    block does not always fit where one of its size was freed: the heap then grows by it, in fresh pages.
+    bf16, 2 threads; benchmarks/training.md). Elsewhere than on glibc, and under tcmalloc (launch.allocator), nothing
+    happens. Before glibc 2.38 an aligned block does not always fit where one of its size was freed: the heap then
+    grows by it, in fresh pages.
     """
+    if device.type != "cpu":
+        return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_MAX, 0)

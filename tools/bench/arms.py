@@ -36,7 +36,6 @@ from hpc_llm.config.compose import compose
 from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Passes
 from hpc_llm.data.manifest import facts
-from hpc_llm.launch import allocator
 from hpc_llm.model.build import build_model
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.runs.attempts import Fence, claim
@@ -274,8 +273,8 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     print("\n@ready 0", flush=True)
     sys.stdin.readline()
     device = devices.choose_device(case.device, 0)
-    if device.type == "cpu" and (kept or not theirs) and not allocator.another_in_use():
-        devices.keep_memory()
+    if kept or not theirs:
+        devices.keep_memory(device)
     num_steps = case.warmup + case.most_turns * (case.turn_steps + 1) + 1
     words = [*case.words, f"train.duration={num_steps + 1}steps", *gpu_words(case.device), f"data.out={folder}"]
     config = compose(words)

@@ -95,8 +95,7 @@ def measure(
 ) -> list[float]:
     """[fastest step in ms, memory in GiB, loss per token]."""
     place = devices.choose_device(device, 0)
-    if place.type == "cpu" and not allocator.another_in_use():
-        devices.keep_memory()
+    devices.keep_memory(place)
     config = compose([f"model.d_model={width}", f"model.vocab_size={vocabulary}", "data.vocab_size=null",
                       "data.tokenizer=/none.model"]).model  # fmt: skip
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
