@@ -89,17 +89,55 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NK: Tensor, weight_MK: Tensor) -> Tensor:
         ctx.save_for_backward(x_NK, weight_MK)
-        return _rows(F.conv2d(_images(x_NK), weight_MK[:, :, None, None]))
+        return _product(x_NK, weight_MK)
 
     @staticmethod
     def backward(ctx: Any, grad_NM: Tensor) -> tuple[Tensor | None, ...]:
-        x_NK, weight_MK = ctx.saved_tensors
-        wanted = [*ctx.needs_input_grad, False]
-        grad, x, weight = _images(grad_NM), _images(x_NK), weight_MK[:, :, None, None]
-        x_grad, weight_grad, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, wanted
+        (x_NK, weight_MK), wanted = ctx.saved_tensors, ctx.needs_input_grad
+        return (
+            _product_input_grad(grad_NM, x_NK, weight_MK) if wanted[0] else None,
+            _product_weight_grad(grad_NM, x_NK, weight_MK) if wanted[1] else None,
         )
-        return _rows(x_grad) if wanted[0] else None, weight_grad[:, :, 0, 0] if wanted[1] else None
+
+
+# Operators of their own, which torch.compile takes as they are: it would lay the pixels out anew around each product,
+# which then takes twice as long.
+@torch.library.custom_op("hpc_llm::product", mutates_args=())
+def _product(x_NK: Tensor, weight_MK: Tensor) -> Tensor:
+    return _rows(F.conv2d(_images(x_NK), weight_MK[:, :, None, None]))
+
+
+@torch.library.custom_op("hpc_llm::product_input_grad", mutates_args=())
+def _product_input_grad(grad_NM: Tensor, x_NK: Tensor, weight_MK: Tensor) -> Tensor:
+    return _rows(_gradients(grad_NM, x_NK, weight_MK, [True, False, False])[0])
+
+
+@torch.library.custom_op("hpc_llm::product_weight_grad", mutates_args=())
+def _product_weight_grad(grad_NM: Tensor, x_NK: Tensor, weight_MK: Tensor) -> Tensor:
+    return _gradients(grad_NM, x_NK, weight_MK, [False, True, False])[1][:, :, 0, 0]
+
+
+@_product.register_fake
+def _(x_NK: Tensor, weight_MK: Tensor) -> Tensor:
+    return x_NK.new_empty(x_NK.shape[0], weight_MK.shape[0])
+
+
+@_product_input_grad.register_fake
+def _(grad_NM: Tensor, x_NK: Tensor, weight_MK: Tensor) -> Tensor:
+    return x_NK.new_empty(x_NK.shape)
+
+
+@_product_weight_grad.register_fake
+def _(grad_NM: Tensor, x_NK: Tensor, weight_MK: Tensor) -> Tensor:
+    return weight_MK.new_empty(weight_MK.shape)
+
+
+def _gradients(grad_NM: Tensor, x_NK: Tensor, weight_MK: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
+    images, weight = _images(x_NK), weight_MK[:, :, None, None]
+    grads: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+        _images(grad_NM), images, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, wanted
+    )
+    return grads
 
 
 def _images(x_NK: Tensor) -> Tensor:

@@ -72,6 +72,14 @@ def test_it_is_oneDNN_that_computes_fp32_and_torch_the_rest() -> None:
     assert not any("convolution" in name for name in operators(torch.bfloat16) | operators(torch.float64))
 
 
+@pytest.mark.parametrize("shape", [(48, 70), (16, 1)])
+def test_operators_are_what_the_compiler_is_told_they_are(shape: tuple[int, int]) -> None:
+    x, weight, grad = torch.randn(shape), torch.randn(4, shape[1]), torch.randn(shape[0], 4)
+    torch.library.opcheck(linear._product, (x, weight))
+    torch.library.opcheck(linear._product_input_grad, (grad, x, weight))
+    torch.library.opcheck(linear._product_weight_grad, (grad, x, weight))
+
+
 def graded(function: Callable[..., Tensor], *inputs: Tensor, wanted: tuple[bool, bool] = (True, True)) -> list[Tensor]:
     """The product of two tensors, and the gradients that are wanted."""
     given = [one.detach().clone().requires_grad_(want) for one, want in zip(inputs, wanted, strict=True)]
