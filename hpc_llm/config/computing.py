@@ -1,6 +1,6 @@
-"""How a step is computed where the user leaves it open: attention by device and shape, and whether to compile.
+"""How a step is computed where the user leaves it open: attention by device and shape, compilation, the loss.
 
-Attention by measurements (benchmarks/attention.md). No torch here.
+By measurements (benchmarks/attention.md, loss.md, training.md). No torch here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ LONGEST_SCORES = 2048
 SMALLEST_FLEX_HEAD = 16  # FlexAttention has no kernel for smaller ones
 BLOCKS = 4
 SMALLEST_BLOCK = 128  # queries; smaller products are slower
+# Tokens whose logits an eager loss on a CPU holds at once: no slower than all of a pass, in half the memory. Compiled,
+# all of them take no more memory than chunks.
+LOSS_CHUNK_ON_CPU = 2048
 
 
 def choose(config: RunConfig) -> str:
@@ -40,6 +43,14 @@ def compiles(config: RunConfig) -> bool:
     """Whether blocks and loss go through torch.compile: what `train.compile` says, and on a GPU if it says nothing."""
     wanted = config.train.compile
     return config.cluster.has_gpus if wanted == "auto" else wanted
+
+
+def loss_chunk(config: RunConfig) -> int | None:
+    """Tokens whose logits exist at once; None: those of a whole pass."""
+    wanted = config.train.loss_chunk
+    if wanted == "auto":
+        return None if config.cluster.has_gpus or compiles(config) else LOSS_CHUNK_ON_CPU
+    return wanted
 
 
 def blocks(length: int) -> list[tuple[int, int]]:

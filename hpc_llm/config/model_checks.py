@@ -54,7 +54,7 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
         )
     rows = -(-train.global_batch // max(1, config.cluster.world_size))
     largest_pass = train.seq_len * (rows if train.micro_batch == "auto" else min(rows, train.micro_batch))
-    if train.loss_chunk is not None and train.loss_chunk >= largest_pass:
+    if isinstance(train.loss_chunk, int) and train.loss_chunk >= largest_pass:
         yield (
             f"train.loss_chunk={train.loss_chunk}: has no effect on {largest_pass} tokens, a whole pass of a rank; "
             "give fewer, or null"

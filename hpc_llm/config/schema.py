@@ -166,7 +166,7 @@ class TrainConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     activation_checkpointing: bool | Auto = "auto"
     attention: Literal["auto", "sdpa", "blocked", "folded", "flex", "flash"] = "auto"  # see docs/models.md
-    loss_chunk: int | None = None  # tokens whose logits are held at once; null: all of a pass
+    loss_chunk: int | Auto | None = "auto"  # tokens whose logits are held at once; null: all of a pass
     compile: bool | Auto = "auto"  # torch.compile, block by block; auto: on a GPU
     eval_every: str = "500steps"  # steps or tok; held-out loss, also at the end
     eval_batches: int = 8  # global batches of held-out text

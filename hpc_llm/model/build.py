@@ -6,10 +6,11 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.model.transformer import Transformer
 
 
-def build_model(config: RunConfig, activation_checkpointing: bool, attention: str, compiled: bool) -> Transformer:
+def build_model(
+    config: RunConfig, activation_checkpointing: bool, attention: str, compiled: bool, loss_chunk: int | None
+) -> Transformer:
     """The transformer of `config` as its plan says to compute it, its weights not yet initialised."""
-    train = config.train
-    model = Transformer(config.model, train.seq_len, activation_checkpointing, attention, train.loss_chunk)
+    model = Transformer(config.model, config.train.seq_len, activation_checkpointing, attention, loss_chunk)
     if compiled:
         model.compile_parts()
     return model

@@ -63,7 +63,7 @@ def summed_loss(
 ) -> Tensor:
     """readout_loss; with `chunk`, no more than that many tokens' logits exist at once."""
     loss_of = compiled_readout_loss() if compiled else readout_loss
-    if chunk is None:
+    if chunk is None or chunk >= len(x_ND):
         return loss_of(x_ND, weight_VD, targets_N, config)
     if torch.is_grad_enabled():
         return _Chunked.apply(x_ND, weight_VD, targets_N, config, chunk, loss_of)
@@ -85,8 +85,7 @@ class _Chunked(torch.autograd.Function):
         loss_of: Callable[..., Tensor],
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
-        weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32)  # a sum over chunks: bf16 would lose its ends
-        x_grads = []
+        x_grads, weight_grad = [], None
         weight = weight_VD.detach().requires_grad_()
         for part, targets in zip(x_ND.split(chunk), targets_N.split(chunk), strict=True):
             x = part.detach().requires_grad_()
@@ -94,7 +93,8 @@ class _Chunked(torch.autograd.Function):
                 loss = loss_of(x, weight, targets, config)
             x_grad, part_grad = torch.autograd.grad(loss, (x, weight))
             x_grads.append(x_grad)
-            weight_grad += part_grad
+            # A sum over chunks, in fp32: bf16 would lose its ends.
+            weight_grad = part_grad.float() if weight_grad is None else weight_grad.add_(part_grad)
             total += loss.detach()
         ctx.save_for_backward(torch.cat(x_grads), weight_grad)
         ctx.weight_dtype = weight_VD.dtype

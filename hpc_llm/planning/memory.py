@@ -82,11 +82,11 @@ def moments(
     compiled = computing.compiles(config)
     # Compiled, the logits' gradient takes their place; where products of bf16 are made in fp32, these are copies.
     one_logit = compute + FP32_BYTES * (on_cpu and precision == "bf16")
-    if config.train.loss_chunk is None:
+    chunk = computing.loss_chunk(config)
+    if chunk is None or chunk >= tokens:
         first = compute * matrix
         logits = tokens * model.vocab_size * (one_logit if compiled else LOSS_BYTES)
     else:
-        chunk = min(config.train.loss_chunk, tokens)
         first = (compute + FP32_BYTES) * matrix
         logits = model.vocab_size * chunk * (one_logit if compiled else compute + LOSS_BYTES) + first
     several = accumulation(config.train.global_batch, world, micro_batch) > 1

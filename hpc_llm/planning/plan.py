@@ -48,6 +48,7 @@ class RunPlan:
     activation_checkpointing: bool
     attention: str  # the backend (config.computing)
     compile: bool
+    loss_chunk: int | None  # tokens whose logits exist at once; None: those of a pass
     # length
     steps: int
     tokens_per_step: int
@@ -139,6 +140,7 @@ def make_plan(
         activation_checkpointing=choice.activation_checkpointing,
         attention=computing.choose(config),
         compile=computing.compiles(config),
+        loss_chunk=computing.loss_chunk(config),
         steps=length.steps,
         tokens_per_step=length.tokens_per_step,
         tokens=tokens,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from hpc_llm.config import computing
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import rows_per_rank
 from hpc_llm.planning.choice import Choice, choose, smallest
@@ -77,7 +78,7 @@ def _other_knobs(config: RunConfig, usable: int) -> list[Suggestion]:
 
 def _chunked_loss(config: RunConfig, usable: int) -> Iterator[Suggestion]:
     train = config.train
-    if train.loss_chunk is not None or train.seq_len * train.global_batch <= LOSS_CHUNK:
+    if computing.loss_chunk(config) is not None or train.seq_len * train.global_batch <= LOSS_CHUNK:
         return
     chunked = replace(config, train=replace(train, loss_chunk=LOSS_CHUNK))
     for knobs in ((), _fixed(config)):

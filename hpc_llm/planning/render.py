@@ -80,10 +80,10 @@ def _batch(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     yield "act. ckpt", f"{state} {_origin(train.activation_checkpointing)}"
     yield "attention", f"{plan.attention} {_origin(train.attention)}"
     yield "compiled", f"{'yes' if plan.compile else 'no'} {_origin(train.compile)}"
-    if train.loss_chunk is not None:
-        tokens = plan.micro_batch * train.seq_len
-        idle = f", no fewer than a pass's {tokens:,}: no effect" if train.loss_chunk >= tokens else ""
-        yield "loss", f"logits of {train.loss_chunk:,} tokens at once{idle}"
+    tokens = plan.micro_batch * train.seq_len
+    if plan.loss_chunk is not None and (plan.loss_chunk < tokens or train.loss_chunk != "auto"):
+        idle = f", no fewer than a pass's {tokens:,}: no effect" if plan.loss_chunk >= tokens else ""
+        yield "loss", f"logits of {plan.loss_chunk:,} tokens at once {_origin(train.loss_chunk)}{idle}"
 
 
 def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:

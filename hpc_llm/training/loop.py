@@ -59,7 +59,7 @@ def run(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device
     """Resume, and train to the plan's end or until asked to stop."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     share = Share(attempt.rank, plan.world_size, config.train.global_batch, plan.micro_batch)
-    way = (plan.activation_checkpointing, plan.attention, plan.compile)
+    way = (plan.activation_checkpointing, plan.attention, plan.compile, plan.loss_chunk)
     engine = Engine(config, plan, lambda: build_model(config, *way), device, attempt.rank)
     data = Path(plan.data_directory)
     with Batches(stream.training(config, plan, data), share, pinned=device.type == "cuda") as batches:

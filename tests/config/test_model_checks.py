@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hpc_llm.config.checks import problems
-from hpc_llm.config.computing import choose, compiles
+from hpc_llm.config.computing import choose, compiles, loss_chunk
 from tests.configs import make_config
 
 MUON = ("optim=muon", "train.zero_stage=1")
@@ -135,3 +135,19 @@ def test_attention_is_chosen_by_shape_unless_it_is_given(words: list[str], backe
 )
 def test_a_gpus_steps_are_compiled_unless_it_is_said(words: list[str], compiled: bool) -> None:
     assert compiles(make_config(*words)) is compiled
+
+
+@pytest.mark.parametrize(
+    ("words", "chunk"),
+    [
+        (["cluster.device=cpu"], 2048),
+        (["cluster.device=cpu", "train.compile=true"], None),
+        (["cluster.device=cpu", "train.loss_chunk=null"], None),
+        (["cluster.device=cpu", "train.loss_chunk=1000", "train.compile=true"], 1000),
+        (["cluster=a100x64"], None),
+        (["cluster=a100x64", "train.compile=false"], None),
+        (["cluster=a100x64", "train.loss_chunk=1024"], 1024),
+    ],
+)
+def test_an_eager_loss_on_a_cpu_is_in_chunks_unless_it_is_said(words: list[str], chunk: int | None) -> None:
+    assert loss_chunk(make_config(*words)) == chunk

@@ -61,6 +61,13 @@ def test_chunks_give_the_loss_and_the_gradients_of_one_piece(name: str, chunk: i
         torch.testing.assert_close(summed_loss(here, weight, targets, config, chunk), wanted)
 
 
+def test_a_chunk_that_holds_everything_is_one_piece() -> None:
+    config, (x, weight, targets) = config_of("plain"), inputs()
+    whole, chunks = (summed_loss(x, weight, targets, config, chunk) for chunk in (len(x), len(x) - 1))
+    assert type(whole.grad_fn) is type(summed_loss(x, weight, targets, config, None).grad_fn)
+    assert type(whole.grad_fn) is not type(chunks.grad_fn)
+
+
 def test_chunks_in_bf16_lose_no_more_than_one_piece_does() -> None:
     config, (x, weight, targets) = config_of("plain"), inputs()
     summed_loss(x, weight, targets, config, None).backward()

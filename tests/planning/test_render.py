@@ -54,8 +54,15 @@ def test_what_was_given_and_what_was_found_are_told_apart() -> None:
 
 def test_a_chunk_of_the_loss_that_no_pass_fills_is_said_to_have_no_effect() -> None:
     words = ("model=mpt-7b", "cluster=a100x64")  # passes of 2 × 2,048 tokens, of at most 16 × 2,048
-    assert "logits of 1,024 tokens at once\n" in text(*words, "train.loss_chunk=1024")
-    assert "logits of 8,192 tokens at once, no fewer than a pass's" in text(*words, "train.loss_chunk=8192")
+    assert "logits of 1,024 tokens at once (given)\n" in text(*words, "train.loss_chunk=1024")
+    assert "logits of 8,192 tokens at once (given), no fewer than a pass's" in text(*words, "train.loss_chunk=8192")
+
+
+def test_chunks_that_nobody_asked_for_are_shown_where_a_pass_has_several() -> None:
+    words = ("cluster.device=cpu", "train.seq_len=256", "train.global_batch=32")
+    assert "logits of 2,048 tokens at once (auto)\n" in text(*words, "train.micro_batch=16")
+    assert "tokens at once" not in text(*words, "train.micro_batch=8")
+    assert "tokens at once" not in text(*words, "train.micro_batch=16", "train.loss_chunk=null")
 
 
 class _Known(Experience):

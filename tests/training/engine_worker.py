@@ -167,7 +167,7 @@ def main() -> None:
                     config,
                     plan,
                     lambda config=config, plan=plan: build_model(
-                        config, plan.activation_checkpointing, plan.attention, plan.compile
+                        config, plan.activation_checkpointing, plan.attention, plan.compile, plan.loss_chunk
                     ),
                     device,
                     rank,

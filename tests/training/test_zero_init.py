@@ -38,7 +38,7 @@ def test_biases_of_alibi_are_exact_far_away_too(heads: int) -> None:
     with deepspeed.zero.Init(
         config_dict_or_path={"train_batch_size": 1, "bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}
     ):
-        found = build_model(config, False, "sdpa", False).constant
-    wanted = build_model(config, False, "sdpa", False).constant
+        found = build_model(config, False, "sdpa", False, None).constant
+    wanted = build_model(config, False, "sdpa", False, None).constant
     assert found is not None and wanted is not None
     assert found.float().equal(wanted)

@@ -140,7 +140,7 @@ def ours(setting: Setting) -> None:
     engine = Engine(
         config,
         plan,
-        lambda: build_model(config, plan.activation_checkpointing, plan.attention, plan.compile),
+        lambda: build_model(config, plan.activation_checkpointing, plan.attention, plan.compile, plan.loss_chunk),
         setting.device,
         rank=0,
     )

@@ -100,7 +100,7 @@ class Setting:
 
     def model(self) -> Transformer:
         plan = self.plan
-        model = build_model(self.config, plan.activation_checkpointing, plan.attention, plan.compile)
+        model = build_model(self.config, plan.activation_checkpointing, plan.attention, plan.compile, plan.loss_chunk)
         initialise_all(model, self.config.model, self.config.run.seed)
         return model.to(self.device)
 
