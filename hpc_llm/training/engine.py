@@ -82,7 +82,7 @@ class Engine:
         self._deepspeed_clips = settings["gradient_clipping"]
         with startup.compiling_later():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-        reduction.install(self._engine.optimizer)
+        reduction.install(self._engine.optimizer, self._engine.is_gradient_accumulation_boundary)
         # A helper script that DeepSpeed puts beside every checkpoint, outside its own checkpoint seam.
         self._engine._copy_recovery_script = lambda *_: None
         self._zero_stage, self._precision = plan.zero_stage, config.train.precision

@@ -2,11 +2,13 @@
 
 DeepSpeed 0.19.8 (BF16_Optimizer) puts all sums into one buffer, rounds that to bf16, all-reduces the bf16 numbers and
 copies them back twice, on a lone rank too. That is 6 bytes a parameter, five passes over them, and a gradient whose
-summation in fp32 was for nothing. A reduce-scatter in fp32 sends as many bytes as an all-reduce in bf16.
+summation in fp32 was for nothing. A reduce-scatter in fp32 sends as many bytes as an all-reduce in bf16. It begins when
+the last backward of a step does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,17 +16,21 @@ import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import Tensor
 
-# torch 2.13 calls it by its new name alone without a warning; 2.11 has the old one.
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+from hpc_llm.training.overlap import Bucket, Overlap, buckets
 
 _CHUNK = 2**18  # elements: torch's norm of one long fp32 tensor is 0.8 % off on a CPU (85 M elements, torch 2.13)
 
 
-def install(optimizer: Any) -> None:
-    """Have `optimizer` do so, if it is a BF16_Optimizer: the engine calls its `reduce_gradients` where it has one."""
+def install(optimizer: Any, in_last_pass: Callable[[], bool]) -> None:
+    """Have `optimizer` do so, if it is a BF16_Optimizer: the engine calls its `reduce_gradients` where it has one.
+
+    `in_last_pass` tells, during a backward, whether it is the last of a step.
+    """
     if not isinstance(optimizer, BF16_Optimizer):
         return
     reduced = _Reduced(optimizer)
+    if dist.get_world_size() > 1:
+        reduced.overlap_with_backward(optimizer, in_last_pass)
     optimizer.reduce_gradients = reduced.reduce
     optimizer.get_grads_for_norm = reduced.for_norm
 
@@ -33,10 +39,10 @@ class _Reduced:
     """Flat fp32 gradients of one rank's optimizer."""
 
     def __init__(self, optimizer: BF16_Optimizer) -> None:
-        # Per parameter group: all of it [elements, padded], this rank's part of that, and whether a part will not do:
+        # Per parameter group: all of it [elements, padded], and this rank's part, or None where a part will not do:
         # Muon's matrices span ranks.
-        self._groups: list[tuple[Tensor, Tensor, bool]] = [
-            (whole, part, group.get("use_muon", False))
+        self._groups: list[tuple[Tensor, Tensor | None]] = [
+            (whole, None if group.get("use_muon", False) else part)
             for whole, part, group in zip(
                 optimizer.fp32_groups_gradients_flat,
                 optimizer.fp32_groups_gradient_flat_partition,
@@ -44,28 +50,40 @@ class _Reduced:
                 strict=True,
             )
         ]
-        parts = [part for _, part, _ in self._groups]
+        self._wanted = [whole if part is None else part for whole, part in self._groups]
+        parts = optimizer.fp32_groups_gradient_flat_partition
         self._pieces = [piece for part in parts for piece in (part.split(_CHUNK) if part.is_cpu else [part])]
         self._norm: Tensor | None = None
+        self._overlap: Overlap | None = None
+
+    def overlap_with_backward(self, optimizer: BF16_Optimizer, in_last_pass: Callable[[], bool]) -> None:
+        order = {parameter: number for number, parameter in enumerate(optimizer.param_names)}
+        found: list[Bucket] = []
+        for (whole, part), group in zip(self._groups, optimizer.bf16_groups, strict=True):
+            sizes = [parameter.numel() for parameter in group]
+            found += buckets(whole, part, sizes, [order[parameter] for parameter in group])
+        self._overlap = overlap = Overlap(found)
+
+        def summed(parameter: Tensor) -> None:
+            if in_last_pass():
+                overlap.there(order[parameter])
+
+        for parameter in (parameter for group in optimizer.bf16_groups for parameter in group):
+            parameter.register_post_accumulate_grad_hook(summed)  # after the optimizer's own, which sums
 
     def reduce(self, **_: object) -> None:
         """Mean over ranks, and the norm of all of it; after the last backward of a step."""
-        world_size = dist.get_world_size()
-        if world_size > 1:
-            for whole, part, wanted_whole in self._groups:
-                if wanted_whole:
-                    dist.all_reduce(whole)
-                    whole.div_(world_size)
-                else:
-                    _reduce_scatter(part, whole)
-                    part.div_(world_size)
+        if self._overlap is not None:
+            self._overlap.finish()
+            for wanted in self._wanted:
+                wanted.div_(dist.get_world_size())
         square = torch.nn.utils.get_total_norm(self._pieces).square()
-        if world_size > 1:
+        if self._overlap is not None:
             dist.all_reduce(square)
         self._norm = square.sqrt()
 
     def for_norm(self, for_clipping: bool = False) -> Any:
         """As BF16_Optimizer.get_grads_for_norm: what has the gradient's norm, and {}; or what clipping scales."""
         if for_clipping:
-            return [whole if wanted_whole else part for whole, part, wanted_whole in self._groups]
+            return self._wanted
         return [self._norm], {}

@@ -3,8 +3,9 @@
 `python engine_worker.py RANK WORLD_SIZE PORT CASES_JSON WHAT`; a case is [precision, zero_stage, micro_batch, *words].
 WHAT is losses: [loss, gradient norm] per step; reads: per step, how often the host read a tensor while it was
 launched, how often it made one of numbers, and how often it waited for the device; poison: the same as losses and
-whether the weights changed, with a loss that is no number at step 1; alive: bytes of tensors at the peak; or, on a GPU,
-syncs: per step, where the host first waited for the device while it was launched.
+whether the weights changed, with a loss that is no number at step 1; alive: bytes of tensors at the peak; buckets: the
+same as losses, with buckets of a few elements, and when each of them began, see Began; or, on a GPU, syncs: per step,
+where the host first waited for the device while it was launched.
 """
 
 from __future__ import annotations
@@ -118,6 +119,33 @@ class Waits(contextlib.ExitStack):
             self.first = self.first or "".join(traceback.format_stack()[:-1])
 
 
+class Began(contextlib.ExitStack):
+    """Small buckets; `at`: how many gradients of the last pass had been summed when each began to be reduced."""
+
+    def __enter__(self) -> Any:
+        from hpc_llm.training import overlap
+
+        there, begin = overlap.Overlap.there, overlap.Overlap._begin_next
+
+        def seen(self_: Any, parameter: int) -> None:
+            self.summed += 1
+            there(self_, parameter)
+
+        def noted(self_: Any) -> None:
+            self.at.append(self.summed)
+            begin(self_)
+
+        self.restart()
+        self.enter_context(mock.patch.object(overlap, "_worth_it", lambda part: True))
+        self.enter_context(mock.patch.object(overlap, "BUCKET", 5000))
+        self.enter_context(mock.patch.object(overlap.Overlap, "there", seen))
+        self.enter_context(mock.patch.object(overlap.Overlap, "_begin_next", noted))
+        return super().__enter__()
+
+    def restart(self) -> None:
+        self.summed, self.at = 0, []  # gradients of the last pass so far, and that number when each bucket began
+
+
 @contextlib.contextmanager
 def nobody_else(place: RankEnvironment) -> Iterator[None]:
     """A group of one whose collectives are over when they return.
@@ -162,7 +190,8 @@ def main() -> None:
             config, plan = plan_for(precision, stage, micro, world_size, *words)
             assert plan.accumulation == accumulation(GLOBAL_BATCH, world_size, micro)
             found: list[Any] = []
-            with Alive() if what == "alive" else contextlib.nullcontext() as alive:
+            watched: Any = {"alive": Alive, "buckets": Began}.get(what, contextlib.nullcontext)()
+            with watched as watching:
                 engine = Engine(
                     config,
                     plan,
@@ -185,6 +214,8 @@ def main() -> None:
                             Readout(engine.train_step(passes, lr))
                         found.append(waits.first)
                         continue
+                    if what == "buckets":
+                        watching.restart()
                     with Reads() if what == "reads" else contextlib.nullcontext() as reads:
                         output = engine.train_step(passes, lr)
                     hook.remove()
@@ -192,8 +223,10 @@ def main() -> None:
                     if what == "poison":
                         changed = any(not torch.equal(before[name], one) for name, one in engine.weights().items())
                         losses.append(changed)
+                    if what == "buckets":
+                        losses.append([watching.summed, watching.at])
                     found.append(reads.count if reads is not None else losses)
-            results.append(found if alive is None else [alive.peak])
+            results.append([watching.peak] if what == "alive" else found)
             del engine
             gc.collect()
         if rank == 0:
