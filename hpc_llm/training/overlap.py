@@ -47,7 +47,7 @@ def buckets(whole: Tensor, part: Tensor | None, sizes: Sequence[int], parameters
         for start in range(first, first + own, BUCKET):
             end = min(start + BUCKET, first + own)
             call = dist.all_reduce if part is None else partial(dist.reduce, dst=owner)
-            within = [parameter for parameter, begins, ends in spans if begins < end and ends > start]
+            within = [parameter for parameter, begun, ended in spans if begun < end and ended > start]
             yield Bucket(partial(call, whole[start:end], async_op=True), within)
 
 
