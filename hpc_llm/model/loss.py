@@ -61,7 +61,7 @@ def summed_loss(
     chunk: int | None,
     compiled: bool = False,
 ) -> Tensor:
-    """readout_loss; with `chunk`, no more than that many tokens' logits exist at once."""
+    """readout_loss; with `chunk`, no more than that many tokens' logits exist at once. All in one chunk is no chunk."""
     loss_of = compiled_readout_loss() if compiled else readout_loss
     if chunk is None or chunk >= len(x_ND):
         return loss_of(x_ND, weight_VD, targets_N, config)

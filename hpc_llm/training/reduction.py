@@ -2,8 +2,8 @@
 
 DeepSpeed 0.19.8 (BF16_Optimizer) puts all sums into one buffer, rounds that to bf16, all-reduces the bf16 numbers and
 copies them back twice, on a lone rank too. That is 6 bytes a parameter, five passes over them, and a gradient whose
-summation in fp32 was for nothing. A reduce-scatter in fp32 sends as many bytes as an all-reduce in bf16. It begins when
-the last backward of a step does.
+summation in fp32 was for nothing. A reduce-scatter in fp32 sends as many bytes as an all-reduce in bf16. Where it pays
+it goes on beside the last backward of a step (training.overlap).
 """
 
 from __future__ import annotations

@@ -22,9 +22,7 @@ def losses(what: str) -> dict[Case, list[list[float]]]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, case)))
 def test_buckets_give_the_losses_and_norms_of_one_reduction_at_the_end(case: Case) -> None:
     """To the bit: two numbers have one sum."""
-    assert [step[0] for step in losses("buckets")[case]] == [step[0] for step in losses("losses")[case]]
-    norms = [[step[1] for step in losses(what)[case]] for what in ("buckets", "losses")]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+    assert [step[:2] for step in losses("buckets")[case]] == losses("losses")[case]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, case)))
