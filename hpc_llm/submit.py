@@ -71,7 +71,7 @@ def _on_cluster(configs: list[RunConfig], words: list[str], code: Path | None = 
         if configs[0].dry_run:
             show_submission.dry_run(configs, plans)
         elif configs[0].test_only:
-            print("\n".join(cluster.estimates(configs)))
+            print("\n".join(cluster.estimates(configs, plans)))
         else:
             return show_submission.outcome(cluster.submit(configs, words, code=code), configs)
     except SlurmUnavailable as error:

@@ -204,7 +204,7 @@ class ClusterConfig:
     threads_per_rank: int | None = None  # OMP threads; null: cpus_per_gpu, locally cores ÷ ranks
     mem: str | None = None  # per node, Slurm's spelling; "0" is all; null requests none
     time_min: int | None = None  # wall-clock limit of one job, minutes
-    signal_lead_s: int = 300  # notice before the limit: one step + one save + 60 s
+    signal_lead_s: int | Auto = "auto"  # notice before the limit, in which the run saves (planning.walltime)
     array_throttle: int | None = None  # runs of a sweep at once; here: 1 where null
     setup: list[str] = field(default_factory=list)  # shell lines: module load …, source …/activate
     exports: dict[str, str] = field(default_factory=dict)  # environment of job and ranks
@@ -215,6 +215,11 @@ class ClusterConfig:
     @property
     def world_size(self) -> int:
         return self.nodes * self.gpus_per_node
+
+    @property
+    def held_gpus(self) -> int:
+        """GPUs that a job holds and is charged for: those of spare nodes too."""
+        return (self.nodes + self.spare_nodes) * self.gpus_per_node
 
     @property
     def has_gpus(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from hpc_llm.config.errors import InputError, nearest
 from hpc_llm.config.schema import RunConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+_TILDE = re.compile(r"(?<=[=,\[])~/")
 HYDRA_FLAGS = (
     *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i"),
     *("--shell-completion", "-sc", "--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"),
@@ -49,7 +51,7 @@ class Words:
                     f"{word}: unknown flag; allowed: {nearest(word, ['-m', '--config-dir', *HYDRA_FLAGS])}"
                 )
             else:
-                overrides.append(plain_group(word, directories))
+                overrides.append(at_home(plain_group(word, directories)))
         return cls(overrides, multirun, directories)
 
 
@@ -63,6 +65,11 @@ def plain_group(word: str, directories: list[Path]) -> str:
     key, equals, _ = word.partition("=")
     name = key.lstrip("+")
     return word[len(key) - len(name) :] if equals and key.startswith("+") and name in groups_of(directories) else word
+
+
+def at_home(word: str) -> str:
+    """`~/` where a value begins, as the home folder: shells leave it after a dotted key, and Hydra would refuse it."""
+    return _TILDE.sub(lambda _: f"{Path.home()}/", word)
 
 
 def groups_of(directories: list[Path]) -> dict[str, set[str]]:

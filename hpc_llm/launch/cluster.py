@@ -20,6 +20,7 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch import backlog, chain, local, sending
 from hpc_llm.launch.parts import Part, divide
 from hpc_llm.launch.submission import examine_all
+from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs import freeze, ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout, SweepLayout
 from hpc_llm.slurm import client
@@ -58,11 +59,12 @@ def with_site_defaults(config: RunConfig, environment: Mapping[str, str]) -> Run
     return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, **found)) if found else config
 
 
-def estimates(configs: Sequence[RunConfig]) -> list[str]:
+def estimates(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> list[str]:
     """What Slurm would do with each job or array (`sbatch --test-only`); nothing is queued or written."""
     _require_sbatch()
     try:
-        return [f"{part.name}: {client.test_only(part.text)}" for part in divide(configs, _most_tasks(configs))]
+        parts = divide(configs, plans, _most_tasks(configs))
+        return [f"{part.name}: {client.test_only(part.text)}" for part in parts]
     except client.SlurmRefused as error:
         raise InputError(_refusal(configs[0], error)) from None
 
@@ -78,7 +80,7 @@ def freeze_here(config: RunConfig, words: list[str]) -> RunLayout:
     local.prepare([config])
     (plan,) = examine_all([config])
     with _alone(config):
-        (part,) = divide([config], 1)
+        (part,) = divide([config], [plan], 1)
         layout = freeze.freeze(config, plan)
         part.write()
     if "SLURM_JOB_ID" in os.environ:
@@ -104,7 +106,7 @@ def submit(configs: Sequence[RunConfig], words: list[str], *, code: Path | None 
         todo = [config for config in configs if _place(config) not in left]
         waits = chain.waits(todo, [job for job in queue if job.live])
         try:
-            parts = divide(todo, _most_tasks(todo))
+            parts = divide(todo, [plans[_place(config)] for config in todo], _most_tasks(todo))
             frozen = freeze.freeze_all([(config, plans[_place(config)]) for config in todo], code)
             backlog.forget(freeze.root_of(configs[0]), {_place(config) for config in todo})
             jobs, waiting = _send_all(parts, frozen, queue, words, waits)

@@ -12,6 +12,7 @@ from pathlib import Path
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch import sweep
 from hpc_llm.launch.sbatch import render_script
+from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs import freeze
 from hpc_llm.runs.layout import RunLayout, SweepLayout
 from hpc_llm.storage.files import write_atomic
@@ -46,8 +47,9 @@ class Part:
             link.replace(run.script)
 
 
-def divide(configs: Sequence[RunConfig], most: int) -> list[Part]:
+def divide(configs: Sequence[RunConfig], plans: Sequence[RunPlan], most: int) -> list[Part]:
     """The parts of a submission, none with more than `most` runs; InputError where a script cannot be written."""
+    configs = _with_notice(configs, plans)
     single = [_single(config) for config in configs if config.run.sweep is None]
     swept = [config for config in configs if config.run.sweep is not None]
     arrays = list(sweep.arrays(swept, min(most, _tasks_in_a_script(swept)))) if swept else []
@@ -55,6 +57,17 @@ def divide(configs: Sequence[RunConfig], most: int) -> list[Part]:
     throttles = sweep.throttles(swept[0].cluster.array_throttle, len(arrays)) if swept else []
     pairs = enumerate(zip(arrays, throttles, strict=True), start=number)
     return single + [_array(runs, throttle, index) for index, (runs, throttle) in pairs]
+
+
+def _with_notice(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> list[RunConfig]:
+    """Seconds for cluster.signal_lead_s=auto, the same for all runs, so that a sweep stays one array."""
+    lead_s = max((plan.signal_lead_s or 0 for plan in plans), default=0)
+    return [
+        dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, signal_lead_s=lead_s))
+        if config.cluster.signal_lead_s == "auto"
+        else config
+        for config in configs
+    ]
 
 
 def _single(config: RunConfig) -> Part:

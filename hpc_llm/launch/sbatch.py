@@ -65,6 +65,8 @@ def options(config: RunConfig, *, run_dir: str, name: str, indices: tuple[int, .
         yield Option("mem", cluster.mem, "cluster.mem")
     if cluster.time_min is not None:
         yield Option("time", time_limit(cluster.time_min))
+        if cluster.signal_lead_s == "auto":
+            raise ValueError("cluster.signal_lead_s is still auto: the plan knows the seconds (launch.parts)")
         yield Option("signal", f"B:{SIGNAL}@{cluster.signal_lead_s}")
     yield Option("requeue")  # the site's JobRequeue may be 0
     yield Option("open-mode", "append")  # or a requeue truncates the log

@@ -20,7 +20,7 @@ _MOST_TASKS = 1001  # of an array where nobody asks Slurm: its default MaxArrayS
 
 def dry_run(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> None:
     """The plan of every run and the script of every job; nothing is asked or written."""
-    scripts = [part.text for part in divide(configs, _MOST_TASKS)]
+    scripts = [part.text for part in divide(configs, plans, _MOST_TASKS)]
     if len(configs) == 1:
         print(f"{render(configs[0], plans[0])}\n\n{scripts[0]}")
         return

@@ -29,7 +29,7 @@ from hpc_llm.planning.experience import Limit, Speed
 from hpc_llm.recovery import facts
 from hpc_llm.recovery.causes import Cause, ExitCode
 from hpc_llm.recovery.history import attempts_since_submission
-from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, decide, exhausted, seconds_left
+from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, Ended, decide, exhausted, seconds_left
 from hpc_llm.runs import attempts, attention, ledger
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
 from hpc_llm.runs.layout import RootLayout, RunLayout
@@ -51,7 +51,7 @@ class Supervisor:
         self.plan: dict[str, Any] = json.loads(self.layout.plan.read_text())
         self.signals: list[int] = []
         cluster = self.config["cluster"]
-        self._gpus = self.plan["world_size"] + cluster["spare_nodes"] * cluster["gpus_per_node"]
+        self._gpus = self.plan["world_size"] + cluster["spare_nodes"] * cluster["gpus_per_node"]  # held
 
     def run(self) -> int:
         """Attempts until the policy says stop; the exit status of the run."""
@@ -154,12 +154,15 @@ class Supervisor:
 
     def _seconds_left(self, newest_checkpoint: int) -> float:
         """Until run.max_gpu_hours is spent, which a run that never fails would not notice."""
-        history = attempts_since_submission(ledger.read(self.layout.ledger), newest_checkpoint, self._gpus)
+        history = self._history(ledger.read(self.layout.ledger), newest_checkpoint)
         return seconds_left(history, Budgets.of(self.config), self._gpus)
+
+    def _history(self, events: Sequence[ledger.Event], newest_checkpoint: int) -> list[Ended]:
+        return attempts_since_submission(events, newest_checkpoint, self.plan["world_size"], self._gpus)
 
     def _decide(self, ended: dict[str, Any]) -> Decision:
         events = [*ledger.read(self.layout.ledger), ledger.Event(time.time(), "ended", "", ended)]
-        history = attempts_since_submission(events, ended["checkpoint_step"], self.plan["world_size"])
+        history = self._history(events, ended["checkpoint_step"])
         bad = bad_nodes(self.layout, self.config["recovery"])
         failed = {node for node in [history[-1].node] if node is not None}
         enough = self.place.outlives_nodes and self.place.enough_without(bad | failed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from hpc_llm.config import checks, computing
 from hpc_llm.config.errors import InputError, nearest
-from hpc_llm.config.schema import RunConfig
+from hpc_llm.config.schema import ClusterConfig, RunConfig
 from hpc_llm.planning.batch import accumulation, rows_per_rank
 from hpc_llm.planning.choice import choose
 from hpc_llm.planning.experience import NONE, Experience
@@ -18,7 +18,7 @@ from hpc_llm.planning.memory import USABLE_FRACTION, MemoryEstimate
 from hpc_llm.planning.mixture import Phase, Source, stages
 from hpc_llm.planning.parameters import checkpoint_bytes, flops_per_token, parameter_count
 from hpc_llm.planning.refusal import refusal
-from hpc_llm.planning.walltime import walltime
+from hpc_llm.planning.walltime import Walltime, jobs, lead_s, notice_s, walltime
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class RunPlan:
     tokens_per_second: float | None  # over all ranks
     wall_hours: float | None
     gpu_hours: float | None
+    notice_s: float  # from the signal before a time limit until the run has saved and left, at the worst
+    signal_lead_s: int | None  # seconds before the limit at which Slurm sends it; None without a limit
     jobs: int | None  # Slurm time limits that the run will need
     # data
     data_directory: str
@@ -130,6 +132,8 @@ def make_plan(
     way = (choice.zero_stage, choice.activation_checkpointing)
     limit, speed = experience.limit(*way), experience.speed(*way, choice.micro_batch)
     time = walltime(cluster, peak, flops, tokens, speed)
+    needed_s = _notice_s(config, time, length.tokens_per_step, num_bytes)
+    lead = _signal_lead_s(config, needed_s)
     return RunPlan(
         world_size=cluster.world_size,
         nodes=cluster.nodes,
@@ -159,7 +163,9 @@ def make_plan(
         tokens_per_second=time.tokens_per_second,
         wall_hours=time.wall_hours,
         gpu_hours=time.gpu_hours,
-        jobs=time.jobs,
+        notice_s=needed_s,
+        signal_lead_s=lead,
+        jobs=_jobs(cluster, time, lead),
         data_directory=data.directory if data else config.data.out or "",
         unigram_entropy=data.unigram_entropy if data else None,
         padding=data.padding if data else None,
@@ -208,6 +214,34 @@ def _save_every_s(config: RunConfig, given: float | None, num_bytes: int) -> flo
     return round(interval_s(expected_save_s(num_bytes, nodes), mtbf_s(nodes)), 1)
 
 
+def _notice_s(config: RunConfig, time: Walltime, tokens_per_step: int, num_bytes: int) -> float:
+    """Where nothing is known of the machine's speed, without its steps."""
+    step_s = tokens_per_step / time.tokens_per_second if time.tokens_per_second else 0.0
+    evaluation_s = config.train.eval_batches * step_s / 3  # forward alone
+    return round(notice_s(step_s, expected_save_s(num_bytes, config.cluster.nodes), evaluation_s), 1)
+
+
+def _signal_lead_s(config: RunConfig, needed_s: float) -> int | None:
+    """InputError where a job would have to save before it has begun."""
+    limit_min, given = config.cluster.time_min, config.cluster.signal_lead_s
+    if limit_min is None:
+        return None
+    if given != "auto":
+        return given
+    if (lead := lead_s(limit_min, needed_s)) >= limit_min * 60:
+        raise InputError(
+            f"cluster.time_min={limit_min}: steps, an evaluation and saves take {needed_s / 60:,.0f} min of notice "
+            f"before it; set cluster.time_min above {lead // 60}, or cluster.signal_lead_s if you know better"
+        )
+    return lead
+
+
+def _jobs(cluster: ClusterConfig, time: Walltime, lead: int | None) -> int | None:
+    if time.wall_hours is None or cluster.time_min is None or lead is None:
+        return None
+    return jobs(time.wall_hours * 3600, cluster.time_min, lead)
+
+
 def _usable(gpu: Gpu | None, measured: int | None) -> int | None:
     total = measured if measured is not None else int(gpu.memory_gib * GIB) if gpu else None
     return None if total is None else int(total * USABLE_FRACTION)
@@ -248,10 +282,11 @@ def _problems(config: RunConfig, data: DataFacts | None) -> Iterator[str]:
             f"train.micro_batch={train.micro_batch}: at most {rows}, a rank's sequences of "
             f"train.global_batch={train.global_batch} over {world} ranks; or auto"
         )
-    if cluster.time_min is not None and cluster.time_min * 60 <= cluster.signal_lead_s:
+    lead, limit = cluster.signal_lead_s, cluster.time_min
+    if limit is not None and lead != "auto" and limit * 60 <= lead:
         yield (
-            f"cluster.signal_lead_s={cluster.signal_lead_s}: fewer seconds than the time limit "
-            f"cluster.time_min={cluster.time_min} has ({cluster.time_min * 60})"
+            f"cluster.signal_lead_s={lead}: below {limit * 60}, the seconds of cluster.time_min={limit}, is allowed; "
+            "or auto"
         )
     if data is not None and data.vocab_size > config.model.vocab_size:
         yield (

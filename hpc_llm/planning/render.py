@@ -33,10 +33,11 @@ def _what(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
         "model",
         f"{model.name}: {_count(plan.parameters)} parameters, {plan.flops_per_token / 1e9:,.3g} GFLOP per token",
     )
+    ranks = "rank" if plan.gpus_per_node == 1 else "ranks"
     nodes = "1 node" if plan.nodes == 1 else f"{plan.nodes} nodes"
     yield (
         "machine",
-        f"{cluster.name}: {nodes} × {plan.gpus_per_node} {cluster.gpu or 'ranks'}, {config.train.precision}",
+        f"{cluster.name}: {nodes} × {plan.gpus_per_node} {cluster.gpu or ranks}, {config.train.precision}",
     )
     yield (
         "optimizer",
@@ -145,8 +146,16 @@ def _time(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     )
     if plan.jobs is not None:
         limits = "time limit" if plan.jobs == 1 else "time limits"
-        limit = f"of {config.cluster.time_min:,} min, notice {config.cluster.signal_lead_s} s before"
-        yield "jobs", f"{plan.jobs:,} {limits} {limit}"
+        yield "jobs", f"{plan.jobs:,} {limits} of {config.cluster.time_min:,} min{_notice(config, plan)}"
+
+
+def _notice(config: RunConfig, plan: RunPlan) -> str:
+    """A notice that is given is obeyed, even if it seems too short."""
+    if plan.signal_lead_s is None:
+        return ""
+    given = config.cluster.signal_lead_s
+    short = f"; it may need {plan.notice_s:,.0f} s" if plan.signal_lead_s < plan.notice_s else ""
+    return f", notice {plan.signal_lead_s:,} s before {_origin(given)}{short}"
 
 
 def _unknown_time(config: RunConfig, plan: RunPlan) -> str:

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from hpc_llm.config.schema import ClusterConfig
 from hpc_llm.planning.experience import Speed
 
+NOTICE_STEPS = 3
+NOTICE_MARGIN_S = 60.0  # ranks that end, the supervisor, the clocks of nodes
+LEAST_LEAD_S = 300  # a plan's times are estimates
+
 
 @dataclass(frozen=True)
 class Walltime:
@@ -16,8 +20,7 @@ class Walltime:
     tokens_per_second: float | None = None  # over all ranks
     mfu: float | None = None  # None where the peak is unknown
     wall_hours: float | None = None
-    gpu_hours: float | None = None
-    jobs: int | None = None  # Slurm time limits; None without a time limit
+    gpu_hours: float | None = None  # of all GPUs that are held
 
 
 def walltime(
@@ -44,13 +47,25 @@ def walltime(
         tokens_per_second=tokens_per_second,
         mfu=mfu,
         wall_hours=seconds / 3600,
-        gpu_hours=seconds / 3600 * cluster.world_size,
-        jobs=jobs(cluster, seconds),
+        gpu_hours=seconds / 3600 * cluster.held_gpus,
     )
 
 
-def jobs(cluster: ClusterConfig, seconds: float) -> int | None:
+def notice_s(step_s: float, save_s: float, evaluation_s: float = 0.0) -> float:
+    """Seconds from Slurm's signal until a run has saved and left, at the worst.
+
+    The signal comes within a step, the ranks tell each other with the next, and read it with the one after, since
+    numbers lag a step (training.loop). An evaluation and a save may be due in between; the last save is its own.
+    """
+    return NOTICE_STEPS * step_s + evaluation_s + 2 * save_s + NOTICE_MARGIN_S
+
+
+def lead_s(time_min: int, needed_s: float) -> int:
+    """Seconds of notice that cluster.signal_lead_s=auto asks of Slurm: what is needed in whole minutes, and no less
+    than five of them or half of the time limit."""
+    return max(math.ceil(needed_s / 60) * 60, min(LEAST_LEAD_S, time_min * 30))
+
+
+def jobs(seconds: float, time_min: int, lead_s: int) -> int:
     """Slurm time limits that `seconds` of training fill, each shortened by the lead in which the run saves."""
-    if cluster.time_min is None:
-        return None
-    return math.ceil(seconds / (cluster.time_min * 60 - cluster.signal_lead_s))
+    return math.ceil(seconds / (time_min * 60 - lead_s))

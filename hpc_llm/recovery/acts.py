@@ -197,7 +197,7 @@ class _Act:
         started = max(event.time for event in self.record.events if event.event == "started")
         if life is None or life.end_time is None or life.end_time < started:
             return at_least
-        return max(at_least, (life.end_time - started) / 3600 * self.record.world_size)
+        return max(at_least, (life.end_time - started) / 3600 * self.record.held_gpus)
 
     def _leave_out(self, address: str) -> None:
         """Bad nodes, from the job that is pending: only then may a plain user change that.

@@ -13,7 +13,7 @@ from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.recovery import watch
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.history import attempts_since_submission
-from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets
+from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets, Ended
 from hpc_llm.recovery.watch import JobFacts, RunFacts
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
@@ -36,14 +36,9 @@ class Record:
     layout: RunLayout
     config: dict[str, Any]
     world_size: int
+    held_gpus: int  # by its job, spare nodes' with them
     events: list[Event]
     facts: RunFacts
-
-    @property
-    def held_gpus(self) -> int:
-        """What its job holds, spare nodes with it."""
-        cluster = self.config["cluster"]
-        return int(self.world_size + cluster.get("spare_nodes", 0) * cluster["gpus_per_node"])
 
 
 def read(layout: RunLayout) -> Record:
@@ -51,10 +46,12 @@ def read(layout: RunLayout) -> Record:
     config: dict[str, Any] = json.loads(layout.config.read_text())
     world_size = config["cluster"]["nodes"] * config["cluster"]["gpus_per_node"]
     events = ledger.read(layout.ledger)
-    return Record(layout, config, world_size, events, _facts(layout, config, world_size, events))
+    spare = config["cluster"].get("spare_nodes", 0) * config["cluster"]["gpus_per_node"]
+    history = attempts_since_submission(events, newest_step(layout.checkpoints), world_size, world_size + spare)
+    return Record(layout, config, world_size, world_size + spare, events, _facts(layout, config, history, events))
 
 
-def _facts(layout: RunLayout, config: dict[str, Any], world_size: int, events: Sequence[Event]) -> RunFacts:
+def _facts(layout: RunLayout, config: dict[str, Any], history: Sequence[Ended], events: Sequence[Event]) -> RunFacts:
     last = next((event for event in reversed(events) if event.event in (*SUBMISSIONS, WAITING)), None)
     since = last.time if last else 0.0
     # An attempt says itself which job it is in: also where the note of that job's submission was lost.
@@ -70,7 +67,7 @@ def _facts(layout: RunLayout, config: dict[str, Any], world_size: int, events: S
         submitted_at=since,
         completed=any(event.event == "completed" for event in events),
         final=_final_word(final),
-        history=attempts_since_submission(events, newest_step(layout.checkpoints), world_size),
+        history=history,
         budgets=Budgets.of(config),
         heartbeat_at=layout.heartbeat.stat().st_mtime if layout.heartbeat.exists() else None,
         attempt=newest,

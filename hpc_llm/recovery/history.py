@@ -14,12 +14,13 @@ READMITTED = "readmitted"  # the ledger's word for nodes that are left out no lo
 
 
 def attempts_since_submission(
-    events: Sequence[Event], newest_checkpoint: int, world_size: int | None = None
+    events: Sequence[Event], newest_checkpoint: int, world_size: int | None = None, held_gpus: int = 0
 ) -> list[Ended]:
     """One Ended per attempt after the last `submitted`, and one per job that never began, oldest first.
 
     An attempt that says nothing of its end was lost with its node or killed by Slurm. newest_checkpoint:
-    the newest valid step now, for the last attempt. With `world_size` the hours of such attempts count too.
+    the newest valid step now, for the last attempt. With `world_size` the node of the rank that failed first is known,
+    with `held_gpus`, spare nodes' among them, the hours of attempts that say nothing of their end.
     """
     last = max((event.time for event in events if event.event == "submitted"), default=0.0)
     since = [event for event in events if event.time >= last]
@@ -37,7 +38,7 @@ def attempts_since_submission(
             cause=Cause(facts.get("cause", Cause.LOST)),
             start_step=started[number].facts["checkpoint_step"],
             checkpoint_step=facts.get("checkpoint_step", after),
-            gpu_hours=facts.get("gpu_hours", _hours_seen(since, number, world_size or 0)),
+            gpu_hours=facts.get("gpu_hours", _hours_seen(since, number, held_gpus)),
             node=node,
             node_excluded=_left_out(since, started[number].time, [node]),
             halved=facts.get("halved", False),
@@ -78,7 +79,7 @@ def node_of(rank: int | None, hosts: Sequence[str], world_size: int | None) -> s
     return hosts[place] if place < len(hosts) else None
 
 
-def _hours_seen(events: Sequence[Event], attempt: int, world_size: int) -> float:
+def _hours_seen(events: Sequence[Event], attempt: int, held_gpus: int) -> float:
     """GPU-hours from an attempt's first to its last word: what it spent at least."""
     times = [event.time for event in events if event.writer.endswith(f"-{attempt:04d}")]
-    return (max(times) - min(times)) / 3600 * world_size if times else 0.0
+    return (max(times) - min(times)) / 3600 * held_gpus if times else 0.0

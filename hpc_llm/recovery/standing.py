@@ -45,7 +45,7 @@ def of(root: Path) -> Standing:
     for seen in loop.look(root):
         found = row(root, seen, now)
         rows.append(found)
-        total += Account(**found["seconds"]) * seen.record.world_size
+        total += Account(**found["seconds"]) * seen.record.held_gpus
     return Standing(rows, total, list(_warnings(root, rows, now)))
 
 

@@ -274,3 +274,12 @@ def test_a_named_group_grows_from_words() -> None:
     }
     with pytest.raises(InputError, match=r"data\.sources\.c4\.pth: unknown key data\.sources\.c4\.pth"):
         compose([*words, "data.sources.c4.pth=/c4"])
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_value_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/you")
+    assert compose(["data=files", "data.source=~/text"]).data.source == "/home/you/text"
+    roots = [choice.config.run.root for choice in compose_sweep(["run.root=~/a,~/b", "-m"])]
+    assert roots == ["/home/you/a", "/home/you/b"]
+    setup = "cluster.setup=[~/env/activate,'echo a~/b']"
+    assert compose(["cluster=a100x8", setup]).cluster.setup == ["/home/you/env/activate", "echo a~/b"]

@@ -17,6 +17,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch.directives import Option, directive
 from hpc_llm.launch.sbatch import array_spec, render_script, time_limit
+from hpc_llm.planning.plan import make_plan
 from tests.configs import make_config, slurm_clusters
 
 FAKE_PYTHON = """#!{python}
@@ -31,6 +32,13 @@ ONE_LINE = st.text(
 def with_cluster(**changes: object) -> RunConfig:
     config = make_config("cluster=local-slurm")
     return replace(config, cluster=replace(config.cluster, **changes))  # type: ignore[arg-type]
+
+
+def planned(*words: str) -> RunConfig:
+    """With the notice that its plan chose, as launch.parts gives it."""
+    config = make_config(*words)
+    lead_s = make_plan(config, None).signal_lead_s or 0
+    return replace(config, cluster=replace(config.cluster, signal_lead_s=lead_s))
 
 
 def script(config: RunConfig, run_dir: str = "/scratch/runs/one", **more: object) -> str:
@@ -91,8 +99,14 @@ def fake_python(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("cluster", slurm_clusters())
 def test_the_script_of_every_shipped_cluster_is_as_agreed(cluster: str, golden: Callable[[str, str], None]) -> None:
-    config = make_config(f"cluster={cluster}", "train.global_batch=2048")
-    golden(f"{cluster}.sbatch", script(config, run_dir="/scratch/you/runs/mpt-tiny-stdlib", name="mpt-tiny-stdlib"))
+    golden(
+        f"{cluster}.sbatch",
+        script(
+            planned(f"cluster={cluster}", "train.global_batch=2048"),
+            run_dir="/scratch/you/runs/mpt-tiny-stdlib",
+            name="mpt-tiny-stdlib",
+        ),
+    )
 
 
 def test_a_sweep_and_every_site_setting_are_as_agreed(golden: Callable[[str, str], None]) -> None:
@@ -130,7 +144,9 @@ def test_golden_scripts_are_valid_bash(path: Path) -> None:
 def test_the_job_becomes_the_supervisor_in_the_runs_snapshot(tmp_path: Path, fake_python: str) -> None:
     run = tmp_path / "runs" / "a b"
     (run / "code").mkdir(parents=True)
-    seen = run_in_bash(script(make_config("cluster=a100x64"), run_dir=str(run), python=fake_python), tmp_path)
+    seen = run_in_bash(
+        script(planned("cluster=a100x64", "train.global_batch=64"), run_dir=str(run), python=fake_python), tmp_path
+    )
     assert seen["argv"] == ["-m", "hpc_llm.launch.supervisor", str(run)]
     assert seen["cwd"] == str(run / "code")
 
@@ -248,10 +264,10 @@ def test_all_of_a_nodes_memory_means_the_node_alone_unless_the_user_says_otherwi
 
 
 def test_spare_nodes_are_asked_for_and_the_job_outlives_a_node() -> None:
-    config = make_config("+cluster=a100x64", "cluster.spare_nodes=2")
+    config = planned("+cluster=a100x64", "cluster.spare_nodes=2", "train.global_batch=64")
     asked = script(config, run_dir="/r/x").splitlines()
     assert "#SBATCH --nodes=10" in asked and "#SBATCH --no-kill" in asked
-    assert "#SBATCH --no-kill" not in script(make_config("+cluster=a100x64"), run_dir="/r/x")
+    assert "#SBATCH --no-kill" not in script(planned("+cluster=a100x64", "train.global_batch=64"), run_dir="/r/x")
 
 
 def test_a_percent_sign_in_a_path_is_not_a_pattern() -> None:

@@ -17,11 +17,12 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch.parts import divide
 from hpc_llm.launch.sweep import arrays, named, run_names, throttles
+from hpc_llm.planning.plan import make_plan
 from tests.configs import make_config
 
 
 def sweep(*words: str) -> list[RunConfig]:
-    return named(compose_sweep([*words, "cluster=local-slurm", "-m"]))
+    return named(compose_sweep(["cluster=local-slurm", *words, "-m"]))
 
 
 @pytest.mark.parametrize(
@@ -95,10 +96,18 @@ def test_the_throttle_is_the_sweeps(throttle: int | None, num_arrays: int) -> No
 
 def test_a_thousand_runs_fit_one_script_and_its_parts_know_their_runs() -> None:
     configs = sweep("run.root=/scratch/you/runs", "run.name=s", "run.seed=range(0,1000)")
-    (part,) = divide(configs, 1001)
+    (part,) = divide(configs, [make_plan(configs[0], None)] * len(configs), 1001)
     assert part.array
     assert f"  [999]={part.runs[999].path}\n" in part.text
     assert "#SBATCH --array=0-999\n" in part.text
+
+
+def test_runs_that_need_different_notice_share_an_array_with_the_longest() -> None:
+    configs = sweep("run.root=/r", "run.name=s", "cluster=a100x8", "model=mpt-125m,mpt-30b")
+    plans = [make_plan(config, None) for config in configs]
+    assert [plan.signal_lead_s for plan in plans] == [300, 4200]
+    (part,) = divide(configs, plans, 1001)
+    assert "#SBATCH --signal=B:USR2@4200\n" in part.text
 
 
 def test_an_experiment_may_be_a_sweep_which_the_users_words_add_to() -> None:

@@ -33,7 +33,7 @@ def test_an_attempt_that_said_nothing_got_as_far_as_the_next_one_found_it() -> N
 def test_hours_that_nobody_added_up_are_those_between_first_and_last_word() -> None:
     events = [event(0, "submitted", "submit"), started(0, 1)]
     events += [event(3600, "checkpointed", "train-0001", attempt=1, step=9), started(9000, 2)]
-    assert [end.gpu_hours for end in attempts_since_submission(events, 9, world_size=4)] == [4.0, 0.0]
+    assert [end.gpu_hours for end in attempts_since_submission(events, 9, held_gpus=4)] == [4.0, 0.0]
     assert attempts_since_submission(events, 9)[0].gpu_hours == 0.0
 
 
