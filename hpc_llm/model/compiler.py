@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 _SHAPES = 64  # lengths of sequences (train.seq_len_warmup), each in training and in evaluation
+
+
+def compile_forward(module: nn.Module) -> None:
+    """Compile what a module computes, without its hooks: those of ZeRO 3, which gather weights, would break a graph."""
+    module.forward = torch.compile(module.forward, **for_each_shape())
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Within, all modules are as they were before `compile_forward`, so that the hooks of their parts are called."""
+    compiled = {module: module.__dict__.pop("forward") for module in model.modules() if "forward" in module.__dict__}
+    try:
+        yield
+    finally:
+        for module, forward in compiled.items():
+            module.forward = forward
 
 
 def for_each_shape() -> dict[str, Any]:

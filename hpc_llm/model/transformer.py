@@ -15,7 +15,7 @@ from hpc_llm.config.schema import ModelConfig
 from hpc_llm.model.attention import Attention
 from hpc_llm.model.backends import make_backend
 from hpc_llm.model.backends.protocol import Backend
-from hpc_llm.model.compiler import for_each_shape
+from hpc_llm.model.compiler import compile_forward
 from hpc_llm.model.feedforward import make_feedforward
 from hpc_llm.model.loss import readout, summed_loss
 from hpc_llm.model.norms import make_norm
@@ -99,4 +99,4 @@ class Transformer(nn.Module):
         """Compile one block for all of them, short to compile and with checkpointing outside, and the loss."""
         self._compiled = True
         for block in self.blocks:
-            block.compile(**for_each_shape())
+            compile_forward(block)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from hpc_llm.model.compiler import uncompiled
+
 _WINDOW = 50  # steps that a loss is compared with
 _FEWEST = 20  # of them, before it is
 
@@ -62,14 +64,10 @@ def not_finite(model: nn.Module) -> Iterator[NotFinite]:
     """
     found = NotFinite()
     hooks = [hook for name, module in model.named_modules() for hook in _watch(name, module, found)]
-    compiled = {module: module._compiled_call_impl for module in model.modules()}  # what Module.compile sets
-    for module in compiled:
-        module._compiled_call_impl = None
     try:
-        yield found
+        with uncompiled(model):
+            yield found
     finally:
-        for module, call in compiled.items():
-            module._compiled_call_impl = call
         for hook in hooks:
             hook.remove()
 

@@ -25,6 +25,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.model.init import initialise, initialise_all
 from hpc_llm.model.loss import IGNORED
+from hpc_llm.model.transformer import Block
 from hpc_llm.planning.memory import bucket_elements
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.training import clipping, optim, reduction, startup
@@ -61,9 +62,13 @@ class Engine:
         settings = deepspeed_settings(config, plan)
         self._grad_norm: Tensor | float = 0.0
         stage_3 = plan.zero_stage == 3
+        if plan.compile or plan.attention == "flex":
+            import torch._dynamo  # noqa: F401 – it cannot be for the first time where zero.Init has changed torch.Tensor
         with deepspeed.zero.Init(config_dict_or_path=settings) if stage_3 else contextlib.nullcontext():
             model = make_model()
         if stage_3:
+            # Gathered whole, a block has no hooks within: the compiler would stop at each.
+            deepspeed.utils.set_z3_leaf_modules(model, [Block])
             for name, parameter in model.named_parameters():
                 with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
                     if rank == 0:

@@ -3,7 +3,8 @@
 `python engine_worker.py RANK WORLD_SIZE PORT CASES_JSON WHAT`; a case is [precision, zero_stage, micro_batch, *words].
 WHAT is losses: [loss, gradient norm] per step; reads: per step, how often the host read a tensor while it was
 launched, how often it made one of numbers, and how often it waited for the device; poison: the same as losses and
-whether the weights changed, with a loss that is no number at step 1; alive: bytes of tensors at the peak; buckets: the
+whether the weights changed, with a loss that is no number at step 1; graphs: after each step, how many graphs torch has
+compiled and why it broke one, if it did; alive: bytes of tensors at the peak; buckets: the
 same as losses, with buckets of a few elements, and when each of them began, see Began; or, on a GPU, syncs: per step,
 where the host first waited for the device while it was launched.
 """
@@ -223,6 +224,10 @@ def main() -> None:
                     if what == "poison":
                         changed = any(not torch.equal(before[name], one) for name, one in engine.weights().items())
                         losses.append(changed)
+                    if what == "graphs":
+                        from torch._dynamo.utils import counters  # by now: it must not be this that imports it
+
+                        losses = [counters["stats"]["unique_graphs"], dict(counters["graph_break"])]
                     if what == "buckets":
                         losses.append([watching.summed, watching.at])
                     found.append(reads.count if reads is not None else losses)

@@ -40,6 +40,13 @@ def test_losses_and_gradient_norms_are_those_of_the_plain_step(way: str) -> None
     torch.testing.assert_close(found, plain, rtol=2e-5, atol=0)
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_at_zero_3_a_block_is_one_graph_for_all_of_them(checkpointed: bool) -> None:
+    """In a process of its own: zero.Init changes torch.Tensor, which the compiler must not find so."""
+    case = ("bf16", 3, 4, "train.compile=true", f"train.activation_checkpointing={str(checkpointed).lower()}")
+    assert trained(1, [case], "graphs")[case] == [[2, {}]] * 4  # the block and the loss
+
+
 IN_BF16: list[Case] = [("bf16", 2, 2), ("bf16", 2, 2, "train.compile=true")]
 
 
