@@ -21,7 +21,9 @@ CPU_PROCESS_BYTES = int(
     0.12 * GIB
 )  # what a process grows by over its imports, whatever it trains (benchmarks/memory.md)
 CPU_HEAP = 0.15  # of activations and logits: what tcmalloc has besides, measured there too (launch.allocator)
-BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default reduce_bucket_size
+BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default reduce_bucket_size, and what it flattens at stage 0
+LEAST_BUCKET = 2**22  # elements; 8 MB of bf16 are sent about as fast a byte as more
+BUCKETS_IN_A_PASS = 16
 LIVE_ELEMENTS = 1_000_000_000  # ZeRO-3's max_live_parameters and sub_group_size
 # Cross-entropy without a compiler: log-probabilities, their gradient and the logits' gradient, each in fp32.
 LOSS_BYTES = 3 * FP32_BYTES
@@ -172,7 +174,7 @@ def gradient_bytes(
     group = shard(max(matrix, count - matrix), world_size)
     if zero_stage == 0:
         whole = FP32_BYTES * count
-        return Gradients(sums * count, whole, whole + FP32_BYTES * bucket_elements(count))
+        return Gradients(sums * count, whole, whole + FP32_BYTES * min(BUCKET_ELEMENTS, count))
     if zero_stage == 1 and precision == "fp32":
         return Gradients(2 * sums * count, FP32_BYTES * count, FP32_BYTES * (count + group))
     if zero_stage == 1:
@@ -198,8 +200,9 @@ def optimizer_bytes(count: int, world_size: int, zero_stage: int, precision: str
 
 
 def bucket_elements(count: int) -> int:
-    """`reduce_bucket_size` for DeepSpeed: its default, but never more than the model has (it is allocated whole)."""
-    return min(BUCKET_ELEMENTS, count)
+    """`reduce_bucket_size` for DeepSpeed: its default, but several to a backward pass, since one is reduced when it is
+    full: with all of a model in it that would be when backward is over."""
+    return min(BUCKET_ELEMENTS, max(count // BUCKETS_IN_A_PASS, LEAST_BUCKET), count)
 
 
 @dataclass(frozen=True)

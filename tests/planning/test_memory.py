@@ -107,6 +107,8 @@ def test_plain_fp32_has_no_master_copy_but_zero_clones_its_part() -> None:
 def test_buckets_are_never_larger_than_the_model() -> None:
     assert bucket_elements(1000) == 1000
     assert bucket_elements(10**12) == 500_000_000
+    assert bucket_elements(10**7) == 2**22
+    assert bucket_elements(16 * 10**8) == 10**8
 
 
 def test_reduction_beside_backward_takes_a_second_bucket() -> None:

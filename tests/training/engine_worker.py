@@ -18,7 +18,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -124,24 +124,33 @@ class Began(contextlib.ExitStack):
     """Small buckets; `at`: how many gradients of the last pass had been summed when each began to be reduced."""
 
     def __enter__(self) -> Any:
+        from deepspeed.runtime.zero import stage3, stage_1_and_2
+
+        from hpc_llm.planning import memory
         from hpc_llm.training import overlap
-
-        there, begin = overlap.Overlap.there, overlap.Overlap._begin_next
-
-        def seen(self_: Any, parameter: int) -> None:
-            self.summed += 1
-            there(self_, parameter)
-
-        def noted(self_: Any) -> None:
-            self.at.append(self.summed)
-            begin(self_)
 
         self.restart()
         self.enter_context(mock.patch.object(overlap, "_worth_it", lambda part: True))
         self.enter_context(mock.patch.object(overlap, "BUCKET", 5000))
-        self.enter_context(mock.patch.object(overlap.Overlap, "there", seen))
-        self.enter_context(mock.patch.object(overlap.Overlap, "_begin_next", noted))
+        self.enter_context(mock.patch.object(memory, "LEAST_BUCKET", 5000))
+        there = "reduce_independent_p_g_buckets_and_remove_grads"
+        for kind, gradient_is_there, begin in (
+            (overlap.Overlap, "there", "_begin_next"),
+            (stage_1_and_2.DeepSpeedZeroOptimizer, there, "average_tensor"),
+            (stage3.DeepSpeedZeroOptimizer_Stage3, there, "_DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads"),
+        ):
+            self._watch(kind, gradient_is_there, lambda: setattr(self, "summed", self.summed + 1))
+            self._watch(kind, begin, lambda: self.at.append(self.summed))
         return super().__enter__()
+
+    def _watch(self, kind: type, name: str, note: Callable[[], None]) -> None:
+        method = getattr(kind, name)
+
+        def noted(*given: Any, **named: Any) -> Any:
+            note()
+            return method(*given, **named)
+
+        self.enter_context(mock.patch.object(kind, name, noted))
 
     def restart(self) -> None:
         self.summed, self.at = 0, []  # gradients of the last pass so far, and that number when each bucket began

@@ -1,4 +1,4 @@
-"""At ZeRO 1 in bf16 gradients are reduced while the last backward of a step goes on, to the same sums."""
+"""Gradients are reduced while backward goes on, at ZeRO 1 in bf16 the last one of a step, to the same sums."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 MUON = ("optim=muon", "optim.lr=0.01", "optim.warmup=1steps")
 PARAMETERS = 2 * 6 + 2  # two blocks, the embedding, the last norm
 CASES: list[Case] = [("bf16", 1, 4), ("bf16", 1, 2), ("bf16", 1, 2, "model.tied=false"), ("bf16", 1, 2, *MUON)]
+CASES += [("fp32", 1, 4), ("bf16", 2, 4), ("fp32", 2, 4), ("bf16", 3, 4), ("fp32", 3, 4)]  # DeepSpeed's own buckets
 
 
 @cache
@@ -26,7 +27,7 @@ def test_buckets_give_the_losses_and_norms_of_one_reduction_at_the_end(case: Cas
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, case)))
-def test_buckets_begin_in_the_last_pass_as_their_gradients_are_there(case: Case) -> None:
+def test_buckets_begin_as_their_gradients_are_there(case: Case) -> None:
     for *_, (parameters, begun) in losses("buckets")[case]:
         assert parameters == PARAMETERS + ("model.tied=false" in case) and len(begun) > 4
         assert 0 < begun[0] < 2 / 3 * parameters  # while some of backward is to come
