@@ -13,6 +13,8 @@ LONGEST_BIAS = 4096
 # Tokens up to which a CPU keeps the scores: twice as fast in bf16 and no slower in fp32.
 LONGEST_SCORES = 2048
 SMALLEST_FLEX_HEAD = 16  # FlexAttention has no kernel for smaller ones
+LARGEST_FLASH_HEAD = 256  # flash-attn 2 for larger ones
+LONGEST_FOLDED = 65_536  # places that two numbers of bf16 hold exactly
 BLOCKS = 4
 SMALLEST_BLOCK = 128  # queries; smaller products are slower
 # Tokens whose logits an eager loss on a CPU holds at once: no slower than all of a pass, in half the memory. Compiled,

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+from hpc_llm.config.computing import LARGEST_FLASH_HEAD, LONGEST_FOLDED, SMALLEST_FLEX_HEAD
 from hpc_llm.config.schema import ModelConfig, RunConfig
 
 _DEFAULT = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
@@ -70,6 +71,22 @@ def _attention(config: RunConfig) -> Iterator[str]:
         )
     if wanted in ("flex", "flash") and device == "cpu":
         yield f"train.attention={wanted}: needs a GPU to train, and cluster.device=cpu; use blocked, folded or auto"
+    size = config.model.d_model // max(1, config.model.n_heads)
+    if wanted == "flex" and 0 < size < SMALLEST_FLEX_HEAD:
+        yield (
+            f"train.attention=flex: has no kernel for heads of {size} (model.d_model ÷ model.n_heads), only from "
+            f"{SMALLEST_FLEX_HEAD} on; use train.attention=auto"
+        )
+    if wanted == "flash" and size > LARGEST_FLASH_HEAD:
+        yield (
+            f"train.attention=flash: has no kernel for heads of {size} (model.d_model ÷ model.n_heads), only up to "
+            f"{LARGEST_FLASH_HEAD}; use train.attention=auto"
+        )
+    if wanted == "folded" and config.train.precision == "bf16" and config.train.seq_len > LONGEST_FOLDED:
+        yield (
+            f"train.attention=folded: is exact in bf16 up to {LONGEST_FOLDED} tokens, and "
+            f"train.seq_len={config.train.seq_len}; use train.attention=flex"
+        )
     if wanted == "flash" and config.train.precision == "fp32":
         yield (
             "train.attention=flash: flash-attn computes in bf16 alone, and train.precision=fp32; "

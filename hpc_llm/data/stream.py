@@ -11,7 +11,7 @@ from hpc_llm.data.manifest import read_manifest
 from hpc_llm.data.mixture import Mixture
 from hpc_llm.data.samples import BestFit, Concatenated, Samples
 from hpc_llm.data.shards import ShardSet
-from hpc_llm.planning.lengths import Lengths
+from hpc_llm.planning.lengths import Lengths, length_at
 from hpc_llm.planning.mixture import stages
 from hpc_llm.planning.plan import RunPlan, sources_of
 
@@ -26,7 +26,7 @@ class Stream:
 
     def seq_len(self, step: int) -> int:
         """The length that the samples of optimizer step `step` are cut to."""
-        return next(length for start, length in reversed(self.seq_lens) if start <= step)
+        return length_at(self.seq_lens, step)
 
 
 def training(config: RunConfig, plan: RunPlan | Lengths, directory: Path) -> Stream:

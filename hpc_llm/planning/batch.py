@@ -7,7 +7,8 @@ or empty. Every rank makes the same number of passes (collectives must match), s
 
 from __future__ import annotations
 
-MICRO_BATCH_CAP = 16  # sequences; beyond it a GPU's matrix multiplications gain nothing (seq_len 2048)
+MOST_TOKENS = 2**16  # of a pass: beyond, a GPU's products gain nothing
+MOST_SEQUENCES = 16  # where these are more tokens
 
 
 def rows_per_rank(global_batch: int, world_size: int) -> int:
@@ -35,7 +36,12 @@ def padded_rows(global_batch: int, world_size: int, micro_batch: int) -> int:
     return accumulation(global_batch, world_size, micro_batch) * micro_batch * world_size - global_batch
 
 
-def microbatch_candidates(rows: int, cap: int = MICRO_BATCH_CAP) -> list[int]:
+def most_sequences(seq_len: int) -> int:
+    """The largest micro-batch worth trying."""
+    return max(MOST_SEQUENCES, MOST_TOKENS // seq_len)
+
+
+def microbatch_candidates(rows: int, cap: int) -> list[int]:
     """Micro-batches worth trying for `rows` rows per rank, best first.
 
     Only the smallest size for each number of passes is worth it: more would be padding. Larger comes first,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.planning.batch import MICRO_BATCH_CAP, microbatch_candidates, rows_per_rank
+from hpc_llm.planning.batch import microbatch_candidates, most_sequences, rows_per_rank
 from hpc_llm.planning.experience import NONE, Experience
 from hpc_llm.planning.memory import MemoryEstimate, estimate
 
@@ -54,7 +54,7 @@ def choices(config: RunConfig, usable: int | None, experience: Experience = NONE
     """All choices that the user's settings leave open, best first."""
     rows = rows_per_rank(config.train.global_batch, config.cluster.world_size)
     fixed = config.train.micro_batch
-    cap, tried = (CAP_WITHOUT_LIMIT, 1) if usable is None else (MICRO_BATCH_CAP, None)
+    cap, tried = (CAP_WITHOUT_LIMIT, 1) if usable is None else (most_sequences(config.train.seq_len), None)
     for zero_stage, checkpointing in _modes(config):
         limit = experience.limit(zero_stage, checkpointing) if fixed == "auto" else None
         most = min(cap, limit.micro_batch) if limit else cap

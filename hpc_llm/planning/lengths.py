@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hpc_llm.config.duration import Duration, parse
@@ -107,6 +107,11 @@ def _phases(config: RunConfig, steps: Callable[[str, str], int], problems: list[
             problems.append(f"{key}: begins with step {phase.start}, no later than the phase before it; order them")
         phases.append(phase)
     return phases
+
+
+def length_at(seq_lens: Sequence[tuple[int, int]], step: int) -> int:
+    """Tokens of a sequence in `step`, counted from 0."""
+    return next(length for start, length in reversed(seq_lens) if start <= step)
 
 
 def _seq_lens(config: RunConfig, steps: Callable[[str, str], int]) -> list[tuple[int, int]]:

@@ -35,7 +35,7 @@ class Remembered(Experience):
         self._alike = [
             {key: value for key, value in model.items() if key != "name"},
             *({key: section[key] for key in keys} for section, keys in ((train, _OF_TRAIN), (cluster, _OF_CLUSTER))),
-            *(config["optim"]["name"], attention, compiled),
+            *(config["optim"]["name"], config["data"]["packing"], attention, compiled),
         ]
 
     def limit(self, zero_stage: int, activation_checkpointing: bool) -> Limit | None:

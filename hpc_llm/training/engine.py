@@ -76,7 +76,7 @@ class Engine:
         else:
             initialise_all(model, config.model, config.run.seed)
         optimizer_device = "cpu" if config.optim.offloaded else device.type
-        optimizer = optim.make(config.optim, list(model.named_parameters()), optimizer_device)
+        optimizer = optim.make(config.optim, list(model.named_parameters()), optimizer_device, plan.compile)
         self.optimizer_name = f"{type(optimizer).__module__.partition('.')[0]}.{type(optimizer).__name__}"
         self._optimizer, self._grad_clip = optimizer, config.optim.grad_clip or math.inf
         self._clips_in_kernel = clipping.fits(optimizer)

@@ -21,7 +21,9 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Passes, Share, heldout_batches
 from hpc_llm.model.build import build_model
+from hpc_llm.planning.lengths import length_at
 from hpc_llm.planning.mixture import begun, check_begun
+from hpc_llm.planning.parameters import flops_per_token
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs.heartbeat import Phase
 from hpc_llm.storage.files import write_atomic
@@ -97,8 +99,10 @@ def open_metrics(config: RunConfig, plan: RunPlan, attempt: Attempt, device: tor
             )
             attempt.record("slow-rank", attempt=attempt.number, step=step, rank=rank, factor=factor)
 
-    peaks = peak * plan.world_size
-    return Metrics(trackers, plan.tokens_per_step, plan.flops_per_token, peaks, spikes, report_slow)
+    def flops(step: int) -> float:
+        return flops_per_token(config.model, length_at(plan.seq_lens, step - 1))
+
+    return Metrics(trackers, plan.tokens_per_step, flops, peak * plan.world_size, spikes, report_slow)
 
 
 class Trainer:

@@ -60,6 +60,7 @@ class Pending:
 class Metrics:
     """Turns step outputs into rows for the trackers. `flags` of a step are known once the next one runs.
 
+    flops_per_token: of a step, counted from 1, whose sequences may be shorter than the run's.
     report_slow: gets a step, a rank, and how many times the others' usual pass its own takes.
     """
 
@@ -67,7 +68,7 @@ class Metrics:
         self,
         trackers: Sequence[Tracker],
         tokens_per_step: int,
-        flops_per_token: float,
+        flops_per_token: Callable[[int], float],
         peak_flops: float,
         spikes: SpikeRule,
         report_slow: Callable[[int, int, float], None],
@@ -109,7 +110,7 @@ class Metrics:
                 "tokens": pending.step * self._tokens_per_step,
                 "masked": round(1 - num_targets / self._tokens_per_step, 6),
                 "tokens_per_second": round(tokens_per_second, 1),
-                "mfu": round(tokens_per_second * self._flops_per_token / self._peak_flops, 4),
+                "mfu": round(tokens_per_second * self._flops_per_token(pending.step) / self._peak_flops, 4),
                 "memory_gib": round(peak_memory_bytes() / 2**30, 3),
                 "data_wait_s": round(pending.data_wait_s, 6),
                 "checkpoint_wait_s": round(pending.checkpoint_wait_s, 6),

@@ -14,10 +14,12 @@ from hpc_llm.training import startup
 from hpc_llm.training.parameter_groups import Named, is_hidden, parameter_groups
 
 
-def make(config: OptimConfig, named: Named, device: str) -> torch.optim.Optimizer:
-    """The optimizer; what it cannot do is refused in config. A group's `lr_factor` multiplies the schedule's lr."""
-    # Compiling Newton-Schulz for a CPU takes longer than it saves, and needs a C++ compiler on every rank.
-    with startup.compiling_never() if device == "cpu" else startup.compiling_later():
+def make(config: OptimConfig, named: Named, device: str, compiled: bool) -> torch.optim.Optimizer:
+    """The optimizer; what it cannot do is refused in config. A group's `lr_factor` multiplies the schedule's lr.
+
+    compiled: whether torch's compiler may be called. For a CPU it is not: that takes longer than it saves.
+    """
+    with startup.compiling_later() if compiled and device != "cpu" else startup.compiling_never():
         from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
     assert config.muon_lr is not None and config.muon_momentum is not None
     for name, parameter in named:

@@ -18,14 +18,14 @@ from hpc_llm.training.parameter_groups import Named, parameter_groups
 log = logging.getLogger(__name__)
 
 
-def make(config: OptimConfig, named: Named, device: str) -> torch.optim.Optimizer:
-    """The optimizer `config.name` for `device` (cuda, cpu).
+def make(config: OptimConfig, named: Named, device: str, compiled: bool = False) -> torch.optim.Optimizer:
+    """The optimizer `config.name` for `device` (cuda, cpu); compiled: it may use torch's compiler.
 
     Without its compiled operator an Adam falls back to torch's fused AdamW and says so; a Lion has no
     such twin: InputError.
     """
     if config.name == "muon":
-        return muon.make(config, named, device)
+        return muon.make(config, named, device, compiled)
     groups = parameter_groups(named, config.weight_decay)
     common: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas)}
     adam = {**common, "eps": config.eps}

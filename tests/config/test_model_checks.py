@@ -64,6 +64,27 @@ BROKEN: list[tuple[list[str], list[str]]] = [
             "use train.attention=auto"
         ],
     ),
+    (
+        ["train.attention=flex", "cluster=a100x8", "train.global_batch=64", "model.n_heads=32"],
+        [
+            "train.attention=flex: has no kernel for heads of 8 (model.d_model ÷ model.n_heads), only from 16 on; "
+            "use train.attention=auto"
+        ],
+    ),
+    (
+        ["train.attention=flash", "cluster=a100x8", "train.global_batch=64", "model.d_model=2048"],
+        [
+            "train.attention=flash: has no kernel for heads of 512 (model.d_model ÷ model.n_heads), only up to 256; "
+            "use train.attention=auto"
+        ],
+    ),
+    (
+        ["train.attention=folded", "model.max_seq_len=131072", "train.seq_len=131072"],
+        [
+            "train.attention=folded: is exact in bf16 up to 65536 tokens, and train.seq_len=131072; "
+            "use train.attention=flex"
+        ],
+    ),
     (["optim.muon_lr=0.01"], ["optim.muon_lr=0.01: has an effect with optim=muon alone"]),
     (["optim.muon_momentum=0.9"], ["optim.muon_momentum=0.9: has an effect with optim=muon alone"]),
     ([*MUON, "optim.muon_lr=null"], ["optim.muon_lr=null: a number is expected with optim=muon"]),

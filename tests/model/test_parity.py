@@ -15,7 +15,6 @@ from hpc_llm.model.transformer import Transformer
 from tests.configs import make_config
 
 VOCAB, LENGTH = 128, 32
-COMMON = (f"model.vocab_size={VOCAB}", f"model.max_seq_len={LENGTH}", f"train.seq_len={LENGTH}")
 MPT = {  # d_model, heads, layers
     "even": ("model.d_model=64", "model.n_heads=4", "model.n_layers=2"),
     "no-power-of-two": ("model.d_model=96", "model.n_heads=6", "model.n_layers=3"),
@@ -102,10 +101,13 @@ CASES = [
 ]
 
 
-def pair(preset: str, words: tuple[str, ...], theirs: Any, names: Any) -> tuple[ModelConfig, Transformer, nn.Module]:
+def pair(
+    preset: str, words: tuple[str, ...], theirs: Any, names: Any, length: int = LENGTH
+) -> tuple[ModelConfig, Transformer, nn.Module]:
     """Our model and theirs, with the same weights, larger than at the start of training so that all parts speak."""
-    config = make_config(f"model={preset}", *COMMON, *words, "model.init_std=0.05").model
-    ours, reference = Transformer(config, LENGTH), theirs(config)
+    common = (f"model.vocab_size={VOCAB}", f"model.max_seq_len={length}", f"train.seq_len={length}")
+    config = make_config(f"model={preset}", *common, *words, "model.init_std=0.05").model
+    ours, reference = Transformer(config, length), theirs(config)
     for name, parameter in ours.named_parameters():
         initialise(name, parameter, config, seed=3)
         if parameter.dim() == 1:
@@ -119,11 +121,11 @@ def pair(preset: str, words: tuple[str, ...], theirs: Any, names: Any) -> tuple[
     return config, ours, reference
 
 
-def batch(step: int, rows: int = 3) -> tuple[Tensor, Tensor]:
+def batch(step: int, rows: int = 3, length: int = LENGTH) -> tuple[Tensor, Tensor]:
     """Tokens and targets in which each token tells something of the next."""
     generator = torch.Generator().manual_seed(step)
     first = torch.randint(0, VOCAB, (rows, 1), generator=generator)
-    noise = torch.randint(0, 3, (rows, LENGTH), generator=generator)
+    noise = torch.randint(0, 3, (rows, length), generator=generator)
     tokens = (first + torch.cat([torch.zeros_like(first), noise], dim=1).cumsum(1)) % VOCAB
     return tokens[:, :-1], tokens[:, 1:]
 
@@ -144,6 +146,28 @@ def test_logits_and_gradients_are_those_of_transformers(
         assert parameter.grad is not None
         off = (gradients[name] - parameter.grad).norm() / parameter.grad.norm()
         assert off <= 1e-4, f"{name}: {off:.1e}"
+
+
+WIDE = ("model.d_model=768", "model.n_heads=12", "model.n_layers=4")  # of the 125m models
+
+
+@pytest.mark.parametrize(
+    ("preset", "words", "theirs", "names"),
+    [
+        pytest.param("mpt-tiny", WIDE, mpt, as_mpt, id="mpt"),
+        pytest.param("llama-tiny", (*WIDE, "model.n_kv_heads=4", "model.d_ffn=2048"), llama, as_llama, id="llama"),
+    ],
+)
+def test_at_a_real_width_and_length_ours_is_as_near_to_fp64_as_theirs(
+    preset: str, words: tuple[str, ...], theirs: Any, names: Any
+) -> None:
+    """Logits are up to 6 here: the two differ by some 1e-5, as each does from what it would be without rounding."""
+    _, ours, reference = pair(preset, words, theirs, names, length=256)
+    tokens, _ = batch(0, length=256)
+    with torch.no_grad():
+        here, there, exact = ours.logits(tokens), reference(tokens).logits, reference.double()(tokens).logits
+    assert (here - exact).abs().mean() <= 1.2 * (there - exact).abs().mean()
+    assert (here - there).abs().max() <= 5e-6 * exact.abs().max()
 
 
 @pytest.mark.parametrize(

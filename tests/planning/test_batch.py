@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_llm.planning.batch import accumulation, microbatch_candidates, padded_rows, pass_rows, rows_per_rank
+from hpc_llm.planning.batch import (
+    accumulation,
+    microbatch_candidates,
+    most_sequences,
+    padded_rows,
+    pass_rows,
+    rows_per_rank,
+)
 
 
 @st.composite
@@ -58,7 +65,12 @@ def test_candidates_are_worth_trying(rows: int, cap: int) -> None:
     ("rows", "first"), [(16, 16), (128, 16), (7, 7), (17, 9), (20, 10), (23, 12), (24, 12), (1, 1), (25, 13)]
 )
 def test_the_best_candidate_is_large_and_divides_where_it_can(rows: int, first: int) -> None:
-    assert microbatch_candidates(rows)[0] == first
+    assert microbatch_candidates(rows, 16)[0] == first
+
+
+@pytest.mark.parametrize(("seq_len", "sequences"), [(128, 512), (2048, 32), (4096, 16), (65536, 16)])
+def test_a_pass_is_worth_65_thousand_tokens_and_at_least_16_sequences(seq_len: int, sequences: int) -> None:
+    assert most_sequences(seq_len) == sequences
 
 
 def test_a_rank_without_a_row_is_refused() -> None:

@@ -35,6 +35,55 @@ def test_every_published_size_has_about_the_parameters_of_its_name(name: str, bi
     assert parameter_count(make_config(f"model={name}").model) / 1e9 == pytest.approx(billions, rel=0.03)
 
 
+# d_model, heads, heads of keys and values, layers, width of the FFN, vocabulary, longest sequence
+SHAPES = {
+    "mpt-125m": (768, 12, 12, 12, 3072, 50368, 2048),
+    "mpt-350m": (1024, 16, 16, 24, 4096, 50368, 2048),
+    "mpt-760m": (1536, 12, 12, 24, 6144, 50368, 2048),
+    "mpt-1b": (2048, 16, 16, 24, 8192, 50368, 2048),
+    "mpt-3b": (2560, 20, 20, 32, 10240, 50368, 2048),
+    "mpt-7b": (4096, 32, 32, 32, 16384, 50432, 2048),
+    "mpt-13b": (5120, 40, 40, 40, 20480, 50368, 2048),
+    "mpt-30b": (7168, 64, 64, 48, 28672, 50432, 2048),  # the released card's heads
+    "mpt-70b": (8192, 64, 64, 80, 32768, 50368, 2048),
+    "mpt-7b-8k": (4096, 32, 32, 32, 16384, 50432, 8192),
+    "mpt-7b-storywriter-65k": (4096, 32, 32, 32, 16384, 50432, 65536),
+    # Llama's own vocabularies have 128,256 pieces (32,000 before)
+    "llama-125m": (768, 12, 4, 12, 2048, 50432, 2048),
+    "llama-350m": (1024, 16, 4, 24, 2816, 50432, 2048),
+    "llama-1b": (2048, 32, 8, 16, 8192, 50432, 4096),
+    "llama-3b": (3072, 24, 8, 28, 8192, 50432, 4096),
+    "llama-8b": (4096, 32, 8, 32, 14336, 50432, 8192),
+}
+
+
+@pytest.mark.parametrize(("name", "shape"), SHAPES.items())
+def test_every_preset_has_its_published_shape(name: str, shape: tuple[int, ...]) -> None:
+    model = make_config(f"model={name}").model
+    sizes = (model.d_model, model.n_heads, model.kv_heads, model.n_layers, model.ffn_size)
+    assert (*sizes, model.vocab_size, model.max_seq_len) == shape
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("mpt")])
+def test_mpt_presets_are_mpts(name: str) -> None:
+    model = make_config(f"model={name}").model
+    story = name == "mpt-7b-storywriter-65k"
+    assert (model.positions, model.alibi_bias_max, model.clip_qkv) == (
+        "alibi",
+        16 if story else 8,
+        6 if story else None,
+    )
+    assert (model.norm, model.ffn, model.bias, model.tied) == ("low_precision_layernorm", "gelu", False, True)
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("llama")])
+def test_llama_presets_are_llamas(name: str) -> None:
+    model = make_config(f"model={name}").model
+    theta = 10_000 if name in ("llama-125m", "llama-350m") else 500_000  # Llama 2's, and 3's
+    assert (model.positions, model.rope_theta, model.clip_qkv) == ("rope", theta, None)
+    assert (model.norm, model.ffn, model.bias, model.tied) == ("rmsnorm", "swiglu", False, False)
+
+
 @pytest.mark.parametrize("name", presets("model"))
 def test_every_preset_has_the_planned_number_of_parameters(name: str) -> None:
     model = make_config(f"model={name}").model

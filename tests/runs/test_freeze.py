@@ -124,7 +124,7 @@ def with_another(config: RunConfig, key: str) -> RunConfig:
         {"A": "other"},
         {"a": {"path": "other"}},
     )
-    others += ("fp32", "torch_adam", "linear", "line", "best_fit", "rope", "rmsnorm", "swiglu", "folded")
+    others += ("fp32", "fused_adam", "linear", "line", "best_fit", "rope", "rmsnorm", "swiglu", "folded")
     for other in (*others, {"7steps": {"a": 1.0}}):
         section[last] = other
         if other != given:

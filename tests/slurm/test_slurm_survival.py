@@ -314,7 +314,7 @@ def test_conf_and_source_edited_while_queued_and_between_attempts_change_nothing
     runs = SlurmRuns(slurm, tmp_path / "runs")
     run = runs.submit("frozen", "cluster.sbatch.hold=true")
     slurm.env = {name: value for name, value in slurm.env.items() if name != "PYTHONPATH"}
-    (checkout / "conf" / "optim" / "fused_adam.yaml").write_text("name: fused_adam\nlr: 1000\n")
+    (checkout / "conf" / "optim" / "torch_adam.yaml").write_text("name: torch_adam\nlr: 1000\n")
     (checkout / "hpc_llm" / "model" / "transformer.py").write_text("raise SystemExit('edited')\n")
     runs.slurm.run("scontrol", "release", runs.job_of(run))
     runs.until_trained(run, 150)

@@ -36,6 +36,28 @@ def test_a_step_is_launched_without_a_look_at_what_the_device_computes(case: Cas
         assert made == 1 or stage == 3
 
 
+# DeepSpeed's own optimizers look at norms before they step; how often, this says, so that it is known when it changes.
+LOOKS: dict[Case, int] = {
+    ("bf16", 1, 4, "optim=fused_adam"): 2,
+    ("bf16", 2, 4, "optim=fused_adam"): 4,
+    ("bf16", 3, 4, "optim=fused_adam"): 1,
+    ("fp32", 0, 4, "optim=fused_adam"): 2,
+    ("bf16", 1, 4, "optim=fused_lion"): 2,
+    ("bf16", 1, 4, "optim=muon", "optim.lr=0.01", "optim.warmup=1steps"): 1,
+    ("bf16", 2, 4, "optim=muon", "optim.lr=0.01", "optim.warmup=1steps"): 2,
+}
+
+
+@cache
+def looks() -> dict[Case, list[Any]]:
+    return trained(1, list(LOOKS), "reads")
+
+
+@pytest.mark.parametrize("case", LOOKS, ids=str)
+def test_deepspeeds_optimizers_look_at_what_the_device_computes(case: Case) -> None:
+    assert {reads - PASSES for reads, _, _ in looks()[case][1:]} == {LOOKS[case]}
+
+
 @pytest.mark.parametrize("case", [*CASES, *DEEPSPEEDS], ids=str)
 def test_a_gradient_that_is_no_number_changes_nothing_and_is_told(case: Case) -> None:
     first, poisoned, *rest = found("poison")[case]

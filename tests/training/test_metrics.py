@@ -6,8 +6,10 @@ import math
 
 import torch
 
+from hpc_llm.trackers.protocol import Row
+from hpc_llm.training.divergence import SpikeRule
 from hpc_llm.training.engine import StepOutput
-from hpc_llm.training.metrics import Readout
+from hpc_llm.training.metrics import Metrics, Pending, Readout
 
 
 def read(
@@ -27,3 +29,20 @@ def test_numbers_arrive_as_they_left() -> None:
 def test_what_is_not_finite_arrives_so() -> None:
     loss, norm, _, _ = read(math.nan, math.inf, [1])
     assert math.isnan(loss) and norm == math.inf
+
+
+class Rows(list[Row]):
+    log = list.append
+
+    def close(self) -> None: ...
+
+
+def test_mfu_is_of_the_flops_of_the_very_step() -> None:
+    """Sequences that are shorter at first take fewer for each token."""
+    rows = Rows()
+    metrics = Metrics([rows], 100, lambda step: 2.0 * step, 1e4, SpikeRule(None), lambda *_: None)
+    for step in (1, 2):
+        numbers = Readout(StepOutput(torch.tensor(1.0), torch.tensor([100]), torch.tensor([1]), 0.1))
+        metrics.push(Pending(step, 0.1, numbers, 0.0, 0.0, launched_at=metrics._clock + 0.5))
+        metrics.flush()
+    assert [row["mfu"] for row in rows] == [200 * 2 / 1e4, 200 * 4 / 1e4]
