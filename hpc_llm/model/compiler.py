@@ -21,7 +21,10 @@ def compile_forward(module: nn.Module) -> None:
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Within, all modules are as they were before `compile_forward`, so that the hooks of their parts are called."""
-    compiled = {module: module.__dict__.pop("forward") for module in model.modules() if "forward" in module.__dict__}
+    own: dict[nn.Module, Any] = {module: module.__dict__.get("forward") for module in model.modules()}
+    compiled = {module: call for module, call in own.items() if hasattr(call, "_torchdynamo_orig_callable")}
+    for module in compiled:
+        del module.forward
     try:
         yield
     finally:

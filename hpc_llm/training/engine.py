@@ -166,10 +166,13 @@ class Engine:
     def first_not_finite(self, passes: Passes) -> tuple[str, str] | None:
         """The pass ("forward", "backward") and the module where some rank's `passes` are first not finite.
 
-        Around DeepSpeed's engine, so that no gradient is reduced and no step begun. What it takes beyond a step, hooks
-        and uncompiled blocks, may not fit: what diverged is told all the same, without the module.
+        Around DeepSpeed's engine, so that no gradient is reduced and no step begun; none can be afterwards. What it
+        takes beyond a step, hooks and uncompiled blocks, may not fit: what diverged is told all the same, without the
+        module.
         """
         model = self._engine.module
+        for hook in getattr(self._engine.optimizer, "_leaf_module_hooks", ()):  # ZeRO 3's: they reduce what is no .grad
+            hook.remove()
         with not_finite(model) as found:
             try:
                 for inputs in passes:

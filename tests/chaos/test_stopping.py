@@ -151,7 +151,7 @@ def test_without_a_compiler_the_trainer_says_so_and_uses_torchs_adam(
 ) -> None:
     monkeypatch.setenv("HPC_LLM_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    bare = run(root, "bare")
+    bare = run(root, "bare", "optim=fused_adam")
     assert bare.status == 0, bare.output
     assert "no C++ compiler" in bare.output
     log = bare.layout.rank_log(1, 0).read_text()
@@ -163,10 +163,10 @@ def test_a_checkpoint_of_another_optimizer_is_refused_in_one_line(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = [{"attempt": 1, "rank": 0, "kind": "kill", "step": 5}]
-    run(root, "changed", "recovery.max_crashes=0", faults=faults)
+    run(root, "changed", "optim=fused_adam", "recovery.max_crashes=0", faults=faults)
     monkeypatch.setenv("HPC_LLM_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    changed: Finished = run(root, "changed")
+    changed: Finished = run(root, "changed", "optim=fused_adam")
     assert changed.status == 2
     assert "optimizer deepspeed.FusedAdam → torch.AdamW" in changed.output
 

@@ -118,7 +118,8 @@ def test_a_gradient_that_is_no_number_is_traced_to_its_layer(root: Path, stage: 
 
 
 def test_a_batch_that_diverges_is_left_out_where_that_is_wanted(root: Path) -> None:
-    words = ("recovery.on_divergence=skip", "recovery.max_divergences=1")
+    # DeepSpeed's Adam: with torch's, ZeRO writes weights anew from their fp32 copies after a step that was passed over.
+    words = ("recovery.on_divergence=skip", "recovery.max_divergences=1", "optim=fused_adam")
     plain = run(root, "skip-plain", *words)
     hurt = run(root, "skip", *words, faults=[{"attempt": 1, "rank": 0, "kind": "nan", "step": 5, "layer": "up_proj"}])
     assert hurt.status == 0, hurt.output

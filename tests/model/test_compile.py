@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hpc_llm.model.build import build_model
+from hpc_llm.model.compiler import uncompiled
 from hpc_llm.model.init import initialise
 from hpc_llm.model.transformer import Transformer
 from tests.configs import make_config
@@ -38,3 +39,14 @@ def test_one_compiled_block_serves_all_and_gives_the_same_loss_and_gradients(chu
     torch.testing.assert_close(*losses)
     for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_within_uncompiled_the_hooks_of_a_blocks_parts_are_called_and_afterwards_it_is_compiled_again() -> None:
+    made, tokens, met = model(True, None), torch.randint(0, 128, (2, 16)), []
+    compiled = made.blocks[1].forward
+    hook = made.blocks[1].norm_1.register_forward_hook(lambda *_: met.append("norm_1"))
+    with uncompiled(made):
+        made.logits(tokens)
+    assert met == ["norm_1"]
+    assert made.blocks[1].forward is compiled
+    hook.remove()

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from hpc_llm.model.compiler import compile_forward
 from hpc_llm.training.divergence import NotFinite, SpikeRule, data_step, gradients_of, not_finite
 
 
@@ -71,7 +72,7 @@ def test_a_gradient_that_only_a_weight_has_names_its_module() -> None:
 
 def test_compiled_modules_are_looked_into() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    model.compile(backend="eager")
+    compile_forward(model)
     with torch.no_grad():
         model(torch.ones(1, 2))
         model[0].weight[0, 0] = float("nan")
