@@ -7,9 +7,11 @@ import json
 import sys
 
 from hpc_llm.config import verbs
-from hpc_llm.config.compose import compose_all
-from hpc_llm.launch.submission import examine
-from hpc_llm.planning.render import render
+from hpc_llm.config.compose import compose_sweep
+from hpc_llm.config.errors import InputError
+from hpc_llm.launch import sweep
+from hpc_llm.launch.submission import examine_all
+from hpc_llm.planning.render import render_all
 
 
 def main(words: list[str] | None = None) -> int:
@@ -18,12 +20,15 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _plan(words: list[str]) -> int:
-    plans = [(config, examine(config)) for config in compose_all([*words, "dry_run=true"])]
-    if plans[0][0].json:
-        documents = [dataclasses.asdict(plan) for _, plan in plans]
+    if any(word.lstrip("+").startswith("search.trials=") for word in words):
+        raise InputError("search.trials: what a search chooses is planned by `python -m hpc_llm.submit … dry_run=true`")
+    configs = sweep.named(compose_sweep([*words, "dry_run=true"]))
+    plans = examine_all(configs)
+    if configs[0].json:
+        documents = [dataclasses.asdict(plan) for plan in plans]
         print(json.dumps(documents if len(documents) > 1 else documents[0], indent=2))
     else:
-        print("\n\n".join(render(config, plan) for config, plan in plans))
+        print(render_all(configs, plans))
     return 0
 
 

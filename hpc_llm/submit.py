@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from hpc_llm.config import verbs
@@ -12,7 +14,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch import sweep
 from hpc_llm.launch.submission import examine_all
-from hpc_llm.planning.render import render
+from hpc_llm.planning.render import render_all
 
 
 def main(words: list[str] | None = None) -> int:
@@ -34,7 +36,7 @@ def _submit(words: list[str]) -> int:
         return _on_cluster(configs, words)
     plans = examine_all(configs)
     if configs[0].dry_run:
-        print("\n\n".join(map(render, configs, plans)))
+        print(json.dumps([asdict(plan) for plan in plans], indent=2) if configs[0].json else render_all(configs, plans))
         return 0
     from hpc_llm.launch import local, local_sweep  # rich takes 0.1 s to import, and a dry run needs none of it
 

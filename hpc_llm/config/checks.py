@@ -127,6 +127,8 @@ def _words(config: RunConfig) -> Iterator[str]:
         elif _SECRET.search(variable):
             yield f"cluster.exports.{variable}: no secret is written to a file; export it in the shell you submit from"
     dialect = config.cluster.gpu_request
+    if config.cluster.mem is not None and not re.fullmatch(r"\d+([KMGT]B?)?", config.cluster.mem):
+        yield f"cluster.mem={config.cluster.mem!r}: as Slurm spells it, for example 480G; 0 is all of a node's"
     if not re.fullmatch(r"none|gpus-per-node|gres(:[A-Za-z0-9_.-]+)?", dialect):
         yield f"cluster.gpu_request={dialect!r}: gpus-per-node, gres, gres:TYPE (for example gres:a100) or none"
 
@@ -144,6 +146,10 @@ def _combinations(config: RunConfig) -> Iterator[str]:
         yield f"cluster.nodes={config.cluster.nodes}: 1 on cluster=local; ranks are cluster.gpus_per_node=N"
     if config.test_only and config.cluster.launcher == "local":
         yield "test_only=true: asks Slurm, so it needs a cluster, for example +cluster=a100x64"
+    if config.test_only and config.dry_run:
+        yield "test_only=true: asks Slurm, and dry_run=true asks nobody; give one of them"
+    if config.local and config.cluster.launcher == "slurm":
+        yield f"local=true: is for a run here, and cluster={config.cluster.name} is Slurm's; give one of them"
 
 
 def _without_effect(config: RunConfig) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch.cluster import Job, Outcome
 from hpc_llm.launch.parts import divide
 from hpc_llm.planning.plan import RunPlan
-from hpc_llm.planning.render import render
+from hpc_llm.planning.render import render_all
 from hpc_llm.runs import freeze
 from hpc_llm.storage import operators
 
@@ -21,13 +22,10 @@ _MOST_TASKS = 1001  # of an array where nobody asks Slurm: its default MaxArrayS
 def dry_run(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> None:
     """The plan of every run and the script of every job; nothing is asked or written."""
     scripts = [part.text for part in divide(configs, plans, _MOST_TASKS)]
-    if len(configs) == 1:
-        print(f"{render(configs[0], plans[0])}\n\n{scripts[0]}")
-        return
-    names = (
-        f"# {freeze.run_name(config)}\n{render(config, plan)}" for config, plan in zip(configs, plans, strict=True)
-    )
-    print("\n\n".join([*names, *scripts]))
+    if configs[0].json:
+        print(json.dumps({"plans": [dataclasses.asdict(plan) for plan in plans], "scripts": scripts}, indent=2))
+    else:
+        print("\n\n".join([render_all(configs, plans), *scripts]))
 
 
 def outcome(done: Outcome, configs: Sequence[RunConfig]) -> int:

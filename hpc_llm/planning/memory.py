@@ -167,7 +167,7 @@ def gradient_bytes(
     - bf16, stage 1 (BF16_Optimizer, immediate_grad_update; training.reduction): a full fp32 sum; a bf16 gradient goes
       as soon as it is added.
     - stage 2: a part, and of several passes its fp32 sum; in the step also a group's fp32 copy. In bf16 the sum is
-      there with one pass, too. Offloaded, fp32 is in RAM.
+      there with one pass, too, and in the step it alone beside the last bucket. Offloaded, fp32 is in RAM.
     - stage 3: a flat fp32 part; then the copy of the sub-group in the step.
     """
     part, compute, sums = shard(count, world_size), COMPUTE_BYTES[precision], FP32_BYTES * several_passes
@@ -180,10 +180,11 @@ def gradient_bytes(
     if zero_stage == 1:
         return Gradients(FP32_BYTES * count, FP32_BYTES * count, FP32_BYTES * count)
     if zero_stage == 2:
-        sums, bf16_sum = (0, 0) if offloaded else (sums, FP32_BYTES * (precision == "bf16"))
-        return Gradients(
-            sums * part, (compute + sums) * part, (compute + (bf16_sum or sums)) * part + FP32_BYTES * group
-        )
+        sums = 0 if offloaded else sums
+        stepping = (compute + sums) * part
+        if precision == "bf16" and not offloaded:
+            stepping = FP32_BYTES * part + compute * bucket_elements(count)
+        return Gradients(sums * part, (compute + sums) * part, stepping + FP32_BYTES * group)
     if offloaded:
         return Gradients(0, 0, 0)
     return Gradients(FP32_BYTES * part, FP32_BYTES * part, FP32_BYTES * (part + min(part, LIVE_ELEMENTS)))

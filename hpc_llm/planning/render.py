@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hpc_llm.config.duration import parse
 from hpc_llm.config.schema import RunConfig
@@ -27,6 +27,14 @@ def render(config: RunConfig, plan: RunPlan) -> str:
     return "\n".join(f"{label:<{LABEL_WIDTH}}{value}".rstrip() for label, value in rows)
 
 
+def render_all(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> str:
+    """The plans of a submission, each of a sweep's below the name of its run."""
+    texts = [render(config, plan) for config, plan in zip(configs, plans, strict=True)]
+    if len(texts) == 1:
+        return texts[0]
+    return "\n\n".join(f"# {config.run.name}\n{text}" for config, text in zip(configs, texts, strict=True))
+
+
 def _what(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     model, cluster, optim = config.model, config.cluster, config.optim
     yield (
@@ -49,6 +57,9 @@ def _what(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
         yield "", f"documents packed by best fit, {padding}"
     if config.data.sources:
         yield from _mixture(config, plan)
+    elif plan.source_epochs:
+        (epochs,) = plan.source_epochs.values()
+        yield "", f"read {epochs:,.3g} times" if epochs > 1 else f"{epochs:.2%} of it is read"
 
 
 def _mixture(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
@@ -92,9 +103,7 @@ def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     if len(plan.seq_lens) > 1:
         lengths = ", ".join(f"{length:,} from step {start:,}" for start, length in plan.seq_lens)
         yield "", f"sequences of {lengths}"
-    every = (
-        f"{plan.checkpoint_every_steps:,} steps" if plan.checkpoint_every_steps else f"{plan.checkpoint_every_s:g} s"
-    )
+    every = _period(plan)
     every += f" {_origin('auto')}" if config.checkpoint.every == "auto" else ""
     kept = f", for good every {plan.permanent_every_steps:,} steps" if plan.permanent_every_steps else ""
     yield "checkpoint", f"{_gib(plan.checkpoint_bytes)} every {every}, {config.checkpoint.keep} kept{kept}"
@@ -104,6 +113,16 @@ def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
             "halving",
             f"best {config.halving.keep:.0%} go on at steps {', '.join(f'{rung:,}' for rung in plan.rungs)}",
         )
+
+
+def _period(plan: RunPlan) -> str:
+    """Of checkpoints; steps in time too, where their speed is known."""
+    if plan.checkpoint_every_steps is None:
+        return _hours((plan.checkpoint_every_s or 0) / 3600)
+    steps = f"{plan.checkpoint_every_steps:,} steps"
+    if plan.tokens_per_second is None or plan.checkpoint_every_steps > plan.steps:
+        return steps
+    return f"{steps} ({_hours(plan.checkpoint_every_steps * plan.tokens_per_step / plan.tokens_per_second / 3600)})"
 
 
 _MOMENTS = {

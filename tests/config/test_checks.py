@@ -152,6 +152,18 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ["optim=cpu_adam: offloading needs train.zero_stage=1, 2 or 3"],
     ),
     (["cluster.nodes=2"], ["cluster.nodes=2: 1 on cluster=local; ranks are cluster.gpus_per_node=N"]),
+    (
+        ["test_only=true", "dry_run=true", CLUSTER],
+        ["test_only=true: asks Slurm, and dry_run=true asks nobody; give one of them"],
+    ),
+    (
+        ["local=true", CLUSTER],
+        [f"local=true: is for a run here, and {CLUSTER} is Slurm's; give one of them"],
+    ),
+    (
+        ["cluster.mem=lots", CLUSTER],
+        ["cluster.mem='lots': as Slurm spells it, for example 480G; 0 is all of a node's"],
+    ),
     (["test_only=true"], ["test_only=true: asks Slurm, so it needs a cluster, for example +cluster=a100x64"]),
     (["data=files"], ["data.source: missing; give a folder or a file of text with data.source=PATH"]),
     (

@@ -22,7 +22,11 @@ CASES = [
     for micro in (4, 1)
     for checkpointing in ("false", "true")
 ]
-# The worst seen is 5 % off; a processor with products of bf16 of its own makes fewer copies in fp32.
+# In buckets smaller than the model: what the last of them holds in the step shows.
+WIDE = ("model.d_model=384", "model.n_heads=6", "model.n_layers=8", "model.vocab_size=16384", "data.vocab_size=16384")
+CASES += [(precision, stage, 4, *WIDE) for precision in ("bf16", "fp32") for stage in (2, 3)]
+# The worst seen is 13 % off, at ZeRO 3 in fp32, where less is taken than planned, the others 8 %; a processor with
+# products of bf16 of its own makes fewer copies in fp32.
 TOLERANCE = 0.15
 
 

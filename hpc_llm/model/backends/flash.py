@@ -10,7 +10,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import ModelConfig
 from hpc_llm.model.positions import slopes_on
 
-Shared = tuple[Tensor, Tensor | None]  # boundaries of the documents of all rows [num_documents + 1] int32; slopes
+Shared = tuple[Tensor, Tensor | None]  # boundaries of the documents of all rows, int32; slopes
 
 
 class Flash:
@@ -49,10 +49,11 @@ class Flash:
 
 
 def boundaries(documents_BS: Tensor) -> Tensor:
-    """Where the documents of all rows, laid end to end, begin, and the end of the last, [num_documents + 1] int32.
+    """Where the documents of all rows, laid end to end, begin, and the end of the last, int32.
 
-    Their number is known on the host only once the device has counted them: one synchronisation a pass.
+    Repeated up to a power of two, as documents of no tokens: a compiled block has a kernel for each length. The host
+    knows their number once the device has counted them: one synchronisation a pass.
     """
     begins_BS = documents_BS.diff(dim=1, prepend=documents_BS[:, :1] - 1) != 0
     starts = begins_BS.flatten().nonzero().flatten().int()
-    return F.pad(starts, (0, 1), value=documents_BS.numel())
+    return F.pad(starts, (0, (1 << len(starts).bit_length()) - len(starts)), value=documents_BS.numel())
