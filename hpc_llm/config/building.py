@@ -28,6 +28,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{a: {b: 1}} as {a.b: 1}: the keys as a command line spells them."""
+    leaves = {}
+    for key, value in tree.items():
+        leaves.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return leaves
+
+
 @functools.cache  # 0.3 ms a class, and a sweep builds a thousand configurations
 def field_types(cls: type) -> dict[str, Any]:
     """Resolved type of every field of a config dataclass."""

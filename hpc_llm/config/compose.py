@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hpc_llm.config import building, completion
+from hpc_llm.config import building, completion, unspelt
 from hpc_llm.config.errors import InputError, nearest
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.config.space import Dimension
@@ -193,7 +193,19 @@ def answer_as_hydra(argv: Sequence[str], program: str) -> None:
 
     nothing.__module__ = program.rpartition(" ")[2]  # --help names the program after it
     sys.argv = [program, *more, *(_known_to_hydra(word) for word in argv)]
-    hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")(nothing)()
+    with _further_keys() if {"--help", "-h"} & set(argv) else nullcontext():
+        hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")(nothing)()
+
+
+@contextmanager
+def _further_keys() -> Iterator[None]:
+    """What the schema has beyond the YAML files that Hydra shows, after its help, which ends the program."""
+    with initialize_config_dir(config_dir=str(CONF.resolve()), version_base="1.3"):
+        composed: Any = OmegaConf.to_container(hydra_compose("config"))
+    try:
+        yield
+    finally:
+        print(unspelt.text(building.flat(composed)))
 
 
 def _known_to_hydra(word: str) -> str:

@@ -94,7 +94,7 @@ def key_problem(key: str) -> str | None:
         fields = building.field_types(kind)
         if part not in fields:
             prefix = ".".join(parts[:position]) + "." if position else ""
-            everywhere = _all_keys(RunConfig)
+            everywhere = all_keys(RunConfig)
             same = [name for name in everywhere if name.rpartition(".")[2] == parts[-1]]
             hint = f"did you mean {' or '.join(same)}?" if same else f"allowed: {nearest(part, fields)}"
             return f"{key}: unknown key {prefix}{part}; {hint}"
@@ -111,11 +111,12 @@ def key_problem(key: str) -> str | None:
     return f"{key}: a group of keys; set one of them: {nearest('', building.field_types(kind))}"
 
 
-def _all_keys(kind: type, prefix: str = "") -> list[str]:
+def all_keys(kind: type, prefix: str = "") -> list[str]:
+    """Dotted keys of a schema, in its order."""
     names = []
     for name, annotation in building.field_types(kind).items():
         section = building.section_class(annotation)
-        names += _all_keys(section, f"{prefix}{name}.") if section else [prefix + name]
+        names += all_keys(section, f"{prefix}{name}.") if section else [prefix + name]
     return names
 
 

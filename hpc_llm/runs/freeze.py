@@ -89,7 +89,7 @@ def differences(config: RunConfig, layout: RunLayout) -> list[str]:
     if _same_so_far(earlier, config, layout):
         there["data"].pop("mixture")
         here["data"].pop("mixture")
-    old, new = flat(there), flat(here)
+    old, new = building.flat(there), building.flat(here)
     return [f"{key}={old.get(key)}, now {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
 
 
@@ -256,11 +256,3 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not readable as JSON ({error}); the run directory is damaged") from None
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{a: {b: 1}} as {a.b: 1}: the keys as a command line spells them."""
-    leaves = {}
-    for key, value in tree.items():
-        leaves.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return leaves

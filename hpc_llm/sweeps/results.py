@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hpc_llm.config.building import flat
 from hpc_llm.config.errors import InputError
 from hpc_llm.recovery.accounting import account
 from hpc_llm.recovery.standing import first_step_at
 from hpc_llm.runs import ledger
-from hpc_llm.runs.freeze import flat
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.trackers import jsonl
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.config.words import all_keys
 from tests.configs import CONF, make_config, presets
 
 REPOSITORY = CONF.parent
@@ -69,6 +72,13 @@ def test_help_names_the_command_and_every_preset(tmp_path: Path) -> None:
     assert shown.startswith("submit is powered by Hydra.")
     for group in (path.name for path in CONF.iterdir() if path.is_dir()):
         assert f"{group}: {', '.join(presets(group))}\n" in shown
+
+
+def test_help_names_every_key_of_the_schema(tmp_path: Path) -> None:
+    shown, _, further = answer(tmp_path, "--help").partition("== Further keys, as they are unless given ==\n")
+    assert "cluster.signal_lead_s=auto  # a whole number or auto\n" in further
+    for key in all_keys(RunConfig):
+        assert f"\n{key}=" in f"\n{further}" or re.search(rf"\n *{key.rpartition('.')[2]}:", shown), key
 
 
 @pytest.mark.parametrize(
