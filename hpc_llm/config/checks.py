@@ -43,6 +43,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("cluster.nodes", "cluster.gpus_per_node", "cluster.cpus_per_gpu"), _POSITIVE),
     **dict.fromkeys(("cluster.threads_per_rank", "cluster.time_min", "cluster.array_throttle"), _POSITIVE),
     "cluster.spare_nodes": _NOT_NEGATIVE,
+    **dict.fromkeys(("cluster.gpu_memory_gib", "cluster.gpu_peak_tflops"), _POSITIVE),
     "cluster.signal_lead_s": (lambda value: 0 <= value <= 65535, "seconds from 0 to 65535 (Slurm's limit)"),
     "cluster.expected_mfu": (lambda value: 0 < value <= 1, "above 0, at most 1"),
     **dict.fromkeys(("recovery.max_crashes", "recovery.max_no_progress", "recovery.max_hangs"), _NOT_NEGATIVE),

@@ -191,7 +191,9 @@ class ClusterConfig:
     gpus_per_node: int  # ranks per node; on a machine without GPUs too
     spare_nodes: int = 0  # held and paid for beyond `nodes`: they take the place of nodes that fail, without the queue
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    gpu: str | None = None  # e.g. a100-80gb: memory and peak (hpc_llm.planning.hardware)
+    gpu: str | None = None  # e.g. a100-80gb: memory and peak (hpc_llm.planning.hardware); for others the next two
+    gpu_memory_gib: float | None = None  # as the driver says it
+    gpu_peak_tflops: float | None = None  # bf16, dense
     expected_mfu: float | None = None  # of the bf16 dense peak; what the plan's times rest on
     partition: str | None = None
     account: str | None = None

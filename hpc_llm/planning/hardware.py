@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hpc_llm.config.schema import ClusterConfig
+
 GIB = 2**30
 
 
@@ -13,6 +15,16 @@ class Gpu:
 
     peak_tflops: float  # bf16 tensor cores, dense (not the sparse figure)
     memory_gib: float  # what the driver reports, a little below the name on the box
+
+
+def gpu_of(cluster: ClusterConfig) -> Gpu | None:
+    """That of the table with what the cluster says of it instead; None where memory or peak is not known."""
+    if cluster.gpu is None or cluster.device == "cpu":
+        return None
+    known = GPUS.get(cluster.gpu)
+    peak = cluster.gpu_peak_tflops or (known and known.peak_tflops)
+    memory = cluster.gpu_memory_gib or (known and known.memory_gib)
+    return Gpu(peak, memory) if peak and memory else None
 
 
 # Peaks: NVIDIA's data sheets for A100 and H100/H200 SXM, dense. Earlier GPUs have no bf16 tensor cores.

@@ -11,7 +11,7 @@ from hpc_llm.config.schema import ClusterConfig, RunConfig
 from hpc_llm.planning.batch import accumulation, rows_per_rank
 from hpc_llm.planning.choice import choose
 from hpc_llm.planning.experience import NONE, Experience
-from hpc_llm.planning.hardware import GIB, GPUS, Gpu
+from hpc_llm.planning.hardware import GIB, GPUS, Gpu, gpu_of
 from hpc_llm.planning.interval import expected_save_s, interval_s, mtbf_s
 from hpc_llm.planning.lengths import Lengths, lengths
 from hpc_llm.planning.memory import USABLE_FRACTION, MemoryEstimate
@@ -105,7 +105,7 @@ def make_plan(
     else cluster.gpu says it, and on a CPU it is unknown. `experience` is that of runs alike.
     """
     cluster, train = config.cluster, config.train
-    gpu = GPUS.get(cluster.gpu) if cluster.gpu and cluster.device != "cpu" else None
+    gpu = gpu_of(cluster)
     usable = _usable(gpu, memory_available)
     problems = [*checks.problems(config), *_problems(config, data)]
     length, choice = None, None
@@ -266,8 +266,14 @@ def _countable(config: RunConfig) -> bool:
 def _problems(config: RunConfig, data: DataFacts | None) -> Iterator[str]:
     """What the configuration and its machine or its data do not agree on, one sentence each."""
     cluster, train, world = config.cluster, config.train, config.cluster.world_size
-    if cluster.gpu is not None and cluster.gpu not in GPUS:
-        yield f"cluster.gpu={cluster.gpu!r}: one of {nearest(cluster.gpu, GPUS)}, or null where it is none of them"
+    own = (cluster.gpu_memory_gib, cluster.gpu_peak_tflops)
+    if cluster.gpu is not None and cluster.gpu not in GPUS and None in own:
+        yield (
+            f"cluster.gpu={cluster.gpu!r}: one of {nearest(cluster.gpu, GPUS)}; for another give "
+            "cluster.gpu_memory_gib and cluster.gpu_peak_tflops (bf16, dense) too, or null"
+        )
+    if cluster.gpu is None and own != (None, None):
+        yield "cluster.gpu_memory_gib, cluster.gpu_peak_tflops: have an effect with cluster.gpu=NAME alone"
     if train.global_batch < world:
         yield (
             f"train.global_batch={train.global_batch}: at least one sequence for each of the {world} ranks "

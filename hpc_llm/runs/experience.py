@@ -20,7 +20,7 @@ from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import tail, write_json
 
 _OF_TRAIN = ("seq_len", "precision", "loss_chunk")
-_OF_CLUSTER = ("gpu", "device", "gpus_per_node")
+_OF_CLUSTER = ("gpu", "gpu_memory_gib", "device", "gpus_per_node")
 _FEWEST_STEPS = 20  # that a speed is taken from
 _TAIL_BYTES = 100_000  # of metrics.jsonl, a few hundred steps
 

@@ -220,6 +220,24 @@ def test_all_mistakes_are_told_at_once() -> None:
     )
 
 
+GH200 = ("model=mpt-7b", "cluster=a100x8", "cluster.gpu=gh200")
+
+
+def test_a_gpu_that_is_not_in_the_table_may_be_described() -> None:
+    found = plan(*GH200, "cluster.gpu_memory_gib=94.5", "cluster.gpu_peak_tflops=989")
+    assert found.memory_available == int(0.92 * int(94.5 * GIB))
+    assert found.peak_tflops == 989
+    smaller = plan(*GH200[:2], "cluster.gpu_memory_gib=63.4")  # an A100 of another size
+    assert (smaller.peak_tflops, smaller.memory_available) == (312, int(0.92 * int(63.4 * GIB)))
+
+
+def test_a_gpu_that_is_described_in_part_or_without_a_name_is_refused() -> None:
+    (line,) = problems(*GH200, "cluster.gpu_memory_gib=94.5")
+    assert line.startswith("cluster.gpu='gh200': one of ") and "give cluster.gpu_memory_gib and" in line
+    (line,) = problems("cluster=local-slurm", "cluster.gpu_peak_tflops=989")
+    assert line == "cluster.gpu_memory_gib, cluster.gpu_peak_tflops: have an effect with cluster.gpu=NAME alone"
+
+
 @pytest.mark.parametrize(
     ("rungs", "said"),
     [
