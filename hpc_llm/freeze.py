@@ -6,11 +6,14 @@ run's supervisor.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import sys
 
 from hpc_llm.config import verbs
 from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
 
 
 def main(words: list[str] | None = None) -> int:
@@ -27,9 +30,23 @@ def _freeze(words: list[str]) -> int:
         raise InputError(f"cluster={config.cluster.name}: freeze is for Slurm jobs; give +cluster=NAME")
     # A job written by hand says in its header what submit would take from the configuration.
     job = {name.replace("SLURM_JOB_", "SBATCH_"): value for name, value in os.environ.items()}
-    layout = cluster.freeze_here(cluster.with_site_defaults(config, job), words)
+    config = cluster.with_site_defaults(config, job)
+    if "SLURM_JOB_ID" in os.environ and not any(word.lstrip("+").startswith("cluster.time_min=") for word in words):
+        config = _with_own_limit(config)
+    layout = cluster.freeze_here(config, words)
     print(layout.path)
     return 0
+
+
+def _with_own_limit(config: RunConfig) -> RunConfig:
+    """With the time limit of the job that this process is in: what a watchdog submits again has it too."""
+    from hpc_llm.slurm import client
+
+    with contextlib.suppress(client.SlurmUnavailable, client.SlurmRefused):
+        for job in client.show(client.own_address(os.environ)):
+            minutes = None if job.time_limit_s is None else max(1, int(job.time_limit_s) // 60)
+            return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, time_min=minutes))
+    return config
 
 
 if __name__ == "__main__":

@@ -66,6 +66,8 @@ def test_train_freezes_once_and_every_life_of_the_job_takes_that_run(
     config = json.loads(run.config.read_text())
     assert (config["cluster"]["nodes"], config["cluster"]["gpus_per_node"]) == (2, 2)
     assert config["cluster"]["partition"] == "train"
+    assert config["cluster"]["time_min"] == 10  # the header's, not the preset's day
+    assert "#SBATCH --time=0-00:10:00\n" in run.script.read_text()  # what a watchdog would submit
     (event,) = ledger.read(run.ledger)
     assert (event.event, event.facts["job"]) == ("submitted", job)
 
