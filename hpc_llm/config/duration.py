@@ -45,14 +45,14 @@ class Duration:
         raise ValueError(f"{self} is not a number of steps")
 
 
-def parse(text: str, allowed: tuple[str, ...]) -> Duration:
-    """`text` as a Duration in one of the `allowed` units; InputError says what is allowed."""
+def parse(text: str, allowed: tuple[str, ...], none: bool = False) -> Duration:
+    """`text` as a Duration in one of the `allowed` units; InputError says what is allowed. none: it may be 0."""
     match = _PATTERN.fullmatch(str(text).strip())
     unit = UNITS.get(match[2]) if match else None
     if match is None or unit not in allowed:
         examples = {"steps": "4800steps", "tok": "1e9tok", "ep": "2ep", "s": "90s", "min": "20min", "h": "2h"}
         raise InputError("a number and its unit: " + ", ".join(examples[name] for name in allowed))
     duration = Duration(float(match[1]), unit)
-    if duration.amount <= 0 or not math.isfinite(duration.amount):
-        raise InputError("an amount above 0")
+    if (duration.amount == 0 and not none) or not math.isfinite(duration.amount):
+        raise InputError("a finite amount is expected" if none else "an amount above 0 is expected")
     return duration

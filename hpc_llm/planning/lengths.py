@@ -38,7 +38,7 @@ def lengths(config: RunConfig, tokens_per_epoch: int | None) -> Lengths:
 
     def read(key: str, text: str, allowed: tuple[str, ...]) -> Duration | None:
         try:
-            return parse(text, allowed)
+            return parse(text, allowed, none=key == "optim.warmup")
         except InputError as error:
             problems.append(f"{key}={text!r}: {error}")
             return None

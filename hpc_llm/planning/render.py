@@ -201,4 +201,4 @@ def _hours(hours: float) -> str:
 
 def _count(number: float) -> str:
     scale, unit = next((s, u) for s, u in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1, "")) if number >= s or s == 1)
-    return f"{number / scale:,.4g}{unit}"
+    return f"{number / scale:,.4g}{unit}" if unit else f"{number:,.0f}"

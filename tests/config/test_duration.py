@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from hpc_llm.config.duration import SECONDS, UNITS, Duration, parse
 from hpc_llm.config.errors import InputError
+from hpc_llm.planning.lengths import lengths
+from tests.configs import make_config
 
 ALL = ("steps", "tok", "ep", "s", "min", "h")
 SPACES = st.sampled_from(["", " ", "  "])
@@ -93,3 +95,10 @@ def test_a_unit_that_makes_no_sense_here_is_refused(text: str) -> None:
 def test_nothing_and_infinity_are_no_durations(text: str) -> None:
     with pytest.raises(InputError, match="above 0"):
         parse(text, ALL)
+
+
+def test_a_warm_up_may_be_none() -> None:
+    assert parse("0steps", ("steps",), none=True).steps(1) == 0
+    assert lengths(make_config("optim.warmup=0steps"), None).warmup_steps == 0
+    with pytest.raises(InputError, match=r"checkpoint\.every='0steps': an amount above 0 is expected"):
+        lengths(make_config("checkpoint.every=0steps", "optim.warmup=0steps"), None)
