@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hpc_llm.model.init import initialise
 from hpc_llm.model.norms import make_norm
@@ -130,6 +131,21 @@ def test_multi_query_attention_is_multi_head_attention_with_equal_heads_of_keys_
         with torch.no_grad():
             other.attn.Wqkv.weight.copy_(torch.cat([q, k, v]))
     torch.testing.assert_close(shared.logits(batch()[0]), whole.logits(batch()[0]))
+
+
+@pytest.mark.parametrize("kv_heads", ["null", "2"])
+def test_qk_ln_normalises_all_heads_of_queries_and_all_of_keys_together(kv_heads: str) -> None:
+    made = model("model.qk_ln=true", f"model.n_kv_heads={kv_heads}", "model.positions=none").blocks[0].attn
+    torch.manual_seed(0)
+    x, width = torch.randn(2, LENGTH, 48), 48 if kv_heads == "null" else 16
+    q, k, v = F.linear(x, made.Wqkv.weight).split([48, width, width], dim=-1)
+    q, k = F.layer_norm(q, (48,)), F.layer_norm(k, (width,))
+    q, k, v = (one.unflatten(-1, (-1, 8)).transpose(1, 2) for one in (q, k, v))
+    k, v = (one.repeat_interleave(6 // one.shape[1], dim=1) for one in (k, v))
+    scores = (q @ k.mT / 8**0.5).masked_fill(torch.ones(LENGTH, LENGTH).triu(1).bool(), -torch.inf)
+    wanted = F.linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), made.out_proj.weight)
+    shared = made._backend.shared(made._backend.constant, torch.zeros(2, LENGTH, dtype=torch.int64), None)
+    torch.testing.assert_close(made(x, shared, None), wanted)
 
 
 def test_norms_are_their_formulas() -> None:

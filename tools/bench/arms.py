@@ -2,15 +2,16 @@
 
 `python tools/bench/arms.py CASE_JSON` runs one arm in this process. It says `@ready 0` and waits for a line on its
 standard input before it takes memory of the device; then come turns: a line `@turn SECONDS_JSON` after each, then it
-waits for `go` or `stop`; `@result JSON` comes last. All arms share model, initial
-weights, batches, learning rate, clipping and AdamW; each ticks one clock where a step begins.
+waits for `go` or `stop`; `@result JSON` comes last. All arms share batches, learning rate, clipping and AdamW, and
+ours the model and its first weights too; each ticks one clock where a step begins.
 
 - bare: forward, backward, clip_grad_norm_, torch's fused AdamW. In bf16 it does by hand what mixed precision takes:
   bf16 weights, fp32 master weights that the optimizer updates, gradients cast to fp32. Batches lie ready in memory.
 - deepspeed: `engine(…)`, `engine.backward`, `engine.step` with the settings of our runs, and gradients reduced as
   DeepSpeed does it. Batches lie ready in memory.
-- transformers…: its model of the same architecture in the first two loops, under torch.compile, and in its Trainer. On
-  a CPU glibc hands memory back after every step, as it does for whoever uses these; +kept: malloc as of our own ranks.
+- transformers…: its model of the same architecture with weights that it draws, in the first two loops, under
+  torch.compile in both, and in its Trainer. On a CPU glibc hands memory back after every step, as it does for whoever
+  uses these; +kept: malloc as of our own ranks.
 - ours: training.loop.Trainer.train with its data loader, metrics.jsonl, TensorBoard and fence; it saves nothing.
 """
 
@@ -255,6 +256,7 @@ ARMS: dict[str, Callable[[Setting], None]] = {
     "transformers-compiled": lambda setting: bare_loop(setting, Theirs(setting, compiled=True)),
     "transformers-trainer": transformers_trainer,
     "transformers-deepspeed": lambda setting: deepspeed_loop(setting, Theirs(setting)),
+    "transformers-deepspeed-compiled": lambda setting: deepspeed_loop(setting, Theirs(setting, compiled=True)),
 }
 NO_DEEPSPEED = ("bare", "transformers", "transformers-compiled", "transformers-trainer")
 

@@ -181,17 +181,25 @@ def main() -> None:
     for model in arguments.models.split(","):
         for precision in arguments.precisions.split(","):
             words, arms = words_of(model, precision, arguments), arguments.arms.split(";")
+            rounds: list[Round] = []
             failed: dict[str, str] = {}
-            if arguments.alone:
-                rounds, failed = one_after_the_other(words, arms, arguments)
-                if not rounds:
-                    sys.exit("no arm could be measured")
-            else:
-                rounds = [in_turns(words, arms, number, arguments) for number in range(arguments.rounds)]
-            lines = lines_of(rounds, failed, arguments)
-            print("\n".join(lines), flush=True)
-            title = f"{model}, {precision}, {arguments.device}"
-            record.append(arguments.out, INTRODUCTION, title, lines, ["torch", "deepspeed", "transformers"])
+            try:
+                if arguments.alone:
+                    rounds, failed = one_after_the_other(words, arms, arguments)
+                else:
+                    for number in range(arguments.rounds):
+                        rounds.append(in_turns(words, arms, number, arguments))
+            finally:  # an arm that fails, or whoever stops this, costs its round and no more
+                if rounds:
+                    write(f"{model}, {precision}, {arguments.device}", rounds, failed, arguments)
+            if not rounds:
+                sys.exit("no arm could be measured")
+
+
+def write(title: str, rounds: list[Round], failed: dict[str, str], arguments: argparse.Namespace) -> None:
+    lines = lines_of(rounds, failed, arguments)
+    print("\n".join(lines), flush=True)
+    record.append(arguments.out, INTRODUCTION, title, lines, ["torch", "deepspeed", "transformers"])
 
 
 def words_of(model: str, precision: str, arguments: argparse.Namespace) -> list[str]:

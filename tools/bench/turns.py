@@ -33,6 +33,7 @@ ARMS = {  # name → (what arms.py runs, words beside BASE)
     "transformers, compiled": ("transformers-compiled", []),
     "transformers, Trainer": ("transformers-trainer", []),
     "transformers, DeepSpeed": ("transformers-deepspeed", []),
+    "transformers, compiled, DeepSpeed": ("transformers-deepspeed-compiled", []),
     "transformers, memory kept": ("transformers+kept", []),
     "transformers, compiled, memory kept": ("transformers-compiled+kept", []),
 }
@@ -227,6 +228,10 @@ def one_after_the_other(
                 turns[name] = [runner.turn() for _ in range(arguments.rounds)]
                 runner.stop()
             print(name, *(f"{1e3 * median(seconds):.1f} ms" for seconds, _ in turns[name]), flush=True)
+        except KeyboardInterrupt:
+            failed |= {left: "stopped" for left in runners if left not in turns or left == name}
+            turns.pop(name, None)
+            break
         except (ArmFailed, BrokenPipeError) as failure:
             turns.pop(name, None)
             error = runner.failure() if isinstance(failure, BrokenPipeError) else failure
