@@ -52,11 +52,15 @@ def compiling_never() -> Iterator[None]:
 
 
 def leave_optimizers_uncompiled() -> None:
-    """torch keeps its compiler off an optimizer's bookkeeping by importing it on the first call: say that it is off.
+    """torch keeps its compiler off an optimizer by importing it at the first call: say that it is off.
 
-    torch/_compile.py looks for this very attribute; where a release names it otherwise, start-up is as slow as before.
+    torch/_compile.py looks for this very attribute; Adam's step, wrapped to break a graph that nobody makes, runs
+    without gradients as it does there. Where a release names these otherwise, start-up is as slow as before.
     """
     for method in vars(torch.optim.Optimizer).values():
         plain = getattr(method, "__wrapped__", None)
         if plain is not None and not hasattr(plain, "__dynamo_disable"):
             plain.__dynamo_disable = plain
+    step = torch.optim.Adam.step  # AdamW's too
+    if step.__name__ == "step" and step.__code__.co_name == "_use_grad":
+        torch.optim.Adam.step = torch.no_grad()(step.__wrapped__)  # type: ignore[attr-defined, method-assign]
