@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from hpc_llm.config import verbs
@@ -14,7 +12,6 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch import sweep
 from hpc_llm.launch.submission import examine_all
-from hpc_llm.planning.render import render_all
 
 
 def main(words: list[str] | None = None) -> int:
@@ -36,7 +33,9 @@ def _submit(words: list[str]) -> int:
         return _on_cluster(configs, words)
     plans = examine_all(configs)
     if configs[0].dry_run:
-        print(json.dumps([asdict(plan) for plan in plans], indent=2) if configs[0].json else render_all(configs, plans))
+        from hpc_llm.launch import show_submission
+
+        show_submission.dry_run(configs, plans)
         return 0
     from hpc_llm.launch import local, local_sweep  # rich takes 0.1 s to import, and a dry run needs none of it
 

@@ -27,17 +27,14 @@ def render_prepare_script(config: RunConfig, *, work: str, logs: str, code: str,
 def _options(config: RunConfig, logs: str, name: str) -> Iterator[Option]:
     cluster = config.cluster
     cores = None if cluster.cpus_per_gpu is None else cluster.cpus_per_gpu * cluster.gpus_per_node
-    # Results are whole or not there: nothing is to be saved before the end, so there is no notice.
-    alone = dataclasses.replace(
-        cluster, nodes=1, gpus_per_node=1, cpus_per_gpu=cores, gpu_request="none", signal_lead_s=0
-    )
+    alone = dataclasses.replace(cluster, nodes=1, gpus_per_node=1, cpus_per_gpu=cores, gpu_request="none")
     task = dataclasses.replace(config, cluster=alone)
     for option in sbatch.options(task, run_dir=logs, name=name, indices=tuple(range(cluster.nodes))):
         if option.name == "output":
             yield Option("output", f"{logs.replace('%', '%%')}/%A_%a.log", "data.out")
         elif option.name == "chdir":
             yield Option("chdir", logs, "data.out")
-        elif option.name != "signal":
+        elif option.name != "signal":  # results are whole or not there: nothing is to be saved before the end
             yield option
 
 

@@ -29,6 +29,8 @@ def render_script(
     paths = [run_dir, *(array or {}).values()]
     if not all(path.startswith("/") for path in paths):
         raise ValueError("run directories must be absolute: Slurm reads them on another machine")
+    if config.cluster.signal_lead_s == "auto" and config.cluster.time_min is not None:
+        raise ValueError("cluster.signal_lead_s is still auto: the plan knows the seconds (launch.parts)")
     header = options(config, run_dir=run_dir, name=name, indices=tuple(array) if array else ())
     return script(config.cluster, header, _body(config, run_dir, python, array), [*paths, python])
 
@@ -65,8 +67,6 @@ def options(config: RunConfig, *, run_dir: str, name: str, indices: tuple[int, .
         yield Option("mem", cluster.mem, "cluster.mem")
     if cluster.time_min is not None:
         yield Option("time", time_limit(cluster.time_min))
-        if cluster.signal_lead_s == "auto":
-            raise ValueError("cluster.signal_lead_s is still auto: the plan knows the seconds (launch.parts)")
         yield Option("signal", f"B:{SIGNAL}@{cluster.signal_lead_s}")
     yield Option("requeue")  # the site's JobRequeue may be 0
     yield Option("open-mode", "append")  # or a requeue truncates the log

@@ -20,8 +20,9 @@ _MOST_TASKS = 1001  # of an array where nobody asks Slurm: its default MaxArrayS
 
 
 def dry_run(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> None:
-    """The plan of every run and the script of every job; nothing is asked or written."""
-    scripts = [part.text for part in divide(configs, plans, _MOST_TASKS)]
+    """The plan of every run and the script of every job on a cluster; nothing is asked or written."""
+    here = configs[0].cluster.launcher == "local"
+    scripts = [] if here else [part.text for part in divide(configs, plans, _MOST_TASKS)]
     if configs[0].json:
         print(json.dumps({"plans": [dataclasses.asdict(plan) for plan in plans], "scripts": scripts}, indent=2))
     else:

@@ -27,6 +27,7 @@ from hpc_llm.launch.steps import StepEnd, StepSpec
 from hpc_llm.launch.vigil import Vigil
 from hpc_llm.planning.experience import Limit, Speed
 from hpc_llm.recovery import facts
+from hpc_llm.recovery.accounting import held_gpus
 from hpc_llm.recovery.causes import Cause, ExitCode
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, Ended, decide, exhausted, seconds_left
@@ -50,8 +51,7 @@ class Supervisor:
         self.config: dict[str, Any] = json.loads(self.layout.config.read_text())
         self.plan: dict[str, Any] = json.loads(self.layout.plan.read_text())
         self.signals: list[int] = []
-        cluster = self.config["cluster"]
-        self._gpus = self.plan["world_size"] + cluster["spare_nodes"] * cluster["gpus_per_node"]  # held
+        self._gpus = held_gpus(self.config)
 
     def run(self) -> int:
         """Attempts until the policy says stop; the exit status of the run."""

@@ -169,6 +169,12 @@ def restarts_by_cause(events: Sequence[Event]) -> dict[str, int]:
     return {cause: causes.count(cause) for cause in sorted(set(causes))}
 
 
+def held_gpus(config: Mapping[str, Any]) -> int:
+    """What a job of a run with this (plain) configuration holds and pays for, spare nodes' GPUs with them."""
+    cluster = config["cluster"]
+    return int((cluster["nodes"] + cluster.get("spare_nodes", 0)) * cluster["gpus_per_node"])
+
+
 def checkpoint_interval_s(events: Sequence[Event], *, num_nodes: int, checkpoint_bytes: int, now: float) -> float:
     """Daly's interval from this run's own saves and interruptions; what is not measured yet is expected."""
     saves = [float(event.facts["seconds"]) for event in events if event.event == "checkpointed"]

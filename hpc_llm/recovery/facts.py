@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpc_llm.checkpoint.manifest import newest_step
-from hpc_llm.recovery import watch
+from hpc_llm.recovery import accounting, watch
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets, Ended
@@ -46,9 +46,9 @@ def read(layout: RunLayout) -> Record:
     config: dict[str, Any] = json.loads(layout.config.read_text())
     world_size = config["cluster"]["nodes"] * config["cluster"]["gpus_per_node"]
     events = ledger.read(layout.ledger)
-    spare = config["cluster"].get("spare_nodes", 0) * config["cluster"]["gpus_per_node"]
-    history = attempts_since_submission(events, newest_step(layout.checkpoints), world_size, world_size + spare)
-    return Record(layout, config, world_size, world_size + spare, events, _facts(layout, config, history, events))
+    held_gpus = accounting.held_gpus(config)
+    history = attempts_since_submission(events, newest_step(layout.checkpoints), world_size, held_gpus)
+    return Record(layout, config, world_size, held_gpus, events, _facts(layout, config, history, events))
 
 
 def _facts(layout: RunLayout, config: dict[str, Any], history: Sequence[Ended], events: Sequence[Event]) -> RunFacts:

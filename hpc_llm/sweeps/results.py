@@ -11,7 +11,7 @@ from typing import Any
 
 from hpc_llm.config.building import flat
 from hpc_llm.config.errors import InputError
-from hpc_llm.recovery.accounting import account
+from hpc_llm.recovery.accounting import account, held_gpus
 from hpc_llm.recovery.standing import first_step_at
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
@@ -49,8 +49,6 @@ def read(layout: RunLayout) -> Result:
         keys, events, rows = flat(config), ledger.read(layout.ledger), jsonl.read(layout.metrics)
         spent = account(events, until=None, first_step_at=first_step_at(layout))
         trained = [row for row in rows if "loss" in row]
-        spare = keys.get("cluster.spare_nodes", 0) * keys.get("cluster.gpus_per_node", 0)
-        held_gpus = plan["world_size"] + spare
         heldout = _finite([row["heldout_loss"] for row in rows if "heldout_loss" in row])
         return Result(
             name=layout.name,
@@ -64,7 +62,7 @@ def read(layout: RunLayout) -> Result:
             heldout_loss=heldout[-1] if heldout else None,
             best_loss=min(heldout, default=None),
             tokens_per_second=_median([row["tokens_per_second"] for row in trained if "tokens_per_second" in row]),
-            gpu_hours=(spent.wall_s - spent.queue_s) / 3600 * held_gpus,
+            gpu_hours=(spent.wall_s - spent.queue_s) / 3600 * held_gpus(config),
         )
     except FileNotFoundError as error:
         raise InputError(f"{layout.path}: not a run directory (no {error.filename})") from None

@@ -99,8 +99,10 @@ def open_metrics(config: RunConfig, plan: RunPlan, attempt: Attempt, device: tor
             )
             attempt.record("slow-rank", attempt=attempt.number, step=step, rank=rank, factor=factor)
 
+    by_length = {length: flops_per_token(config.model, length) for _, length in plan.seq_lens}
+
     def flops(step: int) -> float:
-        return flops_per_token(config.model, length_at(plan.seq_lens, step - 1))
+        return by_length[length_at(plan.seq_lens, step - 1)]
 
     return Metrics(trackers, plan.tokens_per_step, flops, peak * plan.world_size, spikes, report_slow)
 

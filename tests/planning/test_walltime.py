@@ -30,14 +30,14 @@ def test_time_limits_are_shortened_by_the_notice() -> None:
     assert jobs(10 * 3600 + 1, 70, 600) == 11
 
 
-@pytest.mark.parametrize("model", presets("model"))
-@pytest.mark.parametrize("cluster", ["a100x8", "h100x64"])
+FITTING = [(model, cluster) for model in presets("model") for cluster in ("a100x8", "h100x64")]
+FITTING.remove(("mpt-70b", "a100x8"))
+
+
+@pytest.mark.parametrize(("model", "cluster"), FITTING)
 def test_every_preset_has_time_to_save_before_its_limit(model: str, cluster: str) -> None:
     config = make_config(f"model={model}", f"cluster={cluster}", "train.global_batch=2048")
-    try:
-        plan = make_plan(config, None)
-    except InputError:
-        pytest.skip("does not fit there")
+    plan = make_plan(config, None)
     assert plan.signal_lead_s is not None
     assert 300 <= plan.signal_lead_s >= plan.notice_s
 

@@ -24,7 +24,7 @@ def make_run(
     """A run of 100 steps on two GPUs that waited a minute and trained for an hour."""
     layout = RunLayout(path)
     layout.make_folders()
-    layout.config.write_text(json.dumps(to_dict(make_config(*words))))
+    layout.config.write_text(json.dumps(to_dict(make_config("cluster.gpus_per_node=2", *words))))
     plan = {"steps": 100, "world_size": 2, "parameters": parameters, "flops_per_token": 6.0 * parameters, "tokens": 1e6}
     layout.plan.write_text(json.dumps(plan))
     numbers = losses if losses is not None else [5.0] * 98 + [3.1, 2.9]
