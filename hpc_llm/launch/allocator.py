@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,17 +41,15 @@ def another_in_use() -> bool:
 
 def library() -> str | None:
     """tcmalloc as LD_PRELOAD takes it: in this Python's environment (conda), or wherever the loader finds it."""
-    for name in LIBRARIES:
-        own = Path(sys.prefix) / "lib" / name
-        if own.exists():
-            return str(own)
-    for name in LIBRARIES:
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            continue
-        return name
-    return None
+    own = [str(path) for name in LIBRARIES if (path := Path(sys.prefix) / "lib" / name).exists()]
+    return next((name for name in [*own, *LIBRARIES] if _is_preloaded(name)), None)
+
+
+def _is_preloaded(name: str) -> bool:
+    """Whether the loader takes it, asked of another process: with two mallocs in it, this one would soon be aborted."""
+    alone = {"PATH": os.environ.get("PATH", os.defpath), "LD_PRELOAD": name}
+    done = subprocess.run(["true"], env=alone, stderr=subprocess.PIPE)
+    return done.returncode == 0 and not done.stderr
 
 
 def environment(given: Mapping[str, str], library: str | None) -> dict[str, str]:

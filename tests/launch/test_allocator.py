@@ -43,12 +43,33 @@ def test_settings_of_the_user_stay() -> None:
     assert environment(given, LIBRARY) == {"LD_PRELOAD": LIBRARY}
 
 
+@installed
 def test_the_environment_of_the_interpreter_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / "lib" / LIBRARIES[1]
     own.parent.mkdir()
-    own.touch()
+    own.write_text("no library")
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert library() in LIBRARIES, "what the loader refuses is passed over"
+    own.write_bytes(found().read_bytes())
     assert library() == str(own)
+
+
+def found() -> Path:
+    """Where the loader has tcmalloc, by the map of a process that it was loaded into."""
+    script = "print(open('/proc/self/maps').read())"
+    environment = {**os.environ, "LD_PRELOAD": str(library())}
+    maps = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True).stdout
+    return next(Path(line.split()[-1]) for line in maps.splitlines() if "libtcmalloc" in line)
+
+
+@installed
+def test_a_process_that_looks_for_it_goes_on_with_its_own_malloc() -> None:
+    """dlopen would leave it with two: importing numpy aborted such a rank where LD_PRELOAD named a missing file."""
+    script = "from hpc_llm.launch import allocator; allocator.restart_with_tcmalloc(); import numpy; print('alive')"
+    clean = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    for preload in ({}, {"LD_PRELOAD": f"/nowhere/{LIBRARIES[0]}"}):
+        done = subprocess.run([sys.executable, "-c", script], env={**clean, **preload}, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 def restarted(**environment: str) -> list[str]:
