@@ -87,17 +87,18 @@ def _failure(layout: RunLayout, attempt: int, end: StepEnd) -> Failure | None:
 
 def bear_witness(layout: RunLayout, attempt: int, ending: Ending, hosts: Sequence[str], world_size: int) -> None:
     """Write down what an attempt says against nodes; a root that cannot be written keeps no run from going on."""
-    rank, root = ending.end.first_failed, RootLayout.of(layout).path
+    rank, root = ending.end.first_failed, RootLayout.of(layout)
+    run = root.path_of(layout)
     log = "".join(errors.tails([layout.rank_log(attempt, rank)])) if rank is not None else ""
     with contextlib.suppress(OSError):
         if ending.node is not None:
             said = log if ending.node == node_of(rank, hosts, world_size) else ""
-            nodes.witness(root, ending.node, ending.cause, said, run=layout.name, attempt=attempt)
+            nodes.witness(root.path, ending.node, ending.cause, said, run=run, attempt=attempt)
         for event in ledger.read(layout.ledger):
             if event.event == "slow-rank" and event.facts["attempt"] == attempt:
                 said = f"rank {event.facts['rank']}: {event.facts['factor']} times the others' forward pass"
                 if node := node_of(event.facts["rank"], hosts, world_size):
-                    nodes.report(root, node, "slow", run=layout.name, attempt=attempt, said=said)
+                    nodes.report(root.path, node, "slow", run=run, attempt=attempt, said=said)
 
 
 def bad_nodes(layout: RunLayout, recovery: dict[str, Any]) -> frozenset[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from hpc_llm.recovery import errors, nodes
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.facts import Record
+from hpc_llm.runs.layout import RootLayout
 from hpc_llm.slurm import client
 
 _UP = ("idle", "mixed", "allocated", "completing", "reserved", "planned")
@@ -52,7 +53,7 @@ class Blame:
         history, attempt = record.facts.history, record.facts.attempt
         if not history or not attempt or history[-1].node is None:
             return
-        end, run = history[-1], record.layout.name
+        end, run = history[-1], self._run(record)
         assert end.node is not None
         if (end.node, run, attempt) not in {(seen.node, seen.run, seen.attempt) for seen in self._all()}:
             nodes.witness(self._root, end.node, end.cause, self._log(record, attempt), run=run, attempt=attempt)
@@ -68,7 +69,7 @@ class Blame:
             suspects = [name for name in names if name in down] or names
             launches = sum(end.cause is Cause.LAUNCH_FAILED for end in record.facts.history)
             for name in suspects:
-                self._launch_failed(name, record.layout.name, launches, 1 / len(suspects))
+                self._launch_failed(name, self._run(record), launches, 1 / len(suspects))
             return suspects
         return []
 
@@ -101,6 +102,9 @@ class Blame:
         if key not in {(seen.node, seen.kind, seen.run, seen.attempt) for seen in self._all()}:
             nodes.report(self._root, node, "launch-failed", run=run, attempt=number, weight=weight)
             self._evidence = None
+
+    def _run(self, record: Record) -> str:
+        return RootLayout(self._root).path_of(record.layout)
 
     def _all(self) -> list[nodes.Evidence]:
         if self._evidence is None:

@@ -41,7 +41,7 @@ class Evidence:
     time: float
     node: str
     kind: str  # one of WEIGHTS, or cleared
-    run: str
+    run: str  # its path below the root
     attempt: int
     weight: float
     said: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,10 @@ class RootLayout:
     def of(run: RunLayout) -> RootLayout:
         """The root that a frozen run lies in: its code is <root>/.code/<hash>."""
         return RootLayout(run.code.resolve().parent.parent)
+
+    def path_of(self, run: RunLayout) -> str:
+        """Where the run lies below this root: its name alone may be that of another sweep's run too."""
+        return os.path.relpath(run.path.resolve(), self.path.resolve())
 
     @property
     def watch_lock(self) -> Path:

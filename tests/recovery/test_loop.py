@@ -338,6 +338,16 @@ def test_what_the_log_says_of_hardware_excludes_the_node_of_that_rank(slurm: Fak
     assert slurm.excluded["12"] == "n2"
 
 
+def test_hangs_of_two_searches_whose_trials_have_one_name_are_two_and_exclude_the_node(slurm: FakeSlurm) -> None:
+    for job, sweep in (("20_0", "adam"), ("30_0", "lion")):
+        run = make_run(slurm, f"{sweep}/trial-0000", job=job, state="PENDING")
+        attempt(run, 1, 3000, cause="hang", node="n2", restart=True)
+        slurm.put(job, "PENDING", reason="BeginTime", start_time=time.time() + 100)
+    assert acts(slurm) == [("trial-0000", Action.EXPEDITE)] * 2
+    assert {seen.run for seen in nodes.read(slurm.root)} == {"adam/trial-0000", "lion/trial-0000"}
+    assert slurm.excluded["30_0"] == "n2"
+
+
 def test_what_its_user_cancels_stays_cancelled_whatever_comes(slurm: FakeSlurm) -> None:
     run = make_run(slurm, "one", job="12", state="CANCELLED")
     attempt(run, 1, 3000)
