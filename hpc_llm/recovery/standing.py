@@ -41,12 +41,17 @@ def of(root: Path) -> Standing:
     """name, job_id, state, cause, step, steps, loss, checkpoint_step, restarts, ettr and more of every run at or below
     `root`; state: queued, running, completed, failed, stopped, cancelled or unknown. Two questions to Slurm.
     """
-    now, rows, total = time.time(), [], Account()
+    now, rows, total, warnings = time.time(), [], Account(), list[str]()
     for seen in loop.look(root):
-        found = row(root, seen, now)
+        try:
+            found = row(root, seen, now)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            why = f"{type(error).__name__}: {error}"
+            warnings.append(f"{seen.record.layout.path}: passed over, it cannot be read ({why})")
+            continue
         rows.append(found)
         total += Account(**found["seconds"]) * seen.record.held_gpus
-    return Standing(rows, total, list(_warnings(root, rows, now)))
+    return Standing(rows, total, [*warnings, *_warnings(root, rows, now)])
 
 
 def row(root: Path, seen: Seen, now: float) -> dict[str, Any]:

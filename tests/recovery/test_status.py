@@ -115,6 +115,19 @@ def test_one_run_is_told_with_its_story_and_its_first_error(
     assert "first error of attempt 1: rank 0, ValueError: no" in out
 
 
+@pytest.mark.parametrize("plan", [None, "[]", '{"ste'])
+def test_a_run_without_its_plan_is_passed_over_and_the_others_are_shown(
+    slurm: FakeSlurm, said: Any, plan: str | None
+) -> None:
+    make_run(slurm, "whole", job="12")
+    broken = make_run(slurm, "broken", job="13")
+    broken.plan.unlink() if plan is None else broken.plan.write_text(plan)
+    code, out, err = said("--json")
+    assert (code, [row["name"] for row in json.loads(out)]) == (0, ["whole"])
+    assert err.startswith(f"status: {broken.path}: passed over, it cannot be read") and (plan or "plan.json" in err)
+    assert len(err.splitlines()) == 1
+
+
 def test_status_asks_slurm_twice_however_many_runs_there_are(slurm: FakeSlurm, said: Any) -> None:
     for number in range(20):
         make_run(slurm, f"run-{number}", job=str(number + 1))
