@@ -107,5 +107,4 @@ def bad_nodes(layout: RunLayout, recovery: dict[str, Any]) -> frozenset[str]:
         evidence = nodes.read(RootLayout.of(layout).path)
     except OSError:
         return frozenset()
-    limits = (recovery["node_exclusion_h"], recovery["max_excluded_nodes"])
-    return nodes.excluded(nodes.standings(evidence, time.time(), *limits))
+    return nodes.excluded(nodes.standings(evidence, time.time(), *nodes.limits(recovery)))

@@ -76,8 +76,7 @@ class Blame:
     def to_leave_out(self, record: Record) -> LeaveOut | None:
         """None: nobody knows which nodes are up."""
         recovery, cluster = record.config["recovery"], record.config["cluster"]
-        exclusion_h, most = recovery.get("node_exclusion_h", 24.0), recovery.get("max_excluded_nodes", 8)
-        bad = nodes.excluded(nodes.standings(self._all(), time.time(), exclusion_h, most))
+        bad = nodes.excluded(nodes.standings(self._all(), time.time(), *nodes.limits(recovery)))
         if not bad:
             return LeaveOut(())
         try:

@@ -52,8 +52,13 @@ def one_pass(root: Path) -> list[Seen]:
 
 def look(root: Path) -> list[Seen]:
     """Every run at or below `root` and what ought to be done about it; nothing is written."""
-    records = dict(_readable(root, [str(run.path.relative_to(root)) for run in census.find_runs(root)]))
-    return _decide(records.values(), Queue(), time.time())
+    return _decide(read_all(root), Queue(), time.time())
+
+
+def read_all(root: Path) -> list[Record]:
+    """Every run at or below `root` that can be read; Slurm is not asked."""
+    paths = [str(run.path.relative_to(root)) for run in census.find_runs(root)]
+    return [record for _, record in _readable(root, paths)]
 
 
 @contextlib.contextmanager

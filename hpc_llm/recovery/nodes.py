@@ -9,10 +9,12 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from hpc_llm.config.schema import RecoveryConfig
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.storage.files import append_line
@@ -100,6 +102,15 @@ def read(root: Path) -> list[Evidence]:
 def volume(root: Path) -> int:
     """Bytes of all that was reported: another number means that there is something new."""
     return sum(path.stat().st_size for path in RootLayout(root).nodes.glob("*.jsonl"))
+
+
+def limits(recovery: Mapping[str, Any]) -> tuple[float, int]:
+    """What `standings` goes by, of a run's `recovery`: hours that evidence counts, and how many nodes are left out."""
+    default = RecoveryConfig()
+    return (
+        recovery.get("node_exclusion_h", default.node_exclusion_h),
+        recovery.get("max_excluded_nodes", default.max_excluded_nodes),
+    )
 
 
 def standings(evidence: Sequence[Evidence], now: float, exclusion_h: float, most: int) -> list[Standing]:

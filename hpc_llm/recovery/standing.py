@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_llm.checkpoint.manifest import newest_step
-from hpc_llm.config.schema import RecoveryConfig
-from hpc_llm.recovery import loop, nodes
+from hpc_llm.recovery import left_out, loop
 from hpc_llm.recovery.accounting import Account, account, restarts_by_cause
 from hpc_llm.recovery.acts import Seen
 from hpc_llm.recovery.facts import SUBMISSIONS, WAITING
@@ -34,6 +33,7 @@ class Standing:
 
     rows: list[dict[str, Any]]
     account: Account  # GPU-seconds of all runs
+    nodes: list[dict[str, Any]]  # with evidence against them, the worst first
     warnings: list[str]
 
 
@@ -42,7 +42,8 @@ def of(root: Path) -> Standing:
     `root`; state: queued, running, completed, failed, stopped, cancelled or unknown. Two questions to Slurm.
     """
     now, rows, total, warnings = time.time(), [], Account(), list[str]()
-    for seen in loop.look(root):
+    runs = loop.look(root)
+    for seen in runs:
         try:
             found = row(root, seen, now)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -51,7 +52,8 @@ def of(root: Path) -> Standing:
             continue
         rows.append(found)
         total += Account(**found["seconds"]) * seen.record.held_gpus
-    return Standing(rows, total, [*warnings, *_warnings(root, rows, now)])
+    evidence = left_out.rows(root, [seen.record for seen in runs])
+    return Standing(rows, total, evidence, [*warnings, *_warnings(root, rows, now)])
 
 
 def row(root: Path, seen: Seen, now: float) -> dict[str, Any]:
@@ -87,18 +89,8 @@ def row(root: Path, seen: Seen, now: float) -> dict[str, Any]:
 
 
 def nodes_of(root: Path) -> list[dict[str, Any]]:
-    """Every node with evidence against it, the worst first."""
-    default = RecoveryConfig()
-    found = nodes.standings(nodes.read(root), time.time(), default.node_exclusion_h, default.max_excluded_nodes)
-    return [
-        {
-            "node": one.node,
-            "score": one.score,
-            "excluded_until": one.excluded_until,
-            "evidence": [{"kind": seen.kind, "run": seen.run, "time": seen.time} for seen in one.evidence],
-        }
-        for one in found
-    ]
+    """Every node with evidence against it, the worst first; Slurm is not asked."""
+    return left_out.rows(root, loop.read_all(root))
 
 
 def _warnings(root: Path, rows: Sequence[dict[str, Any]], now: float) -> Iterator[str]:

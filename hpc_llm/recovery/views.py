@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hpc_llm.recovery import errors, standing, tables, timeline
+from hpc_llm.recovery import errors, tables, timeline
 from hpc_llm.recovery.accounting import Account
 from hpc_llm.recovery.standing import Standing
 from hpc_llm.recovery.tables import plain
@@ -48,7 +48,7 @@ def of(root: Path, found: Standing) -> Iterator[str]:
     if run.config.exists():
         yield from _story(run)
         return
-    excluded = [row["node"] for row in standing.nodes_of(root) if row["excluded_until"] is not None]
+    excluded = [row["node"] for row in found.nodes if row["excluded_until"] is not None]
     if excluded:
         yield f"nodes left out: {', '.join(excluded)} (--nodes says why)"
 

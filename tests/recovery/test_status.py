@@ -58,6 +58,21 @@ def test_nodes_are_shown_with_their_evidence_and_cleared_by_hand(slurm: FakeSlur
     assert code == 2 and "nothing is known against it" in err
 
 
+def test_nodes_are_left_out_for_as_long_as_the_runs_themselves_leave_them_out(slurm: FakeSlurm, said: Any) -> None:
+    words = ("recovery.node_exclusion_h=72", "recovery.max_excluded_nodes=1")
+    make_run(slurm, "waits", *words, job="12", state="PENDING")
+    over = make_run(slurm, "over", "recovery.max_excluded_nodes=5", job="13", state="COMPLETED")
+    write(over, 10, "supervisor-0001", "completed", attempt=1)
+    for node in ("n3", "n4"):
+        nodes.report(slurm.root, node, "gpu-fault", run="waits", attempt=1)
+    rows = json.loads(said("--nodes", "--json")[1])
+    assert rows[0]["excluded_until"] == pytest.approx(time.time() + 72 * 3600, abs=60)
+    assert (rows[1]["node"], rows[1]["excluded_until"]) == ("n4", None)
+    assert "nodes left out: n3 (" in said()[1]
+    make_run(slurm, "too", job="14")
+    assert "nodes left out: n3, n4 (" in said()[1], "this one leaves eight out, for a day"
+
+
 @pytest.mark.parametrize(("state", "warned"), [("RUNNING", True), ("PENDING", True), ("COMPLETED", False)])
 def test_a_watchdog_that_has_died_is_told_of_while_runs_need_it(
     slurm: FakeSlurm, said: Any, state: str, warned: bool
