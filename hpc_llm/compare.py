@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,7 +36,7 @@ def _compare(words: list[str]) -> int:
     runs = [results.read(layout) for layout in dict.fromkeys(_layouts(given.paths))]
     found = report.of(runs, baseline=given.baseline, against=given.against, next_size=given.next)
     if given.json:
-        print(json.dumps(report.as_json(found), indent=2))
+        verbs.print_json(report.as_json(found))
     elif given.csv:
         print(report.as_csv(found), end="")
     else:

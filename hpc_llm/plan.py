@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 
 from hpc_llm.config import verbs
@@ -26,7 +25,7 @@ def _plan(words: list[str]) -> int:
     plans = examine_all(configs)
     if configs[0].json:
         documents = [dataclasses.asdict(plan) for plan in plans]
-        print(json.dumps(documents if len(documents) > 1 else documents[0], indent=2))
+        verbs.print_json(documents if len(documents) > 1 else documents[0])
     else:
         print(render_all(configs, plans))
     return 0

@@ -5,7 +5,6 @@ the team stand.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -76,7 +75,10 @@ def _show(root: Path, as_json: bool) -> int:
     found = standing.of(root)
     for warning in found.warnings:
         print(f"status: {warning}", file=sys.stderr)
-    print(json.dumps(found.rows, indent=2) if as_json else "\n".join(views.of(root, found)))
+    if as_json:
+        verbs.print_json(found.rows)
+    else:
+        print("\n".join(views.of(root, found)))
     return 0
 
 
@@ -121,7 +123,10 @@ def _nodes(root: Path, as_json: bool) -> int:
     from hpc_llm.recovery import standing, views
 
     rows = standing.nodes_of(root)
-    print(json.dumps(rows, indent=2) if as_json else views.nodes(rows))
+    if as_json:
+        verbs.print_json(rows)
+    else:
+        print(views.nodes(rows))
     return 0
 
 
@@ -134,7 +139,10 @@ def _team(account: str | None, as_json: bool) -> int:
         found = team.ask(account)
     except SlurmError as error:
         raise InputError(f"--team: {error}") from None
-    print(json.dumps(asdict(found), indent=2) if as_json else "\n".join(views.team(found)))
+    if as_json:
+        verbs.print_json(asdict(found))
+    else:
+        print("\n".join(views.team(found)))
     return 0
 
 

@@ -1,10 +1,13 @@
-"""What every command has in common: Hydra's own flags, a user's mistakes, Ctrl-C."""
+"""What every command has in common: Hydra's own flags, a user's mistakes, Ctrl-C, JSON for scripts."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.words import wants_hydra
@@ -36,3 +39,16 @@ def run(verb: str, story: Callable[[list[str]], int], words: list[str] | None = 
     except BrokenPipeError:  # … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def print_json(value: Any) -> None:
+    """`value` for scripts. A loss that diverged is null: JSON has no NaN, and jq and browsers refuse it."""
+    print(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

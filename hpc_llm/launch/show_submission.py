@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Sequence
 
+from hpc_llm.config import verbs
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch.cluster import Job, Outcome
@@ -24,7 +24,7 @@ def dry_run(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> None:
     here = configs[0].cluster.launcher == "local"
     scripts = [] if here else [part.text for part in divide(configs, plans, _MOST_TASKS)]
     if configs[0].json:
-        print(json.dumps({"plans": [dataclasses.asdict(plan) for plan in plans], "scripts": scripts}, indent=2))
+        verbs.print_json({"plans": [dataclasses.asdict(plan) for plan in plans], "scripts": scripts})
     else:
         print("\n\n".join([render_all(configs, plans), *scripts]))
 
@@ -37,7 +37,7 @@ def outcome(done: Outcome, configs: Sequence[RunConfig]) -> int:
             raise InputError(f"run.name={path.name}: {why}: {path} is submitted already; scancel it first, or wait")
     if configs[0].json:
         runs = [{"job": address, "run_dir": str(run.path)} for job in done.jobs for address, run in job.runs.items()]
-        print(json.dumps(runs, indent=2))
+        verbs.print_json(runs)
         return 0
     for job in done.jobs:
         print(f"submitted: {_called(job)}")

@@ -143,6 +143,14 @@ def test_a_run_without_its_plan_is_passed_over_and_the_others_are_shown(
     assert len(err.splitlines()) == 1
 
 
+def test_a_loss_that_is_no_number_is_null_for_scripts(slurm: FakeSlurm, said: Any) -> None:
+    run = make_run(slurm, "one", job="12")
+    row = {"step": 7, "loss": float("nan"), "tokens_per_second": 500.0, "mfu": float("inf")}
+    run.metrics.write_text(json.dumps(row) + "\n")
+    (found,) = json.loads(said("--json")[1], parse_constant=pytest.fail)
+    assert (found["step"], found["loss"], found["mfu"]) == (7, None, None)
+
+
 def test_status_asks_slurm_twice_however_many_runs_there_are(slurm: FakeSlurm, said: Any) -> None:
     for number in range(20):
         make_run(slurm, f"run-{number}", job=str(number + 1))

@@ -116,6 +116,13 @@ def test_the_baseline_is_the_users_to_choose(tmp_path: Path, said: Any) -> None:
         assert code == 2 and wrong in err
 
 
+def test_a_speed_that_is_no_number_is_null_for_scripts(tmp_path: Path, said: Any) -> None:
+    run = make_run(tmp_path / "sweep" / "one")
+    run.metrics.write_text(run.metrics.read_text().replace("1000.0", "NaN"))
+    (row,) = json.loads(said("--json")[1], parse_constant=pytest.fail)["combinations"]
+    assert (row["tokens_per_second"], row["complete"]) == (None, 1)
+
+
 def test_csv_and_markdown_hold_the_same_table(tmp_path: Path, said: Any) -> None:
     optimizers(tmp_path / "sweep", gap=0.5)
     lines = list(csv.DictReader(io.StringIO(said("--csv")[1])))
