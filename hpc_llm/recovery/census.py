@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hpc_llm.recovery import watch
 from hpc_llm.recovery.facts import Queue
@@ -43,8 +42,6 @@ class Census:
     time: float = 0.0  # of the last pass
     runs: dict[str, Entry] = field(default_factory=dict)
     folders: dict[str, float] = field(default_factory=dict)  # of sweeps: modification time when they were listed
-    notified: dict[str, float] = field(default_factory=dict)  # what the user was told, and when
-    outbox: dict[str, tuple[list[str], dict[str, Any]]] = field(default_factory=dict)  # what they are still to be told
     halving: set[str] = field(default_factory=set)  # sweeps whose runs are judged at rungs
     evidence: int = 0  # nodes.volume of what waiting jobs have been spared
     given_back: set[str] = field(
@@ -74,8 +71,6 @@ def load(root: Path) -> Census:
             here.last_pass.stat().st_mtime,
             runs,
             plain["folders"],
-            plain["notified"],
-            plain["outbox"],
             set(plain["halving"]),
             plain["evidence"],
             set(plain["given_back"]),
@@ -89,8 +84,7 @@ def load(root: Path) -> Census:
 def save(root: Path, census: Census) -> None:
     """For the next pass, where anything changed."""
     runs = {path: list(vars(entry).values()) for path, entry in census.runs.items()}
-    told = {"notified": census.notified, "outbox": census.outbox}
-    plain = {"version": VERSION, "folders": census.folders, **told, "evidence": census.evidence}
+    plain = {"version": VERSION, "folders": census.folders, "evidence": census.evidence}
     plain |= {"halving": sorted(census.halving), "given_back": sorted(census.given_back)}
     plain |= {"starved_at": census.starved_at, "runs": runs}
     text = json.dumps(plain, separators=(",", ":"))

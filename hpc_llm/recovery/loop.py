@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hpc_llm.recovery import census, facts, nodes, telling, watch
+from hpc_llm.recovery import census, facts, nodes, telling, told, watch
 from hpc_llm.recovery.acts import Seen, carry_out, leave_out_of_waiting, ledger_for
 from hpc_llm.recovery.blame import Blame
 from hpc_llm.recovery.census import Census, Entry
@@ -41,9 +41,11 @@ def one_pass(root: Path) -> list[Seen]:
         for path, run in seen.items():
             known.runs[path] = _entry(run, now, acted=run in done, refused=run in refused)
         _spare_the_waiting(root, known, queue, set(records), now)
-        telling.note(root, known, seen, done)
+        news = told.load(root)
+        telling.note(root, known, news, seen, done)
+        told.save(root, news)  # before the census, by which nobody looks at what has ended again
         census.save(root, known)
-        telling.send(root, known)
+        telling.send(root, news)
     write_atomic(
         RootLayout(root).last_pass, json.dumps({"time": now, "host": os.uname().nodename, "pid": os.getpid()}) + "\n"
     )

@@ -1,7 +1,7 @@
 """What a user is told, once per event: a run or sweep that came to its end, the first of its runs that needs a person,
 a node that is left out.
 
-One message for a sweep, not one for each of its runs. What could not be sent waits in the census for the next pass.
+One message for a sweep, not one for each of its runs. What could not be sent waits for the next pass.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpc_llm.recovery import census, notify
+from hpc_llm.recovery import notify
 from hpc_llm.recovery.acts import Seen
 from hpc_llm.recovery.census import Census
 from hpc_llm.recovery.policy import Action
+from hpc_llm.recovery.told import Told, save
 from hpc_llm.recovery.watch import HALVED
 
 _SILENT = ("completed", "cancelled", "stopped", HALVED)  # its user knows, or has no need to
@@ -24,41 +25,47 @@ _FORGET_S = 90 * _DAY_S
 _PATIENCE_S = _DAY_S  # with a command or webhook that fails
 
 
-def note(root: Path, known: Census, seen: Mapping[str, Seen], done: Sequence[Seen]) -> None:
-    """Put what is new into `known.outbox`."""
+def note(root: Path, known: Census, told: Told, seen: Mapping[str, Seen], done: Sequence[Seen]) -> None:
+    """Put what is new into `told.outbox`."""
     given_up = {run.record.layout.path for run in done if run.decision.action is Action.STOP}
     for path, run in seen.items():
         words = run.record.config["recovery"].get("notify") or []
-        if not words:
+        last = max((said.time for said in run.record.events), default=0.0)
+        if not words or (_aged(last) and run.record.layout.path not in given_up):
             continue
         group, submission = _group(path), _submission(run)
         common = {"name": group, "root": str(root), "time": time.time()}
-        for said in (said for said in run.record.events if said.event == "excluded"):
+        for said in (said for said in run.record.events if said.event == "excluded" and not _aged(said.time)):
             day = int(said.time // _DAY_S)  # a node that several runs leave out is told of once
             for node in said.facts["nodes"]:
                 left_out = {"event": "excluded", **common, "run": path, "node": node, "why": said.facts.get("why", "")}
-                _once(known, f"excluded {node} {day}", words, left_out)
+                _once(told, f"excluded {node} {day}", words, left_out)
         why = run.decision.why if run.record.layout.path in given_up else _failure(run)
         if why is not None:
             event = {"event": "failed", **common, "run": path, "why": why}
-            _once(known, f"failed {group} {submission}", words, event)
+            _once(told, f"failed {group} {submission}", words, event)
         if all(known.runs[other].state in ("ended", "complete") for other in _members(known, group)):
             event = {"event": "ended", **common, **_sum(known, group)}
-            _once(known, f"ended {group} {submission}", words, event)
+            _once(told, f"ended {group} {submission}", words, event)
 
 
-def send(root: Path, known: Census) -> None:
+def send(root: Path, told: Told) -> None:
     """Empty the outbox, message by message; each is remembered as soon as it is out."""
-    for key, (words, event) in list(known.outbox.items()):
+    for key, (words, event) in list(told.outbox.items()):
         problem = notify.send(words, event)
         if problem is not None:
             print(f"recovery.notify: {problem}", file=sys.stderr)
             if time.time() - event["time"] < _PATIENCE_S:
                 continue
-        del known.outbox[key]
-        known.notified = {old: at for old, at in known.notified.items() if time.time() - at < _FORGET_S}
-        known.notified[key] = time.time()
-        census.save(root, known)
+        del told.outbox[key]
+        told.notified = {old: at for old, at in told.notified.items() if not _aged(at)}
+        told.notified[key] = time.time()
+        save(root, told)
+
+
+def _aged(when: float) -> bool:
+    """Whether it is so old that nobody remembers having told of it, and so is no news."""
+    return time.time() - when >= _FORGET_S
 
 
 def _failure(run: Seen) -> str | None:
@@ -87,6 +94,6 @@ def _sum(known: Census, group: str) -> dict[str, int]:
     return {"runs": len(states), "completed": states.count("complete")}
 
 
-def _once(known: Census, key: str, words: Sequence[str], event: dict[str, Any]) -> None:
-    if key not in known.notified:
-        known.outbox.setdefault(key, (list(words), event))
+def _once(told: Told, key: str, words: Sequence[str], event: dict[str, Any]) -> None:
+    if key not in told.notified:
+        told.outbox.setdefault(key, (list(words), event))

@@ -124,6 +124,11 @@ class RootLayout:
         return self.path / ".watchdog.json"
 
     @property
+    def told(self) -> Path:
+        """What the watchdog has told its user, and has yet to: who removes it is told again."""
+        return self.path / ".watchdog.told.json"
+
+    @property
     def last_pass(self) -> Path:
         """When and where a watchdog was last alive."""
         return self.path / ".watchdog.pass"

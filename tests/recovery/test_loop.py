@@ -661,7 +661,7 @@ def test_a_pass_costs_two_calls_of_slurm_and_at_most_one_look_at_each_live_run(
     assert slurm.said == ["queued"]
     running = sum("heartbeats" in key for key in _COUNTED)
     assert running == 40
-    assert second <= 40 + 8, _COUNTED
+    assert second <= 40 + 9, _COUNTED
     slurm.put("7003", "PREEMPTED")
     operations()
     assert [word for word in slurm.said if word.startswith(("queued", "lives"))] == ["queued", "queued"]
@@ -735,5 +735,59 @@ def test_a_message_that_could_not_be_sent_is_sent_by_the_next_pass(
     loop.one_pass(slurm.root)
     assert "recovery.notify" in capsys.readouterr().err
     (tmp_path / "tell").chmod(0o755)
+    loop.one_pass(slurm.root)
+    assert [event["event"] for event in told()] == ["failed", "ended"]
+
+
+@pytest.mark.parametrize("census_now", [None, '{"version": 2, "runs": {}}', "{"])
+def test_what_was_told_is_not_told_again_when_the_census_is_made_anew(
+    slurm: FakeSlurm, told: Callable[[], list[dict[str, Any]]], tmp_path: Path, census_now: str | None
+) -> None:
+    run = make_run(slurm, "one", f"recovery.notify=['{tmp_path}/tell']", job="12", state="COMPLETED")
+    attempt(run, 1, 3000, cause="diverged")
+    loop.one_pass(slurm.root)
+    before, path = told(), RootLayout(slurm.root).census
+    assert [event["event"] for event in before] == ["failed", "ended"]
+    path.unlink() if census_now is None else path.write_text(census_now)
+    loop.one_pass(slurm.root)
+    assert told() == before
+
+
+def test_what_an_earlier_version_told_is_not_told_again(
+    slurm: FakeSlurm, told: Callable[[], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """It kept that in its census."""
+    run = make_run(slurm, "one", f"recovery.notify=['{tmp_path}/tell']", job="12", state="COMPLETED")
+    attempt(run, 1, 3000, cause="diverged")
+    earlier = {"version": 2, "notified": {"failed one 12": time.time()}, "outbox": {}}
+    RootLayout(slurm.root).census.write_text(json.dumps(earlier))
+    for _ in range(2):
+        loop.one_pass(slurm.root)
+        RootLayout(slurm.root).census.unlink()
+    assert [event["event"] for event in told()] == ["ended"]
+
+
+def test_what_ended_so_long_ago_that_it_may_have_been_told_is_no_news(
+    slurm: FakeSlurm, told: Callable[[], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    run = make_run(slurm, "one", f"recovery.notify=['{tmp_path}/tell']")
+    write(run, 101 * 86400, "submit", "submitted", job="12")
+    attempt(run, 1, 100 * 86400, cause="diverged")
+    loop.one_pass(slurm.root)
+    assert told() == []
+
+
+def test_a_message_survives_a_watchdog_that_is_killed_before_it_saves_its_census(
+    slurm: FakeSlurm, told: Callable[[], list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(slurm, "one", f"recovery.notify=['{tmp_path}/tell']", job="12", state="COMPLETED")
+    attempt(run, 1, 3000, cause="diverged")
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(loop.telling, "send", killed)
+        loop.one_pass(slurm.root)
     loop.one_pass(slurm.root)
     assert [event["event"] for event in told()] == ["failed", "ended"]
