@@ -30,7 +30,9 @@ def _submit(words: list[str]) -> int:
     if len(launchers) > 1:
         raise InputError("cluster: a sweep runs here or on a cluster, not both; leave cluster=local out of it")
     if launchers == {"slurm"}:
-        return _on_cluster(configs, words)
+        from hpc_llm.launch import cluster
+
+        return _on_cluster([cluster.with_site_defaults(config, os.environ) for config in configs], words)
     plans = examine_all(configs)
     if configs[0].dry_run:
         from hpc_llm.launch import show_submission
@@ -66,7 +68,6 @@ def _on_cluster(configs: list[RunConfig], words: list[str], code: Path | None = 
     from hpc_llm.launch import cluster, show_submission
     from hpc_llm.slurm.client import SlurmUnavailable
 
-    configs = [cluster.with_site_defaults(config, os.environ) for config in configs]
     plans = examine_all(configs)
     try:
         if configs[0].dry_run:

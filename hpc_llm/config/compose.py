@@ -87,6 +87,9 @@ def _sweep_of(experiment: str, words: Words) -> dict[str, str]:
     return {str(key): str(values) for key, values in (composed.hydra.sweeper.get("params") or {}).items()}
 
 
+ASKED = ("search", "dry_run", "test_only", "local", "json")  # how much of a search is wanted, and in which manner
+
+
 @dataclass(frozen=True)
 class Space:
     """What a search may choose, and the rest.
@@ -107,6 +110,16 @@ class Space:
             if not one.is_group:
                 OmegaConf.update(composed, one.key, chosen[one.key], merge=True, force_add=True)
         return _resolve(composed)
+
+    def asked_as(self, typed: Space) -> Space:
+        """This space, with what is ASKED of `typed`, which has the same dimensions."""
+        templates = {}
+        for chosen, text in self.templates.items():
+            composed, other = OmegaConf.create(text), OmegaConf.create(typed.templates[chosen])
+            for key in ASKED:
+                OmegaConf.update(composed, key, OmegaConf.select(other, key))
+            templates[chosen] = OmegaConf.to_yaml(composed)
+        return Space(self.dimensions, templates)
 
 
 def compose_space(argv: Sequence[str]) -> Space:

@@ -2,13 +2,15 @@
 
 A search is one file, <root>/.searches/<sweep>.json, with the space as it was composed when it began; its trials are
 runs of that sweep like any others, called trial-0000, trial-0001, … A trial is written down before it is submitted, and
-submitted until its ledger says so: killed anywhere, the next pass goes on.
+submitted until its ledger says so: killed anywhere, the next pass goes on. Words that are typed again change `search.*`
+alone: losses of another training are never told to the same study.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -24,7 +26,7 @@ from hpc_llm.config.compose import Space, compose_space
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.config.space import Dimension
-from hpc_llm.launch import cluster
+from hpc_llm.launch import cluster, retyped
 from hpc_llm.launch.sampler import Trial, ask, require
 from hpc_llm.launch.submission import unplannable
 from hpc_llm.recovery import facts
@@ -35,6 +37,7 @@ from hpc_llm.storage.files import write_atomic
 from hpc_llm.trackers import jsonl
 
 _LOCK_S = 120.0  # a pass of the watchdog submits in seconds
+_MOST_KEYS = 4  # named in a line
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Search:
     space: Space
     words: list[str]
     site: dict[str, str]  # of the environment that it began in
-    python: str
+    python: str  # that began it
     asked: list[dict[str, Any]] = field(default_factory=list)
     ended: dict[int, float | None] = field(default_factory=dict)
     cancelled: list[int] = field(default_factory=list)  # by their user, since the words were last typed
@@ -90,12 +93,7 @@ def begin(words: list[str], environment: Mapping[str, str]) -> Iterator[tuple[Se
         path.parent.mkdir(exist_ok=True)
     with FileLock(path.with_suffix(".lock"), timeout=_LOCK_S) if kept else contextlib.nullcontext():
         if path.exists():
-            earlier = _read(path)
-            if earlier.space.dimensions != space.dimensions:
-                raise InputError(
-                    f"run.name={sweep}: {path} is a search of another space; choose another run.name, or remove it"
-                )
-            found.asked, found.ended = earlier.asked, earlier.ended
+            found = _taken_up(_read(path), found)
         wanted, ended = next_trials(found), dict(found.ended)
         lines = list(_drop_unsound(found, wanted))
         if wanted and lines and not _sound_ones(found, wanted):
@@ -105,6 +103,24 @@ def begin(words: list[str], environment: Mapping[str, str]) -> Iterator[tuple[Se
         if kept and (found.asked or ended):
             found.save()
         yield found, _sound_ones(found, wanted)
+
+
+def _taken_up(earlier: Search, typed: Search) -> Search:
+    """The search as it began, with the `search.*` that is typed now: InputError where the words mean another one."""
+    what = f"run.name={typed.sweep}: {RootLayout(typed.root).search(typed.sweep)} is a search of another"
+    if earlier.space.dimensions != typed.space.dimensions:
+        raise InputError(f"{what} space; choose another run.name, or remove it")
+    pairs = [(earlier.config(chosen, 0), typed.config(chosen, 0)) for chosen in _corners(typed.space.dimensions)]
+    if changed := retyped.other_training(pairs):
+        raise InputError(f"{what} training ({_some(changed)}); choose another run.name, or remove it")
+    if late := retyped.without_effect(pairs):
+        print(f"{typed.sweep}: goes on as it began; without effect: {_some(late)}", file=sys.stderr)
+    space = earlier.space.asked_as(typed.space)
+    return dataclasses.replace(earlier, space=space, words=typed.words, cancelled=[])
+
+
+def _some(changed: Sequence[str]) -> str:
+    return "; ".join([*changed[:_MOST_KEYS], *(["…"] if len(changed) > _MOST_KEYS else [])])
 
 
 def next_trials(search: Search) -> list[RunConfig]:
@@ -206,7 +222,13 @@ def code_of(search: Search) -> Path | None:
 
 
 def _corner(space: Sequence[Dimension]) -> dict[str, Any]:
-    return {one.key: one.choices[0] if one.choices else one.low for one in space}
+    return _corners(space)[0]
+
+
+def _corners(space: Sequence[Dimension]) -> list[dict[str, Any]]:
+    """One choice for each combination of presets."""
+    columns = [one.choices if one.is_group else [one.choices[0] if one.choices else one.low] for one in space]
+    return [dict(zip((one.key for one in space), values, strict=True)) for values in itertools.product(*columns)]
 
 
 def _read(path: Path) -> Search:
