@@ -28,6 +28,31 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def completed(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain `data` of a config dataclass, as an older version wrote it, with the schema's defaults for what it lacks.
+
+    Nothing is checked, and a key that the schema has no more stays.
+    """
+    hints, known = field_types(kind), dict[str, Any]()
+    for item in dataclasses.fields(kind):
+        if item.name in data:
+            known[item.name] = _completed_value(hints[item.name], data[item.name])
+        elif item.default is not dataclasses.MISSING:
+            known[item.name] = to_dict(item.default) if dataclasses.is_dataclass(item.default) else item.default
+        elif item.default_factory is not dataclasses.MISSING:
+            known[item.name] = item.default_factory()
+    return {**known, **{key: value for key, value in data.items() if key not in known}}
+
+
+def _completed_value(annotation: Any, value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if section := section_class(annotation):
+        return completed(section, value)
+    named = named_class(annotation)
+    return {name: completed(named, item) for name, item in value.items()} if named else value
+
+
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{a: {b: 1}} as {a.b: 1}: the keys as a command line spells them."""
     leaves = {}

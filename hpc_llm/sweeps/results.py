@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_llm.config.building import flat
+from hpc_llm.config.building import completed, flat
 from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import RunConfig
 from hpc_llm.recovery.accounting import account, held_gpus
 from hpc_llm.recovery.standing import first_step_at
 from hpc_llm.runs import ledger
@@ -25,7 +26,7 @@ class Result:
     """What a run was and what came of it. Losses are nats per target token; None: not measured (yet)."""
 
     name: str
-    config: dict[str, Any]  # dotted key → value
+    config: dict[str, Any]  # dotted key → value; keys that are newer than the run have their defaults
     parameters: int
     train_flops: float  # of the whole plan
     steps: int  # of the plan
@@ -46,7 +47,8 @@ def read(layout: RunLayout) -> Result:
     """InputError where the directory is no run, or a damaged one."""
     try:
         config, plan = (json.loads(path.read_text()) for path in (layout.config, layout.plan))
-        keys, events, rows = flat(config), ledger.read(layout.ledger), jsonl.read(layout.metrics)
+        keys = flat(completed(RunConfig, config))
+        events, rows = ledger.read(layout.ledger), jsonl.read(layout.metrics)
         spent = account(events, until=None, first_step_at=first_step_at(layout))
         trained = [row for row in rows if "loss" in row]
         heldout = _finite([row["heldout_loss"] for row in rows if "heldout_loss" in row])

@@ -10,11 +10,20 @@ from typing import Any
 from hpc_llm.sweeps.results import Result
 
 SEED = "run.seed"
-# Where a run lies and how it was asked for; nobody compares runs by these.
+# Where a run lies, how it was asked for, in which queue it waited and what kept it going: neither what is learned nor
+# how fast a step is. Nobody compares runs by these, and a seed that was submitted again with a longer time limit is
+# still one of its seeds. What a step runs on and with stays (cluster.nodes, cluster.wrapper, train.micro_batch, …).
 _NO_TREATMENT = (
-    *("run.name", "run.sweep", "run.root", "run.group", "run.max_gpu_hours", "run.depends_on", "data.out"),
-    *("dry_run", "test_only", "local", "json"),
+    *("run.name", "run.sweep", "run.root", "run.group", "run.max_gpu_hours", "run.depends_on"),
+    *("data.out", "data.workers", "train.eval_every", "dry_run", "test_only", "local", "json"),
+    *("cluster.partition", "cluster.account", "cluster.qos", "cluster.constraint", "cluster.exclude"),
+    *("cluster.reservation", "cluster.gpu_request", "cluster.spare_nodes", "cluster.mem", "cluster.sbatch"),
+    *("cluster.time_min", "cluster.signal_lead_s", "cluster.array_throttle"),
+    *("cluster.setup", "cluster.exports", "cluster.python"),
+    *("cluster.expected_mfu", "cluster.gpu_peak_tflops"),  # the plan's and the MFU's, not the step's
+    *("checkpoint", "recovery", "trackers", "halving", "search"),
 )
+_TREATMENT_ALL_THE_SAME = ("recovery.on_divergence", "recovery.spike_threshold")  # they leave batches out
 _PRESETS = ("model.name", "optim.name", "data.name", "train.name", "cluster.name")
 
 
@@ -74,7 +83,13 @@ def combinations(runs: Sequence[Result], keys: Sequence[str]) -> tuple[list[Comb
 
 def _all_keys(runs: Iterable[Result]) -> list[str]:
     keys = dict.fromkeys(key for run in runs for key in run.config)
-    return [key for key in keys if key != SEED and key not in _NO_TREATMENT]
+    return [key for key in keys if key != SEED and _is_treatment(key)]
+
+
+def _is_treatment(key: str) -> bool:
+    parts = key.split(".")
+    above = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+    return key in _TREATMENT_ALL_THE_SAME or above.isdisjoint(_NO_TREATMENT)
 
 
 def _split(runs: Sequence[Result], key: str) -> list[list[Result]]:

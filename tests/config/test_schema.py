@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_llm.config.building import build, describe, field_types, section_class, to_dict
+from hpc_llm.config.building import build, completed, describe, field_types, section_class, to_dict
 from hpc_llm.config.errors import InputError, nearest
 from hpc_llm.config.schema import RunConfig
 from tests.configs import make_config
@@ -139,6 +139,17 @@ def test_a_value_where_a_group_belongs_is_refused(prefix: str) -> None:
     section, last = section_of(data, prefix.rstrip("."))
     section[last] = 3
     assert problems(data) == [f"{prefix.rstrip('.')}=3: a group of keys is expected here"]
+
+
+def test_what_an_older_version_did_not_know_has_its_default_and_what_it_knew_stays() -> None:
+    whole = to_dict(make_config("+data.sources.wiki.path=wiki"))
+    older = {**deepcopy(whole), "gone": 1}
+    del older["halving"], older["model"]["z_loss"], older["optim"]["betas"], older["data"]["sources"]["wiki"]["weight"]
+    del older["model"]["d_model"]  # it has no default
+    expected = {**deepcopy(whole), "gone": 1}
+    del expected["model"]["d_model"]
+    assert completed(RunConfig, older) == expected
+    assert completed(RunConfig, whole) == whole
 
 
 def test_an_unknown_key_gets_its_nearest_spelling_first() -> None:

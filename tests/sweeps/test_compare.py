@@ -83,6 +83,55 @@ def test_what_only_follows_from_a_preset_is_no_swept_key(tmp_path: Path, said: A
     assert {"model.d_model", "model.n_layers", "optim.lr"} <= set(found["follow"])
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("cluster.time_min=1440", "cluster.partition=long", "cluster.exclude=n7", "+cluster.exports.NCCL_DEBUG=INFO"),
+        *("checkpoint.every=20min", "recovery.max_crashes=9", "run.max_gpu_hours=3", "search.parallel=2"),
+        *("+cluster.sbatch.comment=x", "cluster.setup=[module load cuda]", "trackers=[]", "cluster.spare_nodes=1"),
+    ],
+)
+def test_a_seed_that_was_submitted_again_in_another_queue_is_still_a_seed(tmp_path: Path, said: Any, word: str) -> None:
+    for lr, loss in (("1e-4", 3.0), ("3e-4", 2.5)):
+        for seed, noise in enumerate(NOISE):
+            words = (f"optim.lr={lr}", f"run.seed={seed}", *([word] if (lr, seed) == ("3e-4", 1) else []))
+            make_run(tmp_path / "sweep" / f"lr={lr},seed={seed}", *words, heldout=loss + noise)
+    found = json.loads(said("--json")[1])
+    assert (found["keys"], [row["complete"] for row in found["combinations"]]) == (["optim.lr"], [3, 3])
+    assert (found["winner"]["winner"], found["winner"]["significant"]) == ("optim.lr=0.0003", True)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("train.micro_batch", (1, 2)),
+        ("train.zero_stage", (1, 2)),
+        ("cluster.nodes", (1, 2)),
+        ("cluster.gpus_per_node", (1, 2)),
+        ("recovery.on_divergence", ("skip", "stop")),
+    ],
+)
+def test_machines_that_are_varied_on_purpose_are_told_apart(
+    tmp_path: Path, said: Any, key: str, values: tuple[Any, Any]
+) -> None:
+    for value in values:
+        for seed in range(2):
+            make_run(tmp_path / "sweep" / f"{value},{seed}", f"{key}={value}", f"run.seed={seed}")
+    found = json.loads(said("--json")[1])
+    assert (found["keys"], [row["values"][key] for row in found["combinations"]]) == ([key], list(values))
+
+
+def test_keys_that_are_newer_than_a_run_have_their_defaults(tmp_path: Path, said: Any) -> None:
+    optimizers(tmp_path / "sweep", gap=0.5)
+    older = tmp_path / "sweep" / "fused_lion,lr=3e-4,seed=1" / "config.json"
+    plain = json.loads(older.read_text())
+    del plain["train"]["loss_chunk"], plain["model"]["z_loss"], plain["data"]["packing"], plain["halving"]
+    older.write_text(json.dumps(plain))
+    found = json.loads(said("--json")[1])
+    assert found["winner"]["significant"] is True
+    assert max(row["complete"] for row in found["combinations"]) == 3
+
+
 def test_an_unfinished_run_is_shown_and_is_in_no_mean(tmp_path: Path, said: Any) -> None:
     optimizers(tmp_path / "sweep", gap=0.5)
     make_run(
