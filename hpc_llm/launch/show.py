@@ -86,7 +86,7 @@ class Show:
 
     def complete(self) -> bool:
         """Whether the run has reached its end before."""
-        return any(event.event == "completed" for event in ledger.read(self.layout.ledger))
+        return ledger.is_complete(ledger.read(self.layout.ledger))
 
     def summary(self) -> None:
         """Held-out loss against what knowing the frequencies of tokens alone would give."""

@@ -65,7 +65,7 @@ def _facts(layout: RunLayout, config: dict[str, Any], history: Sequence[Ended], 
     return RunFacts(
         address=str(newest_job[-1].facts["job"]) if newest_job else None,
         submitted_at=since,
-        completed=any(event.event == "completed" for event in events),
+        completed=ledger.is_complete(events),
         final=_final_word(final),
         history=history,
         budgets=Budgets.of(config),

@@ -31,4 +31,4 @@ def runs(config: RunConfig) -> list[RunLayout]:
 
 
 def complete(run: RunLayout) -> bool:
-    return any(event.event == "completed" for event in ledger.read(run.ledger))
+    return ledger.is_complete(ledger.read(run.ledger))

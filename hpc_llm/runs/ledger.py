@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,3 +104,8 @@ def read(folder: Path) -> list[Event]:
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
     return sorted(events, key=lambda event: event.time)
+
+
+def is_complete(events: Iterable[Event]) -> bool:
+    """Whether the run has reached its end: its supervisor says so once, and nothing takes it back."""
+    return any(event.event == "completed" for event in events)

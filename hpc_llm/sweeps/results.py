@@ -59,7 +59,7 @@ def read(layout: RunLayout) -> Result:
             train_flops=plan["flops_per_token"] * plan["tokens"],
             steps=plan["steps"],
             step=int(trained[-1]["step"]) if trained else 0,
-            complete=any(event.event == "completed" for event in events),
+            complete=ledger.is_complete(events),
             final_loss=final_loss([float(row["loss"]) for row in trained], plan["steps"]),
             heldout_loss=heldout[-1] if heldout else None,
             best_loss=min(heldout, default=None),
