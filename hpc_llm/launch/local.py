@@ -17,7 +17,7 @@ from hpc_llm.launch import chain, show_preparation, supervisor
 from hpc_llm.launch.show import Show
 from hpc_llm.launch.submission import examine
 from hpc_llm.recovery.causes import ExitCode
-from hpc_llm.runs import freeze, ledger
+from hpc_llm.runs import attempts, freeze, ledger, lock
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.storage import operators
 from hpc_llm.storage.files import restrict_access
@@ -32,8 +32,12 @@ def run(config: RunConfig, words: list[str]) -> int:
     prepare_data(config)
     plan = examine(config)
     chain.require_complete(config)
-    layout = freeze.freeze(config, plan)
-    ledger.Ledger(layout.ledger, "submit").write("submitted", words=words, host=os.uname().nodename)
+    layout = freeze.layout_for(config)
+    if lock.held(layout):
+        print(f"{layout.path}: {lock.HELD}", file=sys.stderr)
+        return 1
+    freeze.freeze(config, plan)
+    note(layout, words)
     show = Show(layout, plan)
     if show.complete():
         print(f"{layout.path} is complete: nothing left to train")
@@ -46,6 +50,12 @@ def run(config: RunConfig, words: list[str]) -> int:
         return 1
     show.ending(status, words)
     return 130 if status == ExitCode.STOPPED else status
+
+
+def note(layout: RunLayout, words: list[str]) -> None:
+    """Write into the run's ledger that its user began it, or had it go on, with these words."""
+    facts = {"words": words, "host": os.uname().nodename, "after_attempt": attempts.newest(layout)}
+    ledger.Ledger(layout.ledger, "submit").write("submitted", **facts)
 
 
 def refuse_login_node(config: RunConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch import chain, local
 from hpc_llm.launch.submission import examine_all
 from hpc_llm.recovery.causes import ExitCode
-from hpc_llm.runs import dependency, freeze, ledger
+from hpc_llm.runs import dependency, freeze, lock
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.storage.files import restrict_access
 
@@ -34,10 +33,15 @@ def run(configs: Sequence[RunConfig], words: list[str]) -> int:
     plans = examine_all(configs)
     for config in configs:
         chain.require_complete(config)
-    layouts = [frozen.layout for frozen in freeze.freeze_all(list(zip(configs, plans, strict=True)))]
-    todo = [layout for layout in layouts if not dependency.complete(layout)]
+    layouts = [freeze.layout_for(config) for config in configs]
+    busy = [layout for layout in layouts if lock.held(layout)]
+    for layout in busy:
+        _say(f"{layout.name}: {lock.HELD}")
+    pairs = zip(configs, plans, layouts, strict=True)
+    freeze.freeze_all([(config, plan) for config, plan, layout in pairs if layout not in busy])
+    todo = [layout for layout in layouts if layout not in busy and not dependency.complete(layout)]
     for layout in todo:
-        ledger.Ledger(layout.ledger, "submit").write("submitted", words=words, host=os.uname().nodename)
+        local.note(layout, words)
     for config in {config.optim.name: config for config in configs}.values():
         local.build(config)  # once, before several ranks would
     at_once = configs[0].cluster.array_throttle or 1

@@ -8,7 +8,6 @@ container.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -31,7 +30,7 @@ from hpc_llm.recovery.accounting import held_gpus
 from hpc_llm.recovery.causes import Cause, ExitCode
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, Ended, decide, exhausted, seconds_left
-from hpc_llm.runs import attempts, attention, ledger
+from hpc_llm.runs import attempts, attention, ledger, lock
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import append_line, restrict_access
@@ -56,9 +55,10 @@ class Supervisor:
     def run(self) -> int:
         """Attempts until the policy says stop; the exit status of the run."""
         restrict_access(self.config["run"]["group"])
-        with self._signals_into_pipe(), self._alone() as alone:
+        ours = lock.taken(self.layout) if self.place.exclusive else contextlib.nullcontext(True)
+        with self._signals_into_pipe(), ours as alone:
             if not alone:
-                print(f"{self.layout.path}: another process is training this run", file=sys.stderr)
+                print(f"{self.layout.path}: {lock.HELD}", file=sys.stderr)
                 return BUSY
             if self._over():
                 return 0
@@ -89,7 +89,7 @@ class Supervisor:
         book = ledger.SupervisorLedger(self.layout.ledger, f"supervisor-{number:04d}", self._sleep)
         log = self.layout.supervisor_log(number)
         began, step_before = time.time(), self._patiently(lambda: newest_step(self.layout.checkpoints))
-        until = time.monotonic() + self._patiently(lambda: self._seconds_left(step_before))
+        until = time.monotonic() + self._patiently(lambda: self._seconds_left(number, step_before))
         book.write("started", attempt=number, checkpoint_step=step_before, **self.place.facts())
         _say(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
         spec = self._patiently(lambda: self._spec(number))
@@ -152,17 +152,19 @@ class Supervisor:
             book.write("requeued", attempt=ended["attempt"], how=how)
             attention.call(self.layout)
 
-    def _seconds_left(self, newest_checkpoint: int) -> float:
+    def _seconds_left(self, number: int, newest_checkpoint: int) -> float:
         """Until run.max_gpu_hours is spent, which a run that never fails would not notice."""
-        history = self._history(ledger.read(self.layout.ledger), newest_checkpoint)
+        history = self._history(number, ledger.read(self.layout.ledger), newest_checkpoint)
         return seconds_left(history, Budgets.of(self.config), self._gpus)
 
-    def _history(self, events: Sequence[ledger.Event], newest_checkpoint: int) -> list[Ended]:
-        return attempts_since_submission(events, newest_checkpoint, self.plan["world_size"], self._gpus)
+    def _history(self, number: int, events: Sequence[ledger.Event], newest_checkpoint: int) -> list[Ended]:
+        """The attempts of the submission that attempt `number` is of; one that came later is none of its business."""
+        ours = [event for event in events if event.facts.get("after_attempt", 0) < number]
+        return attempts_since_submission(ours, newest_checkpoint, self.plan["world_size"], self._gpus)
 
     def _decide(self, ended: dict[str, Any]) -> Decision:
         events = [*ledger.read(self.layout.ledger), ledger.Event(time.time(), "ended", "", ended)]
-        history = self._history(events, ended["checkpoint_step"])
+        history = self._history(ended["attempt"], events, ended["checkpoint_step"])
         bad = bad_nodes(self.layout, self.config["recovery"])
         failed = {node for node in [history[-1].node] if node is not None}
         enough = self.place.outlives_nodes and self.place.enough_without(bad | failed)
@@ -234,20 +236,6 @@ class Supervisor:
         if "HPC_LLM_PARENT" in os.environ:  # after the handlers: the parent may be dead already
             die_with_parent(int(os.environ["HPC_LLM_PARENT"]), signal.SIGTERM)
         yield
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Whether this process alone holds the run; the kernel lets go when the process dies."""
-        if not self.place.exclusive:
-            yield True
-            return
-        with self.layout.lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
-            yield True
 
 
 def _say(log: Path, text: str) -> None:

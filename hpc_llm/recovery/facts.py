@@ -87,7 +87,8 @@ def _began(events: Sequence[Event], newest_attempt: int) -> bool:
     before = sent.facts.get("after_attempt", sent.facts.get("attempt"))
     if before is not None:
         return newest_attempt > int(before)
-    return any(event.event == "started" and event.time >= sent.time for event in events)
+    begun = [event for event in events if event.event == "started"]
+    return any(event.time >= sent.time or event.facts.get("job") == sent.facts.get("job", "") for event in begun)
 
 
 def _final_word(final: Sequence[Event]) -> str | None:

@@ -16,14 +16,13 @@ READMITTED = "readmitted"  # the ledger's word for nodes that are left out no lo
 def attempts_since_submission(
     events: Sequence[Event], newest_checkpoint: int, world_size: int | None = None, held_gpus: int = 0
 ) -> list[Ended]:
-    """One Ended per attempt after the last `submitted`, and one per job that never began, oldest first.
+    """One Ended per attempt of the last submission, and one per job of it that never began, oldest first.
 
     An attempt that says nothing of its end was lost with its node or killed by Slurm. newest_checkpoint:
     the newest valid step now, for the last attempt. With `world_size` the node of the rank that failed first is known,
     with `held_gpus`, spare nodes' among them, the hours of attempts that say nothing of their end.
     """
-    last = max((event.time for event in events if event.event == "submitted"), default=0.0)
-    since = [event for event in events if event.time >= last]
+    since = since_submission(events)
     started = {event.facts["attempt"]: event for event in since if event.event == "started"}
     ended = {event.facts["attempt"]: event.facts for event in since if event.event == "ended"}
     found: list[tuple[float, Ended]] = []
@@ -46,6 +45,30 @@ def attempts_since_submission(
         found.append((started[number].time, end))
     found += [(event.time, _never_began(since, event)) for event in since if _is_launch_failure(event)]
     return [end for _, end in sorted(found, key=lambda pair: pair[0])]
+
+
+def since_submission(events: Sequence[Event]) -> list[Event]:
+    """What happened after the last `submitted`. Of attempts their numbers tell, where they can: clocks differ."""
+    submitted = max(
+        (event for event in events if event.event == "submitted"), key=lambda event: event.time, default=None
+    )
+    if submitted is None:
+        return list(events)
+    first = _first_attempt(submitted, events)
+
+    def counts(event: Event) -> bool:
+        number = event.facts.get("attempt") if event.event in ("started", "ended") else None
+        return event.time >= submitted.time if first is None or number is None else number >= first
+
+    return [event for event in events if counts(event)]
+
+
+def _first_attempt(submitted: Event, events: Sequence[Event]) -> int | None:
+    """The number of a submission's first attempt, where it says so or an attempt names its job."""
+    if "after_attempt" in submitted.facts:
+        return int(submitted.facts["after_attempt"]) + 1
+    started = [event.facts for event in events if event.event == "started"]
+    return min((each["attempt"] for each in started if each.get("job") == submitted.facts.get("job", "")), default=None)
 
 
 def _is_launch_failure(event: Event) -> bool:

@@ -17,7 +17,7 @@ from local_runs import TINY, Finished, run
 from waiting import until
 
 from hpc_llm.checkpoint import manifest
-from hpc_llm.runs import heartbeat
+from hpc_llm.runs import heartbeat, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.trackers import jsonl
 
@@ -124,10 +124,13 @@ def test_a_submit_that_is_killed_takes_its_ranks_with_it_and_they_save_first(roo
 
 def test_a_run_that_somebody_trains_already_is_left_alone(root: Path) -> None:
     with started(root, "busy") as (_, layout):
+        before = layout.plan.stat().st_mtime_ns
         second = run(root, "busy", *LONG)
         assert second.status == 1
         assert "another process is training this run" in second.output
         assert not layout.attempt(2).exists()
+        assert layout.plan.stat().st_mtime_ns == before
+        assert [event.event for event in ledger.read(layout.ledger)].count("submitted") == 1
 
 
 @pytest.mark.parametrize("optimizer", ["fused_lion", "cpu_adam", "cpu_lion", "torch_adam"])

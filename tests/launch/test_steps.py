@@ -552,6 +552,15 @@ def test_a_crash_while_the_time_limit_is_near_takes_the_job_back_to_the_queue(
     assert facts.read(story.layout).facts.final is None
 
 
+def test_a_submission_that_comes_while_an_attempt_runs_does_not_take_its_end_away(run: Any) -> None:
+    story = run("done()")
+    running = supervisor.Supervisor(story.layout.path, LocalPlace())
+    ledger.Ledger(story.layout.ledger, "supervisor-0001").write("started", attempt=1, checkpoint_step=0)
+    ledger.Ledger(story.layout.ledger, "submit").write("submitted", after_attempt=1)
+    ended = {"attempt": 1, "cause": "completed", "checkpoint_step": 8, "gpu_hours": 0.1}
+    assert not running._decide(ended).restart
+
+
 def test_two_supervisors_never_train_one_run(run: Any, pipe: Pipe) -> None:
     story = run("tell('ready'); wait(); leave(80)")
     first = story.supervise()

@@ -25,6 +25,16 @@ def test_what_was_before_the_users_last_submission_counts_no_more() -> None:
     assert (end.start_step, end.checkpoint_step, end.cause) == (30, 40, Cause.LOST)
 
 
+@pytest.mark.parametrize("told", [{"after_attempt": 1}, {"job": "12"}], ids=["by number", "by job"])
+def test_clocks_that_differ_leave_no_attempt_out(told: dict[str, Any]) -> None:
+    job = {"job": told["job"]} if "job" in told else {}
+    events = [event(0, "submitted", "submit"), started(1, 1), event(60, "submitted", "submit", **told)]
+    begun = event(30, "started", attempt=2, checkpoint_step=30, **job)  # that node's clock is a minute behind
+    ended = event(40, "ended", attempt=2, cause="crash", checkpoint_step=35)
+    assert [end.cause for end in attempts_since_submission([*events, begun, ended], 35)] == [Cause.CRASH]
+    assert attempts_since_submission(events, 35) == []
+
+
 def test_an_attempt_that_said_nothing_got_as_far_as_the_next_one_found_it() -> None:
     events = [event(0, "submitted", "submit"), started(1, 1), started(9, 2, 20)]
     assert [end.checkpoint_step for end in attempts_since_submission(events, 50)] == [20, 50]

@@ -1,0 +1,35 @@
+"""Who trains a run on this machine: one supervisor, whose lock the kernel takes back when it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+
+from hpc_llm.runs.layout import RunLayout
+
+HELD = "another process is training this run"
+
+
+@contextlib.contextmanager
+def taken(layout: RunLayout) -> Iterator[bool]:
+    """Whether the run is this process's alone, for as long as the context lasts."""
+    with layout.lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def held(layout: RunLayout) -> bool:
+    """Whether a process holds the run. Ask before anything is written there: it reads what it began with."""
+    if not layout.lock.exists():
+        return False
+    with layout.lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
