@@ -102,7 +102,7 @@ def _on_cluster(config: RunConfig, directory: Path, words: list[str]) -> int:
             _listed(config, directory)
             print(preparation.script_text(config, directory), end="")
         elif config.test_only:
-            print(client.test_only(preparation.script_text(config, directory)))
+            print(preparation.estimate(config, directory))
         elif (submitted := preparation.submit(config, directory)) is None:
             return _here(config, directory, words)
         elif config.json:

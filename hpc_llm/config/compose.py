@@ -43,9 +43,10 @@ class Choice:
 
 
 def compose(argv: Sequence[str]) -> RunConfig:
-    """The one configuration that `argv` describes; InputError lists all that is wrong with it."""
-    configs = compose_all([word for word in argv if word not in ("-m", "--multirun")])
-    return configs[0]
+    """The one configuration that `argv` describes; InputError lists all that is wrong with it, -m among it."""
+    if flags := [word for word in argv if word in ("-m", "--multirun")]:
+        raise InputError(f"{flags[0]}: a sweep is for submit and plan; here leave it out, and give each key one value")
+    return compose_all(argv)[0]
 
 
 def compose_all(argv: Sequence[str]) -> list[RunConfig]:

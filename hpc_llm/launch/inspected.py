@@ -17,6 +17,7 @@ from hpc_llm.runs import freeze
 from hpc_llm.runs.layout import RunLayout
 
 _OWN = {"inspect": "", "step": "1", "rows": "8"}
+_EXAMPLES = {"inspect": "runs/NAME", "step": "100", "rows": "16"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Asked:
 
 def ask(words: list[str]) -> Asked:
     """What is to be shown; InputError with all that is wrong with the words."""
+    if bare := [word for word in words if word in _OWN]:
+        raise InputError(f"{word}: a value is expected, for example {word}={_EXAMPLES[word]}" for word in bare)
     given = dict(word.split("=", 1) for word in words if word.partition("=")[0] in _OWN)
     rest = [word for word in words if word.partition("=")[0] not in _OWN]
     values = {**_OWN, **given}

@@ -40,6 +40,14 @@ def script_text(config: RunConfig, directory: Path) -> str:
     return _render(config, directory, directory.with_name(f"{directory.name}.partial-<hash>"), code)
 
 
+def estimate(config: RunConfig, directory: Path) -> str:
+    """What Slurm would do with the array (`sbatch --test-only`); nothing is queued or written. Errors as `submit`."""
+    try:
+        return client.test_only(script_text(config, directory))
+    except client.SlurmRefused as error:
+        raise InputError(f"cluster={config.cluster.name}: {error}") from None
+
+
 def submit(config: RunConfig, directory: Path) -> Submitted | None:
     """Submit an array that prepares `directory`; None where that is done.
 

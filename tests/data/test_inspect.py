@@ -72,6 +72,7 @@ def test_packed_documents_stand_on_lines_of_their_own(mixed: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
+        (["step"], "step: a value is expected, for example step=100"),
         (["step=0"], "step=0: a whole number from 1 on is expected"),
         (["rows=many"], "rows=many: a whole number"),
         (["step=21"], "step=21: from 1 to 20, the steps of this run"),
