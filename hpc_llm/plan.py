@@ -6,7 +6,7 @@ import dataclasses
 import sys
 
 from hpc_llm.config import verbs
-from hpc_llm.config.compose import compose_sweep
+from hpc_llm.config.compose import compose_sweep, searches
 from hpc_llm.config.errors import InputError
 from hpc_llm.launch import sweep
 from hpc_llm.launch.submission import examine_all
@@ -19,7 +19,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _plan(words: list[str]) -> int:
-    if any(word.lstrip("+").startswith("search.trials=") for word in words):
+    if searches(words):
         raise InputError("search.trials: what a search chooses is planned by `python -m hpc_llm.submit … dry_run=true`")
     configs = sweep.named(compose_sweep([*words, "dry_run=true"]))
     plans = examine_all(configs)

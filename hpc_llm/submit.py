@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from hpc_llm.config import verbs
-from hpc_llm.config.compose import compose_sweep, sound_part
+from hpc_llm.config.compose import compose_sweep, searches, sound_part
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch import sweep
@@ -20,7 +20,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _submit(words: list[str]) -> int:
-    if any(word.lstrip("+").startswith("search.trials=") and not word.endswith("=null") for word in words):
+    if searches(words):
         return _search(words)
     try:
         configs = sweep.named(compose_sweep(words))

@@ -171,6 +171,8 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
         yield "halving.rungs: has no effect on a single run; submit a sweep (-m)"
     if config.search.trials is None and config.search.parallel != _default(SearchConfig, "parallel"):
         yield f"search.parallel={config.search.parallel}: has an effect with search.trials alone"
+    if config.search.trials is not None and config.run.sweep is None:
+        yield f"search.trials={config.search.trials}: has no effect on a single run; submit a sweep (-m)"
     if config.search.trials is not None and config.halving.rungs:
         yield "halving.rungs: has no effect on a search, which learns from whole runs; leave out one of the two"
     if config.cluster.launcher == "local":

@@ -88,6 +88,30 @@ def _sweep_of(experiment: str, words: Words) -> dict[str, str]:
     return {str(key): str(values) for key, values in (composed.hydra.sweeper.get("params") or {}).items()}
 
 
+def searches(argv: Sequence[str]) -> bool:
+    """Whether `argv` describes a search: search.trials is in its words, or in a preset of its sweep."""
+    words = Words.parse(argv)
+    if (typed := _typed_trials(words)) is not None:
+        return typed != "null"
+    if not words.multirun:
+        return False
+    try:
+        with _hydra(words):
+            words = _with_named_sweep(words)
+            groups = groups_of(words.config_dirs)
+            presets = [word for word in words.overrides if word.partition("=")[0] in groups]
+            columns = _columns(_checked(dataclasses.replace(words, overrides=presets)), words.multirun)
+            composed = _compose_one([column.words[0] for column in columns], words)
+    except InputError:
+        return False  # composing the whole says what is wrong
+    return _typed_trials(words) is not None or composed.search.trials is not None
+
+
+def _typed_trials(words: Words) -> str | None:
+    typed = [word.partition("=") for word in words.overrides]
+    return next((value for key, _, value in reversed(typed) if key.lstrip("+") == "search.trials"), None)
+
+
 ASKED = ("search", "dry_run", "test_only", "local", "json")  # how much of a search is wanted, and in which manner
 
 

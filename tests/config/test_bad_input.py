@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_llm import submit
+from hpc_llm import plan, submit
 from hpc_llm.launch.submission import examine
 from hpc_llm.runs.freeze import freeze
 from tests.configs import make_config
@@ -335,3 +335,9 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "#SBATCH --nodes=8" in done.stdout
     assert nothing_written(tmp_path)
+
+
+def test_a_plan_is_of_runs_and_not_of_a_search(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["-m", "search.trials=4", "run.seed=1,2"]) == 2
+    assert capsys.readouterr().err.startswith("plan: search.trials: what a search chooses is planned by ")
+    assert plan.main(["search.trials=null"]) == 0

@@ -201,7 +201,11 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     ),
     (["search.parallel=2"], ["search.parallel=2: has an effect with search.trials alone"]),
     (
-        ["search.trials=9"],
+        ["search.trials=9", CLUSTER],
+        ["search.trials=9: has no effect on a single run; submit a sweep (-m)"],
+    ),
+    (
+        ["search.trials=9", "run.sweep=s"],
         ["search.trials: has no effect on cluster=local, where no watchdog submits trials; choose a cluster"],
     ),
     (

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from hpc_llm.config import compose as compose_module
-from hpc_llm.config.compose import compose, compose_all, compose_sweep
+from hpc_llm.config.compose import compose, compose_all, compose_sweep, searches
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from tests.configs import CONF, make_config, presets
@@ -195,6 +195,19 @@ def test_an_experiment_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "experiment" / "hot.yaml").write_text(text)
     config = compose(["experiment=hot", "--config-dir", str(tmp_path)])
     assert (config.model.name, config.optim.lr) == ("mpt-125m", 0.5)
+
+
+def test_a_search_is_one_wherever_its_trials_are_given(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    body = {"plain": "search: {trials: 8}", "named": "hydra: {sweeper: {params: {search.trials: 8, run.seed: '1,2'}}}"}
+    for name, text in body.items():
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    own = ["-m", "--config-dir", str(tmp_path), "optim.lr=interval(1e-3,1e-2)"]
+    for word in ("experiment=plain", "experiment=named", "search.trials=8", "++search.trials=8"):
+        assert searches([*own, word])
+    for word in ("run.seed=1,2", "search.trials=null", "experiment=nope", "model=mpt-tiny,mpt-125m"):
+        assert not searches([*own, word])
+    assert not searches([*own, "experiment=plain", "search.trials=null"]), "the user's word wins"
 
 
 def test_a_mistake_in_ones_own_preset_is_named(tmp_path: Path) -> None:
