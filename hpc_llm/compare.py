@@ -26,7 +26,7 @@ def _compare(words: list[str]) -> int:
     form.add_argument("--json", action="store_true", help="everything, for scripts")
     form.add_argument("--markdown", action="store_true", help="a table for a paper")
     parser.add_argument("--baseline", metavar="KEY=VALUE,…", help="what p is against (default: the first combination)")
-    parser.add_argument("--against", choices=("parameters", "compute"), default="parameters", help="of a ladder")
+    parser.add_argument("--against", choices=("parameters", "compute"), help="of a ladder (default: parameters)")
     parser.add_argument("--next", type=float, metavar="SIZE", help="predict the loss there (default: one rung further)")
     given = parser.parse_args(words)
     if given.next is not None and not (math.isfinite(given.next) and given.next > 0):
@@ -34,7 +34,9 @@ def _compare(words: list[str]) -> int:
     from hpc_llm.sweeps import report, results
 
     runs = [results.read(layout) for layout in dict.fromkeys(_layouts(given.paths))]
-    found = report.of(runs, baseline=given.baseline, against=given.against, next_size=given.next)
+    found = report.of(runs, baseline=given.baseline, against=given.against or "parameters", next_size=given.next)
+    if not found.ladders:
+        _refuse_of_a_ladder({"--against": given.against, "--next": given.next})
     if given.json:
         verbs.print_json(report.as_json(found))
     elif given.csv:
@@ -42,6 +44,13 @@ def _compare(words: list[str]) -> int:
     else:
         print(report.as_markdown(found) if given.markdown else report.as_text(found))
     return 0
+
+
+def _refuse_of_a_ladder(flags: dict[str, object]) -> None:
+    """InputError for a flag without effect on runs that are no ladder."""
+    for flag, value in flags.items():
+        if value is not None:
+            raise InputError(f"{flag} {value}: is for a ladder, and these runs differ in no size; leave it out")
 
 
 def _layouts(paths: Sequence[Path]) -> Iterator[RunLayout]:

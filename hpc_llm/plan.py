@@ -22,6 +22,8 @@ def _plan(words: list[str]) -> int:
     if searches(words):
         raise InputError("search.trials: what a search chooses is planned by `python -m hpc_llm.submit … dry_run=true`")
     configs = sweep.named(compose_sweep([*words, "dry_run=true"]))
+    if configs[0].test_only:
+        raise InputError("test_only=true: asks Slurm, and a plan asks nobody; give it to `python -m hpc_llm.submit`")
     plans = examine_all(configs)
     if configs[0].json:
         documents = [dataclasses.asdict(plan) for plan in plans]

@@ -25,6 +25,8 @@ def main(words: list[str] | None = None) -> int:
 
 def _status(words: list[str]) -> int:
     given = _parser().parse_args(words)
+    if given.watch is not None:
+        _refuse_unwatched(given)
     if given.team is not None:
         return _team(given.team or None, given.json)
     root: Path = given.root
@@ -66,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--clear-node", metavar="NAME", help="forget the evidence against a node")
     return parser
+
+
+def _refuse_unwatched(given: argparse.Namespace) -> None:
+    """InputError for what is shown once, whatever --watch says."""
+    others = {"--team": given.team is not None, "--clear-node": given.clear_node is not None}
+    others |= {"--tensorboard": given.tensorboard, "--logs": given.logs, "--nodes": given.nodes}
+    if once := [flag for flag, typed in others.items() if typed]:
+        raise InputError(f"--watch: shows runs again and again, and no {once[0]}; leave out one of the two")
 
 
 def _show(root: Path, as_json: bool) -> int:

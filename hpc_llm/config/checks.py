@@ -61,6 +61,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "recovery.spike_threshold": _POSITIVE,
     "trackers.tensorboard.every": _POSITIVE,
 }
+_WATCHED_ONLY = (  # what happens to jobs, and what a watchdog does of it
+    *("max_node_failures", "max_launch_failures", "max_preemptions", "node_exclusion_h", "max_excluded_nodes"),
+    "notify",
+)
 _SLURM_ONLY = (
     "spare_nodes",
     *("partition", "account", "qos", "constraint", "exclude", "reservation", "cpus_per_gpu", "mem", "time_min"),
@@ -117,8 +121,8 @@ def _words(config: RunConfig) -> Iterator[str]:
         if name is None or _NAME.fullmatch(name):
             continue
         yield (
-            f"{key}={name!r}: up to 100 letters, digits, '.', '_' and '-' that do not begin with '.' or '-'; "
-            f"for example {re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')[:100] or 'my-run'}"
+            f"{key}={name!r}: up to 100 letters, digits, '.', '_', '=', ',' and '-', of which a letter, a digit or '_' "
+            f"is the first; for example {re.sub(r'[^A-Za-z0-9._=,-]+', '-', name).strip('-.=,')[:100] or 'my-run'}"
         )
     if re.match(r"http://(?!127\.0\.0\.1[:/])|(?!https?://)\w+://", " ".join(config.recovery.notify)):
         yield f"recovery.notify={config.recovery.notify}: an https:// address, a command's words, or [$VARIABLE]"
@@ -165,6 +169,8 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
         for name in ("max_divergences",):
             if (value := getattr(config.recovery, name)) != _default(RecoveryConfig, name):
                 yield f"recovery.{name}={value}: has an effect with recovery.on_divergence=skip alone"
+    if (throttle := config.cluster.array_throttle) is not None and config.run.sweep is None:
+        yield f"cluster.array_throttle={throttle}: has no effect on a single run; submit a sweep (-m)"
     if not config.halving.rungs and config.halving.keep != _default(HalvingConfig, "keep"):
         yield f"halving.keep={config.halving.keep}: has an effect with halving.rungs alone"
     if config.halving.rungs and config.run.sweep is None:
@@ -182,6 +188,9 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
             yield "halving.rungs: has no effect on cluster=local, where no watchdog stops runs; choose a Slurm cluster"
         if config.recovery.successor:
             yield "recovery.successor=true: has no effect on cluster=local; choose a Slurm cluster"
+        for name in _WATCHED_ONLY:
+            if (value := getattr(config.recovery, name)) != _default(RecoveryConfig, name):
+                yield f"recovery.{name}={value}: has no effect on cluster=local; choose a Slurm cluster"
         for name in _SLURM_ONLY:
             value = getattr(config.cluster, name)
             if value != _default(ClusterConfig, name):

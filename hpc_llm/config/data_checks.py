@@ -44,6 +44,12 @@ def _without_effect(data: DataConfig) -> Iterator[str]:
         yield "data.sources: data=stdlib has its own source; use data=files"
     if data.eos_token is not None and data.tokenizer is None:
         yield f"data.eos_token={data.eos_token}: has an effect with data.tokenizer=PATH alone"
+    trained_on = next(item for item in dataclasses.fields(DataConfig) if item.name == "tokenizer_sample_mb")
+    if data.tokenizer is not None and data.tokenizer_sample_mb != trained_on.default:
+        yield (
+            f"data.tokenizer_sample_mb={data.tokenizer_sample_mb}: has no effect with data.tokenizer={data.tokenizer}, "
+            "which is trained already"
+        )
     if not data.sources and data.name != "stdlib":
         return
     why = "each of data.sources has its own" if data.sources else "data=stdlib is read in its own way"

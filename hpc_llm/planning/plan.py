@@ -274,6 +274,8 @@ def _problems(config: RunConfig, data: DataFacts | None) -> Iterator[str]:
         )
     if cluster.gpu is None and own != (None, None):
         yield "cluster.gpu_memory_gib, cluster.gpu_peak_tflops: have an effect with cluster.gpu=NAME alone"
+    if cluster.gpu is None and cluster.expected_mfu is not None:
+        yield f"cluster.expected_mfu={cluster.expected_mfu}: has an effect with cluster.gpu=NAME alone"
     if train.global_batch < world:
         yield (
             f"train.global_batch={train.global_batch}: at least one sequence for each of the {world} ranks "

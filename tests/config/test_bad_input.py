@@ -341,3 +341,10 @@ def test_a_plan_is_of_runs_and_not_of_a_search(capsys: pytest.CaptureFixture[str
     assert plan.main(["-m", "search.trials=4", "run.seed=1,2"]) == 2
     assert capsys.readouterr().err.startswith("plan: search.trials: what a search chooses is planned by ")
     assert plan.main(["search.trials=null"]) == 0
+
+
+def test_a_plan_blames_no_word_that_nobody_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["test_only=true", "+cluster=a100x8"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("plan: test_only=true: asks Slurm, and a plan asks nobody; give it to ")
+    assert "dry_run" not in said

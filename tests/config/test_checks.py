@@ -192,7 +192,7 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ["optim.decay_fraction=0.5: has an effect with optim.schedule=wsd alone"],
     ),
     (
-        ["recovery.notify=['http://example.org/x']"],
+        ["recovery.notify=['http://example.org/x']", CLUSTER],
         ["recovery.notify=['http://example.org/x']: an https:// address, a command's words, or [$VARIABLE]"],
     ),
     (
@@ -230,6 +230,22 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ["halving.rungs: has no effect on cluster=local, where no watchdog stops runs; choose a Slurm cluster"],
     ),
     (
+        ["cluster.array_throttle=4", CLUSTER],
+        ["cluster.array_throttle=4: has no effect on a single run; submit a sweep (-m)"],
+    ),
+    (
+        ["recovery.notify=[mail-me]", "recovery.max_preemptions=3", "recovery.node_exclusion_h=1"],
+        [
+            "recovery.max_preemptions=3: has no effect on cluster=local; choose a Slurm cluster",
+            "recovery.node_exclusion_h=1.0: has no effect on cluster=local; choose a Slurm cluster",
+            "recovery.notify=['mail-me']: has no effect on cluster=local; choose a Slurm cluster",
+        ],
+    ),
+    (
+        ["data.tokenizer=/t.model", "data.tokenizer_sample_mb=64"],
+        ["data.tokenizer_sample_mb=64.0: has no effect with data.tokenizer=/t.model, which is trained already"],
+    ),
+    (
         ["recovery.successor=true"],
         ["recovery.successor=true: has no effect on cluster=local; choose a Slurm cluster"],
     ),
@@ -243,7 +259,22 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     ),
 ]
 
-NAMES = ["a b", "a;rm -rf", "$HOME", "../up", "a/b", ".hidden", "-flag", "имя", "x" * 101, "", "a\nb", "`id`", "a'b"]
+NAMES = [
+    "a b",
+    "a;rm -rf",
+    "$HOME",
+    "../up",
+    "a/b",
+    ".hidden",
+    "-flag",
+    "имя",
+    "x" * 101,
+    "",
+    "a\nb",
+    "`id`",
+    "a'b",
+    "=,a b",
+]
 
 
 @cache
@@ -277,12 +308,14 @@ def named(name: str) -> RunConfig:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_a_shell_would_take_apart_is_refused(name: str) -> None:
     (line,) = problems(named(name))
-    assert line.startswith(f"run.name={name!r}: up to 100 letters, digits, '.', '_' and '-'")
+    assert line.startswith(
+        f"run.name={name!r}: up to 100 letters, digits, '.', '_', '=', ',' and '-', of which a letter"
+    )
     example = line.rpartition("for example ")[2]
     assert problems(named(example)) == []
 
 
-@pytest.mark.parametrize("name", ["a", "mpt-7b_lr1e-3.v2", "7b", "_x", "X" * 100])
+@pytest.mark.parametrize("name", ["a", "mpt-7b_lr1e-3.v2", "7b", "_x", "X" * 100, "lr=1e-4,seed=2"])
 def test_a_plain_name_is_taken(name: str) -> None:
     assert problems(named(name)) == []
 
@@ -300,6 +333,8 @@ def test_a_plain_name_is_taken(name: str) -> None:
         ["train.seq_len=512"],
         [CLUSTER, "cluster.gpu_request=gres:a100", "cluster.partition=gpu", "cluster.exports.NCCL_DEBUG=WARN"],
         [CLUSTER, "test_only=true", "cluster.nodes=2"],
+        ["cluster.array_throttle=4", "run.sweep=s"],
+        [CLUSTER, "recovery.notify=[mail-me]", "recovery.max_preemptions=3"],
     ],
 )
 def test_what_works_is_not_complained_of(words: list[str]) -> None:

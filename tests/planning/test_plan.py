@@ -236,6 +236,8 @@ def test_a_gpu_that_is_described_in_part_or_without_a_name_is_refused() -> None:
     assert line.startswith("cluster.gpu='gh200': one of ") and "give cluster.gpu_memory_gib and" in line
     (line,) = problems("cluster=local-slurm", "cluster.gpu_peak_tflops=989")
     assert line == "cluster.gpu_memory_gib, cluster.gpu_peak_tflops: have an effect with cluster.gpu=NAME alone"
+    (line,) = problems("cluster.expected_mfu=0.4")
+    assert line == "cluster.expected_mfu=0.4: has an effect with cluster.gpu=NAME alone"
 
 
 @pytest.mark.parametrize(

@@ -174,3 +174,11 @@ def test_watching_shows_it_again_and_refuses_json(
     assert (code, out.count("Ctrl-C ends it"), out.count("JOB")) == (130, 2, 2)
     assert "\x1b" not in out, "a dumb terminal gets no control sequences"
     assert said("--watch", "--json")[0] == 2
+
+
+@pytest.mark.parametrize("words", [["--nodes"], ["--team"], ["--logs"], ["--clear-node", "n1"]])
+def test_what_is_shown_once_cannot_be_watched(slurm: FakeSlurm, said: Any, words: list[str]) -> None:
+    make_run(slurm, "one", job="12")
+    code, out, err = said(*words, "--watch", "5")
+    assert (code, out) == (2, "")
+    assert err == f"status: --watch: shows runs again and again, and no {words[0]}; leave out one of the two\n"

@@ -202,6 +202,13 @@ def test_two_rungs_are_no_ladder(tmp_path: Path, said: Any) -> None:
     assert "a scaling fit needs 3 sizes, these are 2" in said()[1]
 
 
+def test_what_is_for_a_ladder_is_refused_without_one(tmp_path: Path, said: Any) -> None:
+    optimizers(tmp_path / "sweep", gap=0.5)
+    for words in (("--against", "compute"), ("--next", "1e9")):
+        code, _, err = said(*words)
+        assert code == 2 and err.startswith(f"compare: {words[0]} ") and "is for a ladder" in err
+
+
 def test_a_folder_without_runs_and_a_size_that_is_none_are_refused(tmp_path: Path, said: Any) -> None:
     assert said()[0] == 2
     (tmp_path / "sweep").mkdir()
