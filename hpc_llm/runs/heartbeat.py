@@ -49,7 +49,7 @@ class Heart:
         self._attempt, self._clock = attempt, clock
         earlier = _beats(path.parent).values()
         self._earlier_s = max((beat.step_s for beat in earlier), default=0.0)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._path, self._file = path, -1
         self._phase, self._count, self._written_at = Phase.STARTING, 0, -EVERY_S
         self._entered_at = self._stepped_at = clock()
         self._steps_s: deque[float] = deque(maxlen=64)
@@ -76,6 +76,8 @@ class Heart:
         times |= {"save_s": self._longest_s[Phase.SAVING], "evaluation_s": self._longest_s[Phase.EVALUATING]}
         line = json.dumps({**fields, **{name: round(seconds, 4) for name, seconds in times.items()}})
         try:
+            if self._file < 0:  # here, so that a full quota is a matter of the next beat
+                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
             os.pwrite(self._file, line.ljust(_WIDTH - 1).encode() + b"\n", 0)
         except OSError:
             return

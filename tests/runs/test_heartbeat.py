@@ -96,3 +96,14 @@ def test_other_attempts_and_torn_files_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "n2.beat").write_text('{"attempt": 2, "st')
     assert heartbeat.read(tmp_path, 2) == {}
     assert list(heartbeat.read(tmp_path, 1)) == ["n1"]
+
+
+def test_a_file_that_cannot_be_made_stops_no_rank_and_is_made_once_it_can(tmp_path: Path) -> None:
+    folder, clock = tmp_path / "heartbeats", Clock()
+    heart = Heart(folder / "n1.beat", 1, clock)
+    clock.now += 2.0
+    heart.beat(1, Phase.TRAINING)
+    folder.mkdir()
+    clock.now += 2.0
+    heart.beat(2, Phase.TRAINING)
+    assert heartbeat.read(folder, 1)["n1"].step == 2
