@@ -61,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         return _crash_code(error)
     if outcome is Outcome.HELD:
         log.info("saved; waiting for Slurm to end the job, or for the supervisor's word that it does")
-    while outcome is Outcome.HELD and stop.hold:
-        signal.pause()
+        stop.wait_while_held()
     return ExitCode.COMPLETED if outcome is Outcome.FINISHED else ExitCode.STOPPED
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import select
 import signal
 from types import FrameType
 
@@ -51,3 +52,15 @@ class StopFlag:
     def hold(self) -> bool:
         """Whether to wait for the end of the process after that."""
         return self._hold_on_sigterm and self.signal == signal.SIGTERM
+
+    def wait_while_held(self) -> None:
+        """Until another signal says that the job is not to end after all.
+
+        Through a pipe: signal.pause would sleep on over one that comes after the look at `hold`.
+        """
+        woken, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        while self.hold:
+            select.select([woken], [], [])
+            os.read(woken, 4096)
