@@ -46,7 +46,11 @@ def main(argv: list[str] | None = None) -> int:
     stop = StopFlag(hold_on_sigterm="HPC_LLM_HOLD" in os.environ)
     if "HPC_LLM_SUPERVISOR" in os.environ:
         die_with_parent(int(os.environ["HPC_LLM_SUPERVISOR"]), signal.SIGKILL)
-    place = environment.read(os.environ)
+    try:
+        place = environment.read(os.environ)
+    except InputError as error:
+        print(f"train: {error}", file=sys.stderr)
+        return ExitCode.CONFIG_ERROR
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s rank {place.rank} %(levelname)s %(message)s", force=True
     )

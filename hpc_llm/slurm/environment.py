@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+
+from hpc_llm.config.errors import InputError
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SRUN = ("SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -30,26 +35,43 @@ class RankEnvironment:
 def read(environment: Mapping[str, str]) -> RankEnvironment:
     """The place that `environment` describes: RANK and its kin first, then SLURM_*, else a single rank.
 
-    ValueError if srun started several tasks and nobody said where rank 0 listens.
+    InputError where they say only half of it: srun started several tasks and nobody said where rank 0 listens.
     """
     if "RANK" in environment:
+        if missing := _missing(environment, _TORCHRUN):
+            raise InputError(f"{missing}: missing beside RANK; start by torchrun, or unset RANK for a single rank")
         return RankEnvironment(
-            int(environment["RANK"]),
-            int(environment.get("LOCAL_RANK", "0")),
-            int(environment["WORLD_SIZE"]),
-            int(environment.get("LOCAL_WORLD_SIZE", "1")),
+            _number(environment, "RANK"),
+            _number(environment, "LOCAL_RANK", 0),
+            _number(environment, "WORLD_SIZE"),
+            _number(environment, "LOCAL_WORLD_SIZE", 1),
             environment["MASTER_ADDR"],
-            int(environment["MASTER_PORT"]),
+            _number(environment, "MASTER_PORT"),
         )
-    if int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
-        if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
-            raise ValueError("srun started several tasks without MASTER_ADDR and MASTER_PORT; export both before srun")
+    num_tasks = _number(environment, "SLURM_NTASKS", 1)
+    if num_tasks > 1 and "SLURM_PROCID" in environment:
+        if missing := _missing(environment, _SRUN):
+            raise InputError(
+                f"{missing}: missing, and srun started {num_tasks} tasks; export MASTER_ADDR (the first node) and "
+                "MASTER_PORT (a free port there) before srun"
+            )
         return RankEnvironment(
-            int(environment["SLURM_PROCID"]),
-            int(environment["SLURM_LOCALID"]),
-            int(environment["SLURM_NTASKS"]),
-            int(environment["SLURM_NTASKS"]) // int(environment.get("SLURM_NNODES", "1")),
+            _number(environment, "SLURM_PROCID"),
+            _number(environment, "SLURM_LOCALID"),
+            num_tasks,
+            num_tasks // _number(environment, "SLURM_NNODES", 1),
             environment["MASTER_ADDR"],
-            int(environment["MASTER_PORT"]),
+            _number(environment, "MASTER_PORT"),
         )
     return RankEnvironment(0, 0, 1, 1, "127.0.0.1", 0)
+
+
+def _missing(environment: Mapping[str, str], names: Iterable[str]) -> str:
+    return ", ".join(name for name in names if name not in environment)
+
+
+def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:
+    value = environment.get(name, str(default))
+    if not value.isdecimal():
+        raise InputError(f"{name}={value!r}: a whole number is expected, as torchrun or srun sets it")
+    return int(value)
