@@ -6,6 +6,7 @@ A step is started, told to stop, and waited for by events: the kernel's SIGCHLD 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -89,7 +90,11 @@ class LocalStep:
                 "MASTER_PORT": str(port),
                 "GLOO_SOCKET_IFNAME": "lo",
             }
-            self._processes.append(_start(spec, spec.command, place, spec.log(rank)))
+            try:
+                self._processes.append(_start(spec, spec.command, place, spec.log(rank)))
+            except OSError:  # the others would wait for this one
+                self.kill()
+                raise
 
     def poll(self) -> StepEnd | None:
         codes = [process.poll() for process in self._processes]
@@ -234,6 +239,19 @@ class SrunStep:
             self._open = False
 
 
+def never_started(spec: StepSpec, error: OSError) -> StepEnd:
+    """The end of a step whose ranks could not be started, with the reason where rank 0 would have said it.
+
+    A command that is no program is a matter of the configuration; too many processes or no free port may pass.
+    """
+    no_program = error.filename == spec.command[0] and error.errno in _NO_PROGRAM
+    why = f"cluster.python or cluster.wrapper: {error.filename}: {error.strerror}" if no_program else str(error)
+    with contextlib.suppress(OSError), spec.log(0).open("a") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')},000 rank 0 ERROR could not be started: {why}\n")
+    return StepEnd({0: int(ExitCode.CONFIG_ERROR if no_program else ExitCode.CRASHED)}, 0)
+
+
+_NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC)
 _NO_STEP = re.compile(rb"srun: error: Unable to (?:create step|confirm allocation) for job")
 _SRUN_ERROR = re.compile(r"srun: error: \S+: tasks? ([\d,\-\[\]]+): (.+)")
 _NODE_LOST = re.compile(r"srun: error: (?:Node failure on|Task launch for \S+ failed on node) ([^\s:]+)")

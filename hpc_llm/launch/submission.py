@@ -70,6 +70,7 @@ class _Look:
     def plan(self, config: RunConfig) -> RunPlan:
         if problems := preflight.unknown_homes(config):
             raise InputError(problems)
+        problems = preflight.python_problems(config)
         data, plan = None, None
         if not config.dry_run:
             problems += self._place(config) or [*preflight.name_problems(config), *dependency.problems(config)]

@@ -22,7 +22,7 @@ from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.launch.ending import Ending, bad_nodes, bear_witness, judge
 from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.launch.place import LocalPlace, Place, SlurmPlace
-from hpc_llm.launch.steps import StepEnd, StepSpec
+from hpc_llm.launch.steps import StepEnd, StepSpec, never_started
 from hpc_llm.launch.vigil import Vigil
 from hpc_llm.planning.experience import Limit, Speed
 from hpc_llm.recovery import facts
@@ -94,7 +94,7 @@ class Supervisor:
         _say(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
         spec = self._patiently(lambda: self._spec(number))
         vigil = Vigil(self.layout, self.place, self.config["recovery"], book, number, self.signals)
-        end = vigil.keep(self.place.start(spec, number, log), until, self._sleep)
+        end = self._train(spec, number, log, vigil, until)
         hours = (time.time() - began) / 3600 * self._gpus
         ending = self._patiently(lambda: self._judge(number, end, vigil))
         ended = {
@@ -110,6 +110,14 @@ class Supervisor:
             _say(log, ending.failure.text)
         self._conclude(book, ended, ending.cause, decision)
         return ending.cause, decision
+
+    def _train(self, spec: StepSpec, number: int, log: Path, vigil: Vigil, until: float) -> StepEnd:
+        """The ranks of an attempt, from their start to their end."""
+        try:
+            step = self.place.start(spec, number, log)
+        except OSError as error:
+            return never_started(spec, error)
+        return vigil.keep(step, until, self._sleep)
 
     def _judge(self, number: int, end: StepEnd, vigil: Vigil) -> Ending:
         ending = judge(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import grp
 import os
+import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,16 @@ def unknown_homes(config: RunConfig) -> list[str]:
         except RuntimeError:
             found.append(f"{key}={path}: there is no user {str(path)[1:].partition('/')[0]}; give another path")
     return found
+
+
+def python_problems(config: RunConfig) -> list[str]:
+    """Whether the ranks of a run on this machine have an interpreter; they start in the folder of the code."""
+    python, path = config.cluster.python, config.cluster.exports.get("PATH")
+    if python is None or config.cluster.launcher != "local":
+        return []
+    if shutil.which(python, path=path) and (os.sep not in python or Path(python).is_absolute()):
+        return []
+    return [f"cluster.python={python}: a program on PATH, or the whole path of one, is expected; null is this Python"]
 
 
 def room_problems(runs: Sequence[tuple[RunConfig, RunPlan]]) -> list[str]:

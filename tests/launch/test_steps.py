@@ -26,11 +26,12 @@ from hpc_llm.launch import steps, supervisor
 from hpc_llm.launch.place import LocalPlace, SlurmPlace
 from hpc_llm.launch.steps import STOP_SIGNAL, LocalStep, StepEnd, StepSpec
 from hpc_llm.planning.plan import make_plan
-from hpc_llm.recovery import facts
+from hpc_llm.recovery import facts, logs
 from hpc_llm.recovery.causes import Cause, ExitCode
 from hpc_llm.runs import freeze, ledger
 from hpc_llm.runs.layout import RunLayout
 from tests.configs import make_config
+from tests.runs.machine import in_child
 
 STOPPED = int(ExitCode.STOPPED)
 _LIMIT_S = 30.0  # a wait for an event that takes longer has failed
@@ -481,6 +482,37 @@ def test_what_is_no_matter_of_trying_again_is_tried_once(run: Any, code: int, st
     story = run(f"leave({code})")
     assert story.status() == status
     assert len(story.causes) == 1
+
+
+def test_a_program_that_went_away_ends_the_attempt_and_the_reason_is_told(run: Any) -> None:
+    story = run("done()", 2)
+    (story.layout.path.parent / "python").unlink()
+    assert story.status() == 2
+    (end,) = story.facts("ended")
+    assert (end["cause"], end["first_failed"], end["restart"]) == ("config-error", 0, False)
+    said = logs.choose(story.layout, None).failure
+    assert said is not None
+    assert said.error.startswith("could not be started: cluster.python or cluster.wrapper: ")
+    assert said.error.endswith("/python: No such file or directory")
+
+
+class Crowded(LocalPlace):
+    """Where this user may have no more processes, at first."""
+
+    def __init__(self) -> None:
+        self.refusals = [BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")]
+
+    def start(self, *words: Any) -> Any:
+        if self.refusals:
+            raise self.refusals.pop()
+        return super().start(*words)
+
+
+def test_ranks_that_cannot_be_started_now_are_started_again(run: Any) -> None:
+    story = run("done()")
+    status = in_child(lambda: supervisor.Supervisor(story.layout.path, Crowded()).run())
+    assert (status, story.causes) == ((0, 0), ["crash", "completed"])
+    assert "temporarily unavailable" in story.facts("ended")[0]["error"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

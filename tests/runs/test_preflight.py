@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -101,6 +102,21 @@ def test_ones_own_groups_are_allowed_and_no_others(tmp_path: Path) -> None:
     (line,) = preflight.problems(replace(config, run=replace(config.run, group="no-such-group")))
     assert line.startswith("run.group=no-such-group: not one of your groups; allowed: ")
     assert mine in line.rpartition("allowed: ")[2].split(", ")
+
+
+def test_an_interpreter_that_is_not_there_is_refused_where_the_run_stays_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "python").symlink_to(sys.executable)
+    for python in ("/no/such/python", "./python", "no-such-python", str(tmp_path)):
+        config = make_config(f"run.root={tmp_path}", f"cluster.python={python}", "dry_run=true")
+        with pytest.raises(InputError) as raised:
+            examine(config)
+        assert str(raised.value).startswith(f"cluster.python={python}: a program on PATH, or the whole path of one, ")
+    for word in ("cluster.python=null", f"cluster.python={tmp_path}/python", "cluster.python=sh"):
+        assert preflight.python_problems(make_config(word)) == []
+    assert preflight.python_problems(make_config("cluster=a100x8", "cluster.python=/there/python")) == []
 
 
 def test_room_for_the_checkpoints_is_asked_for(tmp_path: Path) -> None:
