@@ -91,7 +91,7 @@ def begin(words: list[str], environment: Mapping[str, str]) -> Iterator[tuple[Se
     if kept:
         freeze.make_folder(found.root, first.run.group)
         path.parent.mkdir(exist_ok=True)
-    with FileLock(path.with_suffix(".lock"), timeout=_LOCK_S) if kept else contextlib.nullcontext():
+    with _alone(path) if kept else contextlib.nullcontext():
         if path.exists():
             found = _taken_up(_read(path), found)
         wanted, ended = next_trials(found), dict(found.ended)
@@ -121,6 +121,23 @@ def _taken_up(earlier: Search, typed: Search) -> Search:
 
 def _some(changed: Sequence[str]) -> str:
     return "; ".join([*changed[:_MOST_KEYS], *(["…"] if len(changed) > _MOST_KEYS else [])])
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One submission or watchdog at a time at the search of that file."""
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=_LOCK_S)
+    except Timeout:
+        who = "another submission or a watchdog"
+        raise InputError(
+            f"run.name={path.stem}: {who} has been at this search for {_LOCK_S:.0f} s; try again"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def next_trials(search: Search) -> list[RunConfig]:

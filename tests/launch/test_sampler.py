@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from hpc_llm.config.compose import compose_space
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.space import Dimension
+from hpc_llm.launch import search
 from hpc_llm.launch.sampler import Trial, ask
 
 WORDS = ["-m", "+cluster=local-slurm", "run.name=s", "search.trials=9"]
@@ -81,3 +84,14 @@ def test_what_is_no_space_is_refused(words: list[str], said: str) -> None:
     with pytest.raises(InputError, match=r".*") as raised:
         compose_space([*WORDS[1:], *words])
     assert said in str(raised.value)
+
+
+def test_a_search_that_somebody_is_at_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "_LOCK_S", 0.1)
+    (tmp_path / ".searches").mkdir()
+    with (
+        FileLock(tmp_path / ".searches" / "s.lock"),
+        pytest.raises(InputError, match=r"^run\.name=s: another submission or a watchdog has been at this search for "),
+        search.begin([*WORDS, f"run.root={tmp_path}", "optim.lr=1e-3,1e-2"], {}),
+    ):
+        pass
