@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.history import since_submission
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
 
@@ -33,12 +36,13 @@ class Show:
         self._offset = 0
         self._printed_at, self._printed_step = time.monotonic(), 0
         self._told_stopping, self._seen_events = False, 0.0
+        self._name: str | None = None  # as its user calls it
         self._progress: Progress | None = None
 
     def header(self, config: RunConfig) -> None:
         """One line on what is about to run and where."""
         plan = self.plan
-        self._seen_events = time.time()
+        self._seen_events, self._name = time.time(), config.run.name
         self._say(
             f"{config.model.name}: {plan.parameters / 1e6:,.1f} M parameters, {plan.steps:,} steps of "
             f"{plan.tokens_per_step:,} tokens, {config.optim.name}, ZeRO-{plan.zero_stage}, {config.train.precision}, "
@@ -100,20 +104,27 @@ class Show:
 
     def ending(self, status: int, words: list[str]) -> None:
         """How it ended and what to type next."""
-        again = shlex.join(["python", "-m", "hpc_llm.submit", *words])
-        ends = [event for event in ledger.read(self.layout.ledger) if event.event == "ended"]
         if status == 0:
             self.summary()
             self._say(f"complete: {self.layout.path}")
             self._say("next:")
             if self.layout.tensorboard.exists():
-                self._say(f"  tensorboard --logdir {self.layout.tensorboard}")
-            self._say("  python -m hpc_llm.submit model=mpt-tiny train.duration=2000steps      # longer")
-            self._say("  python -m hpc_llm.submit +cluster=a100x64 model=mpt-7b dry_run=true   # on a cluster")
+                self._say(f"  python -m hpc_llm.status {shlex.quote(str(self.layout.path))} --tensorboard")
+            self._say(f"  {_submit(longer(words, self._name, 2 * self.plan.steps))}      # twice as long")
             return
+        self._explain_newest()
+        self._say(f"go on with: {_submit(words)}")
+
+    def _explain_newest(self) -> None:
+        """Why the last attempt ended; where its supervisor died nobody says so, and an earlier one's end is not its."""
+        events = since_submission(ledger.read(self.layout.ledger))
+        number = max((event.facts["attempt"] for event in events if event.event == "started"), default=0)
+        ends = [event.facts for event in events if event.event == "ended" and event.facts["attempt"] == number]
         if ends:
-            self._explain(ends[-1].facts)
-        self._say(f"go on with: {again}")
+            self._explain(ends[-1])
+        elif number:
+            log = self.layout.supervisor_log(number)
+            self._say(f"attempt {number} was left by its supervisor, which died or was killed; its log: {log}")
 
     def _explain(self, facts: dict[str, Any]) -> None:
         rank = facts["first_failed"]
@@ -168,3 +179,14 @@ class Show:
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
         sys.stdout.flush()
+
+
+def longer(words: Sequence[str], name: str | None, steps: int) -> list[str]:
+    """The same words for `steps`, as a run of its own: one that is called `name` needs another one."""
+    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in ("run.name", "train.duration")]
+    named = [] if name is None else [f"run.name={re.sub(r'-[0-9]+steps$', '', name)}-{steps}steps"]
+    return [*kept, *named, f"train.duration={steps}steps"]
+
+
+def _submit(words: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "hpc_llm.submit", *words])
