@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 
+from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.hardware import GIB, GPUS
 
@@ -17,12 +18,20 @@ _SAME = 0.03  # by how much the driver's figure may differ from the table's
 def as_here(config: RunConfig) -> tuple[RunConfig, int | None]:
     """`config` with what is left open settled for this machine, and the bytes that each rank has.
 
-    Unchanged and None for a run that goes to a cluster, or whose cluster.gpu is given.
+    Unchanged and None for a run that goes to a cluster, or whose cluster.gpu is given. InputError where ranks would
+    share a GPU: NCCL refuses that only once all of them have started.
     """
     cluster = config.cluster
-    if cluster.launcher != "local" or cluster.gpu is not None:
+    if cluster.launcher != "local" or (cluster.gpu is not None and config.dry_run):
         return config, None
     gpus = [] if cluster.device == "cpu" else _gpus()
+    if 0 < len(gpus) < cluster.gpus_per_node:
+        raise InputError(
+            f"cluster.gpus_per_node={cluster.gpus_per_node}: a rank needs a GPU of its own, and nvidia-smi shows "
+            f"{len(gpus)} here; set cluster.gpus_per_node={len(gpus)}, or cluster.device=cpu"
+        )
+    if cluster.gpu is not None:
+        return config, None
     if gpus:
         name, memory = min(gpus, key=lambda gpu: gpu[1])
         return dataclasses.replace(config, cluster=dataclasses.replace(cluster, gpu=known(name, memory))), memory

@@ -28,7 +28,13 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
     os.environ["DS_ACCELERATOR"] = kind
     if kind == "cpu":
         return torch.device("cpu")
-    index = local_rank % torch.cuda.device_count()  # one GPU where the launcher shows each rank its own
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus > 1:
+        raise InputError(
+            f"cluster.gpus_per_node: rank {local_rank} of this node has no GPU of its own, torch sees {num_gpus} here; "
+            f"set cluster.gpus_per_node={num_gpus} (and look at CUDA_VISIBLE_DEVICES)"
+        )
+    index = local_rank % num_gpus  # one GPU where the launcher shows each rank its own
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hpc_llm.config.errors import InputError
 from hpc_llm.launch.machine import as_here, known
 from hpc_llm.launch.submission import examine
 from tests.configs import make_config
@@ -80,3 +81,20 @@ def test_what_is_said_of_the_machine_is_left_alone(smi: Path, words: list[str]) 
     says(smi, "NVIDIA A100-SXM4-40GB, 40960")
     config = make_config(*words)
     assert as_here(config) == (config, None)
+
+
+@pytest.mark.parametrize("words", [["dry_run=true"], ["cluster.gpu=h100-80gb"]])
+def test_more_ranks_than_gpus_are_refused_before_the_run_begins(smi: Path, words: list[str], tmp_path: Path) -> None:
+    says(smi, "NVIDIA H100 80GB HBM3, 81559", "NVIDIA H100 80GB HBM3, 81559")
+    asked = (f"run.root={tmp_path}", *words)
+    with pytest.raises(
+        InputError, match=r"^cluster\.gpus_per_node=3: a rank needs a GPU of its own, .* shows 2 here; "
+    ):
+        examine(make_config(*asked, "cluster.gpus_per_node=3"))
+    assert examine(make_config(*asked, "cluster.gpus_per_node=2")).world_size == 2
+    assert examine(make_config(f"run.root={tmp_path}", "cluster.gpus_per_node=3", "cluster.device=cpu")).world_size == 3
+
+
+def test_a_plan_for_gpus_that_are_elsewhere_asks_nobody_here(smi: Path) -> None:
+    says(smi, "NVIDIA H100 80GB HBM3, 81559")
+    assert examine(make_config("cluster.gpu=h100-80gb", "cluster.gpus_per_node=8", "dry_run=true")).world_size == 8
