@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from hpc_llm.config import verbs
 from hpc_llm.config.compose import compose_sweep, searches, sound_part
@@ -51,7 +50,7 @@ def _search(words: list[str]) -> int:
         if not configs:
             print(f"{found.sweep}: {len(found.asked)} trials, {len(found.ended)} ended; nothing to submit now")
             return 0
-        return _on_cluster(configs, words, search.code_of(found))
+        return _on_cluster(configs, words)
 
 
 def _further(words: list[str], problems: list[str]) -> list[str]:
@@ -64,7 +63,7 @@ def _further(words: list[str], problems: list[str]) -> list[str]:
     return []
 
 
-def _on_cluster(configs: list[RunConfig], words: list[str], code: Path | None = None) -> int:
+def _on_cluster(configs: list[RunConfig], words: list[str]) -> int:
     from hpc_llm.launch import cluster, show_submission
     from hpc_llm.slurm.client import SlurmUnavailable
 
@@ -75,7 +74,7 @@ def _on_cluster(configs: list[RunConfig], words: list[str], code: Path | None = 
         elif configs[0].test_only:
             print("\n".join(cluster.estimates(configs, plans)))
         else:
-            return show_submission.outcome(cluster.submit(configs, words, code=code), configs)
+            return show_submission.outcome(cluster.submit(configs, words), configs)
     except SlurmUnavailable as error:
         print(f"submit: {error}", file=sys.stderr)
         return 1

@@ -17,6 +17,7 @@ from pathlib import Path
 from hpc_llm.checkpoint.errors import NoValidCheckpoint, SaveFailed
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
+from hpc_llm.data.manifest import check_digests
 from hpc_llm.launch import allocator
 from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.planning.plan import RunPlan, with_micro_batch
@@ -108,6 +109,7 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
             f"{layout.path}: planned for {plan.world_size} ranks, started with {place.world_size}; "
             f"start {plan.world_size}, or submit it again for the machine you want"
         )
+    check_digests(Path(plan.data_directory), plan.data_digests)
     beat = _heart(layout, place)
     if plan.compile or plan.attention == "flex":
         # torch's own place is a folder of the node's /tmp. Its keys name device, versions and source.

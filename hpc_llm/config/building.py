@@ -37,10 +37,8 @@ def completed(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
     for item in dataclasses.fields(kind):
         if item.name in data:
             known[item.name] = _completed_value(hints[item.name], data[item.name])
-        elif item.default is not dataclasses.MISSING:
-            known[item.name] = to_dict(item.default) if dataclasses.is_dataclass(item.default) else item.default
-        elif item.default_factory is not dataclasses.MISSING:
-            known[item.name] = item.default_factory()
+        elif (default := default_of(item)) is not dataclasses.MISSING:
+            known[item.name] = to_dict(default) if dataclasses.is_dataclass(default) else default
     return {**known, **{key: value for key, value in data.items() if key not in known}}
 
 
@@ -53,12 +51,36 @@ def _completed_value(annotation: Any, value: Any) -> Any:
     return {name: completed(named, item) for name, item in value.items()} if named else value
 
 
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """What a key is unless given; dataclasses.MISSING where it must be given."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def chosen(config: Any) -> dict[str, Any]:
+    """`to_dict` without what is as it would be unless given: keys that a later version adds change nothing in it."""
+    items = {field: getattr(config, field.name) for field in dataclasses.fields(config)}
+    given = {field.name: value for field, value in items.items() if value != default_of(field)}
+    return {name: _chosen(value) for name, value in given.items()}
+
+
+def _chosen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _chosen(each) for key, each in value.items()}
+    return chosen(value) if dataclasses.is_dataclass(value) else value
+
+
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{a: {b: 1}} as {a.b: 1}: the keys as a command line spells them."""
     leaves = {}
     for key, value in tree.items():
         leaves.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return leaves
+
+
+def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """`key=before, now value` for every key in which two trees differ."""
+    old, new = flat(then), flat(now)
+    return [f"{key}={old.get(key)}, now {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
 
 
 @functools.cache  # 0.3 ms a class, and a sweep builds a thousand configurations

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hpc_llm.config import data_checks, model_checks, order_checks
+from hpc_llm.config.building import default_of
 from hpc_llm.config.schema import ClusterConfig, HalvingConfig, RecoveryConfig, RunConfig, SearchConfig
 
 VOCAB_MULTIPLE = 128  # embeddings padded to it: worth up to 4 MFU points (MPT-7B)
@@ -61,10 +62,6 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "recovery.spike_threshold": _POSITIVE,
     "trackers.tensorboard.every": _POSITIVE,
 }
-_WATCHED_ONLY = (  # what happens to jobs, and what a watchdog does of it
-    *("max_node_failures", "max_launch_failures", "max_preemptions", "node_exclusion_h", "max_excluded_nodes"),
-    "notify",
-)
 _SLURM_ONLY = (
     "spare_nodes",
     *("partition", "account", "qos", "constraint", "exclude", "reservation", "cpus_per_gpu", "mem", "time_min"),
@@ -169,8 +166,6 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
         for name in ("max_divergences",):
             if (value := getattr(config.recovery, name)) != _default(RecoveryConfig, name):
                 yield f"recovery.{name}={value}: has an effect with recovery.on_divergence=skip alone"
-    if (throttle := config.cluster.array_throttle) is not None and config.run.sweep is None:
-        yield f"cluster.array_throttle={throttle}: has no effect on a single run; submit a sweep (-m)"
     if not config.halving.rungs and config.halving.keep != _default(HalvingConfig, "keep"):
         yield f"halving.keep={config.halving.keep}: has an effect with halving.rungs alone"
     if config.halving.rungs and config.run.sweep is None:
@@ -188,9 +183,8 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
             yield "halving.rungs: has no effect on cluster=local, where no watchdog stops runs; choose a Slurm cluster"
         if config.recovery.successor:
             yield "recovery.successor=true: has no effect on cluster=local; choose a Slurm cluster"
-        for name in _WATCHED_ONLY:
-            if (value := getattr(config.recovery, name)) != _default(RecoveryConfig, name):
-                yield f"recovery.{name}={value}: has no effect on cluster=local; choose a Slurm cluster"
+        if config.recovery.notify:
+            yield "recovery.notify: has no effect on cluster=local, where no watchdog looks on; choose a Slurm cluster"
         for name in _SLURM_ONLY:
             value = getattr(config.cluster, name)
             if value != _default(ClusterConfig, name):
@@ -198,5 +192,4 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
 
 
 def _default(kind: Any, name: str) -> Any:
-    field = next(item for item in dataclasses.fields(kind) if item.name == name)
-    return field.default_factory() if callable(field.default_factory) else field.default
+    return default_of(next(item for item in dataclasses.fields(kind) if item.name == name))

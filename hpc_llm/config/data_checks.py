@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
+from hpc_llm.config.building import default_of
 from hpc_llm.config.schema import DataConfig, ReadingConfig
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # of a source; a part of its shards' file names
@@ -54,6 +55,5 @@ def _without_effect(data: DataConfig) -> Iterator[str]:
         return
     why = "each of data.sources has its own" if data.sources else "data=stdlib is read in its own way"
     for item in dataclasses.fields(ReadingConfig):
-        default = item.default_factory() if callable(item.default_factory) else item.default
-        if (value := getattr(data, item.name)) != default:
+        if (value := getattr(data, item.name)) != default_of(item):
             yield f"data.{item.name}={value}: has no effect, {why}"

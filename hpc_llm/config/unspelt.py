@@ -24,7 +24,5 @@ def _line(key: str) -> str:
     for section in sections:
         kind = building.section_class(building.field_types(kind)[section])
     (field,) = [field for field in dataclasses.fields(kind) if field.name == last]
-    make = field.default_factory
-    default = field.default if make is dataclasses.MISSING else make()
-    words = json.dumps(default).replace('"', "")
+    words = json.dumps(building.default_of(field)).replace('"', "")
     return f"{key}={words}  # {building.describe(building.field_types(kind)[last])}"

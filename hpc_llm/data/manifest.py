@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,21 @@ class Manifest:
         if self.dtype not in ("uint16", "uint32"):
             raise ValueError(f"dtype {self.dtype} is not uint16 or uint32")
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of each source, one of all that its tokens are and mean: two that are equal train the same."""
+        return {name: self._digest(name) for name in self.sources}
+
+    def _digest(self, source: str) -> str:
+        shards = [
+            [split, shard.sha256, shard.index_sha256]
+            for split, shards in sorted(self.shards.items())
+            for shard in shards
+            if shard.source == source
+        ]
+        facts = [self.tokenizer_sha256, self.vocab_size, self.eos_id, self.dtype, shards]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Manifest:
         """The reverse of dataclasses.asdict. ValueError, KeyError or TypeError where it is none."""
@@ -132,6 +148,7 @@ def facts(directory: Path) -> DataFacts:
         vocab_size=manifest.vocab_size,
         unigram_entropy=manifest.unigram_entropy,
         source_tokens={name: source.tokens["train"] for name, source in manifest.sources.items()},
+        digests=manifest.digests,
     )
 
 
@@ -144,7 +161,8 @@ def directory_for(config: RunConfig) -> Path:
     """Folder of the shards of a run: data.out, or one below run.root that runs with the same recipe share."""
     if config.data.out is not None:
         return Path(config.data.out).expanduser()
-    digest = hashlib.sha256(json.dumps(recipe(config.data), sort_keys=True).encode()).hexdigest()
+    told = {key: value for key, value in recipe(config.data).items() if value != _unless_given(key)}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return Path(config.run.root).expanduser() / ".data" / f"{config.data.name}-{digest[:12]}"
 
 
@@ -182,15 +200,31 @@ def _reading(config: ReadingConfig, prefix: str) -> dict[str, Any]:
     return {prefix + name: sorted(value) if name == "suffixes" else value for name, value in values.items()}
 
 
+def _unless_given(key: str) -> Any:
+    """What a setting of reading is by default, so that one which a later version adds changes no recipe; else ''."""
+    return _reading(ReadingConfig(), "").get(key.rpartition(".")[2], "")
+
+
 def check_recipe(manifest: Manifest, config: DataConfig, directory: Path) -> None:
     """InputError that names every setting in which prepared data differ from what is asked for."""
     wanted = recipe(config)
-    different = [key for key in wanted if wanted[key] != manifest.recipe.get(key)]
+    different = [key for key in wanted if wanted[key] != manifest.recipe.get(key, _unless_given(key))]
     if different:
         raise InputError(
             f"data.{key}={wanted[key]}: {directory} was prepared with {manifest.recipe.get(key)}; "
             "choose another data.out, or remove that folder"
             for key in different
+        )
+
+
+def check_digests(directory: Path, planned: Mapping[str, str]) -> None:
+    """InputError where prepared data are not those that a run was planned with."""
+    found = read_manifest(directory).digests
+    changed = [name for name, digest in planned.items() if found.get(name) != digest]
+    if changed:
+        raise InputError(
+            f"{directory}: prepared anew since this run was submitted, with other tokens of {', '.join(changed)}; "
+            "bring back the data that it began with, or train another run.name"
         )
 
 

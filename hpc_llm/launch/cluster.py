@@ -48,6 +48,7 @@ class Outcome:
     jobs: list[Job]
     left: dict[Path, str]
     waiting: list[backlog.Backlog]  # what Slurm has no room for yet
+    other_code: list[RunLayout]  # runs that go on with another version than they had
 
 
 def with_site_defaults(config: RunConfig, environment: Mapping[str, str]) -> RunConfig:
@@ -89,12 +90,11 @@ def freeze_here(config: RunConfig, words: list[str]) -> RunLayout:
     return layout
 
 
-def submit(configs: Sequence[RunConfig], words: list[str], *, code: Path | None = None) -> Outcome:
+def submit(configs: Sequence[RunConfig], words: list[str]) -> Outcome:
     """Freeze the runs and submit them, a sweep as arrays; those that are queued or complete are left alone.
 
-    code: a snapshot of the source to run, instead of one of this process's own.
     InputError with what the user can mend, in Slurm's words where they are Slurm's; SlurmUnavailable where Slurm does
-    not answer. Then nothing that this call made is left, but for arrays that were accepted before.
+    not answer. Then no run directory that this call made is left, but for arrays that were accepted before.
     """
     _require_sbatch()
     restrict_access(configs[0].run.group)
@@ -107,10 +107,10 @@ def submit(configs: Sequence[RunConfig], words: list[str], *, code: Path | None 
         waits = chain.waits(todo, [job for job in queue if job.live])
         try:
             parts = divide(todo, [plans[_place(config)] for config in todo], _most_tasks(todo))
-            frozen = freeze.freeze_all([(config, plans[_place(config)]) for config in todo], code)
+            frozen = freeze.freeze_all([(config, plans[_place(config)]) for config in todo])
             backlog.forget(freeze.root_of(configs[0]), {_place(config) for config in todo})
             jobs, waiting = _send_all(parts, frozen, queue, words, waits)
-            return Outcome(jobs, left, waiting)
+            return Outcome(jobs, left, waiting, [run.layout for run in frozen if run.other_code])
         except client.SlurmRefused as error:
             raise InputError(_refusal(configs[0], error)) from None
 
@@ -147,7 +147,7 @@ def _left_alone(configs: Sequence[RunConfig], live: Sequence[QueuedJob]) -> dict
         found = next((by_address[name] for name in reversed(addresses) if name in by_address), None)
         if job := found or by_folder.get(str(layout.code)):
             left[layout.path] = f"job {job.address} is {job.state}"
-        elif any(event.event == "completed" for event in events):
+        elif ledger.is_complete(events):
             left[layout.path] = "complete"
         elif config.halving.rungs and (why := _halved(events)):
             left[layout.path] = f"out of its sweep: {why}"

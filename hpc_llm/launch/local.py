@@ -36,7 +36,9 @@ def run(config: RunConfig, words: list[str]) -> int:
     if lock.held(layout):
         print(f"{layout.path}: {lock.HELD}", file=sys.stderr)
         return 1
-    freeze.freeze(config, plan)
+    (frozen,) = freeze.freeze_all([(config, plan)])
+    if frozen.other_code:
+        print(f"{layout.name}: {freeze.OTHER_CODE}")
     note(layout, words)
     show = Show(layout, plan)
     if show.complete():
@@ -55,7 +57,7 @@ def run(config: RunConfig, words: list[str]) -> int:
 def note(layout: RunLayout, words: list[str]) -> None:
     """Write into the run's ledger that its user began it, or had it go on, with these words."""
     facts = {"words": words, "host": os.uname().nodename, "after_attempt": attempts.newest(layout)}
-    ledger.Ledger(layout.ledger, "submit").write("submitted", **facts)
+    ledger.Ledger(layout.ledger, "submit").write("submitted", **facts, code=layout.code_hash())
 
 
 def refuse_login_node(config: RunConfig) -> None:

@@ -38,7 +38,10 @@ def run(configs: Sequence[RunConfig], words: list[str]) -> int:
     for layout in busy:
         _say(f"{layout.name}: {lock.HELD}")
     pairs = zip(configs, plans, layouts, strict=True)
-    freeze.freeze_all([(config, plan) for config, plan, layout in pairs if layout not in busy])
+    frozen = freeze.freeze_all([(config, plan) for config, plan, layout in pairs if layout not in busy])
+    for run in frozen:
+        if run.other_code and not dependency.complete(run.layout):
+            _say(f"{run.layout.name}: {freeze.OTHER_CODE}")
     todo = [layout for layout in layouts if layout not in busy and not dependency.complete(layout)]
     for layout in todo:
         local.note(layout, words)

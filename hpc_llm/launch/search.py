@@ -184,10 +184,13 @@ def _next(search: Search) -> Iterator[str]:
     if sound := _sound_ones(search, wanted):
         mask = os.umask(0o077)
         try:
-            cluster.submit(sound, search.words, code=code_of(search))
+            cluster.submit(sound, search.words)
         finally:
             os.umask(mask)
         yield f"{search.sweep}: {len(sound)} trials submitted, {len(search.ended)} ended"
+        first, newest = search.layout(0), search.layout(_number(sound[-1]))
+        if first.code.exists() and first.code_hash() != newest.code_hash():
+            yield f"{search.sweep}: {newest.name} runs another version of hpc_llm than {first.name}"
 
 
 def _drop_unsound(search: Search, configs: Sequence[RunConfig]) -> Iterator[str]:
@@ -230,12 +233,6 @@ def _sent(search: Search, number: int) -> bool:
 def _heldout_loss(layout: RunLayout) -> float | None:
     losses = [float(row["heldout_loss"]) for row in jsonl.read(layout.metrics) if "heldout_loss" in row]
     return losses[-1] if losses and math.isfinite(losses[-1]) else None
-
-
-def code_of(search: Search) -> Path | None:
-    """The snapshot that the first trial runs: all have the same."""
-    first = search.layout(0).code
-    return first.resolve() if first.exists() else None
 
 
 def _corner(space: Sequence[Dimension]) -> dict[str, Any]:

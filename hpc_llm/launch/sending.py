@@ -48,7 +48,7 @@ def note(runs: Mapping[str, RunLayout], sent_at: float, **facts: Any) -> None:
         array, _, task = address.partition("_")
         job = {"job": address, "job_id": int(array), "array_task": int(task) if task else None}
         book = ledger.Ledger(run.ledger, "submit")
-        book.write_at(sent_at, "submitted", **job, host=os.uname().nodename, **facts)
+        book.write_at(sent_at, "submitted", **job, host=os.uname().nodename, code=run.code_hash(), **facts)
 
 
 def _look_for(name: str, work_dir: Path, known: Collection[int], why: str) -> int | None:

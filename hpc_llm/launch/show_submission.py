@@ -41,6 +41,8 @@ def outcome(done: Outcome, configs: Sequence[RunConfig]) -> int:
         return 0
     for job in done.jobs:
         print(f"submitted: {_called(job)}")
+    if others := done.other_code:
+        print(f"{others[0].name}{f' and {len(others) - 1:,} more' if others[1:] else ''}: {freeze.OTHER_CODE}")
     if done.waiting:
         print(f"waiting: {sum(len(rest.tasks) for rest in done.waiting):,} runs, for room: {done.waiting[0].why}")
         print("the watchdog submits them as other jobs end")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from hpc_llm.config.compose import Choice
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.runs.freeze import identity
+from hpc_llm.runs.freeze import digest_of
 
 _MOST_CHARACTERS = 80
 
@@ -69,8 +69,7 @@ def run_names(swept: Sequence[dict[str, str]]) -> list[str]:
 def derived_name(configs: Sequence[RunConfig]) -> str:
     """The name of a sweep that nobody named."""
     models = {config.model.name for config in configs}
-    digest = hashlib.sha256(json.dumps([identity(config) for config in configs], sort_keys=True).encode()).hexdigest()
-    return f"{models.pop() if len(models) == 1 else 'models'}-sweep-{digest[:8]}"
+    return f"{models.pop() if len(models) == 1 else 'models'}-sweep-{digest_of(configs)}"
 
 
 def arrays(configs: Sequence[RunConfig], most: int) -> Iterator[list[RunConfig]]:

@@ -32,6 +32,7 @@ class DataFacts:
     unigram_entropy: float  # nats per token: held-out text under the training text's unigram distribution
     source_tokens: dict[str, int] = field(default_factory=dict)  # training tokens of each source
     padding: float | None = None  # fraction of the positions of packed rows; None where nothing is packed
+    digests: dict[str, str] = field(default_factory=dict)  # of each source's tokens, and what they mean
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class RunPlan:
     # what runs alike have shown
     halved_by: str | None = None  # the run for which more than this micro-batch was too much
     timed_by: str | None = None  # the run that was so fast; None where tokens_per_second rests on cluster.expected_mfu
+    data_digests: dict[str, str] = field(default_factory=dict)  # by source; ranks refuse other data
 
 
 def with_micro_batch(plan: RunPlan, config: RunConfig, micro_batch: int) -> RunPlan:
@@ -175,6 +177,7 @@ def make_plan(
         source_epochs=epochs,
         halved_by=limit.run if limit and choose(config, usable) != choice else None,
         timed_by=speed.run if speed else None,
+        data_digests=data.digests if data else {},
     )
 
 

@@ -22,9 +22,10 @@ from hpc_llm.planning.mixture import Phase, begun
 from hpc_llm.planning.plan import MemoryEstimate, RunPlan
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
-from hpc_llm.storage.files import fsync_directory, share_with_group, write_atomic
+from hpc_llm.storage.files import fsync_directory, link_atomic, share_with_group, write_atomic
 
 PACKAGE = Path(__file__).resolve().parent.parent
+OTHER_CODE = "goes on with this version of hpc_llm, another one than before"
 _THREADS = 16  # waiting for fsync, most of the time
 
 # Keys that change neither the samples nor the mathematics: a run may go on with others.
@@ -51,12 +52,23 @@ _MACHINE_KEYS = (
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """The part of the configuration that decides what is learned."""
-    plain = building.to_dict(config)
+    return _of_learning(building.to_dict(config))
+
+
+def digest_of(configs: Sequence[RunConfig]) -> str:
+    """Eight characters that the same words always give, whatever keys a later version has besides."""
+    told = [_of_learning(building.chosen(config)) for config in configs]
+    told = [{section: keys for section, keys in each.items() if keys} for each in told]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _of_learning(plain: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as a tree of keys, without those of the machine; `plain` is spent."""
     for key in _MACHINE_KEYS:
         *path, last = key.split(".")
         section = plain
         for part in path:
-            section = section[part]
+            section = section.get(part, {})
         section.pop(last, None)
     return plain
 
@@ -65,8 +77,7 @@ def run_name(config: RunConfig) -> str:
     """`run.name`, or a name that the same configuration always gets."""
     if config.run.name is not None:
         return config.run.name
-    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
-    return f"{config.model.name}-{config.data.name}-{digest[:8]}"
+    return f"{config.model.name}-{config.data.name}-{digest_of([config])}"
 
 
 def root_of(config: RunConfig) -> Path:
@@ -89,8 +100,7 @@ def differences(config: RunConfig, layout: RunLayout) -> list[str]:
     if _same_so_far(earlier, config, layout):
         there["data"].pop("mixture")
         here["data"].pop("mixture")
-    old, new = building.flat(there), building.flat(here)
-    return [f"{key}={old.get(key)}, now {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+    return building.changes(there, here)
 
 
 def _same_so_far(earlier: RunConfig, config: RunConfig, layout: RunLayout) -> bool:
@@ -106,20 +116,21 @@ class Frozen:
 
     layout: RunLayout
     new: bool
+    other_code: bool = False  # than the one that it had before
 
 
 def freeze(config: RunConfig, plan: RunPlan) -> RunLayout:
     """Make the run directory, whole or not at all; an existing run of the same identity gets the new machine.
 
-    The code of an existing run stays the one it was frozen with. InputError where the run differs.
+    And this code, the only one that is sure to read what is written here. InputError where the run differs.
     """
     return freeze_all([(config, plan)])[0].layout
 
 
-def freeze_all(runs: Sequence[tuple[RunConfig, RunPlan]], code: Path | None = None) -> list[Frozen]:
-    """`freeze` for all runs of a submission, with one snapshot of the code per root; all of them or none.
+def freeze_all(runs: Sequence[tuple[RunConfig, RunPlan]]) -> list[Frozen]:
+    """`freeze` for all runs of a submission, with one snapshot of the code per root; all new ones or none.
 
-    code: a snapshot that is there, to be used for new runs instead.
+    Runs that were there keep what was written for them before another one failed.
     """
     snapshots: dict[Path, Path] = {}
     for config, _ in runs:
@@ -127,7 +138,7 @@ def freeze_all(runs: Sequence[tuple[RunConfig, RunPlan]], code: Path | None = No
         for folder in dict.fromkeys((root, layout_for(config).path.parent, root / CODE_FOLDER)):
             make_folder(folder, config.run.group)
         if root not in snapshots:
-            snapshots[root] = code or snapshot_code(root)
+            snapshots[root] = snapshot_code(root)
     with ThreadPoolExecutor(_THREADS if len(runs) > 1 else 1) as pool:
         tasks = [pool.submit(_freeze, config, plan, snapshots[root_of(config)]) for config, plan in runs]
     done = [task.result() for task in tasks if task.exception() is None]
@@ -149,16 +160,19 @@ def discard(runs: Iterable[Frozen]) -> None:
 def _freeze(config: RunConfig, plan: RunPlan, snapshot: Path) -> Frozen:
     layout = layout_for(config)
     if layout.path.exists():
-        if changed := differences(config, layout):
+        if changed := [*differences(config, layout), *_other_data(plan, layout)]:
             raise InputError(conflict(layout, changed))
+        other_code = not layout.code.exists() or not layout.code.samefile(snapshot)
+        if other_code:
+            link_atomic(layout.code, _relative(snapshot, layout))
         for path, text in _documents(layout, config, plan).items():
             write_atomic(path, text)
-        return Frozen(layout, new=False)
+        return Frozen(layout, False, other_code)
     partial = RunLayout(Path(tempfile.mkdtemp(prefix=f".{layout.name}.partial-", dir=layout.path.parent)))
     try:
         share_with_group(partial.path, config.run.group)
         partial.make_folders()
-        partial.code.symlink_to(os.path.relpath(snapshot, layout.path))
+        partial.code.symlink_to(_relative(snapshot, layout))
         for path, text in _documents(partial, config, plan).items():
             _write_durably(path, text)
         fsync_directory(partial.path)
@@ -171,11 +185,23 @@ def _freeze(config: RunConfig, plan: RunPlan, snapshot: Path) -> Frozen:
     return Frozen(layout, new=True)
 
 
+def _relative(snapshot: Path, layout: RunLayout) -> str:
+    """As a root that is moved still has it."""
+    return os.path.relpath(snapshot, layout.path)
+
+
+def _other_data(plan: RunPlan, layout: RunLayout) -> list[str]:
+    """The sources whose tokens are not those that the run was frozen with; plans of older versions say nothing."""
+    earlier = _read(layout.plan).get("data_digests", {})
+    changed = [name for name, digest in plan.data_digests.items() if earlier.get(name, digest) != digest]
+    return [f"data: other tokens of {name}, now those in {plan.data_directory}" for name in changed]
+
+
 def conflict(layout: RunLayout, changed: list[str]) -> str:
     """One line for a run name that is taken by another configuration."""
     return (
         f"run.name={layout.name}: {layout.path} holds a run with another configuration ({'; '.join(changed[:4])}"
-        f"{'; …' if len(changed) > 4 else ''}); choose another run.name or remove that folder"
+        f"{'; …' if len(changed) > 4 else ''}); give what it had, or choose another run.name, or remove that folder"
     )
 
 
@@ -208,7 +234,11 @@ def snapshot_code(root: Path) -> Path:
 
 def read_config(layout: RunLayout) -> RunConfig:
     """The frozen configuration; InputError if `layout` is no run."""
-    return building.build(RunConfig, _read(layout.config))
+    plain = _read(layout.config)
+    try:
+        return building.build(RunConfig, plain)
+    except InputError as error:
+        raise InputError(f"{layout.config}, perhaps of another version: {each}" for each in error.problems) from None
 
 
 def read_plan(layout: RunLayout) -> RunPlan:

@@ -32,6 +32,10 @@ class RunLayout:
     def code(self) -> Path:
         return self.path / "code"
 
+    def code_hash(self) -> str:
+        """The name of the snapshot that the run has now."""
+        return self.code.resolve().name
+
     @property
     def script(self) -> Path:
         return self.path / "job.sbatch"

@@ -35,6 +35,15 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     fsync_directory(path.parent)
 
 
+def link_atomic(path: Path, target: str) -> None:
+    """A symbolic link at `path`, instead of the one that may be there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(path)
+    fsync_directory(path.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=False) + "\n")

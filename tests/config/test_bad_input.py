@@ -229,7 +229,8 @@ def test_a_run_directory_with_another_configuration(refusals: Refusals, tmp_path
     (line,) = refusals("run.name=first", "optim.lr=0.5", "model.n_layers=2")
     assert line == (
         f"run.name=first: {tmp_path / 'runs' / 'first'} holds a run with another configuration "
-        "(model.n_layers=4, now 2; optim.lr=0.002, now 0.5); choose another run.name or remove that folder"
+        "(model.n_layers=4, now 2; optim.lr=0.002, now 0.5); "
+        "give what it had, or choose another run.name, or remove that folder"
     )
 
 

@@ -21,7 +21,7 @@ from small_data import run_config
 from hpc_llm.config.building import to_dict
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.data.manifest import directory_for, facts, read_manifest
+from hpc_llm.data.manifest import check_digests, check_recipe, directory_for, facts, read_manifest
 from hpc_llm.data.pipeline import prepare
 from hpc_llm.data.tokenizer import open_tokenizer
 
@@ -228,6 +228,23 @@ def test_cache_folder_depends_on_what_changes_the_bytes_alone(corpus: Path) -> N
     assert directory_for(config_for(corpus, out="/data/mine")) == Path("/data/mine")
     moved = dataclasses.replace(config, run=dataclasses.replace(config.run, root="/scratch"))
     assert directory_for(moved) == Path("/scratch/.data") / folder.name
+
+
+def test_a_setting_that_a_later_version_adds_leaves_prepared_data_as_they_are(prepared: Path, corpus: Path) -> None:
+    manifest = read_manifest(prepared)
+    older = dataclasses.replace(manifest, recipe={k: v for k, v in manifest.recipe.items() if k != "max_chars"})
+    check_recipe(older, config_for(corpus).data, prepared)
+    with pytest.raises(InputError, match=r"data\.max_chars=9"):
+        check_recipe(older, config_for(corpus, max_chars=9).data, prepared)
+
+
+def test_data_that_was_prepared_anew_is_told_by_its_tokens(prepared: Path, corpus: Path, tmp_path: Path) -> None:
+    planned = facts(prepared).digests
+    prepare(config_for(corpus, workers=2), tmp_path / "again")
+    check_digests(tmp_path / "again", planned)
+    prepare(config_for(corpus, vocab_size=600), tmp_path / "other")
+    with pytest.raises(InputError, match=r"prepared anew since .* other tokens of files"):
+        check_digests(tmp_path / "other", planned)
 
 
 def test_facts_need_no_numpy(prepared: Path) -> None:

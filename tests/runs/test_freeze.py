@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from hpc_llm.config.building import build, field_types, section_class, to_dict
+from hpc_llm.config.building import build, chosen, field_types, section_class, to_dict
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan, make_plan
 from hpc_llm.runs import freeze as module
-from hpc_llm.runs.freeze import freeze, layout_for, read_config, read_plan, run_name, snapshot_code
+from hpc_llm.runs.freeze import freeze, freeze_all, layout_for, read_config, read_plan, run_name, snapshot_code
 from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
 from hpc_llm.runs.ledger import Ledger
 from hpc_llm.storage.files import restrict_access
@@ -228,7 +228,8 @@ def test_another_configuration_under_the_same_name_is_refused_naming_the_keys(tm
         freeze(config, plan_of(config))
     assert raised.value.problems == [
         f"run.name=first: {tmp_path / 'first'} holds a run with another configuration "
-        "(optim.lr=0.002, now 0.5; train.seq_len=256, now 128); choose another run.name or remove that folder"
+        "(optim.lr=0.002, now 0.5; train.seq_len=256, now 128); "
+        "give what it had, or choose another run.name, or remove that folder"
     ]
     assert content(tmp_path) == before
 
@@ -355,11 +356,46 @@ def test_editing_the_source_changes_no_frozen_run(tmp_path: Path, monkeypatch: p
     (package / "model" / "loss.py").unlink()
     (package / "model" / "more.py").touch()
     assert content(layout.code.resolve()) == before
-    frozen(tmp_path / "runs")  # submitted again: it goes on with the code it began with
-    assert content(layout.code.resolve()) == before
-    newer = frozen(tmp_path / "runs", "second")
-    assert newer.code.resolve() != layout.code.resolve()
-    assert (newer.code / "hpc_llm" / "train.py").read_text() == "raise SystemExit('edited')\n"
+    assert content(frozen(tmp_path / "runs", "second").code.resolve()) != before
+
+
+def test_a_run_that_is_submitted_again_has_the_code_that_wrote_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "checkout" / "hpc_llm"
+    shutil.copytree(REPOSITORY / "hpc_llm", package, ignore=shutil.ignore_patterns("conf", "__pycache__"))
+    monkeypatch.setattr(module, "PACKAGE", package)
+    config = run(tmp_path / "runs")
+    runs = [(config, plan_of(config))]
+    ((first),) = freeze_all(runs)
+    before = content(first.layout.code.resolve())
+    assert [each.other_code for each in freeze_all(runs)] == [False]
+    (package / "train.py").write_text("raise SystemExit('edited')\n")
+    earlier = first.layout.code.resolve()
+    assert [each.other_code for each in freeze_all(runs)] == [True]
+    assert (first.layout.code / "hpc_llm" / "train.py").read_text() == "raise SystemExit('edited')\n"
+    assert not Path(first.layout.code.readlink()).is_absolute()
+    assert content(earlier) == before, "other runs may have it"
+
+
+def test_a_run_goes_on_with_no_other_data(tmp_path: Path) -> None:
+    config = run(tmp_path)
+    plan = replace(plan_of(config), data_digests={"stdlib": "ab"})
+    layout = freeze(config, plan)
+    assert freeze(config, plan) == layout
+    with pytest.raises(InputError, match="data: other tokens of stdlib"):
+        freeze(config, replace(plan, data_digests={"stdlib": "cd"}))
+    freeze(config, replace(plan, data_digests={"stdlib": "ab", "more": "cd"}))
+
+
+def test_a_name_is_made_of_what_was_chosen_alone() -> None:
+    """So that a key which a later version adds gives no run another name."""
+    words = ("model=llama-tiny", "optim.lr=1e-3")
+    config = make_config(*words)
+    told = chosen(config)
+    assert build(RunConfig, told) == config
+    assert "weight_decay" in config.optim.__dict__ and "weight_decay" not in told["optim"]
+    assert run_name(config) == run_name(make_config(*words, "train.micro_batch=4"))
 
 
 @pytest.mark.parametrize(("text", "complaint"), [(None, "no run directory"), ("{", "not readable as JSON")])
@@ -376,7 +412,8 @@ def test_a_configuration_damaged_by_hand_is_refused_key_by_key(tmp_path: Path) -
     layout.config.write_text(layout.config.read_text().replace('"seed": 17', '"sead": 17, "root2": ""'))
     with pytest.raises(InputError) as raised:
         read_config(layout)
-    assert [problem.partition(":")[0] for problem in raised.value.problems] == ["run.sead", "run.root2"]
+    where = f"{layout.config}, perhaps of another version"
+    assert [problem.split(": ")[:2] for problem in raised.value.problems] == [[where, "run.sead"], [where, "run.root2"]]
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"memory": {}}'])
