@@ -17,6 +17,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import Tensor
 
 from hpc_llm.training.overlap import Bucket, Overlap, buckets
+from hpc_llm.training.sums import Sums
 
 _CHUNK = 2**18  # elements: torch's norm of one long fp32 tensor is 0.8 % off on a CPU (85 M elements, torch 2.13)
 
@@ -50,6 +51,7 @@ class _Reduced:
                 strict=True,
             )
         ]
+        self._sums = Sums(optimizer)
         self._wanted = [whole if part is None else part for whole, part in self._groups]
         parts = optimizer.fp32_groups_gradient_flat_partition
         self._pieces = [piece for part in parts for piece in (part.split(_CHUNK) if part.is_cpu else [part])]
@@ -73,6 +75,7 @@ class _Reduced:
 
     def reduce(self, **_: object) -> None:
         """Mean over ranks, and the norm of all of it; after the last backward of a step."""
+        self._sums.complete()
         if self._overlap is not None:
             self._overlap.finish()
             for wanted in self._wanted:

@@ -4,9 +4,9 @@
 WHAT is losses: [loss, gradient norm] per step; reads: per step, how often the host read a tensor while it was
 launched, how often it made one of numbers, and how often it waited for the device; poison: the same as losses and
 whether the weights changed, with a loss that is no number at step 1; graphs: after each step, how many graphs torch has
-compiled and why it broke one, if it did; alive: bytes of tensors at the peak; buckets: the
-same as losses, with buckets of a few elements, and when each of them began, see Began; or, on a GPU, syncs: per step,
-where the host first waited for the device while it was launched.
+compiled and why it broke one, if it did; alive: bytes of tensors at the peak; buckets: the same as losses, with buckets
+of a few elements, and when each of them began, see Began; theirs: the same as losses, with gradients summed by
+DeepSpeed itself; or, on a GPU, syncs: per step, where the host first waited for the device while it was launched.
 """
 
 from __future__ import annotations
@@ -156,6 +156,12 @@ class Began(contextlib.ExitStack):
         self.summed, self.at = 0, []  # gradients of the last pass so far, and that number when each bucket began
 
 
+def _their_sums() -> Any:
+    from hpc_llm.training import reduction
+
+    return mock.patch.object(reduction, "Sums", lambda optimizer: mock.Mock())
+
+
 @contextlib.contextmanager
 def nobody_else(place: RankEnvironment) -> Iterator[None]:
     """A group of one whose collectives are over when they return.
@@ -200,7 +206,7 @@ def main() -> None:
             config, plan = plan_for(precision, stage, micro, world_size, *words)
             assert plan.accumulation == accumulation(GLOBAL_BATCH, world_size, micro)
             found: list[Any] = []
-            watched: Any = {"alive": Alive, "buckets": Began}.get(what, contextlib.nullcontext)()
+            watched: Any = {"alive": Alive, "buckets": Began, "theirs": _their_sums}.get(what, contextlib.nullcontext)()
             with watched as watching:
                 engine = Engine(
                     config,
