@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# From nothing to a trained model: makes .venv, installs, compiles DeepSpeed's CPU operators once, trains mpt-tiny on
-# the text of Python's standard library. Needs Python 3.10 or later and a C++ compiler; no root, no GPU, no data.
+# From nothing to a trained model: makes .venv, installs, and trains mpt-tiny on the text of Python's standard library.
+# Needs Python 3.10 or later; no compiler, no root, no GPU, no data.
 #
-#   tools/quickstart.sh [key=value…]     further words go to `python -m hpc_llm.submit`
+#   tools/quickstart.sh [key=value…]     further arguments go to `python -m hpc_llm.submit`
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/environment.sh
