@@ -1,7 +1,7 @@
-"""The whole vocabulary of a run: frozen dataclasses. `config.building` makes them from plain data.
+"""Every configuration key of a run, as frozen dataclasses. `config.building` makes them from plain data.
 
-Keys carry their unit. `auto` (as a string) means: the plan derives it (hpc_llm.planning) and writes
-what it chose into plan.json. A field that ends in `| None` may be `null`.
+Keys carry their unit. `auto` (as a string) means that the plan (hpc_llm.planning) chooses the value and writes it into
+plan.json. A field whose type ends in `| None` may be `null`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ Auto = Literal["auto"]
 
 @dataclass(frozen=True)
 class RunSection:
-    """Which run this is and where it lies."""
+    """Which run this is and where it is stored."""
 
     name: str | None = None  # null: derived from model, data and a hash of the configuration
     sweep: str | None = None  # folder below root that the runs of a sweep share; `-m` sets it
     root: str = "./runs"
     seed: int = 17
     group: str | None = None  # Unix group that may read the run; null keeps it private
-    max_gpu_hours: float | None = None  # of all attempts since the submission: then it saves and stops
-    depends_on: str | None = None  # run or sweep below root that must be complete before this one begins
+    max_gpu_hours: float | None = None  # for all attempts since the submission; then the run saves and stops
+    depends_on: str | None = None  # run or sweep below root that must be complete before this one starts
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,17 @@ class ModelConfig:
     norm_eps: float = 1e-5
     ffn: Literal["gelu", "swiglu"] = "gelu"
     expansion_ratio: int = 4  # width of the FFN ÷ d_model
-    d_ffn: int | None = None  # width of the FFN where that is no multiple of d_model
-    bias: bool = False  # of projections, and of norms that have one
-    tied: bool = True  # the embedding is the output's matrix too
+    d_ffn: int | None = None  # width of the FFN if it is not a multiple of d_model
+    bias: bool = False  # in projections, and in norms that can have one
+    tied: bool = True  # the embedding is also the output matrix
     qk_ln: bool = False  # queries and keys are normalised, each over all heads
     clip_qkv: float | None = None
-    sliding_window: int | None = None  # tokens that a position sees, itself included
+    sliding_window: int | None = None  # tokens that a position attends to, itself included
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None  # logits become cap·tanh(logits ÷ cap)
-    z_loss: float = 0.0  # times the squared log of the softmax's denominator, in the gradient alone
+    z_loss: float = 0.0  # times the squared log of the softmax's denominator, in the gradient only
     init_std: float = 0.02
-    scale_residual_init: bool = True  # what writes into the residual stream starts smaller by sqrt(2·n_layers)
+    scale_residual_init: bool = True  # projections into the residual stream start smaller by sqrt(2·n_layers)
 
     @property
     def kv_heads(self) -> int:
@@ -84,24 +84,24 @@ TEXT_SUFFIXES = (".txt", ".md", ".py")
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingConfig:
-    """How documents are read from files: of one source, or of the single corpus of `data.source`."""
+    """How documents are read from files, for one of several sources or for the single corpus of `data.source`."""
 
     suffixes: list[str] = field(default_factory=lambda: [*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".arrow"])
-    split: Literal["file", "paragraph", "line"] = "file"  # what a document is in a text file; paragraph: a blank line
-    text_field: str = "text"  # of JSON, Parquet and Arrow; a.b is b in a
-    id_field: str | None = None  # what names a document in rejects.jsonl besides its place
-    min_chars: int | None = None  # shorter and longer documents are filtered out
+    split: Literal["file", "paragraph", "line"] = "file"  # a document of a text file; blank lines separate paragraphs
+    text_field: str = "text"  # in JSON, Parquet and Arrow; a.b is field b in a
+    id_field: str | None = None  # field that names a document in rejects.jsonl, beside its place in the file
+    min_chars: int | None = None  # documents shorter than this, or longer than max_chars, are filtered out
     max_chars: int | None = None
     where: dict[str, str] = field(default_factory=dict)  # only records whose fields have these values
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig(ReadingConfig):
-    """One of several sources, and its part in the training tokens."""
+    """One of several sources, and its share of the training tokens."""
 
     path: str  # folder or file; a relative one lies below data.source if that is given
     weight: float = 1.0  # share of the training tokens, normalised over the sources
-    max_epochs: float | None = None  # how often its text is repeated at most
+    max_epochs: float | None = None  # how often its text is used at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,16 +113,16 @@ class DataConfig(ReadingConfig):
     sources: dict[str, SourceConfig] = field(default_factory=dict)  # empty: data.source alone, called data.name
     out: str | None = None  # folder of the shards; null: <run.root>/.data/<name>-<hash>
     tokenizer: str | None = None  # a SentencePiece model or a tokenizer.json to use; null trains one
-    eos_token: str | None = None  # what ends a document in a brought tokenizer; null: its own end of text
-    vocab_size: int | None = None  # pieces to train; null: what the given tokenizer has
+    eos_token: str | None = None  # what ends a document with data.tokenizer; null: the tokenizer's own end of text
+    vocab_size: int | None = None  # pieces to train; null: as many as the given tokenizer has
     heldout_fraction: float = 0.02  # of documents, chosen by a hash of their text
     deduplicate: bool = True  # a text is kept once, over all sources
     tokenizer_sample_mb: float = 32.0  # text that the tokenizer is trained on
     workers: int | Auto = "auto"  # processes that tokenise; auto: one per core
-    max_reject_fraction: float = 0.2  # of documents; above it preparation stops
+    max_reject_fraction: float = 0.2  # of documents; above this, preparation stops
     mixture: dict[str, dict[str, float]] = field(default_factory=dict)  # weights of the sources from 1e9tok, … on
-    packing: Literal["concatenated", "best_fit"] = "concatenated"  # best_fit: whole documents, apart in attention
-    mask_boundaries: bool = False  # concatenated: the first token of a document is no target
+    packing: Literal["concatenated", "best_fit"] = "concatenated"  # best_fit: whole documents that attend to themselves
+    mask_boundaries: bool = False  # concatenated: the first token of a document is not a target
 
     @property
     def source_names(self) -> list[str]:
@@ -138,14 +138,14 @@ class OptimConfig:
     lr: float
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
-    muon_lr: float | None = None  # muon: of the hidden matrices, with the same schedule; lr is of the rest
+    muon_lr: float | None = None  # muon: for the hidden matrices, with the same schedule; lr is for the rest
     muon_momentum: float | None = None
     weight_decay: float = 0.1
     grad_clip: float = 1.0  # L2 norm of the whole gradient; 0 turns clipping off
     schedule: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = "cosine"
     warmup: str = "100steps"  # steps or tok
     min_lr_ratio: float = 0.1  # final lr ÷ lr
-    decay_fraction: float = 0.2  # wsd: the last part of the run in which lr falls
+    decay_fraction: float = 0.2  # wsd: the last part of the run, in which lr decays
 
     @property
     def offloaded(self) -> bool:
@@ -155,7 +155,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What is trained for how long. `global_batch` is mathematics, `micro_batch` is the machine."""
+    """How long and how to train. `global_batch` defines the mathematics; `micro_batch` depends on the machine."""
 
     duration: str  # 4800steps, 1e9tok, 2ep
     seq_len: int  # tokens
@@ -178,7 +178,7 @@ class CheckpointConfig:
 
     every: str = "500steps"  # steps, tok, s, min or h; auto: Daly's interval
     keep: int = 2  # newest checkpoints that stay
-    permanent_every: str | None = None  # steps or tok; these stay for good
+    permanent_every: str | None = None  # steps or tok; these are never pruned
 
 
 @dataclass(frozen=True)
@@ -188,13 +188,13 @@ class ClusterConfig:
     name: str
     launcher: Literal["local", "slurm"]
     nodes: int
-    gpus_per_node: int  # ranks per node; on a machine without GPUs too
-    spare_nodes: int = 0  # held and paid for beyond `nodes`: they take the place of nodes that fail, without the queue
+    gpus_per_node: int  # ranks per node, also on a machine without GPUs
+    spare_nodes: int = 0  # held and paid for beyond `nodes`; they replace nodes that fail, without queueing
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    gpu: str | None = None  # e.g. a100-80gb: memory and peak (hpc_llm.planning.hardware); for others the next two
-    gpu_memory_gib: float | None = None  # as the driver says it
+    gpu: str | None = None  # e.g. a100-80gb, for memory and peak (planning.hardware); for others set the next two
+    gpu_memory_gib: float | None = None  # as reported by the driver
     gpu_peak_tflops: float | None = None  # bf16, dense
-    expected_mfu: float | None = None  # of the bf16 dense peak; what the plan's times rest on
+    expected_mfu: float | None = None  # assumed MFU for time estimates, of the bf16 dense peak
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -207,12 +207,12 @@ class ClusterConfig:
     mem: str | None = None  # per node, Slurm's spelling; "0" is all; null requests none
     time_min: int | None = None  # wall-clock limit of one job, minutes
     signal_lead_s: int | Auto = "auto"  # notice before the limit, in which the run saves (planning.walltime)
-    array_throttle: int | None = None  # runs of a sweep at once; here: 1 where null
+    array_throttle: int | None = None  # runs of a sweep at once; without a cluster null means 1
     setup: list[str] = field(default_factory=list)  # shell lines: module load …, source …/activate
     exports: dict[str, str] = field(default_factory=dict)  # environment of job and ranks
-    wrapper: list[str] = field(default_factory=list)  # container words put on the step: apptainer exec …
+    wrapper: list[str] = field(default_factory=list)  # container command that wraps the step: apptainer exec …
     sbatch: dict[str, str] = field(default_factory=dict)  # further sbatch options: comment, switches, …
-    python: str | None = None  # interpreter of the job; null: the one that submits
+    python: str | None = None  # interpreter of the job; null: the one that submits it
 
     @property
     def world_size(self) -> int:
@@ -220,34 +220,36 @@ class ClusterConfig:
 
     @property
     def held_gpus(self) -> int:
-        """GPUs that a job holds and is charged for: those of spare nodes too."""
+        """GPUs that a job holds and is charged for, those of spare nodes included."""
         return (self.nodes + self.spare_nodes) * self.gpus_per_node
 
     @property
     def has_gpus(self) -> bool:
-        """Whether ranks train on GPUs, as far as it can be told: device=auto is what the ranks then find."""
+        """Whether ranks train on GPUs, as far as is known here: with device=auto each rank decides when it starts."""
         return self.device == "cuda" or (self.device == "auto" and (self.gpu is not None or self.gpu_request != "none"))
 
 
 @dataclass(frozen=True)
 class RecoveryConfig:
-    """Budgets of unattended restarts, one per cause; no progress stops a run whatever the cause."""
+    """Budgets of unattended restarts, one per cause; a run without progress stops whatever the cause."""
 
     max_crashes: int = 3
     max_hangs: int = 3
-    max_node_failures: int = 10  # nodes that died under the run, and failures of nodes that were then excluded
+    max_node_failures: int = 10  # nodes that died during the run, and failures of nodes that were then excluded
     max_launch_failures: int = 5  # jobs that Slurm could not start
-    max_out_of_memory: int = 1  # on host and GPU each; there only once a micro-batch cannot be halved
+    # counted separately for host and GPU; a GPU failure counts only when the micro-batch can no longer be halved
+    max_out_of_memory: int = 1
     max_divergences: int = 3  # with on_divergence=skip
-    max_preemptions: int | None = None  # null: without bound
+    max_preemptions: int | None = None  # null: no limit
     max_no_progress: int = 3  # attempts in a row that end without a newer checkpoint
     on_divergence: Literal["stop", "skip"] = "stop"  # skip: roll back and leave the batch out
-    spike_threshold: float | None = None  # nats above the last steps' median loss: such a leap is a divergence too
-    hang_floor_s: float = 300.0  # no shorter silence of all ranks is a hang; above it 20 times what a step takes
-    start_timeout_s: float = 1800.0  # the same until the first steps are done, and in its first save or evaluation
-    successor: bool = False  # each job queues one that waits for its end: a watchdog that needs no process
-    node_exclusion_h: float = 24.0  # how long a node with evidence against it is left out
-    max_excluded_nodes: int = 8  # at once, below one root
+    spike_threshold: float | None = None  # a loss this many nats above the last steps' median is also a divergence
+    # minimum silence of all ranks that counts as a hang; the limit is the larger of this and 20 step times
+    hang_floor_s: float = 300.0
+    start_timeout_s: float = 1800.0  # limit during start-up and during the first save or evaluation
+    successor: bool = False  # each job queues one that waits for its end: a watchdog without a process of its own
+    node_exclusion_h: float = 24.0  # how long a node with evidence against it is excluded
+    max_excluded_nodes: int = 8  # at once, for all runs below one root
     notify: list[str] = field(default_factory=list)  # a command, [URL] or [$VARIABLE] that holds a URL
 
 
@@ -255,16 +257,16 @@ class RecoveryConfig:
 class HalvingConfig:
     """Successive halving of a sweep: at each rung the watchdog stops all runs but the best."""
 
-    rungs: list[str] = field(default_factory=list)  # durations, at evaluations: [1000steps,4000steps]
-    keep: float = 0.5  # of a rung's runs go on, rounded up; by held-out loss
+    rungs: list[str] = field(default_factory=list)  # durations, each at an evaluation: [1000steps,4000steps]
+    keep: float = 0.5  # fraction of a rung's runs that continue, rounded up; by held-out loss
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """A search by results: with `trials`, what -m sweeps is what the search may choose."""
+    """A search by results: with `trials`, the search chooses among the values that -m sweeps."""
 
-    trials: int | None = None  # in all
-    parallel: int = 4  # of them at once; the more, the less each one knows of the others
+    trials: int | None = None  # total number
+    parallel: int = 4  # trials at once; the more, the less each one knows about the others
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,7 @@ class TrackersConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run, resolved. JSON of it is `config.json` in the run directory."""
+    """One run, resolved. As JSON it is `config.json` in the run directory."""
 
     run: RunSection
     model: ModelConfig
