@@ -1,8 +1,8 @@
 """Where a run's time went, from its ledger: productive, or lost to queue, start-up, saves, repeated steps, detection.
 
 ETTR as in arXiv 2410.21680 ("Revisiting Reliability in Large-Scale Machine Learning Research Clusters", section 2.5):
-productive time ÷ time in which the run was scheduled or waited to be. Time is productive while training goes on
-towards a checkpoint that the run keeps; the saves themselves, start-up and steps that are computed again are not.
+productive time ÷ time in which the run was scheduled or waited to be. Time is productive while training makes progress
+towards a checkpoint that the run keeps; saves, start-up and repeated steps are not productive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hpc_llm.planning import interval
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.ledger import Event
 
-# Ends that interrupt training; a time limit is known before, and a job that never began interrupts nothing.
+# Ends that interrupt training; a time limit is expected, and a job that never began interrupts nothing.
 _INTERRUPTIONS = {
     *(Cause.CRASH, Cause.KILLED, Cause.HANG, Cause.OUT_OF_MEMORY, Cause.NODE_FAILURE, Cause.ORPHANED),
     *(Cause.PREEMPTED, Cause.LOST, Cause.UNKNOWN),
@@ -31,8 +31,8 @@ class Account:
     queue_s: float = 0.0
     start_up_s: float = 0.0
     stall_s: float = 0.0  # saves
-    lost_s: float = 0.0  # steps after the last checkpoint of an attempt, and its leaving
-    detection_s: float = 0.0  # between an attempt's last word and the moment when somebody noticed
+    lost_s: float = 0.0  # steps after the last checkpoint of an attempt, and its shutdown
+    detection_s: float = 0.0  # from the last sign of an attempt until its end was noticed
 
     @property
     def wall_s(self) -> float:
@@ -40,7 +40,7 @@ class Account:
 
     @property
     def ettr(self) -> float | None:
-        """Productive ÷ all time, the queue's with it; None before there is any."""
+        """Productive ÷ all time, queueing included; None before there is any."""
         return self.productive_s / self.wall_s if self.wall_s > 0 else None
 
     @property
@@ -57,10 +57,10 @@ class Account:
 
 
 def account(events: Sequence[Event], *, until: float | None, first_step_at: float | None = None) -> Account:
-    """Where the time of a run went, from its first submission (or attempt, where nobody submitted it) to its end.
+    """Where the time of a run went, from its first submission (or attempt, if it was not submitted) to its end.
 
     until: the present, for a run that waits or trains; None for one that is over. first_step_at: when the run's very
-    first step was done, which the ledger does not say.
+    first step was done, which is not in the ledger.
     """
     attempts = _attempts(events, until, first_step_at)
     began = min((event.time for event in events if event.event == "submitted"), default=None)
@@ -86,8 +86,8 @@ class _Attempt:
     place: Any  # the same for attempts in one allocation
     start: float
     training: float  # the first step begins
-    saved: float  # up to here its work is kept
-    silent: float  # its last word
+    saved: float  # work up to here is kept
+    silent: float  # the last sign of it
     end: float
     stall_s: float
 
@@ -170,13 +170,13 @@ def restarts_by_cause(events: Sequence[Event]) -> dict[str, int]:
 
 
 def held_gpus(config: Mapping[str, Any]) -> int:
-    """What a job of a run with this (plain) configuration holds and pays for, spare nodes' GPUs with them."""
+    """GPUs that a job of a run with this (plain) configuration holds and pays for, those of spare nodes included."""
     cluster = config["cluster"]
     return int((cluster["nodes"] + cluster.get("spare_nodes", 0)) * cluster["gpus_per_node"])
 
 
 def checkpoint_interval_s(events: Sequence[Event], *, num_nodes: int, checkpoint_bytes: int, now: float) -> float:
-    """Daly's interval from this run's own saves and interruptions; what is not measured yet is expected."""
+    """Daly's interval from this run's own saves and interruptions; estimates replace what is not measured yet."""
     saves = [float(event.facts["seconds"]) for event in events if event.event == "checkpointed"]
     save_s = statistics.median(saves) if saves else interval.expected_save_s(checkpoint_bytes, num_nodes)
     attempts = _attempts(events, now)

@@ -1,7 +1,7 @@
-"""Carry out what was decided: Slurm is told, and the run's ledger says what and why.
+"""Carry out decisions: tell Slurm, and record in the run's ledger what was done and why.
 
-Killed between the two, nothing is lost and nothing done twice: a submission is announced before it is sent, and looked
-for in the queue before it is sent again; everything else may be said to Slurm twice.
+Being killed between the two loses nothing and does nothing twice: a submission is announced before it is sent, and
+looked for in the queue before it is sent again; everything else may safely be told to Slurm twice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.slurm import client
 
-_WRITER = "watchdog-"  # of what a watchdog writes into ledgers
+_WRITER = "watchdog-"  # prefix of the ledgers that a watchdog writes
 UNANSWERED_S = 30.0  # a slow slurmctld may still take a submission whose answer was lost
 
 
@@ -41,7 +41,7 @@ class Seen:
 
 
 def carry_out(root: Path, seen: Sequence[Seen], queue: Queue) -> tuple[list[Seen], list[Seen]]:
-    """What was done, and what Slurm refused. Its refusals are written down; its silence means: ask again."""
+    """What was done, and what Slurm refused. Refusals are recorded; the next pass retries what got no answer."""
     blame = Blame(root)
     done, refused = [], []
     for run in seen:
@@ -65,9 +65,9 @@ def carry_out(root: Path, seen: Sequence[Seen], queue: Queue) -> tuple[list[Seen
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What Slurm is told to leave out of a job, the user's own included, as sbatch and scontrol take it; what is new.
+    """Nodes excluded from a job, including the user's own list (`words`, for Slurm), and what changed since last time.
 
-    too_few: what comes `back` is bad, and needed.
+    too_few: the nodes that come `back` are bad, but needed.
     """
 
     words: str
@@ -76,19 +76,19 @@ class Exclusion:
     too_few: bool
 
     def write_down(self, book: ledger.Ledger, **job: str) -> None:
-        """After Slurm was told: what is only on paper would never be said again. job: where it is not the run's yet."""
+        """Call after Slurm was told: what the ledger has is never told again. job: if it is not the run's yet."""
         if self.new:
             book.write("excluded", nodes=self.new, **job, why="evidence of this root's runs; see status --nodes")
         if self.back:
-            why = "too few others are up" if self.too_few else "nothing speaks against them any more"
+            why = "too few others are up" if self.too_few else "there is no evidence against them any more"
             book.write(READMITTED, nodes=self.back, why=why)
 
 
 def leave_out_of_waiting(blame: Blame, waiting: Mapping[str, tuple[Record, bool]]) -> tuple[dict[str, Exclusion], bool]:
-    """Bad nodes, from jobs that are pending and need nothing else: one word to Slurm for all tasks of an array.
+    """Exclude bad nodes from pending jobs that need nothing else: one call to Slurm for all tasks of an array.
 
-    waiting: runs, and whether Slurm lacks nodes for them: only then are nodes given back that are bad but needed. The
-    result: what Slurm was told, by run, and whether it has answered all that it was asked.
+    waiting: runs, and whether Slurm lacks nodes for them: only then are bad but needed nodes given back. Returns what
+    Slurm was told, by run, and whether it has answered every call.
     """
     tasks, told, answered = defaultdict[tuple[str, str], dict[str, Exclusion]](dict), dict[str, Exclusion](), True
     for path, (record, starved) in waiting.items():
@@ -113,14 +113,14 @@ def leave_out_of_waiting(blame: Blame, waiting: Mapping[str, tuple[Record, bool]
 
 
 def note(run: Seen, book: ledger.Ledger, job: str) -> None:
-    """Write down what was decided where `job` carries it out by being there (recovery.successor)."""
+    """Record a decision that `job` carries out simply by running (recovery.successor)."""
     act = _Act(run, book, None, Queue(ask=False))
     act.tell_the_end()
     book.write(run.decision.action.value, why=run.decision.why, job=job, **act.charge())
 
 
 def sent_already(record: Record, queue: Queue, task: str) -> str | None:
-    """A job of this run in the queue that its ledger does not know: sent by somebody who died over it."""
+    """A queued job of this run that its ledger does not know: whoever submitted it died before recording it."""
     layout, known = record.layout, addresses(record)
     name = re.search(r'--job-name="?([^"\n]+)', layout.script.read_text())
     folder = os.path.realpath(layout.path.parent if task else layout.path)
@@ -154,7 +154,7 @@ class _Act:
             self._leave_out(address)
             client.release(address)
         elif action is Action.REQUEUE:
-            client.requeue(address)  # excluded by the pass that finds it pending: before, Slurm would refuse
+            client.requeue(address)  # nodes are excluded by the pass that finds it pending: before, Slurm would refuse
         elif action is Action.RESUBMIT:
             more["job"] = self._resubmit(address)
         elif action in (Action.STOP, Action.FREE) and self.run.job.queued is not None and self.run.job.queued.live:
@@ -166,7 +166,10 @@ class _Act:
         self.book.write(action.value, why=self.decision.why, **more, **self.charge())
 
     def charge(self) -> dict[str, Any]:
-        """After which attempt the run is sent on; and, for a job in which none began, that: it has no other place."""
+        """The attempt after which the run continues; for a job in which none began, also its cause and hours.
+
+        Those are recorded nowhere else.
+        """
         if self.decision.action not in AGAIN:
             return {}
         said: dict[str, Any] = {"after_attempt": self.facts.attempt}
@@ -176,7 +179,7 @@ class _Act:
         return said
 
     def tell_the_end(self) -> None:
-        """The end of an attempt that could not tell it itself, as Slurm does."""
+        """Record the end, as Slurm reports it, of an attempt that could not record it itself."""
         history, cause = self.facts.history, self.decision.cause
         if cause is None or cause is Cause.LAUNCH_FAILED or not history or history[-1].cause is not Cause.LOST:
             return
@@ -200,9 +203,9 @@ class _Act:
         return max(at_least, (life.end_time - started) / 3600 * self.record.held_gpus)
 
     def _leave_out(self, address: str) -> None:
-        """Bad nodes, from the job that is pending: only then may a plain user change that.
+        """Exclude bad nodes from the pending job: only then may an ordinary user change that.
 
-        Where Slurm says no (the job has just started), the run goes on with them.
+        If Slurm refuses (the job has just started), the run continues with them.
         """
         if (found := exclusion(self.record, self.blame)) is not None:
             with contextlib.suppress(client.SlurmRefused):
@@ -210,7 +213,7 @@ class _Act:
                 found.write_down(self.book)
 
     def _resubmit(self, address: str) -> str:
-        """The frozen script again: a single job's, or its task of the sweep's."""
+        """Submit the frozen script again: that of a single job, or its task of the sweep's."""
         task = address.partition("_")[2]
         found = sent_already(self.record, self.queue, task)
         if found is None:
@@ -231,7 +234,7 @@ def ledger_for(record: Record) -> ledger.Ledger:
 
 
 def exclusion(record: Record, blame: Blame, *, even_bad_ones: bool = True) -> Exclusion | None:
-    """None: leave it as it is. even_bad_ones: nodes come back without which the run would wait for ever."""
+    """None: leave it as it is. even_bad_ones: give back nodes without which the run would wait for ever."""
     found, known = blame.to_leave_out(record), _left_out(record)
     if found is None or not (found.nodes or known) or (found.too_few and not even_bad_ones):
         return None
@@ -241,7 +244,7 @@ def exclusion(record: Record, blame: Blame, *, even_bad_ones: bool = True) -> Ex
 
 
 def _left_out(record: Record) -> set[str]:
-    """Nodes that watchdogs, and the job before, have excluded from the run's job since its user submitted it."""
+    """Nodes excluded from the run's job, by watchdogs and by the job before it, since its user submitted it."""
     found: set[str] = set()
     for said in record.events:
         if said.event == "submitted":

@@ -16,7 +16,7 @@ class ExitCode(enum.IntEnum):
     STOPPED = 80  # asked to (Ctrl-C, SIGTERM, time limit); saved
     FENCED = 81  # a newer attempt exists
     CHECKPOINT_UNREADABLE = 82  # the ledger knows of checkpoints and none is valid
-    STORAGE_FULL = 83  # the last save found no room
+    STORAGE_FULL = 83  # no room for the last save
     DIVERGED = 84  # loss or gradient is not finite
     OUT_OF_MEMORY = 85  # of the host
     GPU_OUT_OF_MEMORY = 86
@@ -26,15 +26,15 @@ class Cause(str, enum.Enum):
     """Why an attempt ended."""
 
     COMPLETED = "completed"
-    STOPPED = "stopped"  # by Ctrl-C or SIGTERM, where it was typed
+    STOPPED = "stopped"  # by Ctrl-C or SIGTERM, in the foreground
     CANCELLED = "cancelled"  # by its user's scancel
     TIME_LIMIT = "time-limit"
     PREEMPTED = "preempted"
     NODE_FAILURE = "node-failure"  # Slurm lost a node of the job
     LAUNCH_FAILED = "launch-failed"  # Slurm could not start the job, or it ended before an attempt began
-    ORPHANED = "orphaned"  # Slurm says RUNNING and nobody is in it
+    ORPHANED = "orphaned"  # Slurm says RUNNING, but its supervisor is gone
     CRASH = "crash"
-    KILLED = "killed"  # SIGKILL from outside: out of memory on the host, or somebody's hand
+    KILLED = "killed"  # SIGKILL from outside: out of memory on the host, or killed by a person
     OUT_OF_MEMORY = "out-of-memory"  # of the host
     GPU_OUT_OF_MEMORY = "gpu-out-of-memory"
     HANG = "hang"  # no rank gave a sign of life; the supervisor ended them
@@ -44,8 +44,8 @@ class Cause(str, enum.Enum):
     STORAGE_FULL = "storage-full"
     CONFIG_ERROR = "config-error"
     FENCED = "fenced"
-    LOST = "lost"  # the attempt said nothing of its end: its node died, or Slurm took the job away
-    UNKNOWN = "unknown"  # somebody says that it ended, and nobody how
+    LOST = "lost"  # the attempt did not record its end: its node died, or Slurm took the job away
+    UNKNOWN = "unknown"  # it ended, and nothing says why
 
     def __str__(self) -> str:
         return self.value
@@ -67,7 +67,7 @@ def classify(exit_codes: Mapping[int, int], first_failed: int | None) -> Cause:
     """The cause of an attempt's end.
 
     exit_codes: by rank, negative for a signal. first_failed: the rank that failed first; the ranks
-    after it were killed or aborted because of it and say nothing.
+    after it were killed or aborted because of it, so their codes say nothing.
     """
     if first_failed is not None:
         return _BY_CODE.get(exit_codes[first_failed], Cause.CRASH)

@@ -1,4 +1,4 @@
-"""What the ranks themselves said of an attempt's end: the first error, and not the thousand aborts after it."""
+"""What the ranks' logs say about an attempt's end: the first error, not the thousand aborts after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOGGED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) rank (\d+) (\w+) 
 _LAST_LINES = 20
 _FATAL = "Fatal Python error: "
 _TRACEBACK = "Traceback (most recent call last):"
-# Words of the libraries themselves; a rank that raises them may have had no chance to choose its exit code.
+# Messages of the libraries; a rank that raises such an error may have had no chance to choose its exit code.
 _SAID: dict[Cause, re.Pattern[str]] = {
     Cause.GPU_OUT_OF_MEMORY: re.compile(
         r"CUDA out of memory|OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED"
@@ -30,7 +30,7 @@ _SAID: dict[Cause, re.Pattern[str]] = {
 
 @dataclass(frozen=True)
 class Failure:
-    """One rank's logged error. time: as logged, sortable; error: `ValueError: …`; text: all that was logged with it."""
+    """One rank's logged error. time: as logged, sortable; error: `ValueError: …`; text: everything logged with it."""
 
     time: str
     rank: int
@@ -39,7 +39,7 @@ class Failure:
 
 
 def failures(log: str) -> list[Failure]:
-    """Every ERROR that a rank's log holds, in order."""
+    """Every ERROR in a rank's log, in order."""
     heads = list(_LOGGED.finditer(log))
     ends = [*(head.start() for head in heads[1:]), len(log)]
     return [
@@ -50,15 +50,15 @@ def failures(log: str) -> list[Failure]:
 
 
 def first(logs: Iterable[str]) -> Failure | None:
-    """The earliest error of all ranks' logs: the others fail because of it, milliseconds later."""
+    """The earliest error in all ranks' logs: the other ranks fail because of it, milliseconds later."""
     return min((failure for log in logs for failure in failures(log)), key=lambda failure: failure.time, default=None)
 
 
 def fatal(log: str, rank: int, number: int) -> Failure:
-    """The death by signal `number` of a rank with this log: whoever logs an error beside it lost it as a peer.
+    """The death by signal `number` of a rank with this log; errors of other ranks come from losing it as a peer.
 
-    Its own words are an error that it logged, what faulthandler wrote, or its last lines: a library that aborts says
-    why before.
+    Its explanation is an error that it logged, what faulthandler wrote, or its last lines: a library that aborts says
+    why first.
     """
     if own := failures(log):
         return own[0]
@@ -70,7 +70,7 @@ def fatal(log: str, rank: int, number: int) -> Failure:
 
 
 def refine(cause: Cause, failure: Failure | None) -> Cause:
-    """A cause that an exit code could not name: `crash`, by what the first error says."""
+    """A cause that an exit code could not give: that of the first error, for a `crash`."""
     if cause is not Cause.CRASH or failure is None:
         return cause
     if nodes.faults_in(failure.text):
@@ -79,7 +79,7 @@ def refine(cause: Cause, failure: Failure | None) -> Cause:
 
 
 def tails(paths: Iterable[Path]) -> list[str]:
-    """The ends of log files; of one that cannot be read, nothing."""
+    """The ends of log files; empty for one that cannot be read."""
     found = []
     for path in paths:
         with contextlib.suppress(OSError):
@@ -88,7 +88,7 @@ def tails(paths: Iterable[Path]) -> list[str]:
 
 
 def _in_a_line(text: str) -> str:
-    """The exception's own line where there is a traceback (the first: others came of it), else the first line."""
+    """The exception's line of the first traceback (later ones follow from it), or else the first line."""
     _, found, trace = text.partition(_TRACEBACK)
     lines = (trace if found else text).strip("\n").splitlines()
     if not found:

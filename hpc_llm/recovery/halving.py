@@ -1,7 +1,7 @@
 """Successive halving (arXiv 1502.07943): which runs of a sweep are stopped at its rungs. Pure.
 
-A run is out as soon as as many others as may go on are better at its rung: nobody has to wait for the slowest, and
-who remains does not depend on who came first. A rung is judged among those that got through the one before it.
+A run is stopped as soon as enough others are better at its rung to fill all places: no run waits for the slowest, and
+which runs remain does not depend on which came first. A rung is judged among the runs that passed the one before it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Contender:
-    """One run. losses: held out, by rung, as far as it has come; over: it will reach no further rung.
+    """One run. losses: held-out losses of the rungs it has reached; over: it will reach no further rung.
 
-    promoted: how many rungs it has got through for good, whatever becomes of the others' directories.
+    promoted: how many rungs it has passed for good, whatever happens to the other runs' directories.
     """
 
     losses: Mapping[int, float]
@@ -25,7 +25,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Loser:
-    """rung: counted from 0; better: how many were, of `of`, when `kept` might go on."""
+    """rung: counted from 0; better: how many of `of` runs were better, when `kept` were to continue."""
 
     rung: int
     loss: float
@@ -39,9 +39,9 @@ class Loser:
 
 
 def judge(runs: Mapping[str, Contender], num_rungs: int, keep: float) -> tuple[dict[str, Loser], dict[str, int]]:
-    """Those that are out by now, and the rungs that the others have got through, by name.
+    """Runs that are stopped by now, and the rungs that the others have passed, by name.
 
-    keep: the fraction of a rung's runs that go on, rounded up.
+    keep: the fraction of a rung's runs that continue, rounded up.
     """
     out: dict[str, Loser] = {}
     through: dict[str, int] = {}
@@ -55,13 +55,13 @@ def judge(runs: Mapping[str, Contender], num_rungs: int, keep: float) -> tuple[d
         for name in lost:
             out[name] = Loser(rung, runs[name].losses[rung], ranked.index(name), kept, len(racing))
         if len(ranked) < len(racing):
-            break  # the next rung's field is not known yet
+            break  # the runs of the next rung are not known yet
         racing = [name for name in ranked if name not in lost]
         through |= dict.fromkeys(racing, rung + 1)
     return out, through
 
 
 def _ranked(runs: Mapping[str, Contender], racing: Collection[str], rung: int) -> Sequence[str]:
-    """Those at the rung, best first; a loss that is not finite is the worst, equal ones go by name."""
+    """The runs at the rung, best first; a loss that is not finite is the worst, and ties are broken by name."""
     there = [name for name in racing if rung in runs[name].losses]
     return sorted(there, key=lambda name: (not math.isfinite(loss := runs[name].losses[rung]), loss, name))

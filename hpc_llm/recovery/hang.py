@@ -1,4 +1,4 @@
-"""Beats of the ranks over time → whether they hang. Pure: the clock is the caller's."""
+"""Heartbeats of the ranks over time → whether they hang. Pure: the caller passes the time."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from hpc_llm.runs.heartbeat import EVERY_S, Beat, Phase
 
-FACTOR = 20.0  # a phase that takes this many times its usual time is no slow one
-ASK_S, IN_VAIN_S = 20.0, 60.0  # between two questions whether the job ends, and for how long the answer must be no
+FACTOR = 20.0  # a phase that takes this many times its usual time is not just slow
+ASK_S, IN_VAIN_S = 20.0, 60.0  # between two checks whether the job is ending; how long the answer must stay no
 
 
 @dataclass(frozen=True)
 class Hang:
-    """No rank gave a sign of life for `silent_s`; what the last one that did was doing, and what it was allowed.
+    """No rank gave a sign of life for `silent_s`; what the last one to give one was doing, and its limit.
 
-    node: the one that is behind all others, where there is one.
+    node: the node that is behind all others, if there is one.
     """
 
     phase: Phase
@@ -27,9 +27,9 @@ class Hang:
 
 
 def limit_s(beat: Beat | None, floor_s: float, start_s: float) -> float:
-    """Seconds of silence that are still well: `start_s` where nothing is known of the phase in this run.
+    """Seconds of silence that are not a hang: `start_s` if the phase has not been timed in this run.
 
-    Leaving needs no more than the floor where no save has told how slow the file system is.
+    Leaving gets only the floor if no save has shown how slow the file system is.
     """
     if beat is not None and beat.phase is Phase.HOLDING:
         return math.inf
@@ -39,10 +39,10 @@ def limit_s(beat: Beat | None, floor_s: float, start_s: float) -> float:
 
 
 def behind(beats: Mapping[str, Beat]) -> str | None:
-    """The one node that has done fewer steps than every other; None where that is not certain.
+    """The one node that has done fewer steps than every other; None if that is not certain.
 
-    All die of the same abort, so who is reported dead first says nothing. A file is written once a second: fewer steps
-    than fit into that are no lag, and with fast steps nobody can be blamed.
+    All die of the same abort, so which is reported dead first says nothing. Heartbeats are written once a second: a
+    difference of fewer steps than fit into a second is no lag, and with fast steps no node can be blamed.
     """
     if len(beats) < 2 or any(beat.phase in (Phase.LEAVING, Phase.HOLDING) for beat in beats.values()):
         return None
@@ -52,9 +52,9 @@ def behind(beats: Mapping[str, Beat]) -> str | None:
 
 
 class HangWatch:
-    """One attempt's beats. Every rank waits for all others in each step, so one living node clears all.
+    """One attempt's heartbeats. Every rank waits for all others in each step, so one live node clears all.
 
-    floor_s: no silence below it is a hang. start_s: allowed until the first steps are done.
+    floor_s: a shorter silence is never a hang. start_s: the limit until the first steps are done.
     """
 
     def __init__(self, floor_s: float, start_s: float, now: float) -> None:
@@ -79,9 +79,9 @@ class HangWatch:
 
 
 class HoldWatch:
-    """Ranks that have saved and wait for Slurm to end the job, though nobody does.
+    """Ranks that have saved and wait for Slurm to end the job, although nothing ends it.
 
-    They had the SIGTERM of a preemption, and somebody's `scancel --signal=TERM` is the same to them.
+    They got the SIGTERM of a preemption, and a user's `scancel --signal=TERM` looks the same to them.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class HoldWatch:
         self._no_since: float | None = None
 
     def due(self, beats: Mapping[str, Beat], now: float) -> bool:
-        """Whether Slurm should be asked now if the job ends."""
+        """Whether to ask Slurm now if the job is ending."""
         if not beats or any(beat.phase is not Phase.HOLDING for beat in beats.values()):
             self._no_since = None
             return False
@@ -99,7 +99,7 @@ class HoldWatch:
         return True
 
     def in_vain(self, going: bool | None, now: float) -> bool:
-        """Whether they wait in vain, by this answer and those before it; None, not known, counts neither way."""
+        """Whether they wait in vain, by this answer and earlier ones; None (not known) counts neither way."""
         if going:
             self._no_since = None
         if going is not False:

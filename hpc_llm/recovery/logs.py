@@ -1,4 +1,4 @@
-"""Which log of a run to read now, what went wrong first, and new lines as they come."""
+"""Which log of a run to read, what went wrong first, and new lines as they come."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Log:
 def choose(layout: RunLayout, rank: int | None) -> Log:
     """Of the newest attempt: the log of `rank`, else of the rank that failed first, else of rank 0.
 
-    Where no rank has said a word: the supervisor's, before the first attempt Slurm's own. InputError where there is
-    none, or no such rank.
+    If no rank has a log: the supervisor's, and before the first attempt Slurm's own. InputError if there is no log,
+    or no such rank.
     """
     number = attempts.newest(layout)
     ranks = sorted(layout.attempt(number).glob("rank-*.log")) if number else []
@@ -41,7 +41,7 @@ def choose(layout: RunLayout, rank: int | None) -> Log:
         wanted = layout.rank_log(number, rank)
         if wanted not in ranks:
             there = f"ranks 0 to {len(ranks) - 1}" if ranks else "none yet"
-            raise InputError(f"--rank {rank}: attempt {number} has no log of it; there are: {there}")
+            raise InputError(f"--rank {rank}: attempt {number} has no log of this rank; there are: {there}")
         return Log(wanted, number, failure)
     if ranks:
         failed = layout.rank_log(number, failure.rank if failure else 0)
@@ -50,11 +50,11 @@ def choose(layout: RunLayout, rank: int | None) -> Log:
     for path in [layout.supervisor_log(number)] * (number > 0) + written[-1:]:
         if path.exists():
             return Log(path, number, None)
-    raise InputError(f"{layout.path}: no logs yet, it has not started; squeue --me says what it waits for")
+    raise InputError(f"{layout.path}: no logs yet, it has not started; squeue --me shows what it is waiting for")
 
 
 def opening(log: Log) -> Iterator[str]:
-    """The first error, where there is one, and then the end of the file."""
+    """The first error, if there is one, and then the end of the file."""
     if log.failure is not None:
         when = f"attempt {log.attempt}, rank {log.failure.rank}, {log.failure.time}"
         yield f"first error ({when}): {log.failure.error}"
@@ -65,7 +65,7 @@ def opening(log: Log) -> Iterator[str]:
 
 
 def follow(layout: RunLayout, rank: int | None, wait: Callable[[float], None] = time.sleep) -> Iterator[str]:
-    """As `opening`, then whole new lines for ever, those of a newer attempt's file once there is one."""
+    """As `opening`, then new whole lines for ever, continuing with a newer attempt's file once there is one."""
     log = choose(layout, rank)
     offset = log.path.stat().st_size
     yield from opening(log)

@@ -1,4 +1,4 @@
-"""One pass over all runs below a root: read what they say, ask Slurm twice, act, write every act down."""
+"""One pass over all runs below a root: read their ledgers, query Slurm twice, act, and record every act."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from hpc_llm.recovery.policy import Action
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import write_atomic
 
-_PROMOTED = "promoted"  # the ledger's word for a run that has got through a rung
-_MANY_STARVED, _STARVED_AGAIN_S = 200, 600.0  # so many jobs that lack nodes are looked at so rarely
-_UNKNOWN_AGAIN_S = 600.0  # between two looks at a run whose job nobody knows, or whose submission Slurm refused
+_PROMOTED = "promoted"  # the ledger's word for a run that has passed a rung
+_MANY_STARVED, _STARVED_AGAIN_S = 200, 600.0  # above 200 starved jobs, check them only every 600 s
+_UNKNOWN_AGAIN_S = 600.0  # between two checks of a run whose job is unknown, or whose submission Slurm refused
 
 
 def one_pass(root: Path) -> list[Seen]:
-    """Look at what has changed, act, and tell; what was done."""
+    """Look at what has changed, act, and notify; return what was done."""
     now, queue, done = time.time(), Queue(), list[Seen]()
     if queue.asked:
         known = census.load(root)
@@ -53,7 +53,7 @@ def one_pass(root: Path) -> list[Seen]:
 
 
 def look(root: Path) -> list[Seen]:
-    """Every run at or below `root` and what ought to be done about it; nothing is written."""
+    """Every run at or below `root` and what should be done about it; nothing is written."""
     return _decide(read_all(root), Queue(), time.time())
 
 
@@ -65,7 +65,7 @@ def read_all(root: Path) -> list[Record]:
 
 @contextlib.contextmanager
 def only_watchdog(root: Path) -> Iterator[bool]:
-    """Whether no other pass over `root` is under way; two watchdogs take turns."""
+    """Whether no other pass over `root` is in progress; two watchdogs take turns."""
     with RootLayout(root).watch_lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,7 +76,7 @@ def only_watchdog(root: Path) -> Iterator[bool]:
 
 
 def _readable(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Record]]:
-    """Runs with their facts; one that cannot be read keeps nobody from looking after the others."""
+    """Runs with their facts; one that cannot be read does not keep the others from being looked after."""
     for path in paths:
         layout = RunLayout(root / path)
         try:
@@ -86,9 +86,9 @@ def _readable(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Record]]:
 
 
 def _spare_the_waiting(root: Path, known: Census, queue: Queue, looked_at: set[str], now: float) -> None:
-    """Jobs that wait are not to start on bad nodes, whether they or the evidence came first; unless they never could.
+    """Keep waiting jobs off bad nodes, whichever came first, the job or the evidence, unless they could never start.
 
-    looked_at: runs of which this pass knows something new.
+    looked_at: runs about which this pass has learnt something new.
     """
     evidence = nodes.volume(root)
     waiting = [path for path, entry in known.runs.items() if entry.state == "open" and entry.kind == "pending"]
@@ -117,18 +117,18 @@ def _halved_sweep(path: str, record: Record) -> str | None:
 
 
 def _halve(root: Path, known: Census) -> None:
-    """Write down which runs are out of their sweeps; what follows of that is decided like everything else."""
+    """Record which runs halving has stopped; what follows from that is decided like everything else."""
     for sweep in sorted(known.halving):
         paths = [path for path in known.runs if path.rpartition("/")[0] == sweep]
         if all(known.runs[path].state in ("ended", "complete") for path in paths):
             continue
         found = dict(_readable(root, paths))
         if len(found) < len(paths):
-            continue  # a field that is not known whole is not judged
+            continue  # a rung is not judged until all its runs are known
         rules = [run.config["halving"] for path, run in found.items() if _halved_sweep(path, run)]
         if not rules:
             continue
-        # One that was taken up again without rungs has still had its place in the field.
+        # A run that was resubmitted without rungs still counts in its rung.
         records = {
             path: run
             for path, run in found.items()
@@ -162,7 +162,7 @@ def _decide(records: Iterable[Record], queue: Queue, now: float) -> list[Seen]:
 
 
 def _entry(run: Seen, now: float, *, acted: bool, refused: bool) -> Entry:
-    """What the next pass has to know of a run that this one has looked at."""
+    """What the next pass has to know about a run that this one has looked at."""
     record, job = run.record.facts, run.job
     if acted and run.decision.action is not Action.NOTHING:
         return Entry("new", record.address, record.successor)

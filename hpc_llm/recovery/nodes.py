@@ -1,4 +1,4 @@
-"""Evidence against nodes, from all runs of a root: one append-only file per writer, summed up on read.
+"""Evidence against nodes, from all runs of a root: one append-only file per writer, merged on read.
 
 Standard library only: supervisors write it too.
 """
@@ -19,8 +19,8 @@ from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.storage.files import append_line
 
-# What each kind weighs; from 1 on a node is left out. A fault that hardware reports about itself is enough, and so are
-# a launch that failed on one node alone and ranks that stay behind; deaths may be the program's, so it takes two.
+# The weight of each kind; a node is excluded from 1 on. A fault reported by the hardware itself is enough, and so is a
+# launch that failed on one node only, or ranks that stay behind; a death may be the program's fault, so it takes two.
 WEIGHTS = {"gpu-fault": 1.0, "launch-failed": 1.0, "node-failure": 0.5, "death": 0.5, "hang": 0.5, "slow": 1.0}
 _KINDS = {Cause.KILLED: "death", Cause.HANG: "hang", Cause.NODE_FAILURE: "node-failure"}
 CLEARED = "cleared"
@@ -51,7 +51,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Standing:
-    """A node against which there is evidence; excluded_until: None where it is not enough, or the cap is reached."""
+    """A node with evidence against it; excluded_until: None if that is not enough, or the cap is reached."""
 
     node: str
     score: float
@@ -60,9 +60,9 @@ class Standing:
 
 
 def report(root: Path, node: str, kind: str, *, run: str, attempt: int, weight: float = 1.0, said: str = "") -> None:
-    """Write one observation down; `weight` shares the blame where several nodes may have done it.
+    """Record one observation; `weight` divides the blame if several nodes may be responsible.
 
-    The same kind for the same node and attempt counts once, whoever reports it.
+    The same kind for the same node and attempt counts once, however often it is reported.
     """
     folder = RootLayout(root).nodes
     folder.mkdir(exist_ok=True)
@@ -72,9 +72,9 @@ def report(root: Path, node: str, kind: str, *, run: str, attempt: int, weight: 
 
 
 def witness(root: Path, node: str, cause: Cause, log: str, *, run: str, attempt: int) -> None:
-    """Write down what the end of an attempt says about `node`, where the rank ran that failed first and wrote `log`.
+    """Record what the end of an attempt says about `node`, on which the rank ran that failed first and wrote `log`.
 
-    A Python error is the program's; a death by signal, a hang or a lost node may be the node's.
+    A Python error is the program's fault; a death by signal, a hang or a lost node may be the node's.
     """
     for line in faults_in(log)[:1]:
         report(root, node, "gpu-fault", run=run, attempt=attempt, said=line)
@@ -83,12 +83,12 @@ def witness(root: Path, node: str, cause: Cause, log: str, *, run: str, attempt:
 
 
 def clear(root: Path, node: str) -> None:
-    """Forget what is known against `node`, by hand."""
+    """Clear the evidence against `node`, at a user's request."""
     report(root, node, CLEARED, run="", attempt=0)
 
 
 def read(root: Path) -> list[Evidence]:
-    """All that was reported below `root`, in the order of time; lines cut short are passed over."""
+    """All reports below `root`, in order of time; truncated lines are skipped."""
     found = []
     for path in sorted(RootLayout(root).nodes.glob("*.jsonl")):
         for line in path.read_text(errors="replace").splitlines():
@@ -100,7 +100,7 @@ def read(root: Path) -> list[Evidence]:
 
 
 def volume(root: Path) -> int:
-    """Bytes of all that was reported: another number means that there is something new."""
+    """Size of all reports in bytes: if it changes, there is something new."""
     return sum(path.stat().st_size for path in RootLayout(root).nodes.glob("*.jsonl"))
 
 
@@ -114,7 +114,7 @@ def limits(recovery: Mapping[str, Any]) -> tuple[float, int]:
 
 
 def standings(evidence: Sequence[Evidence], now: float, exclusion_h: float, most: int) -> list[Standing]:
-    """Nodes with evidence of the last `exclusion_h`, the worst first; at most `most` of them are excluded."""
+    """Nodes with evidence from the last `exclusion_h`, the worst first; at most `most` of them are excluded."""
     by_node: dict[str, dict[tuple[str, str, int], Evidence]] = {}
     for seen in evidence:
         if seen.kind == CLEARED:
@@ -130,12 +130,12 @@ def standings(evidence: Sequence[Evidence], now: float, exclusion_h: float, most
 
 
 def excluded(standing: Iterable[Standing]) -> frozenset[str]:
-    """The nodes to leave out."""
+    """The nodes to exclude."""
     return frozenset(one.node for one in standing if one.excluded_until is not None)
 
 
 def _until(evidence: Sequence[Evidence], exclusion_h: float) -> float | None:
-    """When what is left of the evidence is no longer enough; None where it never was."""
+    """When the remaining evidence will no longer be enough; None if it never was."""
     rest = sum(one.weight for one in evidence)
     if rest < ENOUGH - 1e-9:
         return None
@@ -147,5 +147,5 @@ def _until(evidence: Sequence[Evidence], exclusion_h: float) -> float | None:
 
 
 def faults_in(text: str) -> list[str]:
-    """Lines of a log in which hardware reports a fault of its own: ECC, Xid, NVLink, machine checks."""
+    """Lines of a log in which the hardware reports a fault: ECC, Xid, NVLink, machine checks."""
     return [line.strip() for line in text.splitlines() if _XID.search(line) or _FAULT.search(line)]

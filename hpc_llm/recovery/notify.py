@@ -15,10 +15,10 @@ TIMEOUT_S = 20.0
 
 
 def send(notify: Sequence[str], event: dict[str, Any]) -> str | None:
-    """Hand `event` over; what went wrong, as a phrase, or None.
+    """Deliver `event`; return what went wrong, as a phrase, or None.
 
-    `notify` is a command's words, which finds the event on standard input, or one URL, or one `$VARIABLE` of this
-    process's environment that holds a URL: addresses of webhooks are secrets, and no secret is written to a file.
+    `notify` is the words of a command, which gets the event on standard input, or one URL, or one `$VARIABLE` of this
+    process's environment that holds a URL: webhook addresses are secrets, and secrets are never written to a file.
     """
     target = notify[0]
     if len(notify) == 1 and target.startswith("$"):
@@ -37,7 +37,7 @@ def send(notify: Sequence[str], event: dict[str, Any]) -> str | None:
 
 def _post(url: str, text: str) -> str | None:
     if not _allowed(url):
-        return "only https:// addresses are sent to (http:// to 127.0.0.1 alone)"
+        return "only https:// addresses are allowed (http:// only for 127.0.0.1)"
     request = urllib.request.Request(url, text.encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S):

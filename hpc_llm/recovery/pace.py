@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-LOOK_S = 1.0  # between looks at whether a run has called
-SOON_S = 3.0  # from a call to the first pass: Slurm needs about that to requeue a job
-GROWTH = 1.5  # of the gap to each pass after it, up to the interval: a few questions more for each call
+LOOK_S = 1.0  # between checks whether a run has called
+SOON_S = 3.0  # from a call to the first pass: Slurm needs about this long to requeue a job
+GROWTH = 1.5  # of the gap before each further pass, up to the interval: a few more queries for each call
 
 
 class Pace:

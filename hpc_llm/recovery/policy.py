@@ -1,4 +1,4 @@
-"""Facts → action: what follows the end of an attempt, and what is left to spend. Pure."""
+"""Facts → action: what to do after an attempt has ended, and what is left of each budget. Pure."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Action(str, enum.Enum):
     REQUEUE_EXCLUDING = "requeued-excluding"
     RESUBMIT = "resubmitted"
     RELEASE = "released"  # a job that Slurm holds
-    EXPEDITE = "expedited"  # StartTime=now: the wait after a requeue (121 s) is gone
+    EXPEDITE = "expedited"  # StartTime=now+3 skips the wait after a requeue (121 s); plain `now` loses jobs
     STOP = "given-up"
-    FREE = "freed"  # the job of a run that is out of its sweep ends
+    FREE = "freed"  # end the job of a run that successive halving has stopped
     WITHDRAW = "withdrawn"  # a queued job that has nothing left to do
     MARK_CANCELLED = "cancelled"
 
@@ -35,7 +35,7 @@ AGAIN = frozenset(
         *(Action.RESTART_STEP, Action.RESTART_WITHOUT_NODE, Action.REQUEUE, Action.REQUEUE_EXCLUDING),
         *(Action.RESUBMIT, Action.RELEASE, Action.EXPEDITE),
     }
-)  # after any of these the run trains on
+)  # after any of these the run continues
 
 IN_PLACE = frozenset(
     {Cause.CRASH, Cause.KILLED, Cause.HANG, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY, Cause.DIVERGED}
@@ -51,15 +51,15 @@ FINAL = frozenset(set(Cause) - IN_PLACE - ELSEWHERE)
 
 @dataclass(frozen=True)
 class Ended:
-    """One attempt's end. The steps are those of the newest checkpoint at its start and at its end; 0 for none."""
+    """The end of one attempt. The steps are those of the newest checkpoint at its start and at its end; 0 for none."""
 
     cause: Cause
     start_step: int
     checkpoint_step: int
     gpu_hours: float
-    node: str | None = None  # the one that the evidence points at
-    node_excluded: bool = False  # it was, after this
-    halved: bool = False  # the next attempt takes half the micro-batch: a search for one that fits, which must end
+    node: str | None = None  # the node that the evidence points at
+    node_excluded: bool = False  # whether that node was excluded afterwards
+    halved: bool = False  # the next attempt uses half the micro-batch; halving ends at 1, so it needs no budget
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Budgets:
     max_node_failures: int = 10
     max_launch_failures: int = 5
     max_out_of_memory: int = 1
-    max_divergences: int = 0  # where recovery.on_divergence is not skip
+    max_divergences: int = 0  # 0 unless recovery.on_divergence=skip
     max_preemptions: int | None = None
 
     @staticmethod
@@ -88,15 +88,15 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is known of the machine when an attempt has ended."""
+    """What is known about the machine when an attempt has ended."""
 
-    bad_nodes: frozenset[str] = frozenset()  # to be left out, by the evidence of all runs
-    enough_left: bool = False  # whether this allocation can go on without the bad ones and the one that just failed
+    bad_nodes: frozenset[str] = frozenset()  # to be excluded, by the evidence of all runs
+    enough_left: bool = False  # whether this allocation has enough nodes without the bad ones and the one that failed
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do and why; `nodes` are left out, `cause` is what it answers."""
+    """What to do and why; `nodes` are excluded, `cause` is what it responds to."""
 
     action: Action
     why: str
@@ -104,19 +104,19 @@ class Decision:
     cause: Cause | None = None
 
     def elsewhere(self) -> Decision:
-        """The same where the allocation is about to end: to start the step again in it would be in vain."""
+        """The same decision when the allocation is about to end, so that restarting the step in it would be useless."""
         there = {Action.RESTART_STEP: Action.REQUEUE, Action.RESTART_WITHOUT_NODE: Action.REQUEUE_EXCLUDING}
         return replace(self, action=there.get(self.action, self.action))
 
     @property
     def restart(self) -> bool:
-        """Whether the step starts again in the same allocation."""
+        """Whether the step restarts in the same allocation."""
         return self.action in (Action.RESTART_STEP, Action.RESTART_WITHOUT_NODE)
 
 
 @dataclass(frozen=True)
 class _Account:
-    """What an end is charged to: a budget and how its uses are called."""
+    """What an end is charged to: a budget, and the word for one and for several of its uses."""
 
     budget: str
     one: str
@@ -136,7 +136,7 @@ _ACCOUNTS = {
     Cause.ORPHANED: _NODES,
     Cause.LAUNCH_FAILED: _Account("max_launch_failures", "launch failure", "launch failures"),
     Cause.PREEMPTED: _Account("max_preemptions", "preemption", "preemptions"),
-}  # the others are limited by progress and hours alone
+}  # the others are limited only by progress and hours
 
 
 def decide(history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None = None) -> Decision:
@@ -145,7 +145,7 @@ def decide(history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None =
     if last.cause is Cause.HOURS_SPENT:
         return Decision(Action.STOP, _hours(budgets), cause=last.cause)
     if last.cause in FINAL or (last.cause is Cause.DIVERGED and budgets.max_divergences == 0):
-        return Decision(Action.STOP, f"{last.cause}: not a matter of trying again", cause=last.cause)
+        return Decision(Action.STOP, f"{last.cause}: a restart would not help", cause=last.cause)
     if spent := exhausted(history, budgets):
         return Decision(Action.STOP, f"{last.cause}: {spent}", cause=last.cause)
     died_here = last.cause is Cause.NODE_FAILURE and cluster.enough_left
@@ -159,14 +159,14 @@ def decide(history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None =
 
 
 def seconds_left(history: Sequence[Ended], budgets: Budgets, num_gpus: int) -> float:
-    """How long an attempt on so many GPUs may train after `history` until run.max_gpu_hours is spent."""
+    """How long an attempt on `num_gpus` may train after `history` before run.max_gpu_hours is spent."""
     if budgets.max_gpu_hours is None:
         return math.inf
     return max(0.0, budgets.max_gpu_hours - sum(end.gpu_hours for end in history)) * 3600 / num_gpus
 
 
 def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:
-    """Which budget is spent, as a phrase; None while there is something left of each."""
+    """Which budget is spent, as a phrase; None while something is left of each."""
     spent = sum(end.gpu_hours for end in history)
     if budgets.max_gpu_hours is not None and spent >= budgets.max_gpu_hours:
         return _hours(budgets)
@@ -188,7 +188,7 @@ def _hours(budgets: Budgets) -> str:
 
 
 def _account(end: Ended) -> _Account | None:
-    """One bad node must not burn a run's retries: what it did is charged to nodes once it is left out."""
+    """One bad node must not use up a run's retries: once it is excluded, its failures are charged to nodes."""
     if end.halved:
         return None
     account = _ACCOUNTS.get(end.cause)
@@ -204,10 +204,10 @@ def _count(history: Sequence[Ended], budgets: Budgets) -> str:
 
 
 def _without_progress(history: Sequence[Ended]) -> int:
-    """How many attempts at the end of `history` in a row left no newer checkpoint than they found.
+    """How many attempts in a row, at the end of `history`, left no newer checkpoint than they found.
 
-    Failures of a node that is left out now, jobs that never began, and micro-batches that are still being halved say
-    nothing about the run: other bounds hold for them.
+    Failures of a node that is now excluded, jobs that never began, and micro-batches that are still being halved say
+    nothing about the run: they have other limits.
     """
     moved = [
         end.checkpoint_step > end.start_step

@@ -1,8 +1,8 @@
-"""`python -m hpc_llm.recovery.successor RUN_DIR`, in a job before it trains: a watchdog that needs no process.
+"""`python -m hpc_llm.recovery.successor RUN_DIR`, run in a job before it trains: a watchdog without its own process.
 
-Each job first queues the one that waits for its end (`afterany`), which costs nothing while it waits. When that starts
-it decides as a watchdog would: train on, or leave because the run is complete, cancelled or out of budget. Standard
-library only.
+Each job first queues a successor that waits for its end (`afterany`), at no cost while it waits. When the successor
+starts, it decides as a watchdog would: continue training, or exit because the run is complete, cancelled or out of
+budget. Standard library only.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.slurm import client
 
 AFTER = "HPC_LLM_AFTER"  # in a successor's environment: the job that it waited for
-FAILURES = (OSError, ValueError, KeyError, client.SlurmError)  # of the disk, what is on it, or Slurm
+FAILURES = (OSError, ValueError, KeyError, client.SlurmError)  # of the disk, its contents, or Slurm
 
 
 def main() -> int:
-    """0: train; SUCCESSOR_LEAVES: there is nothing to do. What goes wrong here keeps nobody from training."""
+    """0: train; SUCCESSOR_LEAVES: there is nothing to do. Errors here never keep the run from training."""
     layout, own = RunLayout(Path(sys.argv[1])), client.own_address(os.environ)
     try:
         record = facts.read(layout)
@@ -52,7 +52,7 @@ def _nothing_to_do(record: Record, own: str, book: ledger.Ledger) -> str | None:
     if run.completed or run.final is not None:
         return run.final or "complete"
     if run.address == own:
-        return None  # requeued: it has taken over before
+        return None  # requeued: it has already taken over
     queue = Queue()
     alone = dataclasses.replace(record, facts=dataclasses.replace(run, successor=None, sent_at=None))
     job = Answers([alone], queue)(alone)
@@ -60,13 +60,13 @@ def _nothing_to_do(record: Record, own: str, book: ledger.Ledger) -> str | None:
         return f"job {run.address} is {job.queued.state}"
     decision = watch.decide(alone.facts, job, time.time())
     if decision.action is Action.NOTHING:
-        return f"Slurm does not say how job {run.address} ended, and a user's scancel is final"
+        return f"Slurm does not say how job {run.address} ended; it may be a user's scancel, which is final"
     acts.note(Seen(alone, job, decision), book, own if decision.action is Action.RESUBMIT else str(run.address))
     return None if decision.action is Action.RESUBMIT else decision.why
 
 
 def queue_next(record: Record, own: str, book: ledger.Ledger) -> None:
-    """The same script again, to wait for the end of this job; once, however often this job is requeued."""
+    """Submit the same script, to wait for the end of this job; once, however often this job is requeued."""
     queue, task = Queue(), own.partition("_")[2]
     waiting = queue.job(record.facts.successor)
     out = _left_out(record)
@@ -89,7 +89,7 @@ def queue_next(record: Record, own: str, book: ledger.Ledger) -> None:
 
 
 def _left_out(record: Record) -> acts.Exclusion | None:
-    """Nodes that the evidence speaks against; None where there are none, or nobody knows which nodes are up."""
+    """Nodes with enough evidence against them; None if there are none, or if it is not known which nodes are up."""
     try:
         return acts.exclusion(record, Blame(RootLayout.of(record.layout).path))
     except (OSError, client.SlurmError):
@@ -97,10 +97,10 @@ def _left_out(record: Record) -> acts.Exclusion | None:
 
 
 def hand_over(layout: RunLayout, book: ledger.Ledger) -> bool:
-    """Whether the job that waits for this one's end goes on without the bad nodes.
+    """Whether the job that waits for this one's end will take over without the bad nodes.
 
-    To requeue this very job would give them back: Slurm takes no exclusion before it is pending, and then nobody of
-    the run is there to ask.
+    Requeueing this job instead could bring them back: Slurm accepts no exclusion until the job is pending, and then no
+    process of the run is left to ask for it.
     """
     record = facts.read(layout)
     waiting, out = Queue().job(record.facts.successor), _left_out(record)
@@ -115,7 +115,7 @@ def hand_over(layout: RunLayout, book: ledger.Ledger) -> bool:
 
 
 def withdraw(layout: RunLayout) -> None:
-    """Take the waiting job of a run that is over out of the queue; Slurm's silence leaves it to start and leave."""
+    """Remove the waiting job of a run that is over from the queue; if Slurm does not answer, it starts and exits."""
     record = facts.read(layout)
     if record.facts.successor is not None:
         client.cancel(record.facts.successor)

@@ -19,7 +19,7 @@ def seconds(value: float | None) -> str:
 
 
 def causes(row: Mapping[str, Any]) -> str:
-    """How often it started again, and why: `3 (2 crash, 1 preempted)`."""
+    """How often it restarted, and why: `3 (2 crash, 1 preempted)`."""
     found = ", ".join(f"{count} {cause}" for cause, count in row["restarts_by_cause"].items())
     return f"{row['restarts']} ({found})" if found else str(row["restarts"])
 
@@ -36,7 +36,7 @@ def plain(value: Any) -> str:
 
 Column = tuple[str, Callable[[dict[str, Any]], str]]
 
-# As squeue has it, the job id comes first.
+# As in squeue, the job id comes first.
 RUNS: list[Column] = [
     ("JOB", lambda row: plain(row["job_id"])),
     ("RUN", lambda row: row["run"]),

@@ -1,7 +1,7 @@
-"""What a user is told, once per event: a run or sweep that came to its end, the first of its runs that needs a person,
-a node that is left out.
+"""Notifications, once per event: the end of a run or sweep, the first of its runs that needs a person, an excluded
+node.
 
-One message for a sweep, not one for each of its runs. What could not be sent waits for the next pass.
+A sweep gets one message, not one for each run. What could not be sent waits for the next pass.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from hpc_llm.recovery.policy import Action
 from hpc_llm.recovery.told import Told, save
 from hpc_llm.recovery.watch import HALVED
 
-_SILENT = ("completed", "cancelled", "stopped", HALVED)  # its user knows, or has no need to
+_SILENT = ("completed", "cancelled", "stopped", HALVED)  # the user knows already, or need not know
 _DAY_S = 86400.0
 _FORGET_S = 90 * _DAY_S
-_PATIENCE_S = _DAY_S  # with a command or webhook that fails
+_PATIENCE_S = _DAY_S  # how long a failing command or webhook is retried
 
 
 def note(root: Path, known: Census, told: Told, seen: Mapping[str, Seen], done: Sequence[Seen]) -> None:
@@ -75,13 +75,13 @@ def _failure(run: Seen) -> str | None:
 
 
 def _submission(run: Seen) -> str:
-    """The user's: what follows the next one is told anew."""
+    """The user's last submission: events after a new one are told again."""
     sent = [event for event in run.record.events if event.event == "submitted"]
     return str(sent[-1].facts.get("job", "")).partition("_")[0] if sent else ""
 
 
 def _group(path: str) -> str:
-    """The sweep, or the run by itself."""
+    """The sweep, or the run if it is not in one."""
     return path.rpartition("/")[0] or path
 
 

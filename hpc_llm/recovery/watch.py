@@ -1,6 +1,6 @@
 """One run seen from outside its allocation → what the watchdog does about it. Pure.
 
-Slurm is asked rarely and together; what could not be asked is unknown, and nothing follows from it.
+Slurm is asked rarely, about all jobs at once; if it does not answer, the state is unknown and nothing is done.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import FINAL, Action, Budgets, Decision, Ended, exhausted
 from hpc_llm.slurm.records import JobLife, QueuedJob
 
-EXPEDITE_FROM_S = 5.0  # a requeued job that has less to wait is left alone
-ORPHAN_AFTER_S = 180.0  # a running job whose supervisor has been silent for this long has nobody in it
-CLOCK_SKEW_S = 15.0  # between the nodes that write ledgers and the controller that tells when a job started
+EXPEDITE_FROM_S = 5.0  # a requeued job with less time to wait is left alone
+ORPHAN_AFTER_S = 180.0  # a running job whose supervisor has been silent for this long is an orphan
+CLOCK_SKEW_S = 15.0  # between the nodes that write ledgers and the controller that reports when a job started
 FORGOTTEN_AFTER_S = 300.0  # MinJobAge: how long squeue may know a job that sacct does not show yet
 
 HALVED = "halved"  # the ledger's word for a run that successive halving has stopped
@@ -36,31 +36,31 @@ _GOING_ON = ("REQUEUED", "REQUEUE_HOLD", "COMPLETING", "CONFIGURING", "SIGNALING
 class RunFacts:
     """What a run's own directory tells. Times in seconds since the epoch."""
 
-    address: str | None  # of the job last submitted for it, `12` or `12_3`
+    address: str | None  # of the job last submitted for the run, `12` or `12_3`
     submitted_at: float
     completed: bool
     final: str | None  # why it stopped for good: the cause of an end without restart, cancelled, given-up
     history: Sequence[Ended]
     budgets: Budgets
     heartbeat_at: float | None
-    attempt: int = 0  # the newest one's number
+    attempt: int = 0  # number of the newest attempt
     began: bool = True  # whether an attempt began since the job was last sent, released or requeued
     started_at: float | None = None  # of the newest attempt
-    charged_life: float | None = None  # start of the life of a job that a launch failure was last charged for
+    charged_life: float | None = None  # start of the job life for which a launch failure was last charged
     successor: str | None = None  # a job that waits for the end of this one (recovery.successor)
-    sent_at: float | None = None  # of a submission whose answer is not in the ledger
+    sent_at: float | None = None  # time of a submission whose answer is not in the ledger
 
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What Slurm tells of its job. asked: whether squeue answered; remembered: whether sacct did."""
+    """What Slurm says about the run's job. asked: whether squeue answered; remembered: whether sacct did."""
 
     asked: bool
     queued: QueuedJob | None
     remembered: bool
     last_life: JobLife | None
     successor: QueuedJob | None = None
-    site_requeues: bool = False  # RequeueExit: Slurm itself queues jobs again by their exit code
+    site_requeues: bool = False  # RequeueExit: Slurm itself requeues jobs because of their exit code
 
     @property
     def _life(self) -> QueuedJob | JobLife | None:
@@ -73,7 +73,7 @@ class JobFacts:
         return self._life.start_time if self._life is not None else None
 
     def life_hours(self, now: float) -> float:
-        """How long that life has held its nodes, as far as Slurm tells."""
+        """How long that life has held its nodes, as far as Slurm says."""
         if self._life is None or self._life.start_time is None:
             return 0.0
         end = self._life.end_time if isinstance(self._life, JobLife) else now if self._life.live else None
@@ -81,13 +81,13 @@ class JobFacts:
 
     @property
     def life_nodes(self) -> str:
-        """The nodes of that life, as Slurm writes them; what has ended may be told by sacct alone."""
+        """The nodes of that life, as Slurm writes them; for a job that has ended, perhaps from sacct only."""
         told = (one.node_list for one in (self._life, self.last_life) if one is not None)
         return next(filter(None, told), "")
 
 
 def glance(job: QueuedJob | None) -> str:
-    """What kind of job this is from the queue alone: pending, event (has to be looked at), running or gone.
+    """What kind of job this is judging by the queue alone: pending, event (needs a look), running or gone.
 
     While the kind stays pending, or running with a fresh heartbeat, the run's directory need not be read again.
     """
@@ -112,14 +112,14 @@ def decide(run: RunFacts, job: JobFacts, now: float) -> Decision:
     if job.queued is not None and job.queued.live:
         return _alive(run, job, now)
     if job.successor is not None and job.successor.live:
-        return NOTHING  # it is about to do what is done here
+        return NOTHING  # the successor is about to do what a watchdog would do
     state = job.queued.state if job.queued else job.last_life.state if job.last_life else None
     if state == "CANCELLED":
         return Decision(Action.MARK_CANCELLED, "cancelled by its user: final", cause=Cause.CANCELLED)
     if state is None:
         if not job.remembered or now - run.submitted_at < FORGOTTEN_AFTER_S:
             return NOTHING  # without accounting a cancelled job and a lost one look alike
-        return _again(run, "Slurm knows nothing of it any more", Cause.UNKNOWN)
+        return _again(run, "Slurm no longer knows the job", Cause.UNKNOWN)
     begun = run.began and began_in(run, job.life_start)
     return _again(replace(run, began=begun), state, _CAUSES[state]) if state in _CAUSES else NOTHING
 
@@ -127,7 +127,7 @@ def decide(run: RunFacts, job: JobFacts, now: float) -> Decision:
 def charged(run: RunFacts, cause: Cause) -> list[Ended]:
     """The history with `cause` as the end of the job that was last seen.
 
-    A job in which no attempt began failed to launch; an attempt that said nothing of its end, ended by `cause`.
+    A job in which no attempt began failed to launch; an attempt that did not record its end was ended by `cause`.
     """
     history = list(run.history)
     if not run.began or cause is Cause.LAUNCH_FAILED:
@@ -139,9 +139,9 @@ def charged(run: RunFacts, cause: Cause) -> list[Ended]:
 
 
 def began_in(run: RunFacts, life_start: float | None) -> bool:
-    """Whether an attempt began in the life of the job that started then; None: nobody knows when that was.
+    """Whether an attempt began in the life of the job that started at `life_start`; None: start time unknown.
 
-    Slurm requeues a job without a word in the ledger: an attempt of an earlier life says nothing of this one.
+    Slurm requeues a job without a note in the ledger: an attempt of an earlier life says nothing about this one.
     """
     if run.started_at is None or life_start is None:
         return run.began
@@ -149,14 +149,14 @@ def began_in(run: RunFacts, life_start: float | None) -> bool:
 
 
 def _over(run: RunFacts, job: JobFacts) -> Decision:
-    """A run that has ended needs no job: not the successor that waits, nor one that the site has queued again."""
+    """A run that has ended needs no job: neither a waiting successor nor one that the site has requeued."""
     if run.final == HALVED and job.queued is not None and job.queued.live:
-        return Decision(Action.FREE, "it is out of its sweep")
+        return Decision(Action.FREE, "stopped by halving")
     if job.successor is not None and job.successor.live and job.successor.state == "PENDING":
         return Decision(Action.WITHDRAW, f"{run.final or 'completed'}: job {job.successor.address} has nothing to do")
     again = job.queued is not None and job.queued.state == "PENDING" and bool(run.history)
     if again and job.site_requeues and run.final != "cancelled":
-        return Decision(Action.WITHDRAW, f"{run.final or 'completed'}: queued again by the site's RequeueExit")
+        return Decision(Action.WITHDRAW, f"{run.final or 'completed'}: requeued by the site's RequeueExit")
     return NOTHING
 
 
@@ -168,7 +168,7 @@ def _alive(run: RunFacts, job: JobFacts, now: float) -> Decision:
     silent = now - max(run.heartbeat_at or 0.0, queued.start_time or now)
     if queued.state == "RUNNING" and silent > ORPHAN_AFTER_S:
         cause = Cause.ORPHANED if run.began and began_in(run, queued.start_time) else Cause.LAUNCH_FAILED
-        why = f"running with nobody in it for {silent:.0f} s"
+        why = f"running, but its supervisor has been silent for {silent:.0f} s"
         return _spent(charged(run, cause), run, why, cause) or Decision(Action.REQUEUE, why, cause=cause)
     return NOTHING
 
@@ -182,9 +182,9 @@ def _pending(run: RunFacts, job: QueuedJob, life: JobLife | None, now: float) ->
         cause = Cause.LAUNCH_FAILED
         return _spent(history, run, job.reason, cause) or Decision(Action.RELEASE, job.reason, cause=cause)
     if not run.history and life is None:
-        return NOTHING  # it waits for the first time
+        return NOTHING  # in the queue for the first time
     end = _untold(run, life)
-    if stop := _spent(charged(replace(run, began=True), end) if end else run.history, run, "queued again", end):
+    if stop := _spent(charged(replace(run, began=True), end) if end else run.history, run, "requeued", end):
         return stop
     if held == "exit":
         return Decision(Action.RELEASE, job.reason, cause=end)
@@ -195,7 +195,7 @@ def _pending(run: RunFacts, job: QueuedJob, life: JobLife | None, now: float) ->
 
 
 def _untold(run: RunFacts, life: JobLife | None) -> Cause | None:
-    """How the last life of a job that is queued again ended, where the ledger does not say so yet."""
+    """How the last life of a requeued job ended, if the ledger does not say so yet."""
     if life is None:
         return None
     if began_in(run, life.start_time):
@@ -222,6 +222,6 @@ def _again(run: RunFacts, why: str, cause: Cause) -> Decision:
 
 def _spent(history: Sequence[Ended], run: RunFacts, why: str, cause: Cause | None) -> Decision | None:
     if history and history[-1].cause in FINAL:
-        return Decision(Action.STOP, f"{why}; {history[-1].cause}: not a matter of trying again", cause=cause)
+        return Decision(Action.STOP, f"{why}; {history[-1].cause}: a restart would not help", cause=cause)
     spent = exhausted(history, run.budgets)
     return Decision(Action.STOP, f"{why}; {spent}", cause=cause) if spent else None

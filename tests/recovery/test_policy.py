@@ -105,7 +105,7 @@ def test_with_something_left_of_each_budget_the_run_goes_on(cause: Cause) -> Non
 def test_what_is_no_matter_of_trying_again_never_is(cause: Cause, before: list[Ended]) -> None:
     decision = decide([*before, moved(cause)], PLENTY)
     assert decision.action is Action.STOP
-    assert decision.why == f"{cause}: not a matter of trying again"
+    assert decision.why == f"{cause}: a restart would not help"
 
 
 def test_hours_that_are_spent_end_a_run_and_the_key_that_mends_it_is_named() -> None:
@@ -179,7 +179,7 @@ def test_preemptions_have_no_bound_where_none_is_given() -> None:
 
 def test_a_divergence_is_final_unless_batches_may_be_skipped() -> None:
     decision = decide([moved(Cause.DIVERGED)], replace(PLENTY, max_divergences=0))
-    assert (decision.action, decision.why) == (Action.STOP, "diverged: not a matter of trying again")
+    assert (decision.action, decision.why) == (Action.STOP, "diverged: a restart would not help")
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ TABLE: dict[str, tuple[RunFacts, JobFacts, Action, str]] = {
         replace(RUN, heartbeat_at=NOW - 181),
         facts(job("RUNNING")),
         Action.REQUEUE,
-        "nobody in it for 181 s",
+        "silent for 181 s",
     ),
     "running, silent since before its start": (
         replace(RUN, heartbeat_at=NOW - 3600),
@@ -122,7 +122,7 @@ TABLE: dict[str, tuple[RunFacts, JobFacts, Action, str]] = {
     "cancelled": (RUN, facts(job("CANCELLED")), Action.MARK_CANCELLED, "final"),
     "cancelled, says sacct": (RUN, facts(None, life("CANCELLED")), Action.MARK_CANCELLED, "final"),
     "preempted long ago, says sacct": (RUN, facts(None, life("PREEMPTED")), Action.RESUBMIT, "PREEMPTED"),
-    "gone, sacct answers and knows nothing": (RUN, facts(None, remembered=True), Action.RESUBMIT, "knows nothing"),
+    "gone, sacct answers and knows nothing": (RUN, facts(None, remembered=True), Action.RESUBMIT, "no longer knows"),
     "gone, submitted just now": (
         replace(RUN, submitted_at=NOW - 10),
         facts(None, remembered=True),
