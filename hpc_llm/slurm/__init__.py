@@ -1,1 +1,4 @@
-"""Slurm's side of things: its environment variables. Standard library only."""
+"""Everything that talks to Slurm: its commands, records and environment variables, and a team's share of it.
+
+Standard library only.
+"""

@@ -1,7 +1,7 @@
-"""Ask Slurm, and tell it: squeue, sacct, scontrol, sbatch. Standard library only.
+"""Query Slurm and give it orders: squeue, sacct, scontrol, sbatch. Standard library only.
 
-One call asks for everything at once, and every call ends after a bounded time. A question that failed raises
-SlurmUnavailable: the answer is then not known, and never "gone". What Slurm understood and would not do raises
+One call asks for everything at once, and every call ends after a bounded time. A failed query raises
+SlurmUnavailable: the answer is then unknown, never "gone". A request that Slurm understood and refused raises
 SlurmRefused. Both carry Slurm's own words.
 """
 
@@ -19,7 +19,7 @@ from hpc_llm.slurm.records import Job, JobLife, QueuedJob
 
 TIMEOUT_S = 60.0
 EXPEDITE_AFTER_S = 3
-_AGAIN_S = 2.0  # between two tries while slurmctld is away
+_AGAIN_S = 2.0  # between two tries while slurmctld is down
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}  # which Slurm, not which job
 _FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCONTROL_", "SLURMD_")
 # What Slurm says when it could not be asked (slurm_errno.c), in any release.
@@ -41,7 +41,7 @@ class SlurmError(Exception):
 
 
 class SlurmUnavailable(SlurmError):
-    """Slurm could not be asked, or did not answer in time: nothing is known."""
+    """Slurm could not be reached, or did not answer in time: nothing is known."""
 
 
 class SlurmRefused(SlurmError):
@@ -49,16 +49,16 @@ class SlurmRefused(SlurmError):
 
 
 class LimitReached(SlurmRefused):
-    """The answer is: not that many jobs at once (MaxSubmitJobs and its like of an association or a QOS)."""
+    """Refused because of a limit on jobs at once (MaxSubmitJobs or a similar limit of an association or a QOS)."""
 
 
 def refusal(said: str) -> SlurmRefused:
-    """Slurm's no, in its words."""
+    """Slurm's refusal, in its own words."""
     return (LimitReached if _SUBMIT_LIMIT.search(said) else SlurmRefused)(said)
 
 
 def queued(*, finished: bool = True) -> list[QueuedJob]:
-    """One squeue for all of this user's jobs, a record per array task; `finished`: those of the last minutes too."""
+    """One squeue for all of this user's jobs, a record per array task; `finished`: include recently finished ones."""
     states = ["--states=all"] if finished else []
     format_ = f"--format={records.SQUEUE_FIELDS}"
     words = ["--noheader", "--array", f"--user={os.getuid()}", *_federation()]
@@ -66,7 +66,7 @@ def queued(*, finished: bool = True) -> list[QueuedJob]:
 
 
 def lives(job_ids: Iterable[int] = (), *, since_s: float) -> list[JobLife]:
-    """One sacct for all lives of jobs (arrays by their id; none given: all of this user's) of the last `since_s`."""
+    """One sacct for all lives in the last `since_s` of jobs (arrays by their id; none given: all of this user's)."""
     which = ",".join(str(job_id) for job_id in job_ids)
     words = [f"--jobs={which}"] if which else [f"--uid={os.getuid()}"]
     start = f"--starttime=now-{max(1, round(since_s))}seconds"
@@ -77,12 +77,12 @@ def lives(job_ids: Iterable[int] = (), *, since_s: float) -> list[JobLife]:
 
 
 def _federation() -> list[str]:
-    """A job may have been sent to a sibling cluster; where there is no federation this asks the one there is."""
+    """A job may have been sent to a sibling cluster; without a federation this asks the only one."""
     return [] if "SLURM_CLUSTERS" in os.environ else ["--federation"]
 
 
 def show(address: str) -> list[Job]:
-    """`scontrol show job`: one record, one per task for an array's id, none where Slurm does not know it any more."""
+    """`scontrol show job`: one record, one per task for an array's id, none if Slurm no longer knows the job."""
     try:
         return records.read_jobs(call("scontrol", "show", "job", "--oneliner", address))
     except SlurmRefused as error:
@@ -92,7 +92,7 @@ def show(address: str) -> list[Job]:
 
 
 def update(address: str, **fields: str) -> None:
-    """`scontrol update`, for example `update("12_3", StartTime="now", ExcNodeList="n7")`."""
+    """`scontrol update`, for example `update("12_3", ExcNodeList="n7")`."""
     call("scontrol", "update", f"JobId={address}", *(f"{key}={value}" for key, value in fields.items()))
 
 
@@ -101,32 +101,32 @@ def requeue(address: str) -> None:
     try:
         call("scontrol", "requeue", address)
     except SlurmRefused as error:
-        if "pending execution" not in str(error).lower():  # it is where it should be
+        if "pending execution" not in str(error).lower():  # that is the state it should be in
             raise
 
 
 def expedite(address: str) -> None:
     """Let a requeued job that is PENDING start now, instead of after Slurm's 121 s (cred_expire).
 
-    Not in the very second of its requeue: slurmd has revoked the job's credential as of then, by its own clock, says
-    "already killed, do not launch" and the job is FAILED for good (measured, 22.05.8: `now` in the same second 2 of 2
-    lost, now+1 3 of 3 well). The margin is for clocks that differ.
+    Not in the same second as its requeue: slurmd has revoked the job's credential as of then, by its own clock, says
+    "already killed, do not launch" and the job is FAILED for good (measured on 22.05.8: `now` in the same second lost
+    2 of 2 jobs, now+1 lost 0 of 3). The margin is for clock differences.
     """
     update(address, StartTime=f"now+{EXPEDITE_AFTER_S}")
 
 
 def own_address(environment: Mapping[str, str]) -> str:
-    """What to call the job that `environment` is of: `12`, or `12_3` (the array's own id would name all its tasks)."""
+    """Address of the job that `environment` belongs to: `12`, or `12_3` (the array's id would mean all its tasks)."""
     array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else environment["SLURM_JOB_ID"]
 
 
 def requeue_own(address: str, *, patience_s: float = 120.0) -> str | None:
-    """Requeue the job that this process runs in; how, or None where somebody is ending it or Slurm says no.
+    """Requeue the job that this process runs in; how, or None if it is being ended or Slurm refuses.
 
-    COMPLETING is a scancel or a preemption, which Slurm ends in its own way; so is a grace that runs (PreemptTime).
-    Asked again for `patience_s` while slurmctld is away, and while a signal is on its way to the job's steps, such as
-    that of an abort a moment ago.
+    COMPLETING means a scancel or a preemption, which Slurm ends in its own way; so does a running grace time
+    (PreemptTime). Retried for `patience_s` while slurmctld is down, and while a signal is on its way to the job's
+    steps, such as that of an abort a moment ago.
     """
     deadline = time.monotonic() + patience_s
     while True:
@@ -147,7 +147,7 @@ def requeue_own(address: str, *, patience_s: float = 120.0) -> str | None:
 
 
 def node_address(host: str) -> str:
-    """NodeAddr of a node, where its name alone does not resolve."""
+    """NodeAddr of a node, for a name that does not resolve."""
     said = records.fields_of(call("scontrol", "show", "node", "--oneliner", host))
     return said.get("NodeAddr", host)
 
@@ -177,7 +177,7 @@ def hostnames(node_list: str) -> list[str]:
 
 
 def submit(script: Path, *options: str) -> int:
-    """`sbatch SCRIPT`, its job id. Options here win over those in the script: `--array=3` submits that task alone."""
+    """`sbatch SCRIPT`; its job id. Options here override those in the script: `--array=3` submits only that task."""
     said = call("sbatch", "--parsable", *options, str(script))
     found = re.match(r"(\d+)", said.strip().splitlines()[-1] if said.strip() else "")
     if found is None:
@@ -194,7 +194,7 @@ def test_only(text: str) -> str:
 
 
 def call(*words: str) -> str:
-    """What a Slurm command prints. SlurmUnavailable or SlurmRefused with its own words where it fails."""
+    """What a Slurm command prints. If it fails, SlurmUnavailable or SlurmRefused with its own words."""
     done = _run(list(words))
     if done.returncode:
         raise _error(words, done)
@@ -202,13 +202,13 @@ def call(*words: str) -> str:
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without what an enclosing job or a shell's start-up file says to Slurm's commands: only our words count."""
+    """Without variables of an enclosing job or a shell's start-up file that set Slurm options: only ours count."""
     kept = {name: value for name, value in environment.items() if name in _KEPT or not name.startswith(_FOREIGN)}
     return {**kept, "LC_ALL": environment.get("LC_ALL", "C.UTF-8")}
 
 
 def unreachable(words: str) -> bool:
-    """Whether a command's words mean that Slurm could not be asked, rather than that it said no."""
+    """Whether a command's message means that Slurm could not be reached, rather than that it refused."""
     return bool(_UNREACHABLE.search(words))
 
 
@@ -240,6 +240,6 @@ def _error(words: Sequence[str], done: subprocess.CompletedProcess[str]) -> Slur
 
 
 def one_line(text: str) -> str:
-    """A command's words as one line, without its own name before each."""
+    """A command's message as one line, without the command's name before each part."""
     words = (re.sub(r"^(sbatch|squeue|sacct|scontrol|scancel): (error: )?", "", line) for line in text.splitlines())
     return "; ".join(dict.fromkeys(word.strip() for word in words if word.strip()))

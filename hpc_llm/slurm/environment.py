@@ -1,4 +1,4 @@
-"""Who am I among the ranks: from torchrun's variables, from Slurm's, or alone."""
+"""This process's rank, from torchrun's variables, from Slurm's, or as the only one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RankEnvironment:
     world_size: int
     local_world_size: int
     master_addr: str
-    master_port: int  # 0 where this rank is alone and may take any
+    master_port: int  # 0 if this is the only rank, which may take any port
 
     def export(self, environment: MutableMapping[str, str]) -> None:
         """Write the variables that torch.distributed and DeepSpeed read."""
@@ -33,9 +33,9 @@ class RankEnvironment:
 
 
 def read(environment: Mapping[str, str]) -> RankEnvironment:
-    """The place that `environment` describes: RANK and its kin first, then SLURM_*, else a single rank.
+    """The place that `environment` describes: RANK and related variables first, then SLURM_*, else a single rank.
 
-    InputError where they say only half of it: srun started several tasks and nobody said where rank 0 listens.
+    InputError if they are incomplete, as when srun started several tasks without saying where rank 0 listens.
     """
     if "RANK" in environment:
         if missing := _missing(environment, _TORCHRUN):

@@ -1,7 +1,7 @@
 """What Slurm's commands print → typed records. Pure functions of text, standard library only.
 
-Fields are always asked for by name (`-o`): the shapes of `--json` change with every release. Times are Slurm's
-local time and become seconds since the epoch.
+Fields are always requested explicitly, from squeue by format letters and from sacct by name, since the shape of
+`--json` changes with every release. Times are Slurm's local time and become seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 import time
 from dataclasses import dataclass, field, replace
 
-SQUEUE_FIELDS = "%i|%A|%T|%r|%Q|%V|%S|%N|%j|%Z"  # the last may hold anything, also a `|`
+SQUEUE_FIELDS = "%i|%A|%T|%r|%Q|%V|%S|%N|%j|%Z"  # the last may contain anything, even a `|`
 SACCT_FIELDS = "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,NodeList,JobName"
 
-_PASSING = ("SIGNALING", "RESIZING", "CONFIGURING")  # shown in the place of RUNNING for a while
+_PASSING = ("SIGNALING", "RESIZING", "CONFIGURING")  # shown briefly instead of RUNNING
 ENDED = frozenset(
     {
         *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"),
@@ -25,10 +25,10 @@ _UNKNOWN = ("", "Unknown", "None", "N/A", "NONE", "(null)")
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job, or one task of an array, as squeue knows it: queued, running, or ended less than MinJobAge ago."""
+    """A job, or one task of an array, as squeue shows it: queued, running, or ended less than MinJobAge ago."""
 
     address: str  # `12`, or `12_3` for task 3 of array 12: what scontrol and scancel take
-    job_id: int  # the number of its own, SLURM_JOB_ID; pending tasks of an array share the array's
+    job_id: int  # its own number, SLURM_JOB_ID; pending tasks of an array share the array's
     state: str  # PENDING, RUNNING, COMPLETING, …
     reason: str
     priority: int  # 0: held
@@ -45,7 +45,7 @@ class QueuedJob:
 
     @property
     def array_id(self) -> int:
-        """What sbatch said: the array's number for a task, its own for a job by itself."""
+        """The number that sbatch printed: the array's for a task, its own for a single job."""
         return int(self.address.partition("_")[0])
 
 
@@ -79,10 +79,10 @@ class Job:
     requeue: bool  # whether Slurm may requeue it
     restarts: int
     submit_time: float | None
-    eligible_time: float | None  # of a requeued job: when its wait is over
+    eligible_time: float | None  # of a requeued job: when its delay is over
     start_time: float | None
     end_time: float | None
-    preempt_time: float | None  # set while the grace of a preemption runs
+    preempt_time: float | None  # set during the grace time of a preemption
     time_limit_s: float | None  # None: unlimited, or not known yet
     partition: str
     node_list: str
@@ -97,12 +97,12 @@ class Job:
 
     @property
     def ending(self) -> bool:
-        """Whether somebody is taking its allocation away."""
+        """Whether its allocation is being taken away."""
         return self.preempt_time is not None or self.state not in ("RUNNING", *_PASSING)
 
 
 def read_squeue(text: str) -> list[QueuedJob]:
-    """Lines of `squeue -h -r -o SQUEUE_FIELDS`."""
+    """Lines of `squeue --noheader --array [--states=all] --format=SQUEUE_FIELDS`."""
     jobs = []
     for line in text.splitlines():
         parts = line.split("|", 9)
@@ -114,7 +114,10 @@ def read_squeue(text: str) -> list[QueuedJob]:
 
 
 def read_sacct(text: str) -> list[JobLife]:
-    """Lines of `sacct -n -P -X -D -o SACCT_FIELDS`; pending tasks that share a line become one record each."""
+    """Lines of `sacct --noheader --parsable2 --allocations --duplicates --format=SACCT_FIELDS`.
+
+    Pending tasks that share a line become one record each.
+    """
     lives = []
     for line in text.splitlines():
         parts = line.split("|", 8)
@@ -186,7 +189,7 @@ def _job(address: str, fields: dict[str, str]) -> Job:
 
 
 def fields_of(line: str) -> dict[str, str]:
-    """`Key=value Key=value …` of scontrol. Values may hold blanks; the first of a name counts."""
+    """`Key=value Key=value …` of scontrol. Values may contain blanks; the first value of a key counts."""
     fields: dict[str, str] = {}
     for part in re.split(r"\s+(?=[A-Z][A-Za-z_/:]*=)", line.strip()):
         key, _, value = part.partition("=")
@@ -195,7 +198,7 @@ def fields_of(line: str) -> dict[str, str]:
 
 
 def read_config(text: str) -> dict[str, str]:
-    """`scontrol show config`: `Name   = value` a line."""
+    """`scontrol show config`: one `Name   = value` per line."""
     pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
     return {name.strip(): value.strip() for name, _, value in pairs}
 
@@ -217,7 +220,7 @@ def addresses(text: str, most: int = 4_000_001) -> list[str]:
 
 
 def seconds(text: str) -> float | None:
-    """Slurm's local time (2026-11-23T13:40:28) as seconds since the epoch; None where it is not known."""
+    """Slurm's local time (2026-11-23T13:40:28) as seconds since the epoch; None if not known."""
     try:
         return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
     except (ValueError, OverflowError):
@@ -225,7 +228,7 @@ def seconds(text: str) -> float | None:
 
 
 def duration(text: str) -> float | None:
-    """`1-02:03:04`, `02:03:04`, `03:04` or minutes alone, as seconds; None for UNLIMITED and its like."""
+    """`1-02:03:04`, `02:03:04`, `03:04` or plain minutes, as seconds; None for UNLIMITED and the like."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if found is None:
         return None

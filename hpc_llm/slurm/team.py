@@ -1,6 +1,6 @@
-"""What a team has of the cluster: its running and queued GPUs by user, what partitions hold, its fair share.
+"""A team's part of the cluster: running and queued GPUs by user, the partitions' GPUs, its fair share.
 
-Three questions to Slurm; where there is no accounting, nobody has a share and all users are shown.
+Three queries to Slurm; without accounting there are no shares and all users are shown.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _GPUS = re.compile(
     r"gpu(?::[^:,=(\s]+)*[:=](\d+)"
 )  # gres/gpu=8 (TRES), gpu:a100:8(S:0-1) and gpu:a100:3(IDX:0-2) (GRES)
 _DOWN = ("down", "drain", "fail", "maint", "unknown", "power", "reboot")
-# Fixed columns: squeue and sinfo have no delimiter that every release knows.
+# Fixed columns: no delimiter works in squeue and sinfo of every release.
 _JOB = {"UserName": 64, "Account": 64, "State": 32, "tres-alloc": 512}
 _NODE = {"Partition": 64, "NodeList": 256, "Gres": 256, "GresUsed": 256, "StateLong": 32}
 
 
 @dataclass
 class User:
-    """GPUs, not jobs. fair_share: 0 to 1, what Slurm's priority takes; None where it keeps no shares."""
+    """Counts GPUs, not jobs. fair_share: 0 to 1, the factor in Slurm's priority; None if it keeps no shares."""
 
     name: str
     account: str
@@ -32,7 +32,7 @@ class User:
     running_jobs: int = 0
     queued_jobs: int = 0
     fair_share: float | None = None
-    share_used: float | None = None  # usage ÷ the share, both normalised; above 1: more than its part
+    share_used: float | None = None  # usage ÷ share, both normalised; above 1: more than its share
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Partition:
 
 @dataclass
 class Team:
-    """accounts: those shown; none where Slurm keeps no accounts."""
+    """accounts: those shown; none if Slurm keeps no accounts."""
 
     accounts: list[str]
     users: list[User] = field(default_factory=list)
@@ -72,7 +72,7 @@ def ask(account: str | None = None) -> Team:
 
 
 def read_users(jobs: str, shares: Iterable[User]) -> list[User]:
-    """Everybody with a job or a share, those with most GPUs first."""
+    """Every user with a job or a share, those with the most GPUs first."""
     users = {(share.account, share.name): share for share in shares}
     for name, account, state, tres in _rows(jobs, _JOB):
         user = users.setdefault((account, name), User(name, account))
@@ -84,7 +84,7 @@ def read_users(jobs: str, shares: Iterable[User]) -> list[User]:
 
 
 def read_partitions(nodes: str) -> list[Partition]:
-    """The default partition first, the others by name: sinfo lists them in an order that changes."""
+    """The default partition first, the others by name: the order of sinfo changes."""
     found: dict[str, Partition] = {}
     for name, _, gres, used, state in _rows(nodes, _NODE):
         partition = found.setdefault(name, Partition(name.rstrip("*")))
@@ -107,7 +107,7 @@ def read_shares(text: str) -> list[User]:
 
 
 def gpus(text: str) -> int:
-    """GPUs in a list of TRES, which names their total, or of GRES, where kinds add up."""
+    """GPUs in a list of TRES, which has their total, or of GRES, whose types add up."""
     generic = re.search(r"gres/gpu=(\d+)", text)
     return int(generic[1]) if generic else sum(map(int, _GPUS.findall(text)))
 
