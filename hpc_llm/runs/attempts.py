@@ -1,4 +1,4 @@
-"""One attempt writes: every attempt takes its number by creating a folder, and the newest number rules."""
+"""Only one attempt writes: every attempt takes its number by creating a folder, and the newest number wins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def newest(layout: RunLayout) -> int:
 
 
 def claim(layout: RunLayout) -> int:
-    """Take the next attempt number. Exclusive on any file system where mkdir is."""
+    """Take the next attempt number. Exclusive on any file system on which mkdir is."""
     layout.attempts.mkdir(parents=True, exist_ok=True)
     while True:
         number = newest(layout) + 1
@@ -29,7 +29,7 @@ def claim(layout: RunLayout) -> int:
 
 
 class Fence:
-    """Asks, before anything is written for the run, whether attempt `number` is still the newest."""
+    """Checks, before anything is written for the run, that attempt `number` is still the newest."""
 
     def __init__(self, layout: RunLayout, number: int) -> None:
         self.number = number

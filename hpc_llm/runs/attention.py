@@ -1,6 +1,7 @@
-"""A run's word to its watchdog that Slurm is about to act on it: a file in the root, touched. Standard library only.
+"""How a run tells its watchdog to look soon, because Slurm is about to act on it. Standard library only.
 
-Looking at one file every second is cheap where asking Slurm is not: the watchdog asks when there is something to ask.
+The run touches a file in the root. Checking one file every second is cheap and asking Slurm is not, so the watchdog
+asks only when there is something to ask about.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from hpc_llm.runs.layout import RootLayout, RunLayout
 
 
 def call(run: RunLayout) -> None:
-    """Have the watchdog of the run's root look soon; without effect where the root cannot be written."""
+    """Make the watchdog of the run's root look soon; no effect if the root cannot be written."""
     with contextlib.suppress(OSError):
         RootLayout.of(run).attention.touch()
 
 
 def last_call(root: RootLayout) -> int:
-    """When a run called last: nanoseconds of the file system's clock, to be compared with other calls; 0: never."""
+    """When a run last called: nanoseconds by the file system's clock, for comparison with other calls; 0: never."""
     try:
         return root.attention.stat().st_mtime_ns
     except OSError:

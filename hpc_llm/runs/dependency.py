@@ -10,7 +10,7 @@ from hpc_llm.runs.layout import RunLayout, SweepLayout
 
 
 def problems(config: RunConfig) -> list[str]:
-    """What can be said of it before the queue: it must lie below the same root, and be another run."""
+    """What can be checked before submission: it must be below the same root, and be another run."""
     name = config.run.depends_on
     if name is None:
         return []
@@ -25,7 +25,7 @@ def problems(config: RunConfig) -> list[str]:
 
 
 def runs(config: RunConfig) -> list[RunLayout]:
-    """The runs that it names; none where it names none."""
+    """The runs that it names; none if it is not set."""
     path = freeze.root_of(config) / str(config.run.depends_on)
     return [RunLayout(path)] if RunLayout(path).config.exists() else SweepLayout(path).runs()
 

@@ -1,6 +1,6 @@
-"""What runs have shown that plans only estimate, remembered below the root for the next runs alike.
+"""What plans only estimate and runs have measured, kept below the root for later comparable runs.
 
-One file for each model, machine and way to run a step. Standard library only: the supervisor writes it.
+One file for each model, machine and way to compute a step. Standard library only: the supervisor writes it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from hpc_llm.storage.files import tail, write_json
 
 _OF_TRAIN = ("seq_len", "precision", "loss_chunk")
 _OF_CLUSTER = ("gpu", "gpu_memory_gib", "device", "gpus_per_node")
-_FEWEST_STEPS = 20  # that a speed is taken from
+_FEWEST_STEPS = 20  # needed for a speed
 _TAIL_BYTES = 100_000  # of metrics.jsonl, a few hundred steps
 
 
 class Remembered(Experience):
-    """The experience of the runs of `root` with this (plain) configuration and way to compute a step."""
+    """Experience of the runs of `root` with this (plain) configuration and way to compute a step."""
 
     def __init__(self, root: RootLayout, config: Mapping[str, Any], attention: str, compiled: bool) -> None:
         self._folder = root.experience
@@ -56,7 +56,7 @@ class Remembered(Experience):
         self._write(self._limit(zero_stage, activation_checkpointing), asdict(limit))
 
     def note_speed(self, zero_stage: int, activation_checkpointing: bool, micro_batch: int, speed: Speed) -> None:
-        """A run took its steps so fast; the newest counts."""
+        """Record a run's speed; the newest counts."""
         self._write(self._speed(zero_stage, activation_checkpointing, micro_batch), asdict(speed))
 
     def _limit(self, *way: Any) -> Path:
@@ -66,7 +66,7 @@ class Remembered(Experience):
         return self._file("speed", *(self._cluster[key] for key in ("name", "constraint")), *way)
 
     def _file(self, kind: str, *facts: Any) -> Path:
-        """Everything that it depends on makes the name."""
+        """The file's name is a hash of everything that its content depends on."""
         text = json.dumps([*self._alike, *facts], sort_keys=True)
         return self._folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
@@ -78,7 +78,7 @@ class Remembered(Experience):
             return {}
 
     def _write(self, path: Path, value: Any) -> None:
-        """Without effect where the root cannot be written."""
+        """No effect if the root cannot be written."""
         with contextlib.suppress(OSError):
             self._folder.mkdir(exist_ok=True)
             write_json(path, value)
@@ -86,19 +86,19 @@ class Remembered(Experience):
 
 @functools.lru_cache(maxsize=1)
 def _names(folder: Path, changed_ns: int) -> frozenset[str]:
-    """The files of `folder`: a sweep asks for thousands that are not there."""
+    """The files of `folder`, cached: a sweep asks for thousands that do not exist."""
     return frozenset(path.name for path in folder.iterdir())
 
 
 def steady_tokens_per_second(run: RunLayout, first_step: int) -> float | None:
-    """Median over the newest steps after `first_step`; None where they are too few."""
+    """Median over the newest steps after `first_step`; None if there are too few."""
     try:
         lines = tail(run.metrics, _TAIL_BYTES).splitlines()
     except OSError:
         return None
     found = []
     for line in lines:
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line cut short
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a truncated line
             row = json.loads(line)
             if row["step"] > first_step and "tokens_per_second" in row:
                 found.append(float(row["tokens_per_second"]))

@@ -38,7 +38,7 @@ class Ledger:
         self.folder, self.writer = folder, writer
 
     def write(self, event: str, **facts: Any) -> None:
-        """Append one event with the present time."""
+        """Append one event with the current time."""
         self.write_at(time.time(), event, **facts)
 
     def write_at(self, time_s: float, event: str, **facts: Any) -> None:
@@ -50,7 +50,7 @@ class Ledger:
 
 
 class PatientLedger(Ledger):
-    """One whose writer does not end for a full disk: events that find no room are written before the next one."""
+    """A ledger whose writer survives a full disk: events that found no room are written before the next one."""
 
     def __init__(self, folder: Path, writer: str) -> None:
         super().__init__(folder, writer)
@@ -72,14 +72,14 @@ class PatientLedger(Ledger):
 
 
 class SupervisorLedger(PatientLedger):
-    """One whose writer outlives what its file system refuses for a while. sleep: for so many seconds, or less."""
+    """A ledger whose writer survives temporary file-system errors. sleep: waits for the given seconds, or less."""
 
     def __init__(self, folder: Path, writer: str, sleep: Callable[[float], object]) -> None:
         super().__init__(folder, writer)
         self._sleep = sleep
 
     def write(self, event: str, **facts: Any) -> None:
-        """Append one event that others rest on: it is written when this returns, or OSError."""
+        """Append one event that others rely on: it is written when this returns, or OSError."""
         self.note(event, **facts)
         patiently(self._settle, self._sleep)
 
@@ -94,7 +94,7 @@ class SupervisorLedger(PatientLedger):
 
 
 def read(folder: Path) -> list[Event]:
-    """All events in the order of their times; a last line cut short by a crash is passed over."""
+    """All events in order of time; a last line truncated by a crash is skipped."""
     events = []
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""What can be refused by looking at this machine's files, before the queue."""
+"""What can be refused before submission by looking at this machine's files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PROBE_BYTES = 1 << 20
 
 
 def problems(config: RunConfig) -> list[str]:
-    """Mistakes in where the run is to lie: root, group, name, quota. A dry run writes no probe."""
+    """Mistakes about where the run is to be stored: root, group, name, quota. A dry run writes no probe file."""
     return place_problems(config) or name_problems(config)
 
 
@@ -31,21 +31,21 @@ def place_problems(config: RunConfig) -> list[str]:
 
 
 def name_problems(config: RunConfig) -> list[str]:
-    """Whether something else lies where the run is to lie."""
+    """Whether something else is where the run is to be stored."""
     layout = freeze.layout_for(config)
     folder = RunLayout(layout.path.parent)
     if config.run.sweep is not None and folder.config.exists():
-        return [f"run.sweep={folder.name}: {folder.path} is a run and no sweep; choose another run.name"]
+        return [f"run.sweep={folder.name}: {folder.path} is a run, not a sweep; choose another run.name"]
     if not layout.path.exists():
         return []
     if not layout.config.exists():
-        return [f"run.name={layout.name}: {layout.path} is there and is no run of ours; choose another run.name"]
+        return [f"run.name={layout.name}: {layout.path} exists and is not a run of hpc_llm; choose another run.name"]
     changed = freeze.differences(config, layout)
     return [freeze.conflict(layout, changed)] if changed else []
 
 
 def unknown_homes(config: RunConfig) -> list[str]:
-    """Paths below the home of a user that does not exist. Path.expanduser raises for them: look at these first."""
+    """Paths below the home of a user that does not exist. Path.expanduser raises for them, so check them first."""
     run, data = config.run, config.data
     paths = {"run.root": run.root, "data.source": data.source, "data.out": data.out, "data.tokenizer": data.tokenizer}
     paths |= {f"data.sources.{name}.path": source.path for name, source in data.sources.items()}
@@ -69,7 +69,7 @@ def python_problems(config: RunConfig) -> list[str]:
 
 
 def room_problems(runs: Sequence[tuple[RunConfig, RunPlan]]) -> list[str]:
-    """Too little free space for the checkpoints that the runs keep, plus one that each is writing."""
+    """Too little free space for the checkpoints that the runs keep, plus the one that each is writing."""
     needed: dict[str, int] = {}
     for config, plan in runs:
         size = plan.checkpoint_bytes * (config.checkpoint.keep + 1)
@@ -91,12 +91,12 @@ def room_problems(runs: Sequence[tuple[RunConfig, RunPlan]]) -> list[str]:
 def _root_problems(root: Path) -> list[str]:
     existing = _existing(root)
     if existing == root and not root.is_dir():
-        return [f"run.root={root}: a folder is expected, this is a file"]
+        return [f"run.root={root}: a folder is expected, but this is a file"]
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return [f"run.root={root}: {existing} is not writable for you; choose a folder of yours with run.root=…"]
+        return [f"run.root={root}: you cannot write to {existing}; choose a folder of yours with run.root=…"]
     if existing == root and root.stat().st_mode & stat.S_IWOTH:
         return [
-            f"run.root={root}: world-writable, anybody could change your runs; "
+            f"run.root={root}: is world-writable, so anybody could change your runs; "
             f"chmod o-w {root}, or choose another run.root"
         ]
     return []
@@ -120,7 +120,7 @@ def _probe_problems(root: Path) -> list[str]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return [
             f"run.root={root}: {'no space or quota is left' if full else error.strerror} (writing 1 MiB failed); "
-            "free some, or choose another run.root"
+            "free some space, or choose another run.root"
         ]
     finally:
         probe.unlink(missing_ok=True)
@@ -131,9 +131,9 @@ def _group_problems(group: str) -> list[str]:
     mine = {entry.gr_name for entry in grp.getgrall() if entry.gr_gid in {*os.getgroups(), os.getgid()}}
     if group in mine:
         return []
-    return [f"run.group={group}: not one of your groups; allowed: {', '.join(sorted(mine))}"]
+    return [f"run.group={group}: is not one of your groups; allowed: {', '.join(sorted(mine))}"]
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder at or above `path` that is there, as far as this user may look."""
+    """The nearest existing folder at or above `path`, as far as this user may see."""
     return next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110 – it never raises

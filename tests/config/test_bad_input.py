@@ -237,14 +237,14 @@ def test_a_run_directory_with_another_configuration(refusals: Refusals, tmp_path
 def test_a_run_directory_that_is_none_of_ours(refusals: Refusals, tmp_path: Path) -> None:
     (tmp_path / "runs" / "thesis").mkdir(parents=True)
     (line,) = refusals("run.name=thesis")
-    assert line.startswith(f"run.name=thesis: {tmp_path / 'runs' / 'thesis'} is there and is no run of ours")
+    assert line.startswith(f"run.name=thesis: {tmp_path / 'runs' / 'thesis'} exists and is not a run of hpc_llm")
 
 
 def test_a_root_that_is_a_file_or_below_one(refusals: Refusals, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert refusals("run.root=file") == [f"run.root={tmp_path / 'file'}: a folder is expected, this is a file"]
+    assert refusals("run.root=file") == [f"run.root={tmp_path / 'file'}: a folder is expected, but this is a file"]
     (line,) = refusals("run.root=file/runs")
-    assert line.startswith(f"run.root={tmp_path / 'file' / 'runs'}: {tmp_path / 'file'} is not writable for you")
+    assert line.startswith(f"run.root={tmp_path / 'file' / 'runs'}: you cannot write to {tmp_path / 'file'}")
 
 
 def test_a_world_writable_root(refusals: Refusals, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_world_writable_root(refusals: Refusals, tmp_path: Path) -> None:
     root.mkdir()
     root.chmod(0o777)
     (line,) = refusals()
-    assert line.startswith(f"run.root={root}: world-writable, anybody could change your runs; chmod o-w {root}")
+    assert line.startswith(f"run.root={root}: is world-writable, so anybody could change your runs; chmod o-w {root}")
     assert nothing_written(root)
 
 
@@ -261,7 +261,7 @@ def test_a_read_only_root(tmp_path: Path) -> None:
     prefix = mounted(tmp_path, "size=1m,mode=700,ro")
     done = python("-m", "hpc_llm.submit", f"run.root={tmp_path}", cwd=REPOSITORY, prefix=prefix)
     (line,) = refused(done)
-    assert line.startswith(f"run.root={tmp_path}: {tmp_path} is not writable for you")
+    assert line.startswith(f"run.root={tmp_path}: you cannot write to {tmp_path}")
 
 
 def test_an_empty_quota(tmp_path: Path) -> None:
@@ -273,7 +273,9 @@ def test_an_empty_quota(tmp_path: Path) -> None:
         done = python(*command, cwd=REPOSITORY, preexec_fn=partial(limit_file_size, 1 << 16))
         reason = "File too large"
     (line,) = refused(done)
-    assert line == (f"run.root={tmp_path}: {reason} (writing 1 MiB failed); free some, or choose another run.root")
+    assert line == (
+        f"run.root={tmp_path}: {reason} (writing 1 MiB failed); free some space, or choose another run.root"
+    )
     assert nothing_written(tmp_path)
 
 
@@ -296,7 +298,7 @@ def test_the_home_of_a_user_that_does_not_exist(refusals: Refusals, key: str) ->
 
 def test_a_group_that_one_is_not_in(refusals: Refusals) -> None:
     (line,) = refusals("run.group=no-such-group")
-    assert line.startswith("run.group=no-such-group: not one of your groups; allowed: ")
+    assert line.startswith("run.group=no-such-group: is not one of your groups; allowed: ")
 
 
 @pytest.mark.parametrize(

@@ -35,14 +35,14 @@ def test_anothers_folder_is_refused() -> None:
     with folder_of_root(0o555) as folder:
         for root in (folder, folder / "new" / "below"):
             assert as_nobody(partial(preflight.problems, run(root))) == [
-                f"run.root={root}: {folder} is not writable for you; choose a folder of yours with run.root=…"
+                f"run.root={root}: you cannot write to {folder}; choose a folder of yours with run.root=…"
             ]
 
 
 def test_a_folder_that_one_may_write_but_not_enter_is_refused() -> None:
     with folder_of_root(0o666) as folder:
         (line,) = as_nobody(partial(preflight.problems, run(folder)))
-        assert line.startswith(f"run.root={folder}: {folder} is not writable for you")
+        assert line.startswith(f"run.root={folder}: you cannot write to {folder}")
 
 
 @pytest.mark.parametrize("name", ["there", "new"])
@@ -51,7 +51,7 @@ def test_a_folder_that_one_may_not_look_into_is_refused(name: str) -> None:
         (folder / "there").mkdir()
         folder.chmod(0)
         assert as_nobody(partial(preflight.problems, run(folder / name))) == [
-            f"run.root={folder / name}: {folder} is not writable for you; choose a folder of yours with run.root=…"
+            f"run.root={folder / name}: you cannot write to {folder}; choose a folder of yours with run.root=…"
         ]
 
 
@@ -65,7 +65,7 @@ def test_submission_refuses_it_too() -> None:
 
     with folder_of_root(0) as folder:
         (line,) = as_nobody(partial(refused, run(folder / "runs")))
-        assert line.startswith(f"run.root={folder / 'runs'}: {folder} is not writable for you")
+        assert line.startswith(f"run.root={folder / 'runs'}: you cannot write to {folder}")
 
 
 def test_a_dry_run_writes_no_probe() -> None:
@@ -80,7 +80,7 @@ def test_a_dry_run_writes_no_probe() -> None:
         status, (line,) = in_child(partial(story, False))
         assert status == 0
         assert line == (
-            f"run.root={folder}: File too large (writing 1 MiB failed); free some, or choose another run.root"
+            f"run.root={folder}: File too large (writing 1 MiB failed); free some space, or choose another run.root"
         )
         assert list(folder.iterdir()) == []
 
@@ -91,7 +91,7 @@ def test_a_root_that_anybody_may_write_is_refused(tmp_path: Path, mode: int, ref
     root.mkdir()
     root.chmod(mode)
     found = preflight.problems(run(root))
-    assert [line.partition(",")[0] for line in found] == ([f"run.root={root}: world-writable"] if refused else [])
+    assert [line.partition(",")[0] for line in found] == ([f"run.root={root}: is world-writable"] if refused else [])
     assert preflight.problems(run(root / "mine")) == []  # a private folder in /tmp is fine
 
 
@@ -100,7 +100,7 @@ def test_ones_own_groups_are_allowed_and_no_others(tmp_path: Path) -> None:
     config = run(tmp_path)
     assert preflight.problems(replace(config, run=replace(config.run, group=mine))) == []
     (line,) = preflight.problems(replace(config, run=replace(config.run, group="no-such-group")))
-    assert line.startswith("run.group=no-such-group: not one of your groups; allowed: ")
+    assert line.startswith("run.group=no-such-group: is not one of your groups; allowed: ")
     assert mine in line.rpartition("allowed: ")[2].split(", ")
 
 
