@@ -1,8 +1,8 @@
 """Sweeps larger than what Slurm lets a user submit (MaxSubmitJobs): what fits goes out, the rest waits.
 
-What waits is frozen like everything else and lies in <root>/.backlog/; the watchdog submits it as other jobs end, with
-the script that was written for it. A limit has many places (association, account, QOS), so nobody looks for its value:
-an array is halved until Slurm takes it.
+What waits is frozen like everything else and kept in <root>/.backlog/; the watchdog submits it as other jobs end, with
+the script that was written for it. A limit can be set in many places (association, account, QOS), so its value is not
+looked up: an array is halved until Slurm accepts it.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from hpc_llm.slurm.records import QueuedJob
 from hpc_llm.storage.files import write_atomic
 
 _AGAIN_S = 600.0  # a limit may have been raised, or others' jobs may fill the same account
-_FINEST = 8  # halves are tried down to this fraction of the first that fitted
+_FINEST = 8  # arrays are halved down to 1/8 of the first that fitted
 
 
 @dataclass
 class Backlog:
-    """Tasks of one array script that are not submitted yet."""
+    """Tasks of one array script that have not been submitted yet."""
 
     script: str
     name: str  # of the job
     tasks: dict[int, str]  # array index → run directory
     throttle: int | None
-    dependency: str  # sbatch's, or ""
-    words: list[str]  # of the submission
-    full_at: int = 0  # this user's jobs when Slurm last said no
+    dependency: str  # for sbatch, or ""
+    words: list[str]  # arguments of the submission
+    full_at: int = 0  # number of this user's jobs when Slurm last refused
     refused_at: float = 0.0
-    why: str = ""  # in its words
-    arrays: list[int] = field(default_factory=list)  # which have been submitted of it
-    sending: list[int] = field(default_factory=list)  # indices of an array whose acceptance is not noted yet
+    why: str = ""  # Slurm's message
+    arrays: list[int] = field(default_factory=list)  # ids of the arrays submitted so far
+    sending: list[int] = field(default_factory=list)  # indices of an array whose acceptance is not recorded yet
     sent_at: float | None = None  # when that was sent
 
     @property
@@ -63,9 +63,9 @@ class Backlog:
         write_atomic(self.path, json.dumps(asdict(self)))
 
     def send(self, size: int, known: Collection[int], before: int | None, least: int = 1) -> dict[str, RunLayout]:
-        """Submit the first `size` tasks, halved down to `least` until Slurm takes them: its runs by address.
+        """Submit the first `size` tasks, halved down to `least` until Slurm accepts them; their runs by address.
 
-        With a throttle, an array waits for the one `before` it, if that is still there: Slurm's is for each array.
+        With a throttle, an array waits for the one `before` it, if that still exists: Slurm throttles each array alone.
         """
         while size >= least:
             tasks = sorted(self.tasks)[:size]
@@ -87,7 +87,7 @@ class Backlog:
         return {}
 
     def note(self, number: int) -> dict[str, RunLayout]:
-        """Array `number` has what was being sent: its runs by address, whose ledgers say so first."""
+        """Record that array `number` holds what was being sent, in the ledgers first; its runs by address."""
         ours = [index for index in self.sending if index in self.tasks]
         sent = {f"{number}_{index}": RunLayout(Path(self.tasks[index])) for index in ours}
         sending.note(sent, self.sent_at or time.time(), words=self.words)
@@ -99,7 +99,7 @@ class Backlog:
 
 
 def fill(backlog: Backlog, known: Collection[int]) -> Iterator[tuple[int, dict[str, RunLayout]]]:
-    """Submit what fits now: each array's id and its runs by address, as soon as Slurm has it."""
+    """Submit what fits now: each array's id and its runs by address, as soon as Slurm has accepted it."""
     size, least, before = len(backlog.tasks), 1, None
     while backlog.tasks and (sent := backlog.send(min(size, len(backlog.tasks)), known, before, least)):
         before = backlog.arrays[-1]
@@ -109,7 +109,7 @@ def fill(backlog: Backlog, known: Collection[int]) -> Iterator[tuple[int, dict[s
 
 
 def wait(backlog: Backlog, live: int) -> None:
-    """Write down what waits, in the backlog and in each run's ledger."""
+    """Record what waits, in the backlog and in each run's ledger."""
     backlog.full_at, backlog.refused_at = live, time.time()
     backlog.save()
     for run in backlog.tasks.values():
@@ -117,14 +117,14 @@ def wait(backlog: Backlog, live: int) -> None:
 
 
 def forget(root: Path, runs: Collection[Path]) -> None:
-    """These are submitted anew."""
+    """Remove runs that are being submitted anew."""
     for backlog in _read(root):
         backlog.tasks = {index: run for index, run in backlog.tasks.items() if Path(run) not in runs}
         backlog.save()
 
 
 def go_on(root: Path) -> Iterator[str]:
-    """Submit what there is room for now; a line for each array. SlurmUnavailable: nobody knows, the next pass asks."""
+    """Submit what there is room for now; a line for each array. SlurmUnavailable: unknown, the next pass asks again."""
     if not any(RootLayout(root).backlog.glob("*.json")):
         return
     with contextlib.suppress(Timeout), FileLock(RootLayout(root).submit_lock, timeout=0):
@@ -134,7 +134,7 @@ def go_on(root: Path) -> Iterator[str]:
                 yield from _next(backlog, queue)
             except client.SlurmUnavailable:
                 raise
-            except Exception as error:  # whatever is wrong with one, the others go on, and so does the watchdog
+            except Exception as error:  # whatever is wrong with one, the others and the watchdog continue
                 backlog.sending, backlog.refused_at = [], time.time()
                 backlog.save()
                 yield f"{backlog.name}: {len(backlog.tasks)} wait: {error}"
@@ -150,14 +150,14 @@ def _next(backlog: Backlog, queue: Sequence[QueuedJob]) -> Iterator[str]:
         return
     cancelled = _cancelled(backlog, live)
     if cancelled:
-        yield f"{backlog.name}: its jobs were cancelled, so {len(backlog.tasks)} waiting runs are too"
+        yield f"{backlog.name}: its jobs were cancelled, so its {len(backlog.tasks)} waiting runs are cancelled too"
         _cancel(backlog)
     if cancelled is not False:
         return
     size = min(len(backlog.tasks), max(1, backlog.full_at - len(live)))
     before = max((job.array_id for job in live if job.array_id in backlog.arrays), default=None)
     if backlog.throttle and before is not None and size < min(backlog.throttle, len(backlog.tasks)):
-        return  # arrays of a throttled sweep run one after another: better a whole one later
+        return  # arrays of a throttled sweep run one after another: a full one later is better
     backlog.dependency = _dependency(backlog, live)
     if sent := backlog.send(size, {job.array_id for job in queue}, before):
         yield f"{backlog.name}: array {backlog.arrays[-1]}, {len(sent)} runs; {len(backlog.tasks)} wait"
@@ -167,7 +167,7 @@ def _next(backlog: Backlog, queue: Sequence[QueuedJob]) -> Iterator[str]:
 
 
 def _dependency(backlog: Backlog, live: Sequence[QueuedJob]) -> str:
-    """What it depends on may have ended meanwhile, and Slurm forgets jobs. InputError where it can never run."""
+    """What it depends on may have ended meanwhile, and Slurm forgets jobs. InputError if it can never run."""
     if not backlog.dependency:
         return ""
     config = freeze.read_config(RunLayout(Path(next(iter(backlog.tasks.values())))))
@@ -195,7 +195,7 @@ def _found(backlog: Backlog, queue: Sequence[QueuedJob]) -> int | None:
 
 
 def _drop_removed(backlog: Backlog) -> None:
-    """Who removes a run's directory does not want it."""
+    """Drop runs whose directories have been removed: they are no longer wanted."""
     there = {index: run for index, run in backlog.tasks.items() if RunLayout(Path(run)).config.exists()}
     if len(there) < len(backlog.tasks):
         backlog.tasks = there
@@ -203,10 +203,10 @@ def _drop_removed(backlog: Backlog) -> None:
 
 
 def _cancelled(backlog: Backlog, live: Sequence[QueuedJob]) -> bool | None:
-    """Whether the user has cancelled all that was submitted of the array: then the rest is not wanted either.
+    """Whether the user has cancelled everything submitted of the array: then the rest is not wanted either.
 
-    That is so where none of it is in the queue any more, and the last to end was cancelled. None: not known yet, as
-    long as somebody may still find out how a run ended.
+    That is so if none of it is in the queue any more and the last job to end was cancelled. None: not known yet,
+    because it may still become known how a run ended.
     """
     ours = set(backlog.arrays)
     states = {job.state for job in live if job.array_id in ours}
@@ -220,7 +220,7 @@ def _cancelled(backlog: Backlog, live: Sequence[QueuedJob]) -> bool | None:
         try:
             record = facts.read(layout)
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # the pass has complained of it
+            continue  # the pass has already reported it
         run = record.facts
         if run.address is None or int(run.address.partition("_")[0]) not in ours:
             continue

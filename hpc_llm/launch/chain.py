@@ -1,4 +1,4 @@
-"""run.depends_on in Slurm's words: the job waits until the jobs of those runs have ended well."""
+"""run.depends_on as a Slurm dependency: the job waits until the jobs of those runs have succeeded."""
 
 from __future__ import annotations
 

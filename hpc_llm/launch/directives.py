@@ -1,6 +1,6 @@
-"""One `#SBATCH` line: sbatch splits it by rules of its own, not by the shell's.
+"""One `#SBATCH` line: sbatch splits it by its own rules, not the shell's.
 
-Read in sbatch's source (src/sbatch/opt.c, get_argument, 17.11 to 24): words end at white space; single and double
+From sbatch's source (src/sbatch/opt.c, get_argument, 17.11 to 24): words end at white space; single and double
 quotes group; a backslash takes the next character as it is, inside quotes too; an unquoted # begins a comment.
 "packjob" and "hetjob" anywhere in the line are blanked out or split the job. No variable is expanded.
 """
@@ -17,7 +17,7 @@ from hpc_llm.config.schema import ClusterConfig
 _PLAIN = re.compile(r"[A-Za-z0-9_./,:=@%+*&|()\[\]-]+")
 _EATEN = re.compile("packjob|hetjob", re.IGNORECASE)
 
-# Options that have a key of their own; the same option given twice would leave the reader guessing which holds.
+# Options that have their own key; if an option were given twice, it would be unclear which value holds.
 KEY_OF = {
     "job-name": "run.name",
     **{
@@ -47,7 +47,7 @@ class Option:
 
 
 def directive(option: Option) -> str:
-    """The `#SBATCH` line of `option`; InputError where sbatch could not read the value back."""
+    """The `#SBATCH` line of `option`; InputError if sbatch could not read the value back."""
     if option.value is None:
         return f"#SBATCH --{option.name}"
     value, said = option.value, f"{option.key or option.name}={option.value!r}"

@@ -1,4 +1,4 @@
-"""How an attempt ended, from what is left of its step, what Slurm said, and what the ranks wrote. Standard library."""
+"""How an attempt ended, from the exit codes, what Slurm said, and the ranks' logs. Standard library only."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hpc_llm.recovery.history import node_of
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout
 
-_SPOKEN = (Cause.CRASH, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)  # a rank that died of these could still say why
+_SPOKEN = (Cause.CRASH, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)  # a rank that died of these could still log why
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What ended an attempt; `node`: the one that the evidence points at, as far as that is known."""
+    """What ended an attempt; `node`: the node that the evidence points at, if known."""
 
     cause: Cause
     end: StepEnd
@@ -47,28 +47,28 @@ def judge(
     outlives_nodes: bool, signals: Collection[int], hours_spent: bool, hosts: Sequence[str], world_size: int,
     steps: int,
 ) -> Ending:  # fmt: skip
-    """The ending of an attempt whose step has ended. `signals`: those that the supervisor has got.
+    """The ending of an attempt whose step has ended. `signals`: those that the supervisor has received.
 
-    let_go: whether the ranks left because they had held in vain.
-    hours_spent: whether the supervisor asked the ranks to stop because run.max_gpu_hours was over.
-    outlives_nodes: whether the place stays when one of its nodes is lost; where it goes, Slurm tells what happened.
-    steps: those that the run has to do. It has done them when a checkpoint says so, whatever codes its ranks left with.
+    let_go: whether the ranks exited because they had waited in vain for the job to end.
+    hours_spent: whether the supervisor asked the ranks to stop because run.max_gpu_hours was spent.
+    outlives_nodes: whether the allocation survives the loss of a node; if not, Slurm says what happened.
+    steps: the length of the run. It is complete when a checkpoint says so, whatever exit codes its ranks returned.
     """
     if end.lost_nodes and outlives_nodes:
         return Ending(Cause.NODE_FAILURE, end, None, end.lost_nodes[0])
     cause, failure = Cause.HANG if hang else classify(end.exit_codes, end.first_failed), None
     if cause is Cause.COMPLETED and (done := newest_step(layout.checkpoints)) < steps:
-        said = f"the ranks left with 0, and their newest checkpoint is of step {done} of {steps}"
+        said = f"the ranks exited with 0, but their newest checkpoint is of step {done} of {steps}"
         return Ending(Cause.CRASH, end, Failure("", 0, said, said), None)
     if cause in _SPOKEN:
         failure = _failure(layout, attempt, end)
         cause = errors.refine(cause, failure)
     if cause is Cause.STOPPED and let_go:
-        cause = Cause.KILLED  # by somebody's hand, and the job is still ours
+        cause = Cause.KILLED  # by a person, and the job is still ours
     elif cause is Cause.STOPPED and hours_spent and not signals:
         cause = Cause.HOURS_SPENT
     elif cause is Cause.STOPPED and in_slurm:
-        # Without a notice to this process it was Slurm that told the ranks: the job is being taken away.
+        # Without a notice to this process, Slurm signalled the ranks: the job is being taken away.
         cause = Cause.TIME_LIMIT if signal.SIGUSR2 in signals else Cause.LOST
     if hang is not None:
         return Ending(cause, end, None, hang.node if hang.node in hosts else None)
@@ -77,7 +77,7 @@ def judge(
 
 
 def _failure(layout: RunLayout, attempt: int, end: StepEnd) -> Failure | None:
-    """What the rank that failed first says of it, or what is known of one that a signal ended."""
+    """What the rank that failed first logged about it, or what is known about one that a signal ended."""
     first = end.first_failed
     if first is not None and end.exit_codes[first] < 0:
         log = "".join(errors.tails([layout.rank_log(attempt, first)]))
@@ -86,7 +86,7 @@ def _failure(layout: RunLayout, attempt: int, end: StepEnd) -> Failure | None:
 
 
 def bear_witness(layout: RunLayout, attempt: int, ending: Ending, hosts: Sequence[str], world_size: int) -> None:
-    """Write down what an attempt says against nodes; a root that cannot be written keeps no run from going on."""
+    """Record an attempt's evidence against nodes; a root that cannot be written does not stop the run."""
     rank, root = ending.end.first_failed, RootLayout.of(layout)
     run = root.path_of(layout)
     log = "".join(errors.tails([layout.rank_log(attempt, rank)])) if rank is not None else ""
@@ -102,7 +102,7 @@ def bear_witness(layout: RunLayout, attempt: int, ending: Ending, hosts: Sequenc
 
 
 def bad_nodes(layout: RunLayout, recovery: dict[str, Any]) -> frozenset[str]:
-    """Nodes that the evidence of all runs of the root speaks against."""
+    """Nodes with enough evidence against them from all runs of the root."""
     try:
         evidence = nodes.read(RootLayout.of(layout).path)
     except OSError:

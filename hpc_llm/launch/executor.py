@@ -1,7 +1,7 @@
 """A batch script → a job id, through submitit. The only file that imports it.
 
-submitit would pickle a function and write a script of its own around it. Here it hands over the script of the run
-directory: no pickle to refer to code that changes, and nothing of submitit's is left behind.
+submitit would pickle a function and write its own script around it. Here it submits the script of the run directory:
+there is no pickle that refers to changing code, and submitit leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from hpc_llm.slurm import client
 
-SBATCH_TIMEOUT_S = 100  # sbatch itself waits MessageTimeout (10 s, on large sites 60 s or more) and tries again
+SBATCH_TIMEOUT_S = 100  # sbatch itself waits MessageTimeout (10 s, on large sites 60 s or more) and retries
 _TIMED_OUT = 124  # timeout(1)'s own exit status
 _SIGNALS = range(129, 193)  # 128 + the signal that ended sbatch; 255 is its own, for options it does not know
 
@@ -39,8 +39,8 @@ class ScriptExecutor(submitit.SlurmExecutor):
         return self._script.read_text()
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        # The run directory's own file, so that `scontrol show job` names it, in an environment that says nothing to
-        # Slurm. timeout(1) also takes sbatch out of the terminal's reach: Ctrl-C cannot kill it half-way.
+        # The file in the run directory itself, so that `scontrol show job` names it, in an environment without Slurm
+        # options. timeout(1) also keeps Ctrl-C from killing sbatch half-way.
         ours = client.clean_environment(os.environ)
         removed = [word for name in os.environ if name not in ours for word in ("-u", name)]
         return ["timeout", str(SBATCH_TIMEOUT_S), "env", *removed, "sbatch", *self._options, str(self._script)]
@@ -49,7 +49,7 @@ class ScriptExecutor(submitit.SlurmExecutor):
 def submit(script: Path, options: Sequence[str] = ()) -> int:
     """The id of the job (for an array, of the array) that `sbatch OPTIONS script` made.
 
-    SlurmRefused: there is no job. SlurmUnavailable: nobody knows; look for it by its name before trying again.
+    SlurmRefused: there is no job. SlurmUnavailable: not known; look for the job by its name before trying again.
     """
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):

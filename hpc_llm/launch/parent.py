@@ -1,4 +1,4 @@
-"""No orphans: a process that dies with the one that started it. Standard library only."""
+"""No orphans: make a process die with the one that started it. Standard library only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one sbatch submits: a run by itself, or an array of runs of the same shape. No Slurm here."""
+"""What one sbatch submits: a single run, or an array of runs of the same shape. No Slurm here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SCRIPT_BYTES = 3_000_000  # Slurm takes 4 MB (MAX_BATCH_SCRIPT_SIZE)
 
 @dataclass(frozen=True)
 class Part:
-    """One script and the runs it starts; in an array, the task's index is the run's place in `runs`."""
+    """One script and the runs it starts; in an array, the task's index is the run's index in `runs`."""
 
     name: str  # of the job
     script: Path
@@ -48,7 +48,7 @@ class Part:
 
 
 def divide(configs: Sequence[RunConfig], plans: Sequence[RunPlan], most: int) -> list[Part]:
-    """The parts of a submission, none with more than `most` runs; InputError where a script cannot be written."""
+    """The parts of a submission, none with more than `most` runs; InputError if a script cannot be written."""
     configs = _with_notice(configs, plans)
     single = [_single(config) for config in configs if config.run.sweep is None]
     swept = [config for config in configs if config.run.sweep is not None]
@@ -95,7 +95,7 @@ def _next_number(folder: SweepLayout) -> int:
 
 def _tasks_in_a_script(configs: Sequence[RunConfig]) -> int:
     longest = max(len(str(freeze.layout_for(config).path)) for config in configs)
-    return _SCRIPT_BYTES // (4 * longest + 16)  # four bytes a character and the index
+    return _SCRIPT_BYTES // (4 * longest + 16)  # four bytes per character, and the index
 
 
 def _python(config: RunConfig) -> str:

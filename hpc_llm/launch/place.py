@@ -1,6 +1,6 @@
-"""Where a supervisor keeps its run: on this machine, or in a Slurm allocation. Standard library only.
+"""Where a supervisor runs its ranks: on this machine, or in a Slurm allocation. Standard library only.
 
-A place knows how ranks are started, what a signal means, and how to come back when its time is up.
+A place knows how ranks are started, what a signal means, and how to continue the run when its time is up.
 """
 
 from __future__ import annotations
@@ -26,59 +26,59 @@ from hpc_llm.slurm import client
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST_PORT = 10000
-PATIENCE_S = 1800.0  # with a slurmctld that is away
-ADDRESS_PATIENCE_S, AGAIN_S = 120.0, 2.0  # with name service and slurmctld at once
+PATIENCE_S = 1800.0  # while slurmctld is down
+ADDRESS_PATIENCE_S, AGAIN_S = 120.0, 2.0  # while name service and slurmctld are both down
 STACKS_TIMEOUT_S = 60.0
 
 
 class Place(Protocol):
     """See LocalPlace and SlurmPlace."""
 
-    exclusive: bool  # whether a lock on the run directory tells a living supervisor from a dead one
+    exclusive: bool  # whether a lock on the run directory tells a live supervisor from a dead one
     parental: bool  # whether ranks are children of this process and die with it
-    outlives_nodes: bool  # whether it stays when one of its nodes is lost: there are spare ones
+    outlives_nodes: bool  # whether it survives the loss of a node, because it has spare nodes
     restarts: int  # how often Slurm has started this very job before
 
     @property
     def hosts(self) -> Sequence[str]:
-        """Nodes with ranks on them, by name, in the order of ranks; none where it is this machine."""
+        """Names of the nodes with ranks on them, in the order of ranks; none for this machine."""
 
     def facts(self) -> dict[str, Any]:
-        """What the ledger shall know of it."""
+        """What the ledger records about it."""
 
     def start(self, spec: StepSpec, attempt: int, log: Path) -> Step:
-        """Start the ranks; `log` takes what the launcher itself says."""
+        """Start the ranks; `log` gets the launcher's own output."""
 
     def enough_without(self, nodes: Collection[str]) -> bool:
-        """Whether the nodes that it still has suffice when these are left out."""
+        """Whether its remaining nodes suffice without these."""
 
     def leave_out(self, nodes: Collection[str]) -> None:
-        """No rank is started on these any more; spare ones take their place."""
+        """Start no more ranks on these nodes; spare nodes replace them."""
 
     def dump_stacks(self, run_dir: Path, output: Path) -> None:
-        """Where all ranks are stuck, by py-spy where it is installed; takes seconds, and never fails."""
+        """Write where all ranks are stuck, by py-spy if it is installed; takes seconds, and never fails."""
 
     def ends_with(self, number: int) -> bool:
-        """Whether signal `number` means that the place itself goes away: save, leave, say no more."""
+        """Whether signal `number` means that the place itself is ending: save and exit, without restarting."""
 
     def time_is_up(self, signals: Collection[int]) -> bool:
-        """Whether `signals` say that the time limit is near, after which it can be had again."""
+        """Whether `signals` say that the time limit is near, after which the job can be requeued."""
 
     def come_back(self) -> str | None:
-        """Once the ranks have saved and left because time is up: have the run started again; how, or None."""
+        """After the ranks have saved and exited because time is up: have the run restarted; how, or None."""
 
     def hand_over(self, run: RunLayout, book: Ledger) -> bool:
-        """Whether another place, without the bad nodes, takes over once this one is left."""
+        """Whether another place, without the bad nodes, takes over when this one ends."""
 
     def finished(self, run: RunLayout) -> None:
-        """The run is complete: nobody needs to wait for this place's end any more."""
+        """The run is complete: no job needs to wait for the end of this place any more."""
 
     def going(self) -> bool | None:
-        """Whether somebody is taking the place away: who leaves before that ends the job for good. None: unknown."""
+        """Whether the place is being taken away: exiting before that would end the job for good. None: unknown."""
 
 
 class LocalPlace:
-    """Processes of this machine, started by a person who waits for them."""
+    """Processes on this machine, started by a user who waits for them."""
 
     exclusive = True
     parental = True
@@ -121,9 +121,9 @@ class LocalPlace:
 
 
 class SlurmPlace:
-    """The allocation that this process is the batch shell of: `num_nodes` for ranks, and spare ones.
+    """The allocation whose batch shell is this process: `num_nodes` for ranks, and spare nodes.
 
-    No lock: a supervisor whose node is dead to Slurm may live on and hold it. The fence rules (runs.attempts).
+    No lock: a supervisor whose node Slurm considers dead may live on and hold it. The fence decides (runs.attempts).
     """
 
     exclusive = False
@@ -164,7 +164,7 @@ class SlurmPlace:
         return SrunStep(spec, ExitCode.STOPPED, options, place, log, self._signal_tasks)
 
     def _master_address(self) -> str:
-        """Of the first rank's node; asked for again where nobody knew it. Its name where still nobody does."""
+        """Address of the first rank's node, retried while it cannot be resolved; its name if it never can."""
         host, deadline = self.hosts[0], time.monotonic() + ADDRESS_PATIENCE_S
         while host not in self._addresses and time.monotonic() < deadline:
             if (address := master_address(host)) is None:
@@ -177,7 +177,7 @@ class SlurmPlace:
         return len(self._left(nodes)) >= self._num_nodes
 
     def leave_out(self, nodes: Collection[str]) -> None:
-        """A spare one takes the very place of the other, so that the ranks elsewhere stay where they are."""
+        """A spare node takes the position of the one it replaces, so that the other ranks stay where they are."""
         left = self._left(nodes)
         spare = iter(node for node in left if node not in self.hosts)
         moved = [node if node in left else next(spare, None) for node in self.hosts]
@@ -185,7 +185,7 @@ class SlurmPlace:
         self._usable = hosts + [node for node in left if node not in hosts]
 
     def _left(self, nodes: Collection[str]) -> list[str]:
-        """Of the nodes there were, those that Slurm has not lost since, without `nodes`."""
+        """The original nodes that Slurm has not lost since, without `nodes`."""
         there = set(self._usable)
         with contextlib.suppress(client.SlurmError):
             there = {node for job in client.show(self.job) for node in client.hostnames(job.node_list)}
@@ -209,7 +209,7 @@ class SlurmPlace:
         return signal.SIGUSR2 in signals
 
     def come_back(self) -> str | None:
-        """Requeue this very job or array task, unless somebody is ending it: a user's scancel is final."""
+        """Requeue this job or array task, unless it is being ended: a user's scancel is final."""
         return client.requeue_own(self.job, patience_s=PATIENCE_S)
 
     def hand_over(self, run: RunLayout, book: Ledger) -> bool:
@@ -222,7 +222,7 @@ class SlurmPlace:
             successor.withdraw(run)
 
     def going(self) -> bool | None:
-        """Asked before a failed job leaves. While the grace of a preemption runs, PreemptTime is set."""
+        """Asked before a failed job exits. During the grace time of a preemption, PreemptTime is set."""
         try:
             return any(job.ending for job in client.show(self.job))
         except client.SlurmError:
@@ -230,14 +230,14 @@ class SlurmPlace:
 
 
 def _dump_stacks(launcher: list[str], run_dir: Path, output: Path) -> None:
-    """With this interpreter on the bare node: py-spy sees into containers from there, but not out of them."""
+    """Uses this interpreter on the bare node: from there py-spy sees into containers, but from inside not out."""
     command = [*launcher, sys.executable, "-m", "hpc_llm.launch.stacks", str(run_dir)]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired), output.open("ab") as file:
         subprocess.run(command, stdout=file, stderr=file, timeout=STACKS_TIMEOUT_S, check=False)
 
 
 def master_address(host: str) -> str | None:
-    """An address of `host` that other nodes reach: its name where that resolves, else Slurm's NodeAddr, if it says."""
+    """An address of `host` that other nodes can reach: its name if it resolves, else Slurm's NodeAddr, if known."""
     try:
         socket.getaddrinfo(host, None)
     except OSError:
@@ -248,7 +248,7 @@ def master_address(host: str) -> str | None:
 
 
 def pick_port(key: str) -> int:
-    """A free TCP port below the ephemeral range, another one for every `key` as far as there are any."""
+    """A free TCP port below the ephemeral range, if possible a different one for every `key`."""
     low, high = _LOWEST_PORT, 32768
     if _EPHEMERAL.exists():
         first = int(_EPHEMERAL.read_text().split()[0])

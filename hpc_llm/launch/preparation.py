@@ -1,4 +1,4 @@
-"""Preparation on a cluster: list the corpus here, let an array do the work, be back at the prompt."""
+"""Preparation on a cluster: list the corpus here, let an array do the work, and return at once."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _SCRIPT = "prepare.sbatch"
 
 @dataclass(frozen=True)
 class Submitted:
-    """An array that prepares `directory`; `found` if it was queued already."""
+    """An array that prepares `directory`; `found` if it was already queued."""
 
     job_id: int
     found: bool = False
 
 
 def script_text(config: RunConfig, directory: Path) -> str:
-    """The batch script as it would be written; nothing is."""
+    """The batch script that would be written; nothing is written."""
     code = freeze.root_of(config) / freeze.CODE_FOLDER / "<hash>"
     return _render(config, directory, directory.with_name(f"{directory.name}.partial-<hash>"), code)
 
@@ -49,14 +49,14 @@ def estimate(config: RunConfig, directory: Path) -> str:
 
 
 def submit(config: RunConfig, directory: Path) -> Submitted | None:
-    """Submit an array that prepares `directory`; None where that is done.
+    """Submit an array that prepares `directory`; None if it is already prepared.
 
-    InputError for a corpus that cannot be used or what Slurm refuses; SlurmUnavailable where it does not answer.
+    InputError for a corpus that cannot be used or if Slurm refuses; SlurmUnavailable if it does not answer.
     """
     from hpc_llm.data import pipeline
 
     if shutil.which("sbatch") is None:
-        raise InputError("sbatch is not on PATH: type this where Slurm is (a login node), or leave +cluster out")
+        raise InputError("sbatch is not on PATH: run this where Slurm is (a login node), or leave +cluster out")
     if pipeline.prepared(config.data, directory):
         return None
     with folders.locked(directory, lambda: print("waiting for another preparation of this data", file=sys.stderr)):
@@ -74,7 +74,7 @@ def submit(config: RunConfig, directory: Path) -> Submitted | None:
 
 
 def begin(config: RunConfig, directory: Path) -> Path:
-    """List the corpus and write everything that the tasks read; the script's path. InputError as `submit`."""
+    """List the corpus and write everything that the tasks read; the script's path. InputError as for `submit`."""
     from hpc_llm.data import pipeline
 
     config = dataclasses.replace(config, data=_absolute(config.data, directory))
@@ -88,7 +88,7 @@ def begin(config: RunConfig, directory: Path) -> Path:
 
 
 def join(work: Path, environment: Mapping[str, str] = os.environ) -> None:
-    """Do what is left of a preparation in its folder, along with others; what a task of the array runs."""
+    """Do the remaining work of a preparation in its folder, along with others; what a task of the array runs."""
     from hpc_llm.data import pipeline
     from hpc_llm.launch.show_preparation import progress, say
     from hpc_llm.storage.files import restrict_access
@@ -99,7 +99,7 @@ def join(work: Path, environment: Mapping[str, str] = os.environ) -> None:
     except OSError as error:
         if (workspace.directory / manifest.MANIFEST).exists():
             return  # others have done it all
-        raise InputError(f"join={work}: {_CONFIG}: {error.strerror}; nobody has begun to prepare this") from None
+        raise InputError(f"join={work}: {_CONFIG}: {error.strerror}; this preparation has not begun") from None
     restrict_access(config.run.group)
     if config.data.workers == "auto" and environment.get("SLURM_CPUS_PER_TASK"):
         workers = int(environment["SLURM_CPUS_PER_TASK"])
@@ -121,7 +121,7 @@ def _render(config: RunConfig, directory: Path, work: Path, code: Path) -> str:
 
 
 def _logs(directory: Path) -> Path:
-    """Where Slurm writes; it outlives the folder of the work."""
+    """Where Slurm writes its logs; it outlives the work folder."""
     return directory.with_name(f"{directory.name}.logs")
 
 
@@ -130,7 +130,7 @@ def _name(directory: Path) -> str:
 
 
 def _absolute(data: DataConfig, directory: Path) -> DataConfig:
-    """Tasks stand elsewhere."""
+    """Absolute paths, since tasks run in another folder."""
 
     def here(path: str | None) -> str | None:
         return None if path is None else os.path.abspath(Path(path).expanduser())  # noqa: PTH100

@@ -1,6 +1,6 @@
 """RunConfig → text of the batch script of a preparation: a pure function.
 
-An array of one-node tasks, cluster.nodes of them, each with the cores of a node and no GPU. Any task does what is left.
+An array of cluster.nodes one-node tasks, each with the cores of a node and no GPU. Any task does any remaining work.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hpc_llm.launch.directives import Option
 def render_prepare_script(config: RunConfig, *, work: str, logs: str, code: str, python: str, name: str) -> str:
     """Text of the script whose tasks join the preparation in folder `work` with the package below `code`.
 
-    All paths are absolute. InputError lists every value that cannot be written into it.
+    All paths are absolute. InputError lists every value that the script cannot hold.
     """
     cluster = config.cluster
     body = _body(cluster, work, code, python)
@@ -34,7 +34,7 @@ def _options(config: RunConfig, logs: str, name: str) -> Iterator[Option]:
             yield Option("output", f"{logs.replace('%', '%%')}/%A_%a.log", "data.out")
         elif option.name == "chdir":
             yield Option("chdir", logs, "data.out")
-        elif option.name != "signal":  # results are whole or not there: nothing is to be saved before the end
+        elif option.name != "signal":  # results are complete or absent: there is nothing to save before the end
             yield option
 
 

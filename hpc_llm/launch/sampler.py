@@ -12,7 +12,7 @@ from hpc_llm.config.space import Dimension
 
 @dataclass(frozen=True)
 class Trial:
-    """What was chosen, and what came of it: a loss, nothing yet (running), or nothing at all."""
+    """What was chosen, and its result: a loss, nothing yet (running), or nothing at all (failed)."""
 
     chosen: dict[str, Any]
     loss: float | None = None
@@ -20,7 +20,7 @@ class Trial:
 
 
 def require() -> None:
-    """InputError where Optuna is not installed."""
+    """InputError if Optuna is not installed."""
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -30,8 +30,8 @@ def require() -> None:
 def ask(space: Sequence[Dimension], trials: Sequence[Trial], num: int, seed: int) -> list[dict[str, Any]]:
     """Key → value for `num` more trials: the tree-structured Parzen estimator (Bergstra 2011), losses minimised.
 
-    A function of its arguments: the study is built from what is known each time, so nobody has to keep one. Trials
-    that run count as bad ones nearby (constant liar), so that those that run at once differ.
+    A function of its arguments: the study is rebuilt each time from what is known, so none has to be kept. Running
+    trials count as bad ones (constant liar), so that trials that run at once differ.
     """
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -64,7 +64,7 @@ def ask(space: Sequence[Dimension], trials: Sequence[Trial], num: int, seed: int
 
 
 def _readable(value: Any, dimension: Dimension) -> Any:
-    """A number that people can repeat: four digits tell more than a search knows."""
+    """A number that is easy to type again: four digits are more precise than a search is."""
     if not isinstance(value, float) or dimension.choices:
         return value
     return min(max(float(f"{value:.4g}"), dimension.low), dimension.high)

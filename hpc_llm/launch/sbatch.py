@@ -1,7 +1,7 @@
 """RunConfig → text of the batch script: a pure function.
 
-The script sets the environment, goes into the run's code snapshot and becomes the supervisor by `exec`, so that
-the signal before the time limit (`--signal=B:…`) reaches Python. All else about a job is the supervisor's.
+The script sets the environment, changes to the run's code snapshot and becomes the supervisor by `exec`, so that
+the signal before the time limit (`--signal=B:…`) reaches Python. Everything else about a job is up to the supervisor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIGNAL = "USR2"  # NCCL takes USR1
 def render_script(
     config: RunConfig, *, run_dir: str, python: str, name: str, array: Mapping[int, str] | None = None
 ) -> str:
-    """Text of `job.sbatch`; InputError lists every value that cannot be written into it.
+    """Text of `job.sbatch`; InputError lists every value that it cannot hold.
 
     `run_dir` is the run's directory, or the sweep's where `array` maps array indices to run directories.
     Paths are absolute; `python` is the interpreter of the batch shell, outside any container.
@@ -36,7 +36,7 @@ def render_script(
 
 
 def script(cluster: ClusterConfig, header: Iterable[Option], body: Iterable[str], paths: list[str]) -> str:
-    """Text of a batch script; InputError lists every value that cannot be written, `paths` in `body` among them."""
+    """Text of a batch script; InputError lists every value that it cannot hold, `paths` in `body` included."""
     problems = [*_problems(cluster, paths)]
     lines: list[str] = []
     for option in header:
@@ -50,7 +50,7 @@ def script(cluster: ClusterConfig, header: Iterable[Option], body: Iterable[str]
 
 
 def options(config: RunConfig, *, run_dir: str, name: str, indices: tuple[int, ...] = ()) -> Iterator[Option]:
-    """The header's options in the order that a reader expects: who, what, how long, how it ends, where it writes."""
+    """The header's options in the order a reader expects: who, what, how long, how it ends, where it writes."""
     cluster = config.cluster
     yield Option("job-name", name, "run.name")
     for key in ("account", "partition", "qos", "constraint", "exclude", "reservation"):
@@ -70,8 +70,8 @@ def options(config: RunConfig, *, run_dir: str, name: str, indices: tuple[int, .
         yield Option("signal", f"B:{SIGNAL}@{cluster.signal_lead_s}")
     yield Option("requeue")  # the site's JobRequeue may be 0
     yield Option("open-mode", "append")  # or a requeue truncates the log
-    # Slurm's own log. The tasks of an array write into their runs' folders and share one file for what goes wrong
-    # before that. A literal % is doubled: Slurm expands patterns in this option, not in --chdir.
+    # Slurm's own log. The tasks of an array write into their runs' folders and share one file for errors before that.
+    # A literal % is doubled: Slurm expands patterns in this option, not in --chdir.
     pattern = "%A" if indices else "%j"
     yield Option("output", f"{run_dir.replace('%', '%%')}/slurm/{pattern}.log", "run.root")
     yield Option("chdir", run_dir if indices else f"{run_dir}/code", "run.root")
@@ -82,15 +82,15 @@ def options(config: RunConfig, *, run_dir: str, name: str, indices: tuple[int, .
 
 
 def _placement(cluster: ClusterConfig) -> Iterator[Option]:
-    """--no-kill for spare nodes alone: with it a job whose batch node is lost stays RUNNING with nobody in it, and only
-    a watchdog finds it.
+    """--no-kill only with spare nodes: with it, a job whose batch node is lost stays RUNNING with nothing in it, and
+    only a watchdog finds it.
 
-    No --hint: whether `cpus_per_gpu` counts cores or hyperthreads is the site's affair (cluster.sbatch.hint).
+    No --hint: whether `cpus_per_gpu` counts cores or hyperthreads depends on the site (cluster.sbatch.hint).
     """
     if cluster.mem == "0" and "exclusive" not in cluster.sbatch:
-        yield Option("exclusive")  # all the memory is asked for, so the cores are not for neighbours either
+        yield Option("exclusive")  # all the memory is requested, so other jobs could not use the cores anyway
     if cluster.spare_nodes:
-        yield Option("no-kill")  # the allocation outlives a node, and the step begins again on the others
+        yield Option("no-kill")  # the allocation survives the loss of a node, and the step restarts on the others
     if cluster.nodes + cluster.spare_nodes > 1 and "wait-all-nodes" not in cluster.sbatch:
         yield Option("wait-all-nodes", "1")  # start the script when every node has booted, not the first
 

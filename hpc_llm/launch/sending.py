@@ -1,4 +1,4 @@
-"""One batch script handed to Slurm once: where the answer is lost, the job is looked for before anything else."""
+"""Submit one batch script to Slurm exactly once: if the answer is lost, look for the job before anything else."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from hpc_llm.runs.layout import RunLayout
 from hpc_llm.slurm import client
 
 LOOK_S = 20.0  # a slow slurmctld may still take a submission whose sbatch has given up
-PATIENCE_S = 60.0  # with a slurmctld that does not answer at all
+PATIENCE_S = 60.0  # while slurmctld does not answer at all
 _AGAIN_S = 1.0
 
 
 class Unknown(client.SlurmUnavailable):
-    """Nobody can say whether the job exists."""
+    """It is not known whether the job exists."""
 
 
 def send(script: Path, *, name: str, work_dir: Path, known: Collection[int], options: Sequence[str] = ()) -> int:
     """The id of the job (or array) that `script` makes with sbatch's `options`, submitted once.
 
-    `known` are the ids of this user's jobs from before. SlurmRefused: Slurm said no. SlurmUnavailable: the answer was
-    lost and there is no such job. Unknown: it was lost and Slurm does not say.
+    `known` are the ids of this user's earlier jobs. SlurmRefused: Slurm refused. SlurmUnavailable: the answer was
+    lost and there is no such job. Unknown: it was lost and Slurm does not answer.
     """
     from hpc_llm.launch import executor  # submitit takes 0.1 s to import
 
@@ -39,10 +39,10 @@ def send(script: Path, *, name: str, work_dir: Path, known: Collection[int], opt
 
 
 def note(runs: Mapping[str, RunLayout], sent_at: float, **facts: Any) -> None:
-    """Write into the ledgers of `runs` (by job address) that they were submitted.
+    """Record in the ledgers of `runs` (by job address) that they were submitted.
 
-    sent_at: before sbatch was called. The first of a thousand tasks may begin before the last ledger is written, and
-    what is older than its submission is no attempt of it.
+    sent_at: before sbatch was called. The first of a thousand tasks may start before the last ledger is written, and
+    attempts older than a submission do not count for it.
     """
     for address, run in runs.items():
         array, _, task = address.partition("_")
@@ -52,7 +52,7 @@ def note(runs: Mapping[str, RunLayout], sent_at: float, **facts: Any) -> None:
 
 
 def _look_for(name: str, work_dir: Path, known: Collection[int], why: str) -> int | None:
-    """The new job of this name and folder, once Slurm answers; None where it has none after LOOK_S."""
+    """The new job of this name and folder, once Slurm answers; None if it has none after LOOK_S."""
     start = time.monotonic()
     while True:
         try:
@@ -60,8 +60,8 @@ def _look_for(name: str, work_dir: Path, known: Collection[int], why: str) -> in
         except client.SlurmUnavailable as error:
             if time.monotonic() - start > PATIENCE_S:
                 raise Unknown(
-                    f"{why}; then {error}: whether job {name} was taken is not known; "
-                    f"squeue --me --name={name} tells once Slurm answers, and submitting again looks first"
+                    f"{why}; then {error}: it is not known whether Slurm accepted job {name}; "
+                    f"squeue --me --name={name} shows it once Slurm answers, and submitting again checks first"
                 ) from None
         else:
             ours = (job.array_id for job in jobs if job.name == name and job.work_dir == str(work_dir))

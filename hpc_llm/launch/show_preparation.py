@@ -1,4 +1,4 @@
-"""Preparation as a person sees it: how far it is, and what came of it."""
+"""Preparation as the user sees it: its progress and its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Report = Callable[[str, int, int, int], None]  # stage, bytes done, bytes in all
 
 
 def prepare_shown(config: RunConfig, directory: Path) -> None:
-    """data.pipeline.prepare with its progress shown; nothing is printed where the data is there already."""
+    """data.pipeline.prepare with its progress shown; nothing is printed if the data is already prepared."""
     from hpc_llm.data.pipeline import prepare  # numpy and sentencepiece: only now, so that mistakes show at once
 
     with progress() as report:
@@ -27,7 +27,7 @@ def prepare_shown(config: RunConfig, directory: Path) -> None:
 
 
 def pack_shown(config: RunConfig, directory: Path) -> None:
-    """data.packs.ensure with its progress shown, where the run packs its documents."""
+    """data.packs.ensure with its progress shown, if the run packs its documents."""
     if config.data.packing != "best_fit":
         return
     from hpc_llm.data import packs
@@ -43,7 +43,7 @@ def say(line: str) -> None:
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """A bar where a person watches, else a line a stage and one every few seconds."""
+    """A bar in a terminal, else a line per stage and one every few seconds."""
     if not sys.stderr.isatty():
         yield _Lines()
         return
@@ -96,7 +96,7 @@ def _sources(made: manifest.Manifest) -> Iterator[str]:
 
 
 def _histogram(made: manifest.Manifest) -> Iterator[str]:
-    """Documents by length, a line for each power of two."""
+    """Documents by length, one line for each power of two."""
     lengths = [sum(column) for column in _columns([source.lengths for source in made.sources.values()])]
     most, label = max(lengths, default=0), "lengths in tokens"
     for power, count in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""What a person sees of a submission: job ids, folders, and what to type next."""
+"""What the user sees of a submission: job ids, folders, and which commands to run next."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hpc_llm.planning.render import render_all
 from hpc_llm.runs import freeze
 from hpc_llm.storage import operators
 
-_MOST_TASKS = 1001  # of an array where nobody asks Slurm: its default MaxArraySize
+_MOST_TASKS = 1001  # of an array, when Slurm is not asked: its default MaxArraySize
 
 
 def dry_run(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> None:
-    """The plan of every run and the script of every job on a cluster; nothing is asked or written."""
+    """Print the plan of every run and, with a cluster, the script of every job; Slurm is not asked, nothing written."""
     here = configs[0].cluster.launcher == "local"
     scripts = [] if here else [part.text for part in divide(configs, plans, _MOST_TASKS)]
     if configs[0].json:
@@ -30,7 +30,7 @@ def dry_run(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> None:
 
 
 def outcome(done: Outcome, configs: Sequence[RunConfig]) -> int:
-    """Say what was submitted and what was not; the exit status. InputError where nothing could be."""
+    """Print what was submitted and what was not; the exit status. InputError if nothing could be."""
     if not done.jobs and not done.waiting and len(configs) == 1:
         ((path, why),) = done.left.items()
         if why != "complete":
@@ -44,7 +44,8 @@ def outcome(done: Outcome, configs: Sequence[RunConfig]) -> int:
     if others := done.other_code:
         print(f"{others[0].name}{f' and {len(others) - 1:,} more' if others[1:] else ''}: {freeze.OTHER_CODE}")
     if done.waiting:
-        print(f"waiting: {sum(len(rest.tasks) for rest in done.waiting):,} runs, for room: {done.waiting[0].why}")
+        num_waiting = sum(len(rest.tasks) for rest in done.waiting)
+        print(f"{num_waiting:,} runs are waiting until Slurm accepts more jobs: {done.waiting[0].why}")
         print("the watchdog submits them as other jobs end")
     if len(configs) == 1:
         ((path),) = [freeze.layout_for(configs[0]).path]
@@ -68,9 +69,9 @@ def _left(done: Outcome, num_runs: int) -> None:
         return
     complete = sum(why == "complete" for why in done.left.values())
     out = sum(why.startswith("out of its sweep") for why in done.left.values())
-    halved = f", {out:,} out of their sweep (halving.rungs=[] takes them up again)" if out else ""
+    halved = f", {out:,} stopped by halving (halving.rungs=[] resumes them)" if out else ""
     queued = len(done.left) - complete - out
-    print(f"left alone: of {num_runs:,} runs {complete:,} are complete{halved} and {queued:,} queued or running")
+    print(f"not submitted: of {num_runs:,} runs {complete:,} are complete{halved} and {queued:,} queued or running")
 
 
 def _next(done: Outcome, configs: Sequence[RunConfig]) -> None:

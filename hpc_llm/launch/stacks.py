@@ -1,7 +1,7 @@
-"""Where this node's ranks are stuck, as py-spy sees it from outside; nothing where it is not installed.
+"""Where this node's ranks are stuck, seen from outside by py-spy; nothing if it is not installed.
 
-`python -m hpc_llm.launch.stacks RUN_DIR`. Standard library only. It also sees a process that is stopped or spins in
-C without ever answering a signal; what the ranks can say themselves, faulthandler writes into their logs.
+`python -m hpc_llm.launch.stacks RUN_DIR`. Standard library only. It also works for a process that is stopped, or
+spins in C without reacting to signals; what the ranks can report themselves, faulthandler writes into their logs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _TIMEOUT_S = 20.0
 
 def main() -> int:
     """Print the stacks of every rank of the run on this node."""
-    # Beside this interpreter too: a job calls it by its path, and its environment need not be on PATH.
+    # Look beside this interpreter too: a job calls it by its path, and its environment may not be on PATH.
     program = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if program is None:
         return 0
@@ -31,7 +31,7 @@ def main() -> int:
 
 
 def pids_of_ranks(run_dir: str) -> list[int]:
-    """Processes here whose command line ends in `hpc_llm.train RUN_DIR`, but for launchers that carry it too."""
+    """Processes here whose command line ends in `hpc_llm.train RUN_DIR`, except launchers, whose line has it too."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

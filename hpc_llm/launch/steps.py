@@ -20,15 +20,15 @@ from typing import Protocol
 from hpc_llm.recovery.causes import ExitCode
 
 AFTER_FAILURE_S = 5.0  # for the other ranks to print their own errors before they are killed
-AFTER_STOP_S = 120.0  # from the first rank that left as asked to the last
-AGAIN_S, PATIENCE_S = 5.0, 300.0  # between two tries to start a step that Slurm does not start, and for all of them
+AFTER_STOP_S = 120.0  # from the first rank that exits as asked to the last
+AGAIN_S, PATIENCE_S = 5.0, 300.0  # between tries to start a step that Slurm does not start, and for all tries
 AFTER_ABORT_S = 5.0  # for hung ranks to write their stacks
-STOP_SIGNAL = signal.SIGUSR2  # to ranks: save and leave. SIGTERM is Slurm's: save and wait to be killed
+STOP_SIGNAL = signal.SIGUSR2  # to ranks: save and exit. SIGTERM is Slurm's: save and wait to be killed
 
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What every rank of a step runs. `environment` comes on top of this process's own."""
+    """What every rank of a step runs. `environment` is added to this process's own."""
 
     command: list[str]
     directory: Path
@@ -42,7 +42,7 @@ class StepSpec:
 class StepEnd:
     """exit_codes by rank as far as known, negative for a signal; first_failed: the rank that failed first.
 
-    lost_nodes: those that Slurm gave up under the step.
+    lost_nodes: those that Slurm lost during the step.
     """
 
     exit_codes: dict[int, int]
@@ -54,26 +54,26 @@ class Step(Protocol):
     """Running ranks. `poll` is called on every wake-up and after `seconds_to_deadline`."""
 
     def poll(self) -> StepEnd | None:
-        """The end, once all ranks have left; kills what outlives its deadline."""
+        """The end, once all ranks have exited; kills ranks that outlive their deadline."""
 
     def seconds_to_deadline(self) -> float | None:
-        """How long `poll` may wait to be called again; None: until a process ends."""
+        """How long to wait at most before the next `poll`; None: until a process ends."""
 
     def files(self) -> list[int]:
         """Descriptors that become readable when `poll` has something to look at."""
 
     def ask_to_stop(self) -> None:
-        """Every rank is to save at the next step boundary and leave."""
+        """Ask every rank to save at the next step boundary and exit."""
 
     def abort(self) -> None:
-        """Every rank is to write where it is, by faulthandler, and die; one that is stopped is woken for it."""
+        """Make every rank write its stack, by faulthandler, and die; a stopped rank is woken for it."""
 
     def kill(self) -> None:
         """End every rank at once."""
 
 
 class LocalStep:
-    """One process per rank on this machine, each a process group of its own."""
+    """One process per rank on this machine, each in its own process group."""
 
     def __init__(self, spec: StepSpec, stop_code: int, port: int) -> None:
         self._stop_code = stop_code
@@ -144,13 +144,13 @@ class LocalStep:
 
 
 class SrunStep:
-    """One task per GPU over the allocation's nodes, started by srun, which ends all when one fails.
+    """One task per GPU over the allocation's nodes, started by srun, which ends all tasks when one fails.
 
-    srun's own end of a step waits for KillWait (30 s) on ranks that are busy saving or stuck; `signal_tasks`, which
-    sends a signal by name to all tasks and says whether Slurm took it, makes that AFTER_FAILURE_S.
+    When srun ends a step, it waits KillWait (30 s) for ranks that are busy saving or stuck; `signal_tasks`, which
+    sends a signal by name to all tasks and says whether Slurm accepted it, shortens that to AFTER_FAILURE_S.
 
-    An srun that got no step (slurmctld is away, or has not noticed that the last one is over) is started again for
-    PATIENCE_S: nothing of the run has failed.
+    An srun that got no step (slurmctld is down, or has not noticed that the last step is over) is restarted for
+    PATIENCE_S: the run itself has not failed.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class SrunStep:
     def ask_to_stop(self) -> None:
         self._asked = True
         if self._process.poll() is None:
-            self._process.send_signal(STOP_SIGNAL)  # srun hands it to every task
+            self._process.send_signal(STOP_SIGNAL)  # srun forwards it to every task
 
     def abort(self) -> None:
         self._asked = True
@@ -224,13 +224,13 @@ class SrunStep:
         self._deadline = time.monotonic() + AFTER_ABORT_S
 
     def kill(self) -> None:
-        """Through Slurm: tasks outlive an srun that is killed. Asked again after a while, until they are gone."""
+        """Kill through Slurm, since tasks outlive an srun that is killed. Repeated until they are gone."""
         self._asked, self._deadline = True, time.monotonic() + AFTER_FAILURE_S
         if self._process.poll() is None:
             self._signal_tasks("KILL")
 
     def _take_output(self) -> None:
-        """What srun has said since, into the log and for `poll`."""
+        """Read srun's new output, for the log and for `poll`."""
         with contextlib.suppress(BlockingIOError):
             while said := os.read(self._output, 65536):
                 self._said += said
@@ -266,23 +266,23 @@ _SIGNALS = {
 
 
 def srun_end(text: str, code: int, world_size: int, stop_code: int) -> StepEnd:
-    """How a step ended whose srun said `text` and left with `code`.
+    """How a step ended whose srun printed `text` and exited with `code`.
 
-    One that lost a node with all its ranks can leave with 0 (seen on Slurm 22.05): that says nothing of them.
+    An srun that lost a node with all its ranks can exit with 0 (seen on Slurm 22.05): that says nothing about them.
     """
     lost = tuple(dict.fromkeys(_NODE_LOST.findall(text)))
     if code == 0 and not lost:
         return StepEnd(dict.fromkeys(range(world_size), 0), None)
     exits = srun_exits(text)
     first = exits[0] if exits else (0, code or int(ExitCode.CRASHED))
-    codes = dict(reversed(exits)) or dict([first])  # the first word on a rank counts
+    codes = dict(reversed(exits)) or dict([first])  # the first report on a rank counts
     return StepEnd(codes, first[0] if _failed(first[1], stop_code) else None, lost)
 
 
 def srun_exits(text: str) -> list[tuple[int, int]]:
     """(rank, exit code) in the order in which srun reported them; negative for a signal.
 
-    For lines such as `srun: error: n1: tasks 0-1: Exited with exit code 3` and `… task 1: Killed`.
+    Reads lines such as `srun: error: n1: tasks 0-1: Exited with exit code 3` and `… task 1: Killed`.
     """
     exits = []
     for ranks, what in _SRUN_ERROR.findall(text):
@@ -298,7 +298,7 @@ def srun_exits(text: str) -> list[tuple[int, int]]:
 
 
 def _failed(code: int, stop_code: int) -> bool:
-    """Whether a rank left otherwise than done or asked to; one that is asked before it listens dies of the asking."""
+    """Whether a rank ended neither done nor as asked; one asked to stop before it handles the signal dies of it."""
     return code not in (0, stop_code, -STOP_SIGNAL)
 
 
@@ -312,7 +312,7 @@ def _expand(ranks: str) -> list[int]:
 
 
 def _start(spec: StepSpec, command: list[str], place: dict[str, str], log: Path | None) -> subprocess.Popen[bytes]:
-    """A process with its output in `log`, or in a pipe."""
+    """A process whose output goes to `log`, or to a pipe."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(spec.threads_per_rank))
     with log.open("ab") if log is not None else contextlib.nullcontext(subprocess.PIPE) as file:
         return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Everything that is looked at before a run is frozen: all mistakes at once, then the data, then the plan."""
+"""Everything that is checked before a run is frozen: all mistakes at once, then the data, then the plan."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _MOST_PROBLEMS = 20  # lines that a person reads; a sweep can have thousands
 
 
 def examine(config: RunConfig) -> RunPlan:
-    """The plan of `config` as far as it is known before its data is prepared; InputError with all that is wrong."""
+    """The plan of `config` as far as it is known before its data is prepared; InputError with everything wrong."""
     return examine_all([config])[0]
 
 
 def examine_all(configs: Sequence[RunConfig]) -> list[RunPlan]:
-    """The plans of all runs; what they have in common (root, quota, data) is looked at once."""
+    """The plans of all runs; what they have in common (root, quota, data) is checked once."""
     look = _Look()
     problems: dict[str, None] = {}
     plans: list[RunPlan] = []
@@ -48,7 +48,7 @@ def examine_all(configs: Sequence[RunConfig]) -> list[RunPlan]:
 
 
 def unplannable(config: RunConfig) -> list[str]:
-    """What keeps this very run from being planned, whatever the machine's folders and queues say."""
+    """What keeps this run from being planned, whatever the machine's folders and queues say."""
     try:
         data = known_data(config)
     except InputError:
@@ -61,7 +61,7 @@ def unplannable(config: RunConfig) -> list[str]:
 
 
 class _Look:
-    """Looks at folders and data, at each once."""
+    """Checks folders and data, each only once."""
 
     def __init__(self) -> None:
         self._places: dict[tuple[str, str | None], list[str]] = {}
@@ -106,7 +106,7 @@ class _Look:
 
 
 def known_data(config: RunConfig) -> DataFacts | None:
-    """Facts of the run's data where it is prepared; None where the run may prepare it, or for a dry run."""
+    """Facts of the run's prepared data; None if the run may prepare it itself, or for a dry run."""
     directory = manifest.directory_for(config)
     if os.path.exists(directory / manifest.MANIFEST):  # noqa: PTH110 – Path.exists raises where one may not look
         manifest.check_recipe(manifest.read_manifest(directory), config.data, directory)
@@ -121,15 +121,15 @@ def known_data(config: RunConfig) -> DataFacts | None:
     words = " ".join(f"{each.key}={each.path}" for each in found)
     raise InputError(
         f"data={config.data.name}: {config.data.source if len(found) == 1 else 'this mix'} is not prepared for this "
-        f"tokenizer; type: python -m hpc_llm.prepare data={config.data.name} {words} (and the keys given here)"
+        f"tokenizer; type: python -m hpc_llm.prepare data={config.data.name} {words} (with the other keys given here)"
     )
 
 
 def _padding(config: RunConfig, directory: Path) -> float | None:
-    """What best-fit packing leaves empty; None where nothing is packed, or not yet."""
+    """Fraction of padding that best-fit packing leaves; None if nothing is packed, or not yet."""
     if config.data.packing != "best_fit":
         return None
-    from hpc_llm.data import packs  # numpy, for those alone who need it
+    from hpc_llm.data import packs  # imports numpy, only if needed
 
     with contextlib.suppress(OSError, ValueError):
         return packs.wasted(directory, manifest.read_manifest(directory), "train", config.train.seq_len)

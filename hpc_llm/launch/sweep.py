@@ -18,10 +18,10 @@ _MOST_CHARACTERS = 80
 
 
 def named(choices: Sequence[Choice]) -> list[RunConfig]:
-    """The configurations with run.sweep and run.name set, so that every run has a folder of its own.
+    """The configurations with run.sweep and run.name set, so that every run has its own folder.
 
-    A sweep is called as run.sweep or run.name says; without them its name comes from what its runs learn, so that
-    the same words mean the same sweep again. InputError where two runs would have the same folder.
+    A sweep is named by run.sweep or run.name; without them its name is derived from what its runs train, so that
+    the same arguments mean the same sweep again. InputError if two runs would have the same folder.
     """
     configs = [choice.config for choice in choices]
     if len(configs) == 1:
@@ -43,7 +43,7 @@ def named(choices: Sequence[Choice]) -> list[RunConfig]:
 
 
 def _refuse_duplicates(choices: Sequence[Choice]) -> None:
-    """InputError where the words ask for the same run twice, spelt the same or not (1e-4 and 0.0001)."""
+    """InputError if the arguments ask for the same run twice, spelt the same or not (1e-4 and 0.0001)."""
     seen: set[str] = set()
     for choice in choices:
         text = json.dumps(dataclasses.asdict(choice.config), sort_keys=True)
@@ -67,16 +67,16 @@ def run_names(swept: Sequence[dict[str, str]]) -> list[str]:
 
 
 def derived_name(configs: Sequence[RunConfig]) -> str:
-    """The name of a sweep that nobody named."""
+    """The name of a sweep that the user has not named."""
     models = {config.model.name for config in configs}
     return f"{models.pop() if len(models) == 1 else 'models'}-sweep-{digest_of(configs)}"
 
 
 def arrays(configs: Sequence[RunConfig], most: int) -> Iterator[list[RunConfig]]:
-    """The runs as arrays of at most `most`: one resource shape each, in order."""
+    """The runs as arrays of at most `most`, each with a single resource shape, in order."""
     shapes: dict[str, list[RunConfig]] = {}
     for config in configs:
-        header = dataclasses.asdict(config.cluster)  # all that a script's header says
+        header = dataclasses.asdict(config.cluster)  # everything in a script's header
         shape = json.dumps([config.run.depends_on, header], sort_keys=True)
         shapes.setdefault(shape, []).append(config)
     for same in shapes.values():
@@ -84,7 +84,7 @@ def arrays(configs: Sequence[RunConfig], most: int) -> Iterator[list[RunConfig]]
 
 
 def throttles(throttle: int | None, num_arrays: int) -> list[int | None]:
-    """cluster.array_throttle shared out: Slurm applies it to each array, the user means the sweep."""
+    """cluster.array_throttle divided among arrays: Slurm applies it to each array, but it is meant for the sweep."""
     if throttle is None:
         return [None] * num_arrays
     share, rest = divmod(throttle, num_arrays)
@@ -92,7 +92,7 @@ def throttles(throttle: int | None, num_arrays: int) -> list[int | None]:
 
 
 def _short_keys(keys: list[str]) -> dict[str, str]:
-    """Each key's shortest end that no other key has: optim.lr → lr, beside model.recipe.lr → optim.lr."""
+    """Each key's shortest unique ending: optim.lr → lr, but beside model.recipe.lr → optim.lr."""
 
     def end(key: str, parts: int) -> str:
         return ".".join(key.split(".")[-parts:])
@@ -106,7 +106,7 @@ def _short_keys(keys: list[str]) -> dict[str, str]:
 
 
 def _plain(value: str) -> str:
-    """A value as part of a folder's name; numbers as short as they go (0.0001 → 1e-4)."""
+    """A value as part of a folder's name; numbers as short as possible (0.0001 → 1e-4)."""
     if re.fullmatch(r"-?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]{1,2})?", value):
         mantissa, _, exponent = f"{float(value):e}".partition("e")
         scientific = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

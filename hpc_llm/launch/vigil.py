@@ -1,4 +1,4 @@
-"""Watches over one step until its ranks have left: signals, hangs, hours, and a wait for nothing. Standard library."""
+"""Watches one step until its ranks have exited: signals, hangs, GPU-hours, waits in vain. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hpc_llm.runs import attention, heartbeat
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import SupervisorLedger
 
-LOOKS_PER_FLOOR = 8  # at the ranks' heartbeats, within recovery.hang_floor_s
+LOOKS_PER_FLOOR = 8  # checks of the ranks' heartbeats per recovery.hang_floor_s
 Sleep = Callable[[float, Sequence[int]], None]  # until something happens to this process or a file, or for seconds
 
 
 class Vigil:
-    """One attempt's. `signals` grows by itself while others sleep."""
+    """Watches one attempt. `signals` is appended to by signal handlers."""
 
     def __init__(
         self,
@@ -35,12 +35,12 @@ class Vigil:
         self._attempt, self._signals, self._obeyed = attempt, signals, 0
         self._silence = HangWatch(recovery["hang_floor_s"], recovery["start_timeout_s"], time.monotonic())
         self._holding = HoldWatch()
-        self.hang: Hang | None = None  # what the ranks were ended for
-        self.let_go = False  # whether they held in vain, and were asked to leave
+        self.hang: Hang | None = None  # why the ranks were ended
+        self.let_go = False  # whether they waited in vain for the job to end, and were asked to exit
         self.hours_spent = False  # whether they were asked to because run.max_gpu_hours is spent
 
     def keep(self, step: Step, until: float, sleep: Sleep) -> StepEnd:
-        """Until all ranks have left, or `until` (monotonic), when the hours are spent and they are asked to."""
+        """Watch until all ranks have exited; at `until` (monotonic) the hours are spent and they are asked to."""
         while (end := step.poll()) is None:
             self._obey(step)
             if not self.hours_spent and time.monotonic() >= until:
@@ -58,7 +58,7 @@ class Vigil:
     def _obey(self, step: Step) -> None:
         """A stop signal asks the ranks to save; Ctrl-C after that kills them.
 
-        Only Ctrl-C is a person's impatience: the death of a parent with threads sends its SIGTERM more than once.
+        Only a second Ctrl-C shows impatience: a parent with threads sends SIGTERM more than once when it dies.
         """
         for number in self._signals[self._obeyed :]:
             self._obeyed += 1
@@ -67,7 +67,7 @@ class Vigil:
             step.kill() if number == signal.SIGINT and self._obeyed > 1 else step.ask_to_stop()
 
     def _end_hang(self, step: Step, beats: Mapping[str, heartbeat.Beat]) -> None:
-        """Ranks that are silent for too long are ended, once their stacks are kept."""
+        """End ranks that are silent for too long, after saving their stacks."""
         if self.hang is not None or (hang := self._silence.look(beats, time.monotonic())) is None:
             return
         self.hang = hang
@@ -77,7 +77,7 @@ class Vigil:
         step.abort()
 
     def _let_go_in_vain(self, step: Step, beats: Mapping[str, heartbeat.Beat]) -> None:
-        """Ranks that wait for an end which nobody brings are to leave, so that the step starts again."""
+        """Ask ranks that wait in vain for the job to end to exit, so that the step restarts."""
         now = time.monotonic()
         if not self._holding.due(beats, now) or not self._holding.in_vain(self._place.going(), now):
             return

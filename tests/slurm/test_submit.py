@@ -234,7 +234,7 @@ def test_what_slurm_has_no_room_for_goes_out_as_other_jobs_end(
     (tmp_path / "python").write_text(COMPLETES_PYTHON)
     words = ("run.name=s", "run.seed=range(0,10)", "-m", "cluster.nodes=1", "cluster.gpus_per_node=1", HELD)
     said = submit(*words).out
-    assert "waiting: 6 runs, for room: sbatch: AssocMaxSubmitJobLimit" in said
+    assert "6 runs are waiting until Slurm accepts more jobs: sbatch: AssocMaxSubmitJobLimit" in said
     runs = [run_of(path.parent) for path in submit.root.glob("s/*/config.json")]
     assert sorted(row["state"] for row in submit.status()) == ["queued"] * 10
     assert [row["cause"] for row in submit.status()].count("no-room") == 6
@@ -295,7 +295,7 @@ def test_who_cancels_the_jobs_of_a_sweep_cancels_what_waits_for_room(
     assert watchdog.main([str(submit.root), "--once"]) == 0
     assert submit.slurm.squeue() == []
     assert [row["state"] for row in submit.status()] == ["cancelled"] * 5
-    assert "waiting: 4 runs" in submit("run.name=s", "run.seed=range(0,6)", "-m", HELD).out
+    assert "4 runs are waiting" in submit("run.name=s", "run.seed=range(0,6)", "-m", HELD).out
     assert len(submit.slurm.squeue("--array")) == 2
     assert watchdog.main([str(submit.root), "--once"]) == 0  # what was cancelled once is wanted again
     assert len(submit.slurm.squeue("--array")) == 2
@@ -348,7 +348,7 @@ def test_a_sweep_submitted_again_sends_only_what_is_neither_queued_nor_complete(
     before = (submit.root / "s" / "job.sbatch").read_text()
     again = submit(*words)
     assert "submitted: array" in again.out
-    assert "left alone: of 3 runs 1 are complete and 1 queued or running" in again.out
+    assert "not submitted: of 3 runs 1 are complete and 1 queued or running" in again.out
     (row,) = [row for row in submit.slurm.squeue("--array", fields="%i %j") if row[1] == "s-2"]
     assert ledger.read(run_of(Path(first[1]["run_dir"])).ledger)[-1].facts["job"] == row[0]
     assert (submit.root / "s" / "job.sbatch").read_text() == before  # tasks of the first array still mean its lines
@@ -504,7 +504,7 @@ def test_an_unknown_outcome_keeps_the_run_and_the_next_submission_looks_first(
     sbatch_is(f'"$REAL" "$@" >/dev/null; {tool} ctld-stop >/dev/null; kill -KILL $$')
     answer = submit("run.name=first", HELD)
     assert answer.status == 1
-    assert "whether job first was taken is not known; squeue --me --name=first tells" in answer.err
+    assert "it is not known whether Slurm accepted job first; squeue --me --name=first shows" in answer.err
     assert submit.made() == ["first"]
     slurm.tool("ctld-start")
     again = submit("run.name=first", HELD)
