@@ -1,4 +1,4 @@
-"""A few named arrays in one file that is there whole or not at all."""
+"""A few named arrays in one file that is written atomically."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write beside `path`, fsync, rename over it: two that write the same at once do no harm."""
+    """Write beside `path`, fsync, rename over it: two processes that write the same at once do no harm."""
     temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
     with temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -19,6 +19,6 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """The arrays of `write_arrays`, all or those of these names."""
+    """The arrays written by `write_arrays`: all, or those with the given names."""
     with np.load(path, allow_pickle=False) as loaded:
         return {name: loaded[name] for name in names or loaded.files}

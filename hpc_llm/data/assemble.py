@@ -1,4 +1,4 @@
-"""Tokens of chunks → shards. Which documents a shard holds is planned first, so that shards can be made at once."""
+"""Tokens of chunks → shards. The contents of all shards are planned first, so that shards can be made in parallel."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def plan_shards(
 
 
 def assemble(shard: PlannedShard, vocab_size: int, folder: Path, out: Path) -> int:
-    """Make a shard in `folder`, and then say in `out` what it is (see `assembled`); 0, for no token is new."""
+    """Make a shard in `folder`, then describe it in `out` (see `assembled`); returns 0, since no token is new."""
     temporary = f".{shard.name}.{os.uname().nodename}.{os.getpid()}"
     file = ShardFile(out.parent, temporary, shard.source, dtype_for(vocab_size))
     counts = np.zeros(vocab_size, np.int64)
@@ -93,13 +93,13 @@ def assemble(shard: PlannedShard, vocab_size: int, folder: Path, out: Path) -> i
 
 
 def assembled(out: Path) -> tuple[Shard, np.ndarray]:
-    """A shard that was made, and how often each token occurs in it: int64 [vocab_size]."""
+    """A finished shard, and how often each token occurs in it: int64 [vocab_size]."""
     said = read_arrays(out)
     return Shard(**json.loads(said["shard"].tobytes())), said["counts"]
 
 
 def _runs(stretch: Stretch, verdict: int, dtype: np.dtype) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Tokens, lengths and bytes of the documents of a stretch, as many at a time as follow each other in the file."""
+    """Tokens, lengths and bytes of the documents of a stretch, as many at a time as are contiguous in the file."""
     part = Tokenised.read(stretch.part)
     ends = np.cumsum(part.lengths)
     own = np.flatnonzero(part.verdicts == verdict)[stretch.first : stretch.last]

@@ -1,4 +1,4 @@
-"""A corpus divided into pieces of work: a function of the files and their sizes, never of who does the work."""
+"""A corpus divided into pieces of work: a function of the files and their sizes, not of the workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_BYTES = 1 << 28  # a chunk is what a killed process loses: about a minute 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive spans of one source, done by one process in one go."""
+    """Consecutive spans of one source, processed by one process at once."""
 
     source: str
     spans: tuple[Span, ...]

@@ -1,4 +1,4 @@
-"""Files, packed or not, as streams of bytes; a packed file that ends too early is an error, not an end."""
+"""Files, compressed or not, as streams of bytes; a compressed file that ends too early is an error, not an end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_PACKED = 512  # Zstandard packs 128 kB into 4 bytes at best, and unpacks a
 
 @contextmanager
 def opened(file: InputFile) -> Iterator[BinaryIO]:
-    """The unpacked bytes of `file`. Rejected if it cannot be opened."""
+    """The decompressed bytes of `file`. Rejected if it cannot be opened."""
     try:
         if not stat.S_ISREG(Path(file.path).stat().st_mode):  # reading a pipe would wait for ever
             raise Rejected("not a regular file")
@@ -36,7 +36,7 @@ def opened(file: InputFile) -> Iterator[BinaryIO]:
 
 @contextmanager
 def named_errors() -> Iterator[None]:
-    """What goes wrong while a file is read, as Rejected."""
+    """Turns errors while a file is read into Rejected."""
     try:
         yield
     except EOFError:
@@ -58,7 +58,7 @@ def _unpacked(raw: BinaryIO, compression: str | None) -> BinaryIO:
 
 
 class _Zstandard(io.RawIOBase):
-    """zstandard's own reader takes a truncated file for a whole one."""
+    """zstandard's own reader accepts a truncated file as complete."""
 
     def __init__(self, raw: BinaryIO) -> None:
         import zstandard
@@ -79,7 +79,7 @@ class _Zstandard(io.RawIOBase):
         return size
 
     def _unpack(self) -> bool:
-        """Unpack some more; False at the end."""
+        """Decompress some more; False at the end."""
         packed = self._raw.read(_MOST_PACKED)
         if not packed and self._within and not self._ready:
             raise EOFError

@@ -1,7 +1,7 @@
-"""Jobs done by all hands there are: processes of this machine, and other machines that work in the same folder.
+"""Jobs shared by all workers: processes on this machine, and other machines that work in the same folder.
 
-A job is done when its result is there; results appear whole, by rename, and any two ways of making one give the same
-bytes. So a killed hand loses its job and nothing else, and claims only save work: no bytes rest on them.
+A job is done when its result exists; results appear whole, by rename, and are the same bytes whoever makes them. So a
+killed worker loses only its current job, and claims only avoid double work: the result never depends on them.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from pathlib import Path
 from hpc_llm.config.errors import InputError
 from hpc_llm.data.workers import Workers
 
-OnProgress = Callable[[str, int, int, int], None]  # stage, bytes of text done, bytes in all (0: not known), tokens
+OnProgress = Callable[[str, int, int, int], None]  # stage, bytes of text done, total bytes (0: not known), tokens
 Say = Callable[[str], None]
 POLL_S = 1.0
 _BEAT_S = 5.0
-_DEAD_S = 60.0  # without a beat: many beats, and a stall of a file system
+_DEAD_S = 60.0  # without a beat a machine is dead: many times _BEAT_S, and longer than a file system stalls
 
 
 @dataclass(frozen=True)
 class Job:
-    """`call` makes the file `result` and returns how many tokens that are; `size` is its part of the stage."""
+    """`call` makes the file `result` and returns its number of tokens; `size` is its part of the stage."""
 
     result: Path
     size: int
     call: Callable[[], int]
-    heavy: bool = True  # for a worker; else it is done in this process
+    heavy: bool = True  # done by a worker; else in this process
 
     @property
     def claim(self) -> str:
-        """What it is called among claims."""
+        """Its name among the claims."""
         return f"{self.result.parent.name}-{self.result.name}"
 
     @classmethod
     def here(cls, result: Path, call: Callable[[], object]) -> Job:
-        """A job that this process does itself, and of which no share can be done."""
+        """A job that this process does itself, as a whole."""
 
         def make() -> int:
             call()
@@ -52,27 +52,27 @@ class Job:
 
 
 class Over(Exception):
-    """Other machines have finished the whole work and cleared it away."""
+    """Other machines have finished all the work and removed its folder."""
 
 
 class Claims:
-    """Who is at which job. A machine that no longer gives signs of life has no claims.
+    """Which machine does which job. A machine that no longer gives signs of life loses its claims.
 
-    A sign of life is the time of a file; a claim is a further name of that file, so it is there whole or not at all,
-    and its time is that of its owner's last sign. `task` is a number that no other living machine has: a new life of
-    a killed task has the claims of the old one.
+    A sign of life is the modification time of a file; a claim is a hard link to that file, so it appears atomically
+    and its time is that of its owner's last sign. `task` is a number that no other live machine has: a restarted task
+    takes over the claims of its earlier life.
     """
 
     def __init__(self, folder: Path, task: int) -> None:
         self.task = task
         self._folder, self._life = folder, folder / f".task-{task}"
-        self._mine: set[str] = set()  # in this life
+        self._mine: set[str] = set()  # claims made in this life
         folder.mkdir(parents=True, exist_ok=True)
         self._beat()
         threading.Thread(target=self._beats, daemon=True).start()
 
     def take(self, name: str) -> bool:
-        """Whether the job is ours from now on."""
+        """Claim the job; return whether it is ours from now on."""
         claim = self._folder / name
         try:
             os.link(self._life, claim)
@@ -92,11 +92,14 @@ class Claims:
             (self._folder / name).unlink()
 
     def over(self) -> bool:
-        """Whether the folder of the work is gone, which happens at its very end."""
+        """Whether the folder of the work is gone, which happens when everything is done."""
         return not self._folder.exists()
 
     def _void(self, claim: Path) -> bool:
-        """Whether it is of an earlier life, or of the dead by the file system's clock: those of machines differ."""
+        """Whether the claim belongs to an earlier life of this task, or to a machine that has stopped beating.
+
+        Times are compared by the file system's clock, since the clocks of machines differ.
+        """
         try:
             ours, its = self._life.stat(), claim.stat()
         except OSError:
@@ -122,30 +125,30 @@ class Claims:
 
 
 class Crew:
-    """Does stages of jobs, each to its end before the next."""
+    """Does stages of jobs, completing each before the next."""
 
     def __init__(self, workers: Workers, report: OnProgress, say: Say, claims: Claims | None = None) -> None:
-        self.say = say  # what the user is to know
+        self.say = say  # prints a line for the user
         self._workers, self._report, self._claims = workers, report, claims
 
     def do(self, stage: str, jobs: Sequence[Job]) -> None:
-        """Return once every job's result is there, whoever made it. Over where others have finished the whole."""
+        """Return once every job's result exists, whoever made it. Over if others have finished everything."""
         done = _Done(stage, jobs, self._report)
         while left := done.left():
             if self._work(self._order(left), done):
                 continue
             if self._claims is not None and self._claims.over():
                 raise Over
-            time.sleep(POLL_S)  # others are at the rest
+            time.sleep(POLL_S)  # others are doing the rest
 
     def _order(self, jobs: list[Job]) -> list[Job]:
-        """Large ones first, so that the last to end is short; each machine begins elsewhere."""
+        """Large jobs first, so that the last to end is short; each machine starts at a different one."""
         ordered = sorted(jobs, key=lambda job: -job.size)
         turn = self._claims.task % len(ordered) if self._claims is not None else 0
         return ordered[turn:] + ordered[:turn]
 
     def _work(self, jobs: Sequence[Job], done: _Done) -> bool:
-        """Do what nobody else is at; whether there was any."""
+        """Do all unclaimed jobs; return whether there were any."""
         under_way: dict[Future[int], Job] = {}
         found = False
         for job in jobs:
@@ -169,8 +172,8 @@ class Crew:
                 self._note(under_way.pop(future), future.result(), done)
         except BrokenProcessPool:
             raise InputError(
-                f"data.workers={self._workers.count}: a worker process was killed, perhaps for want of memory; "
-                "the same command goes on where it was, and fewer workers need less"
+                f"data.workers={self._workers.count}: a worker process was killed, perhaps because memory ran out; "
+                "the same command continues where it stopped, and fewer workers need less memory"
             ) from None
 
     def _take(self, job: Job) -> bool:
@@ -178,7 +181,7 @@ class Crew:
             return True
         if not self._claims.take(job.claim):
             return False
-        if job.result.exists():  # done between the look and the claim
+        if job.result.exists():  # done between the check and the claim
             self._claims.drop(job.claim)
             return False
         return True
@@ -198,7 +201,7 @@ class _Done:
         self._report(stage, 0, self._total, 0)
 
     def left(self) -> list[Job]:
-        """Jobs without a result; what others, or an earlier life, have done counts as done."""
+        """Jobs without a result; those done by others, or in an earlier life, count as done."""
         present = {folder: _names(folder) for folder in {result.parent for result in self._left}}
         for job in [job for job in self._left.values() if job.result.name in present[job.result.parent]]:
             self.add(job, 0)

@@ -1,4 +1,4 @@
-"""Between the two looks at the corpus: what becomes of each document, and the text that the tokenizer is trained on."""
+"""Between the two passes over the corpus: what happens to each document, and the text to train the tokenizer on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hpc_llm.data import split
 from hpc_llm.data.arrays import read_arrays, write_arrays
 from hpc_llm.data.chunks import Chunk
 
-_SPARE = 2  # text kept at the first look ÷ text wanted: duplicates and held-out text are left out of it later
+_SPARE = 2  # text kept in the first pass ÷ text wanted: duplicates and held-out text are removed from it later
 
 
 def sample_shares(config: DataConfig, chunks: Sequence[Chunk]) -> dict[str, float]:
-    """Which part of each source's text is kept for the tokenizer at the first look."""
+    """Which fraction of each source's text is kept for the tokenizer in the first pass."""
     if config.tokenizer is not None:
         return dict.fromkeys((chunk.source for chunk in chunks), 0.0)
     sizes = _sizes(chunks)
@@ -27,7 +27,7 @@ def sample_shares(config: DataConfig, chunks: Sequence[Chunk]) -> dict[str, floa
 
 
 def decide_all(config: DataConfig, scans: Sequence[Path], out: Path) -> None:
-    """Write what becomes of every document of all chunks. InputError if too many are unusable, or none is left."""
+    """Write what happens to every document of all chunks. InputError if too many are unusable, or none is left."""
     found = [read_arrays(path, "verdicts", "digests") for path in scans]
     starts = np.cumsum([0, *(len(each["verdicts"]) for each in found)])
     verdicts = np.concatenate([each["verdicts"] for each in found])
@@ -35,7 +35,7 @@ def decide_all(config: DataConfig, scans: Sequence[Path], out: Path) -> None:
     num_in, num_rejects = int((verdicts != split.FILTERED).sum()), int((verdicts == split.REJECTED).sum())
     check_rejects(config, num_in, num_rejects, scans)
     if num_in == 0:
-        raise InputError("data.min_chars, data.max_chars, data.where: leave no document; loosen them")
+        raise InputError("data.min_chars, data.max_chars, data.where: no document passes them; loosen them")
     good = verdicts == split.TRAIN
     verdicts[good] = split.decide(digests[good], config.heldout_fraction, config.deduplicate)
     write_arrays(out, verdicts=verdicts, starts=starts.astype(np.int64))
@@ -55,7 +55,7 @@ def check_rejects(config: DataConfig, num_in: int, num_rejects: int, parts: Sequ
 def tokenizer_sample(
     config: DataConfig, chunks: Sequence[Chunk], scans: Sequence[Path], verdicts: Sequence[np.ndarray]
 ) -> list[str]:
-    """Texts to train the tokenizer on: of training documents alone, dealt out evenly over the sources."""
+    """Texts to train the tokenizer on: only from training documents, evenly from the sources."""
     texts: dict[str, list[bytes]] = {}
     keys: dict[str, list[int]] = {}
     for chunk, path, verdict in zip(chunks, scans, verdicts, strict=True):

@@ -1,4 +1,4 @@
-"""A document on its way in: where it stood, and its text in pieces, so that a huge one never lies whole in memory."""
+"""A document being read: its place, and its text in pieces, so that a huge one is never in memory whole."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ PIECE_CHARS = 1 << 16
 
 
 class Rejected(Exception):
-    """A document that cannot be used, and why. May be raised while its pieces are read."""
+    """A document that cannot be used, and why. May be raised while its pieces are being read."""
 
 
 @dataclass(frozen=True)
 class Document:
     """One document. Its pieces are read once, before the next document is asked for."""
 
-    offset: int  # bytes into the (unpacked) file; rows where it has rows
+    offset: int  # bytes into the (decompressed) file, or rows if it has rows
     pieces: Iterable[str]
     id: str | None = None
 
 
 @dataclass(frozen=True)
 class Reject:
-    """What cannot be used, by itself or (a broken file) with all that follows."""
+    """What cannot be used: a single document or, in a broken file, everything that follows."""
 
     offset: int
     reason: str
@@ -33,7 +33,7 @@ class Reject:
 
 @dataclass(frozen=True)
 class Filtered:
-    """What the source's own filters leave out."""
+    """A document that the source's filters leave out."""
 
     offset: int
 
@@ -41,8 +41,8 @@ class Filtered:
 def cut(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
     """`text` in pieces of at most `size` characters, cut before a single space between words if there is one.
 
-    Tokenizers split there anyway, so that pieces give the tokens of the whole; else between lines, else anywhere.
-    Where the cuts lie depends on the text alone.
+    Tokenizers split there anyway, so pieces give the tokens of the whole; otherwise between lines, otherwise anywhere.
+    The places of the cuts depend only on the text.
     """
     start = 0
     while len(text) - start > size:
@@ -54,7 +54,7 @@ def cut(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
 
 
 def decoded(fragments: Iterable[bytes]) -> Iterator[str]:
-    """The UTF-8 text of `fragments` in pieces. Rejected at the first byte that is none, or NUL."""
+    """The UTF-8 text of `fragments` in pieces. Rejected at the first invalid byte, or NUL."""
     decoder, text, num_bytes = codecs.getincrementaldecoder("utf-8")(), "", 0
     for fragment in fragments:
         text += _decode(decoder, fragment, num_bytes)

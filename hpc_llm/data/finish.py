@@ -1,4 +1,4 @@
-"""What is known once all shards are made: rejects.jsonl, manifest.json, and the folder in its place."""
+"""The last stage, after all shards are made: rejects.jsonl, manifest.json, and the folder renamed into place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hpc_llm.storage.files import write_atomic
 
 @dataclass(frozen=True)
 class Made:
-    """What the earlier stages left, chunk by chunk."""
+    """The results of the earlier stages, chunk by chunk."""
 
     chunks: Sequence[Chunk]
     verdicts: Sequence[np.ndarray]  # of each chunk's documents
@@ -34,7 +34,7 @@ class Made:
 
 
 def write_rejects(made: Made, out: Path) -> None:
-    """All rejects in the order of the documents, chunk by chunk."""
+    """All rejects in document order, chunk by chunk."""
     with out.open("wb") as file:
         for scanned, part in zip(made.scans, made.parts, strict=True):
             file.write(read_arrays(scanned, "rejects")["rejects"].tobytes())
@@ -72,7 +72,7 @@ def write_manifest(config: DataConfig, made: Made, tokenizer: Tokenizer, model: 
 
 
 def num_documents(made: Made) -> tuple[int, int]:
-    """Documents in, and rejects of both looks, over all sources."""
+    """Documents in, and rejects of both passes, over all sources."""
     rejected = sum(int((verdicts == split.REJECTED).sum()) for verdicts in made.verdicts)
     later = sum(int(read_arrays(part, "num_rejects")["num_rejects"]) for part in made.parts)
     return sum(int((verdicts != split.FILTERED).sum()) for verdicts in made.verdicts), rejected + later
@@ -105,7 +105,7 @@ def _facts(source: str, made: Made, shards: Mapping[str, Sequence[manifest.Shard
 def _unigram_entropy(train: np.ndarray, heldout: np.ndarray) -> float:
     """Cross-entropy in nats per token of held-out counts [v] under add-one-smoothed training counts [v].
 
-    The loss of a model that knows how often each token occurs and nothing of its context: what training must beat.
+    The loss of a model that knows how often each token occurs but no context: what training must beat.
     """
     log_probability = np.log(train + 1) - math.log(int(train.sum()) + train.size)
     return float(-(heldout * log_probability).sum() / max(1, heldout.sum()))

@@ -13,7 +13,7 @@ from hpc_llm.config.errors import InputError
 
 @contextmanager
 def locked(directory: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """One process at a time, by a lock file beside `directory`; `on_wait` is called if another holds it.
+    """One process at a time, by a lock file beside `directory`; `on_wait` is called if another process holds it.
 
     InputError if the lock cannot be made there. The lock ends with its process.
     """

@@ -1,4 +1,4 @@
-"""What a step trains on, in words: the rows of its global batch, their sources and documents, decoded."""
+"""What a step trains on, as text: the rows of its global batch, their sources and documents, decoded."""
 
 from __future__ import annotations
 

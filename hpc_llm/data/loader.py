@@ -1,4 +1,4 @@
-"""Batches as tensors: what one rank sees in each pass of an optimizer step. The state is the step alone."""
+"""Batches as tensors: what one rank sees in each pass of an optimizer step. The only state is the step."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hpc_llm.data.samples import Samples
 from hpc_llm.data.stream import Stream
 from hpc_llm.planning.batch import accumulation, pass_rows
 
-_CHUNK_TOKENS = 1 << 18  # read at once: handing over less costs more than reading it; 2 MB as int64
-_CHUNK_STEPS = 16  # at most: small steps are read fast enough
+_CHUNK_TOKENS = 1 << 18  # read at once: passing on less would cost more than reading it; 2 MB as int64
+_CHUNK_STEPS = 16  # at most, since small steps are read fast enough
 _CHUNKS_AHEAD = 2
 _NOTHING = -1  # a row that a pass lacks, or that lies beyond the end of the text
 
@@ -25,7 +25,7 @@ Passes = list[tuple[torch.Tensor, ...]]  # per pass: tokens, targets int64, wher
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of each global batch a rank computes, pass by pass. It changes no mathematics."""
+    """Which rows of each global batch a rank computes, pass by pass. It does not change the mathematics."""
 
     rank: int
     world_size: int
@@ -56,9 +56,9 @@ class _Chunk:
 class Batches:
     """Training batches of one rank: a function of (seed, step), with the next steps read ahead in a thread.
 
-    A pass is tokens and targets, with packing documents too, each [micro_batch, seq_len]. While the sequence length is
-    warmed up to it, each sample is seen as seq_len ÷ length sequences: [micro_batch · seq_len ÷ length, length].
-    `pinned` puts tensors where a GPU can fetch them by itself. Close it, or use it in a `with`.
+    A pass is tokens and targets, and with packing also documents, each [micro_batch, seq_len]. During sequence-length
+    warm-up each sample is seen as seq_len ÷ length sequences: [micro_batch · seq_len ÷ length, length].
+    `pinned` puts tensors into pinned memory, from which a GPU can copy by itself. Close it, or use it in a `with`.
     """
 
     def __init__(self, stream: Stream, share: Share, pinned: bool = False) -> None:
@@ -71,12 +71,12 @@ class Batches:
     def step(self, step: int) -> Passes:
         """Tokens and targets of every pass of optimizer step `step` (from 0).
 
-        Rows that a pass lacks are filled up with token 0 and target IGNORED.
+        Missing rows of a pass are filled with token 0 and target IGNORED.
         """
         while self._chunks and step not in self._chunks[0].steps:
             self._chunks.popleft().passes.cancel()
         if not self._chunks:
-            self._ask(range(step, step + 1))  # the first step waits for itself alone
+            self._ask(range(step, step + 1))  # the first step waits only for itself
         while len(self._chunks) <= _CHUNKS_AHEAD:
             end = self._chunks[-1].steps.stop
             self._ask(range(end, end + self._chunk_steps))
@@ -92,7 +92,7 @@ class Batches:
         ]
 
     def close(self) -> None:
-        """End the thread; whatever it reads just now is waited for."""
+        """End the thread, after what it is reading now."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Batches:
@@ -119,9 +119,9 @@ class Batches:
 
 
 def heldout_batches(samples: Samples, share: Share, num_batches: int) -> Iterator[Passes]:
-    """The first `num_batches` global batches of held-out text in file order, dealt out like training batches.
+    """The first `num_batches` global batches of held-out text in file order, divided like training batches.
 
-    Fewer where there is less text; the last is filled up with IGNORED targets.
+    Fewer if there is less text; the last is filled up with IGNORED targets.
     """
     size = share.global_batch
     for start in range(0, min(num_batches * size, samples.num_samples), size):
@@ -154,5 +154,5 @@ def _read(
 
 
 def _cut(part_BS: torch.Tensor, length: int) -> torch.Tensor:
-    """Sequences of seq_len as more of them of `length`."""
+    """Sequences of seq_len as a larger number of sequences of `length`."""
     return part_BS if part_BS.shape[1] == length else part_BS.reshape(-1, length)

@@ -1,4 +1,4 @@
-"""(seed, step) → which sample of which source every row of a global batch is. No index, nothing remembered."""
+"""(seed, step) → which sample of which source each row of a global batch is. No index, no state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Rows:
 
 
 class Mixture:
-    """What makes up each step. Each source is a stream of epochs of its own, taken up where the step before left it."""
+    """What makes up each step. Each source is its own stream of epochs, continued where the step before left it."""
 
     def __init__(self, seed: int, sources: Sequence[Source], stages: Sequence[Stage], global_batch: int) -> None:
         self.sources, self.stages = tuple(sources), tuple(stages)
@@ -33,7 +33,7 @@ class Mixture:
         self._block: tuple[int, Rows] | None = None
 
     def stage(self, step: int) -> Stage:
-        """The stage that optimizer step `step` (from 0) lies in."""
+        """The stage that contains optimizer step `step` (from 0)."""
         return self.stages[bisect_right(self._starts, step) - 1]
 
     def step(self, step: int) -> Rows:

@@ -1,6 +1,6 @@
-"""(seed, position) → sample ids: a keyed permutation per epoch, computed where it is asked for.
+"""(seed, position) → sample ids: a keyed permutation per epoch, computed on demand.
 
-No index is built and nothing is remembered, so any place in any epoch costs the same.
+No index is built and no state is kept, so any position in any epoch costs the same.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _ROUNDS = 6  # even; Luby and Rackoff need 4 for random round functions, two mor
 def sample_ids(seed: int, start: int, count: int, num_samples: int, stream: str = "") -> np.ndarray:
     """Ids at positions start … start + count − 1 of the endless stream of epochs: int64 [count].
 
-    Every epoch of `num_samples` positions visits every id in [0, num_samples) exactly once, in an order of its own,
-    and of each `stream` (a source's name). A batch may straddle epochs; it holds a sample twice only where it does.
+    Every epoch of `num_samples` positions visits every id in [0, num_samples) exactly once, in an order that differs
+    for each epoch and each `stream` (a source's name). A batch holds a sample twice only if it straddles epochs.
     `num_samples` is from 1 to 2^62.
     """
     if num_samples < 1:
@@ -52,9 +52,9 @@ def _round_keys(seed: int, epoch: int, stream: str = "") -> np.ndarray:
 def _permute(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
     """A permutation of [0, size) at `positions`: uint64 [n] → uint64 [n].
 
-    Generalised Feistel network on [a] × [b] with a·b ≥ size, and cycle walking for what lands at or above `size`:
+    Generalised Feistel network on [a] × [b] with a·b ≥ size, and cycle walking for values at or above `size`:
     Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, methods 3 and 2.
-    With a = ⌈√size⌉ less than one value in a is walked again, where halves of bits would walk up to three in four.
+    With a = ⌈√size⌉ fewer than one value in a is walked again; splitting the bits in half would walk up to 3 in 4.
     """
     a = math.isqrt(size - 1) + 1
     b = -(-size // a)

@@ -1,8 +1,8 @@
-"""Documents → rows of `capacity` positions by best fit, so that few documents are cut and little is padded. Pure.
+"""Documents → rows of `capacity` positions by best fit: few documents are cut, and there is little padding. Pure.
 
 A position is a pair of a token and the next one, its target: a document of n tokens has n − 1. Longer documents are
-cut into pieces of `capacity` positions and a rest; only rests are packed, the longest first, each into the fullest
-row that has room (Ding et al., "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
+cut into pieces of `capacity` positions and a remainder; only remainders are packed, the longest first, each into the
+fullest row that has room (Ding et al., "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WINDOW_DOCUMENTS = 1 << 18  # packed together: more would fill rows no better, and memory stays bounded
+WINDOW_DOCUMENTS = 1 << 18  # packed together: more would not fill rows better, and memory stays bounded
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Piece p has `sizes[p]` positions from token `starts[p]` on; row r holds the pieces ends[r−1]:ends[r]."""
+    """Piece p has `sizes[p]` positions starting at token `starts[p]`; row r holds the pieces ends[r−1]:ends[r]."""
 
     starts: np.ndarray  # int64 [pieces]
     sizes: np.ndarray  # int64 [pieces]
@@ -43,8 +43,8 @@ def pack(offsets: np.ndarray, capacity: int, window: int = WINDOW_DOCUMENTS) -> 
 def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
     """Indices of `sizes` (each from 1 to capacity) row by row, best-fit decreasing; equal sizes in their order.
 
-    Rows lie in lists by the room they have left, and the bits of one integer say which lists are not empty: the lowest
-    bit at or above a size is the best fit.
+    Rows are kept in lists by the room they have left, and the bits of one integer say which lists are not empty: the
+    lowest bit at or above a size is the best fit.
     """
     rows: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(capacity + 1)]

@@ -22,9 +22,9 @@ _HEADER = 6  # format, seq_len, start of the SHA-256 of the shard's index, rows,
 
 
 def ensure(directory: Path, seq_len: int, on_progress: OnProgress | None = None) -> None:
-    """Pack every shard of prepared data that is not packed for `seq_len` yet; one process at a time.
+    """Pack every shard of prepared data that is not yet packed for `seq_len`; one process at a time.
 
-    on_progress gets bytes of shards, and no tokens.
+    on_progress gets bytes of shards, and 0 tokens.
 
     InputError if the data is not prepared or the folder cannot be written.
     """
@@ -50,7 +50,7 @@ def ensure(directory: Path, seq_len: int, on_progress: OnProgress | None = None)
 
 
 def open_pack(directory: Path, shard: Shard, seq_len: int) -> Packed:
-    """The packed rows of a shard, memory-mapped. InputError if they are missing or not of this shard."""
+    """The packed rows of a shard, memory-mapped. InputError if they are missing or belong to another shard."""
     path = _path(directory, shard, seq_len)
     if _missing(directory, shard, seq_len):
         raise InputError(f"{path}: missing or damaged; pack again: python -m hpc_llm.prepare data.packing=best_fit …")
@@ -61,7 +61,7 @@ def open_pack(directory: Path, shard: Shard, seq_len: int) -> Packed:
 
 
 def wasted(directory: Path, manifest: Manifest, split: str, seq_len: int) -> float:
-    """Fraction of the positions of packed rows that are padding, by the headers alone. OSError if they are missing."""
+    """Fraction of positions of packed rows that are padding, from the headers only. OSError if they are missing."""
     rows = used = 0
     for shard in manifest.shards[split]:
         header = _header(_path(directory, shard, seq_len))
@@ -78,7 +78,7 @@ def _write(directory: Path, shard: Shard, seq_len: int) -> None:
 
 
 def _missing(directory: Path, shard: Shard, seq_len: int) -> bool:
-    """Whether the file is not there, not whole, or of another shard, length or format."""
+    """Whether the file is missing, incomplete, or of another shard, length or format."""
     path = _path(directory, shard, seq_len)
     with contextlib.suppress(OSError, ValueError):
         header = _header(path)

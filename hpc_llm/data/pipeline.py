@@ -1,8 +1,8 @@
-"""Corpus → shards: who prepares, where, and when it is done; what is done stands in stages.py.
+"""Corpus → shards: who prepares, where, and when it is done; the work itself is in stages.py.
 
-The bytes depend on the corpus and `manifest.recipe` alone: not on workers, machines, file times or interruptions.
-Work goes on in a folder beside the target (workspace.py) that is renamed into place at the end: prepared data is
-whole, or not there.
+The bytes depend only on the corpus and `manifest.recipe`: not on workers, machines, file times or interruptions.
+Work is done in a folder beside the target (workspace.py) that is renamed into place at the end: prepared data is
+complete, or not there.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def _silent(*_: object) -> None: ...
 
 
 def prepare(config: RunConfig, directory: Path, on_progress: OnProgress = _silent, say: Say = _silent) -> DataFacts:
-    """Tokenise the corpus of `config.data` into `directory`, or return at once what is prepared there already.
+    """Tokenise the corpus of `config.data` into `directory`, or return at once what is already prepared there.
 
-    Safe to call from several processes at once, and to kill: the next call goes on. InputError for a corpus, a
+    Safe to call from several processes at once, and to kill: the next call continues. InputError for a corpus, a
     tokenizer or a folder that cannot be used.
     """
     directory = Path(os.path.abspath(directory))  # noqa: PTH100 – resolve() would follow links
@@ -42,7 +42,7 @@ def prepare(config: RunConfig, directory: Path, on_progress: OnProgress = _silen
 
 
 def prepared(config: DataConfig, directory: Path) -> DataFacts | None:
-    """Facts of a folder that holds what is asked for, None where there is none; InputError if it holds other things."""
+    """Facts of a folder with the requested data; None if there is no folder; InputError if it holds something else."""
     if not (directory / manifest.MANIFEST).exists():
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise InputError(f"data.out={directory}: exists and is no prepared data; name a new or an empty folder")
@@ -52,7 +52,7 @@ def prepared(config: DataConfig, directory: Path) -> DataFacts | None:
 
 
 def begin(config: RunConfig, directory: Path) -> Workspace:
-    """List the corpus and make the folder for the work, or find it as it was left. InputError as `prepare`."""
+    """List the corpus and make the work folder, or find it as it was left. InputError as for `prepare`."""
     if config.data.tokenizer is not None:
         tokenizer.load(config.data)
     elif config.data.vocab_size is None:
@@ -64,10 +64,10 @@ def begin(config: RunConfig, directory: Path) -> Workspace:
 
 
 def join(config: DataConfig, workspace: Workspace, task: int, on_progress: OnProgress, say: Say) -> None:
-    """Work on what `begin` began, along with other machines; `task` is this one's number. Returns when all is done."""
+    """Do the work that `begin` set up, along with other machines; `task` is this one's number. Returns when done."""
     try:
         with Workers(config.workers) as workers:
             stages.run(config, workspace, Crew(workers, on_progress, say, Claims(workspace.claims, task)))
     except (Over, OSError):
         if not (workspace.directory / manifest.MANIFEST).exists():
-            raise  # else another machine was faster, and took the folder of the work away
+            raise  # else another machine was faster, and removed the work folder

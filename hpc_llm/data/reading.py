@@ -1,4 +1,4 @@
-"""Files of every kind → documents, in the order in which they stand there."""
+"""Files of every kind → documents, in file order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Span:
-    """What begins in bytes [start, end) of a file; without an end, to the end of the file."""
+    """The part of a file that begins in bytes [start, end); without an end, to the end of the file."""
 
     file: InputFile
     start: int = 0
@@ -26,12 +26,12 @@ class Span:
 
 
 def divisible(file: InputFile, reading: ReadingConfig) -> bool:
-    """Whether the file can be read from its middle, because a document ends with its line."""
+    """Whether reading can start in the middle of the file, because each document is a line."""
     return file.compression is None and (file.kind == ".jsonl" or (file.kind == ".txt" and reading.split == "line"))
 
 
 def documents(span: Span, reading: ReadingConfig) -> Iterator[Document | Reject | Filtered]:
-    """The documents that begin in `span`. A file that breaks off gives one reject for all that is left of it."""
+    """The documents that begin in `span`. A file that breaks off gives one reject for the whole rest."""
     last = None
     try:
         with named_errors():
@@ -59,7 +59,7 @@ def _text(span: Span, reading: ReadingConfig) -> Iterator[Document | Filtered]:
                 continue
             rest = chain([line], _rest(line, lines, reading.split))
             yield Document(offset, decoded(rest))
-            for _ in rest:  # a document that was rejected half-way
+            for _ in rest:  # the rest of a document that was rejected half-way
                 pass
 
 

@@ -1,4 +1,4 @@
-"""Rows of JSON Lines, JSON, Parquet and Arrow files, one after the other in bounded memory."""
+"""Rows of JSON Lines, JSON, Parquet and Arrow files, one at a time in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from hpc_llm.data.documents import Rejected
 from hpc_llm.data.sources import InputFile
 
-MAX_RECORD_BYTES = 1 << 26  # of JSON, which is parsed whole; a longer record is a reject
+MAX_RECORD_BYTES = 1 << 26  # of JSON, which is parsed whole; a longer record is rejected
 _BLOCK = 1 << 20
 _BATCH_ROWS = 256
 
@@ -18,9 +18,9 @@ Row = tuple[int, "dict[str, Any] | Rejected"]  # offset, fields
 
 
 def json_lines(stream: BinaryIO, start: int, end: int | None) -> Iterator[Row]:
-    """Lines of JSON that begin in bytes [start, end) of `stream`, which stands at `start` at the beginning of a line.
+    """Lines of JSON that begin in bytes [start, end) of `stream`, which is at `start`, the beginning of a line.
 
-    Lines of nothing but whitespace are none.
+    Blank lines are skipped.
     """
     offset = start
     while end is None or offset < end:
@@ -41,7 +41,7 @@ def json_lines(stream: BinaryIO, start: int, end: int | None) -> Iterator[Row]:
 
 
 def json_values(stream: BinaryIO) -> Iterator[Row]:
-    """Objects of an array, or one object after another; the offset is the row. An error ends the file."""
+    """Objects in an array, or one after another; the offset is the row. An error ends the file."""
     values = _Values(stream)
     array = values.peek() == "["
     if array:
@@ -60,7 +60,7 @@ def json_values(stream: BinaryIO) -> Iterator[Row]:
 
 
 def parquet_rows(file: InputFile, columns: list[str]) -> Iterator[Row]:
-    """Rows of a Parquet file; only `columns`, as far as it has them, are read."""
+    """Rows of a Parquet file; only those of `columns` that it has are read."""
     import pyarrow
     from pyarrow import parquet
 
@@ -121,7 +121,7 @@ def _first_line(error: Exception) -> str:
 
 
 class _Values:
-    """JSON values from a stream of which no more than one value and a block are in memory."""
+    """JSON values from a stream, with at most one value and one block in memory."""
 
     def __init__(self, stream: BinaryIO) -> None:
         import codecs
@@ -130,7 +130,7 @@ class _Values:
         self._text, self._position, self._ended = "", 0, False
 
     def peek(self) -> str:
-        """The next character that is no whitespace; empty at the end."""
+        """The next character that is not whitespace; empty at the end."""
         while True:
             while self._position < len(self._text):
                 if not self._text[self._position].isspace():

@@ -10,12 +10,12 @@ import numpy as np
 from hpc_llm.data.packs import open_pack
 from hpc_llm.data.shards import ShardSet
 
-IGNORED = -100  # target of a position that counts for nothing, as in torch's cross_entropy
+IGNORED = -100  # target of a position that does not count, as in torch's cross_entropy
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Rows of samples, each [rows, seq_len]; rows that nothing was read into have tokens 0 and targets IGNORED."""
+    """Rows of samples, each [rows, seq_len]; rows without data have tokens 0 and targets IGNORED."""
 
     tokens: np.ndarray  # int64
     targets: np.ndarray  # int64: the token after each token, or IGNORED
@@ -24,7 +24,7 @@ class Arrays:
 
 
 class Samples(Protocol):
-    """What a mixture draws from. Object stores come in here."""
+    """What a mixture draws from. Object stores would be added here."""
 
     seq_len: int
     num_samples: int
@@ -36,11 +36,11 @@ class Samples(Protocol):
         """Samples `ids` (int [n], each in [0, num_samples)) into `rows` (int [n]) of what `blank` gave."""
 
     def finish(self, arrays: Arrays, empty: np.ndarray) -> Arrays:
-        """What was read; nothing was into the rows of `empty` (bool [rows])."""
+        """The rows that were read; nothing was read into those of `empty` (bool [rows])."""
 
 
 class Concatenated:
-    """Sample i is seq_len + 1 consecutive tokens of one shard, whatever documents they belong to."""
+    """Sample i is seq_len + 1 consecutive tokens of one shard, across document boundaries."""
 
     def __init__(self, shards: ShardSet, seq_len: int, mask_boundaries: bool = False) -> None:
         self.seq_len = seq_len

@@ -1,4 +1,4 @@
-"""The first look at a chunk: every document's hash and size, what is wrong with it, and text for the tokenizer."""
+"""The first pass over a chunk: every document's hash and size, what is wrong with it, and text for the tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hpc_llm.data.reading import documents
 from hpc_llm.data.sources import InputFile
 from hpc_llm.data.split import FILTERED, REJECTED, TRAIN
 
-DIGEST_BYTES = 16  # of SHA-256: a chance of 1e-19 that any two of 1e10 texts are taken for the same
+DIGEST_BYTES = 16  # of SHA-256: a chance of 1e-19 that any two of 1e10 different texts collide
 
 
 @dataclass
@@ -44,9 +44,9 @@ class Scanned:
 
 
 def scan(chunk: Chunk, reading: ReadingConfig, sample_share: float, out: Path) -> int:
-    """Look at a chunk once and write what was found to `out`; 0, for there are no tokens yet.
+    """Scan a chunk and write what was found to `out`; returns 0, since there are no tokens yet.
 
-    Of its stretches of text those are kept whose hash lies in the lowest `sample_share` of all.
+    It keeps the stretches of text whose hash is in the lowest `sample_share` of all.
     """
     found = _Found(sample_share)
     for file, item in items(chunk, reading):
@@ -56,7 +56,7 @@ def scan(chunk: Chunk, reading: ReadingConfig, sample_share: float, out: Path) -
 
 
 def items(chunk: Chunk, reading: ReadingConfig) -> Iterator[tuple[InputFile, Document | Reject | Filtered]]:
-    """Every document of a chunk, in the order in which all phases count them."""
+    """Every document of a chunk, in the order in which all stages number them."""
     for span in chunk.spans:
         for item in documents(span, reading):
             yield span.file, item

@@ -1,4 +1,4 @@
-"""Shards of tokens: written once, then read through a memory map at random places."""
+"""Shards of tokens: written once, then read through a memory map at random positions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def shard_name(split: str, source: str, number: int) -> str:
 
 
 class ShardFile:
-    """One shard while it is written: `name`.bin and, at the end, `name`.idx in a folder."""
+    """One shard being written: `name`.bin and, at the end, `name`.idx in a folder."""
 
     def __init__(self, directory: Path, name: str, source: str, dtype: np.dtype) -> None:
         self._directory, self._name, self._source, self._dtype = directory, name, source, dtype
@@ -42,7 +42,7 @@ class ShardFile:
         return self._offsets[-1]
 
     def append(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int) -> None:
-        """Documents of `lengths` (int [k]) tokens, which follow each other in `tokens` (int [sum of lengths])."""
+        """Append documents of `lengths` (int [k]) tokens, contiguous in `tokens` (int [sum of lengths])."""
         content = np.ascontiguousarray(tokens, self._dtype).view(np.uint8).data
         self._file.write(content)
         self._digest.update(content)
@@ -50,7 +50,7 @@ class ShardFile:
         self._text_bytes += text_bytes
 
     def close(self) -> Shard:
-        """Files are complete and fsynced; what the manifest says of them."""
+        """Complete and fsync the files; return their manifest entry."""
         index = np.frombuffer(self._offsets, np.uint64).astype("<u8").tobytes()
         with (self._directory / f"{self._name}.idx").open("wb") as file:
             file.write(index)
@@ -71,8 +71,8 @@ class ShardFile:
 class ShardWriter:
     """Documents of one split of one source, appended into shards of at most `shard_tokens` tokens.
 
-    A longer document has a shard of its own. Use it in a `with`: once that is left, files are complete and fsynced,
-    and `shards` lists them.
+    A longer document gets its own shard. Use it in a `with`: when that ends, files are complete and fsynced, and
+    `shards` lists them.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ShardWriter:
         self._file.append(tokens, np.array([tokens.size]), text_bytes)
 
     def close(self) -> None:
-        """Finish the shard at hand."""
+        """Finish the current shard."""
         if self._file is not None:
             self.shards.append(self._file.close())
             self._file = None
@@ -109,7 +109,7 @@ class ShardSet:
     """Tokens of one split, of all sources or of one, memory-mapped.
 
     Sample i at a sequence length is seq_len + 1 consecutive tokens of one shard; samples of a shard start every
-    seq_len tokens, so that each token is a target exactly once, but for a shard's first and its last few.
+    seq_len tokens, so that each token is a target exactly once, except a shard's first and its last few.
     """
 
     def __init__(self, directory: Path, split: str, manifest: Manifest, source: str | None = None) -> None:
@@ -141,7 +141,7 @@ class ShardSet:
     def gather_into(self, out: np.ndarray, rows: np.ndarray, sample_ids: np.ndarray, seq_len: int) -> None:
         """As `gather`, into `rows` (int [n], ascending) of `out` (int64 [any, seq_len + 1])."""
         windows, ends = self._windows(seq_len)
-        if len(windows) == 1:  # twice as fast as row by row, and without places to look up faster again
+        if len(windows) == 1:  # twice as fast as row by row, and faster still without looking up shards
             out[... if len(rows) == len(out) else rows] = windows[0][sample_ids]
             return
         numbers = np.searchsorted(ends, sample_ids, side="right") - 1

@@ -1,4 +1,4 @@
-"""Where documents come from: named sources, and the files of each in an order that does not depend on the disk."""
+"""Where documents come from: named sources, and the files of each in an order independent of the disk."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class InputFile:
     source: str
     name: str
     path: str
-    num_bytes: int  # on disk, by stat; 0 where the file is no longer there
+    num_bytes: int  # on disk, by stat; 0 if the file no longer exists
     mtime_ns: int
 
     @property
@@ -45,7 +45,7 @@ class InputFile:
 
     @property
     def kind(self) -> str:
-        """.jsonl, .json, .parquet, .arrow; all else is .txt."""
+        """.jsonl, .json, .parquet, .arrow; everything else counts as .txt."""
         suffix = Path(self.name.removesuffix(self.compression or "")).suffix
         return suffix if suffix in (".jsonl", ".json", ".parquet", ".arrow") else ".txt"
 
@@ -89,7 +89,7 @@ def files(source: Source) -> list[InputFile]:
 def _walk(source: Source) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise InputError(
-            f"{source.key}={source.path}: {error.filename} cannot be read: {error.strerror}; mend its permissions"
+            f"{source.key}={source.path}: {error.filename} cannot be read: {error.strerror}; fix its permissions"
         )
 
     suffixes = tuple(suffix + more for suffix in source.reading.suffixes for more in ("", *COMPRESSIONS))
@@ -107,7 +107,7 @@ def _walk(source: Source) -> Iterator[Path]:
 
 
 def _of_saved_dataset(folder: Path) -> list[str]:
-    """Files of a Hugging Face dataset saved to disk; caches lie beside them."""
+    """Files of a Hugging Face dataset saved to disk, without the caches beside them."""
     try:
         listed = json.loads((folder / "state.json").read_bytes())["_data_files"]
         return [str(each["filename"]) for each in listed]
@@ -124,7 +124,7 @@ def _check_readers(source: Source, found: list[InputFile]) -> None:
 def _file(source: Source, path: Path, name: str) -> InputFile:
     try:
         status = path.stat()
-    except OSError:  # vanished or a broken link: reading says so, and it is counted
+    except OSError:  # missing or a broken link: reading will say so, and it is counted as a reject
         return InputFile(source.name, name, str(path), 0, 0)
     return InputFile(source.name, name, str(path), status.st_size, status.st_mtime_ns)
 

@@ -1,7 +1,7 @@
-"""What becomes of each document, and what the tokenizer is trained on: functions of content, not of who read it.
+"""What happens to each document, and what the tokenizer is trained on: functions of content, not of the reader.
 
-Two texts are the same where their digests are. Of equal texts the first in the order (source, file, place) is kept.
-What is held out is decided by the digest alone, so that equal texts are on one side even where all are kept.
+Two texts are the same if their digests are. Of equal texts the first in the order (source, file, place) is kept.
+Whether a text is held out depends only on its digest, so equal texts are on one side even if all copies are kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TRAIN, HELDOUT, DUPLICATE, REJECTED, FILTERED = range(5)
 def decide(digests: np.ndarray, fraction: float, deduplicate: bool) -> np.ndarray:
     """TRAIN, HELDOUT or DUPLICATE for documents with these digests, uint8 [n, 16] → uint8 [n].
 
-    Held out are the digests below `fraction` of the range, or else the lowest one. Takes about 60 bytes a document.
+    Digests below `fraction` of the range are held out, or else the lowest one. Takes about 60 bytes per document.
     InputError if that leaves nothing to train on.
     """
     words = digests.view(">u8").astype(np.uint64)  # [n, 2], the first 8 bytes decide the order
@@ -29,7 +29,7 @@ def decide(digests: np.ndarray, fraction: float, deduplicate: bool) -> np.ndarra
     if held.all():
         raise InputError(
             f"data.heldout_fraction={fraction:g}: leaves nothing to train on of {_distinct(words, order)} distinct "
-            "document(s); give more text, say with data.split what a document is, or lower the fraction"
+            "document(s); give more text, split it into documents with data.split, or lower the fraction"
         )
     verdicts = np.where(held, HELDOUT, TRAIN).astype(np.uint8)
     if deduplicate:
@@ -43,7 +43,7 @@ def _distinct(words: np.ndarray, order: np.ndarray) -> int:
 
 
 def budgets(sizes: Mapping[str, int], budget: int) -> dict[str, int]:
-    """`budget` bytes dealt out evenly over sources of these sizes; what a small one cannot give, the others do."""
+    """`budget` bytes divided evenly over sources of these sizes; what a small one lacks, the others provide."""
     dealt: dict[str, int] = {}
     for left, name in zip(range(len(sizes), 0, -1), sorted(sizes, key=lambda name: (sizes[name], name)), strict=True):
         dealt[name] = min(sizes[name], budget // left)
@@ -54,7 +54,7 @@ def budgets(sizes: Mapping[str, int], budget: int) -> dict[str, int]:
 def sample(keys: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
     """Which stretches of text make up a sample of at most `budget` bytes: indices in the order of their keys.
 
-    Keys (uint64 [n]) are hashes: a random order that does not depend on file names. The first is always in it.
+    Keys (uint64 [n]) are hashes: a random order independent of file names. The first is always included.
     """
     order = np.lexsort((sizes, keys))
     return order[: max(1, int(np.searchsorted(np.cumsum(sizes[order]), budget, side="right")))]

@@ -1,4 +1,4 @@
-"""The stages of a preparation, each of which needs the one before it whole."""
+"""The stages of a preparation; each needs the complete result of the one before it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hpc_llm.storage.files import fsync_directory, write_atomic
 
 
 def run(config: DataConfig, workspace: Workspace, crew: Crew) -> None:
-    """Turn the corpus that `Workspace.begin` listed into shards. InputError where the corpus cannot be used."""
+    """Turn the corpus that `Workspace.begin` listed into shards. InputError if the corpus cannot be used."""
     readings = {source.name: source.reading for source in sources.sources(config)}
     stages = _Stages(config, workspace, divide(workspace.files(), readings), crew)
     stages.scan()
@@ -50,7 +50,7 @@ class _Stages:
         return [self.workspace.tokens(number) for number in range(len(self.chunks))]
 
     def scan(self) -> None:
-        """The first look at every chunk."""
+        """The first pass over every chunk."""
         shares = decide.sample_shares(self.config, self.chunks)
         readings = {source.name: source.reading for source in sources.sources(self.config)}
         jobs = [
@@ -60,14 +60,14 @@ class _Stages:
         self.crew.do("reading", jobs)
 
     def decide(self) -> list[np.ndarray]:
-        """What becomes of each document: for each chunk uint8 [documents]."""
+        """What happens to each document: for each chunk uint8 [documents]."""
         out = self.workspace.decided
         self.crew.do("deciding", [Job.here(out, partial(decide.decide_all, self.config, self._scans, out))])
         decided = read_arrays(out)
         return np.split(decided["verdicts"], decided["starts"][1:-1])
 
     def tokenizer(self, verdicts: list[np.ndarray]) -> Path:
-        """The file of the tokenizer, brought or trained."""
+        """The file of the tokenizer, given or trained."""
         content = tokenizer.load(self.config) if self.config.tokenizer else None
         out = self.workspace.out / manifest.tokenizer_file(content or b"")
 
@@ -82,7 +82,7 @@ class _Stages:
         return train(texts, self.config.vocab_size or 0, self.crew.say)
 
     def tokenise(self, verdicts: list[np.ndarray], model: Path) -> None:
-        """The second look at every chunk. InputError where files have vanished or changed since the first."""
+        """The second pass over every chunk. InputError if files have vanished or changed since the first."""
         which = TokenizerFile.of(model, self.config.eos_token)
         readings = {source.name: source.reading for source in sources.sources(self.config)}
         jobs = []
@@ -94,7 +94,7 @@ class _Stages:
         decide.check_rejects(self.config, num_in, num_rejects, [*self._scans, *self._parts])
 
     def assemble(self, model: Path) -> dict[Path, PlannedShard]:
-        """The shards, by where it is noted that they are made."""
+        """The shards, by the file that records that each is made."""
         shards = {self.workspace.shard(shard.name): shard for shard in self._planned()}
         vocab_size = tokenizer.open_tokenizer(model.read_bytes(), self.config.eos_token).vocab_size
         jobs = [
@@ -116,7 +116,7 @@ class _Stages:
                 yield path, part.lengths[part.verdicts == verdict]
 
     def publish(self, verdicts: list[np.ndarray], model: Path, shards: dict[Path, PlannedShard]) -> None:
-        """Rejects, manifest, and the folder in its place."""
+        """Rejects, manifest, and the folder renamed into place."""
         out, directory, made = self.workspace.out, self.workspace.directory, self._made(verdicts, shards)
 
         def make() -> None:

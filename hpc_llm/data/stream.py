@@ -18,21 +18,21 @@ from hpc_llm.planning.plan import RunPlan, sources_of
 
 @dataclass(frozen=True)
 class Stream:
-    """Training samples of a run in their order. Its state is the step; which phase that lies in, the stages say."""
+    """Training samples of a run in their order. The only state is the step; the stages say which phase contains it."""
 
     mixture: Mixture
     samples: list[Samples]  # of each source
     seq_lens: list[tuple[int, int]]  # first step, sequence length from then on
 
     def seq_len(self, step: int) -> int:
-        """The length that the samples of optimizer step `step` are cut to."""
+        """The sequence length into which the samples of optimizer step `step` are cut."""
         return length_at(self.seq_lens, step)
 
 
 def training(config: RunConfig, plan: RunPlan | Lengths, directory: Path) -> Stream:
     """The stream of a run on the data in `directory`.
 
-    InputError if that is not there, too small, or the mixture cannot be had.
+    InputError if it is missing or too small, or the mixture is not possible.
     """
     seq_len = config.train.seq_len
     manifest = read_manifest(directory)
@@ -48,7 +48,7 @@ def training(config: RunConfig, plan: RunPlan | Lengths, directory: Path) -> Str
 
 
 def heldout(config: RunConfig, directory: Path) -> Samples:
-    """Held-out samples of all sources in file order. InputError if there is not one."""
+    """Held-out samples of all sources in file order. InputError if there are none."""
     shards = ShardSet.open(directory, "heldout")
     samples = _samples(config, shards)
     if samples.num_samples == 0:

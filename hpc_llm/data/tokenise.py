@@ -1,4 +1,4 @@
-"""The second look at a chunk: its documents as token ids, one after the other in one file."""
+"""The second pass over a chunk: its documents as token ids, one after the other in one file."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _CHANGED = "changed while it was being prepared"
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer as it is handed to workers, which keep it open."""
+    """A tokenizer as it is passed to workers, which keep it open."""
 
     path: Path
     eos_token: str | None  # data.eos_token
-    sha256: str  # the same path may hold another one day
+    sha256: str  # the same path may later hold a different tokenizer
 
     @classmethod
     def of(cls, path: Path, eos_token: str | None) -> TokenizerFile:
@@ -66,9 +66,9 @@ def tokenise(
     verdicts: np.ndarray,
     out: Path,
 ) -> int:
-    """Write the chunk's tokens to `out` with .bin, and then what is known of them to `out`; the number of tokens.
+    """Write the chunk's tokens to `out` with .bin, then their description to `out`; the number of tokens.
 
-    `verdicts` (uint8 [n]) says what becomes of each document.
+    `verdicts` (uint8 [n]) says what happens to each document.
     """
     temporary = out.with_name(f".{out.stem}.{os.uname().nodename}.{os.getpid()}.bin")
     with temporary.open("wb", buffering=1 << 20) as file:
@@ -96,7 +96,7 @@ def _tokenise(chunk: Chunk, reading: ReadingConfig, scanned: Scanned, verdicts: 
 
 @dataclass
 class _Tokens:
-    """A file of tokens, and what was put into it."""
+    """A file of tokens, and a record of its contents."""
 
     file: BinaryIO
     tokenizer: Tokenizer
@@ -106,7 +106,7 @@ class _Tokens:
     rejects: list[str] = field(default_factory=list)
 
     def add(self, file: InputFile, item: Document | Reject | Filtered, digest: bytes, size: int, verdict: int) -> None:
-        """One document, unless it is no longer the one that was scanned."""
+        """Add one document, unless it is no longer the one that was scanned."""
         start = self.file.tell()
         try:
             if not isinstance(item, Document):

@@ -1,7 +1,7 @@
 """Text ↔ token ids: a SentencePiece model, or a Hugging Face tokenizer.json.
 
-Any UTF-8 text survives encode and decode with a model that is trained here, byte for byte. Long texts are encoded in
-short stretches, cut where the tokenizer splits anyway: the time of SentencePiece grows faster than the text
+With a model trained here, any UTF-8 text survives encode and decode byte for byte. Long texts are encoded in short
+stretches, cut where the tokenizer splits anyway, since SentencePiece's time grows faster than the text
 (4 kB at a time 5.7 MB/s, whole documents 4.9, 256 kB 3.4; benchmarks/data.md).
 """
 
@@ -25,21 +25,21 @@ _USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
 
 class Tokenizer(Protocol):
-    """What `open_tokenizer` gives."""
+    """What `open_tokenizer` returns."""
 
     vocab_size: int  # ids are below it
     eos_id: int  # end of text; −1: the model has none
     library: str  # with its version
 
     def encode(self, text: str, begins: bool = True) -> list[int]:
-        """Token ids of `text`, without end of text; of one that does not begin a document with `begins=False`."""
+        """Token ids of `text`, without end of text; `begins=False` if it does not begin a document."""
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`; control tokens such as end of text give nothing."""
 
 
 def open_tokenizer(content: bytes, eos_token: str | None = None) -> Tokenizer:
-    """The tokenizer in a file's content. ValueError if it is none that can be read."""
+    """The tokenizer in a file's content. ValueError if it is not one that can be read."""
     if content.lstrip()[:1] == b"{":
         return _HuggingFace(content, eos_token)
     return _SentencePiece(content, eos_token)
@@ -63,7 +63,7 @@ def load(config: DataConfig) -> bytes:
         tokenizer = open_tokenizer(content, config.eos_token)
     except ValueError:
         raise InputError(
-            f"data.tokenizer={path}: is no SentencePiece model and no tokenizer.json; null trains one"
+            f"data.tokenizer={path}: is neither a SentencePiece model nor a tokenizer.json; null trains one"
         ) from None
     if tokenizer.eos_id < 0:
         raise InputError(
@@ -116,7 +116,7 @@ class _SentencePiece:
         return ids
 
     def _id(self, piece: str) -> int:
-        """−1 if there is no such piece."""
+        """Its id; −1 if there is no such piece."""
         number = self._processor.piece_to_id(piece)
         return number if self._processor.id_to_piece(number) == piece else -1
 
@@ -127,7 +127,7 @@ class _HuggingFace:
 
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises this very class
+        except Exception as error:  # the library raises plain Exception
             raise ValueError(str(error)) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -10,13 +10,13 @@ import sentencepiece
 
 from hpc_llm.config.errors import InputError
 
-_MAX_SENTENCE_BYTES = 4192  # SentencePiece drops longer ones without a word
-_RESERVED = "\u2585"  # sentences that hold SentencePiece's own mark for unknown are dropped too
+_MAX_SENTENCE_BYTES = 4192  # SentencePiece silently drops longer ones
+_RESERVED = "\u2585"  # sentences with SentencePiece's own mark for unknown are dropped too
 _NUM_THREADS = 2  # fixed: it is written into the model file
 
 
 def train(texts: list[str], vocab_size: int, say: Callable[[str], None] = lambda line: None) -> bytes:
-    """A SentencePiece model of `vocab_size` pieces, or of as many as the texts can fill; then `say` is told.
+    """A SentencePiece model of `vocab_size` pieces, or of as many as the texts yield, which `say` then reports.
 
     The same texts give the same bytes. InputError if so few pieces cannot hold the characters of the texts.
     """
@@ -27,7 +27,7 @@ def train(texts: list[str], vocab_size: int, say: Callable[[str], None] = lambda
         if match is None:
             raise _explained(error, vocab_size) from None
     most = int(match[1])
-    say(f"data.vocab_size={vocab_size}: the text can fill {most} pieces, so the tokenizer has {most}")
+    say(f"data.vocab_size={vocab_size}: the text yields only {most} pieces, so the tokenizer has {most}")
     try:
         return _train(texts, most)
     except RuntimeError as error:
@@ -62,7 +62,7 @@ def _train(texts: Iterable[str], vocab_size: int) -> bytes:
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
     """Texts in stretches short enough for SentencePiece, cut between lines where that is possible.
 
-    Not a line each: what follows a line's end, indentation above all, is to be learned too.
+    Not one line each: what follows a line's end, especially indentation, should be learned too.
     """
     for text in texts:
         lines: list[str] = []

@@ -1,4 +1,4 @@
-"""Processes of this machine that do what they are handed."""
+"""Worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 class Workers:
-    """`count` processes, or none where that is 1: then the caller does the work itself. Use in a `with`."""
+    """`count` processes, or none if that is 1: then the caller does the work itself. Use in a `with`."""
 
     def __init__(self, count: int | Auto) -> None:
         self.count = len(os.sched_getaffinity(0)) if count == "auto" else max(1, count)
@@ -25,7 +25,7 @@ class Workers:
 
     def __enter__(self) -> Workers:
         if self.count > 1:
-            # spawn: a fork would copy the threads' locks of numpy and of whoever calls us
+            # spawn: a fork would copy the locks of numpy's and the caller's threads
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_begin)
             for _ in range(self.count):
@@ -49,7 +49,7 @@ class Workers:
 
 
 def _begin() -> None:
-    """A worker whose parent was killed would wait for work for ever: leave with it."""
+    """Exit with the parent: a worker whose parent was killed would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

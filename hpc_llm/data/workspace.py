@@ -1,13 +1,13 @@
-"""The folder beside the target in which it is prepared; a killed preparation goes on with what lies there.
+"""The folder beside the target in which it is prepared; a killed preparation continues with its contents.
 
 <out>.partial-<hash of the inputs>/
   inputs.json   recipe, and every input file with size and time
   prepare.json prepare.sbatch   for tasks on a cluster
-  scan/         00000.npz: a chunk's first look (scan.Scanned)
-  decided.npz   what becomes of each document
+  scan/         00000.npz: the first pass over a chunk (scan.Scanned)
+  decided.npz   what happens to each document
   tokens/       00000.bin .npz: a chunk's tokens (tokenise.Tokenised)
-  shards/       <shard>.npz: a shard that is made (assemble.assembled)
-  claims/       who is at what, where several machines work
+  shards/       <shard>.npz: a finished shard (assemble.assembled)
+  claims/       which machine does what, if several work
   out/          becomes <out>
 """
 
@@ -33,7 +33,7 @@ _MARK = ".partial-"
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths of a preparation. Its name holds a hash of the inputs: whoever works on others is elsewhere."""
+    """Paths of a preparation. Its name has a hash of the inputs, so preparations of other inputs do not collide."""
 
     path: Path
 
@@ -54,7 +54,7 @@ class Workspace:
 
     @classmethod
     def clear(cls, directory: Path) -> None:
-        """What those left who were killed at the very end."""
+        """Remove what preparations killed at the very end have left."""
         for workspace in cls._all(directory):
             workspace.remove()
 
@@ -65,7 +65,7 @@ class Workspace:
 
     @property
     def directory(self) -> Path:
-        """What is prepared."""
+        """The folder that is being prepared."""
         return self.path.with_name(self.path.name.rpartition(_MARK)[0])
 
     @property
@@ -98,7 +98,7 @@ class Workspace:
         return [InputFile(*values) for values in json.loads(self.inputs.read_bytes())["files"]]
 
     def remove(self) -> None:
-        """All of it, and at once for those who look for something here."""
+        """Remove everything; to other processes it disappears at once."""
         gone = self.path.with_name(f".{self.path.name.lstrip('.')}.{os.uname().nodename}.{os.getpid()}")
         with suppress(FileNotFoundError):
             self.path.rename(gone)

@@ -84,7 +84,7 @@ def summary(made: manifest.Manifest) -> str:
 def _vocabulary(made: manifest.Manifest) -> str:
     wanted = made.recipe.get("vocab_size")
     fewer = made.recipe.get("tokenizer") is None and wanted is not None and made.vocab_size < wanted
-    return f"{made.vocab_size:,} pieces" + (f" (of {wanted:,} wanted: the text fills no more)" if fewer else "")
+    return f"{made.vocab_size:,} pieces" + (f" (of {wanted:,} wanted: the text yields no more)" if fewer else "")
 
 
 def _sources(made: manifest.Manifest) -> Iterator[str]:

@@ -172,9 +172,9 @@ def test_a_vocabulary_that_the_corpus_cannot_fill(small: SmallCorpus, tmp_path: 
     prepare = partial(python, "-m", "hpc_llm.prepare", *small.words, f"data.out={tmp_path / 'out'}", cwd=tmp_path)
     done = prepare("model.vocab_size=50304")
     assert done.returncode == 0, done.stderr
-    said = re.search(r"data\.vocab_size=50304: the text can fill (\d+) pieces, so the tokenizer has \1", done.stderr)
+    said = re.search(r"data\.vocab_size=50304: the text yields only (\d+) pieces, so the tokenizer has \1", done.stderr)
     assert said
-    assert f"{int(said[1]):,} pieces (of 50,304 wanted: the text fills no more)" in done.stdout
+    assert f"{int(said[1]):,} pieces (of 50,304 wanted: the text yields no more)" in done.stdout
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["vocab_size"] == int(said[1])
 
 

@@ -70,7 +70,7 @@ def test_vocabulary_that_the_corpus_cannot_fill_is_lowered_to_what_it_can_and_sa
     trained = open_tokenizer(train(texts[:1], 50000, said.append))
     assert 300 < trained.vocab_size < 50000
     assert said == [
-        f"data.vocab_size=50000: the text can fill {trained.vocab_size} pieces, so the tokenizer has "
+        f"data.vocab_size=50000: the text yields only {trained.vocab_size} pieces, so the tokenizer has "
         f"{trained.vocab_size}"
     ]
     assert trained.decode(trained.encode(texts[1])) == texts[1]
@@ -102,7 +102,7 @@ def test_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         tokenizer.load(data_config(tokenizer=str(path)))
     for content in (b"", b"not a model"):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"is no SentencePiece model and no tokenizer\.json"):
+        with pytest.raises(InputError, match=r"is neither a SentencePiece model nor a tokenizer\.json"):
             tokenizer.load(data_config(tokenizer=str(path)))
 
 
