@@ -1,4 +1,4 @@
-"""Bytes that a forward pass keeps for backward, by the model's shape and what computes its attention."""
+"""Bytes that a forward pass keeps for backward, by the model's shape and attention backend."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ FOLDED_EXTRA = 8  # head dimensions that carry ALiBi (model.backends.folded)
 
 
 def mask_elements(config: RunConfig, backend: str, micro_batch: int) -> int:
-    """Numbers of attention's mask, for all layers; folded and SDPA store one, FlexAttention and flash-attn none.
+    """Numbers in attention's mask, for all layers; folded and SDPA store one, FlexAttention and flash-attn none.
 
-    SDPA's ALiBi is one additive bias [heads, s, s], and where documents are apart one more for every sequence. Other
+    SDPA's ALiBi is one additive bias [heads, s, s], and with packed documents one more for every sequence. Other
     masks [s, s] are boolean and become numbers of the compute dtype in the kernel.
     """
     model, documents = config.model, config.data.packing == "best_fit"
@@ -64,7 +64,7 @@ def _norm_width(model: ModelConfig, compute: int, on_cpu: bool) -> int:
 
 
 def _attention_width(model: ModelConfig, backend: str, seq_len: int) -> int:
-    """Elements per token that attention keeps: q, k, v and its output, and what they were before they were changed."""
+    """Elements per token that attention keeps: q, k, v and its output, and q, k and v before they were modified."""
     heads, shared, size = model.n_heads, model.kv_heads, model.head_size
     projected, turned = (heads + 2 * shared) * size, (heads + shared) * size
     changed = turned if model.positions == "rope" or model.qk_ln else 0

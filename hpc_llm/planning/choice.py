@@ -1,4 +1,4 @@
-"""ZeRO stage, activation checkpointing and micro-batch: what the user fixed is kept, the rest is found."""
+"""ZeRO stage, activation checkpointing and micro-batch: what the user fixed is kept, the rest is chosen."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hpc_llm.planning.memory import MemoryEstimate, estimate
 # Cheapest first: ZeRO-2 adds traffic only with accumulation, checkpointing a third of the FLOPs,
 # ZeRO-3 half as much traffic again and hooks on every module.
 CHEAPEST_FIRST = ((1, False), (2, False), (1, True), (2, True), (3, False), (3, True))
-STAGE_0 = ((0, False), (0, True))  # never chosen, only taken where the user asks for it
-CAP_WITHOUT_LIMIT = 8  # sequences per pass where memory is not known
+STAGE_0 = ((0, False), (0, True))  # never chosen, used only if the user asks for it
+CAP_WITHOUT_LIMIT = 8  # sequences per pass if memory is not known
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Choice:
 
 
 def choose(config: RunConfig, usable: int | None, experience: Experience = NONE) -> Choice | None:
-    """The cheapest choice within `usable` bytes per rank, with the largest micro-batch; None where nothing fits.
+    """The cheapest choice within `usable` bytes per rank, with the largest micro-batch; None if nothing fits.
 
-    `experience` keeps a micro-batch that is chosen here, not one that the user gives, below what failed before.
+    `experience` keeps a micro-batch chosen here (but not one given by the user) below what has failed before.
     """
     found = choices(config, usable, experience)
     return next((choice for choice in found if usable is None or choice.memory.total <= usable), None)
 
 
 def smallest(config: RunConfig) -> Choice | None:
-    """The choice that needs the least memory, fitting or not; None where no setting is allowed at all."""
+    """The choice that needs the least memory, whether it fits or not; None if no setting is allowed at all."""
     return min(choices(config, 0), key=lambda choice: choice.memory.total, default=None)
 
 

@@ -1,4 +1,4 @@
-"""What runs alike have shown, as far as the planner asks for it; runs.experience keeps it."""
+"""What comparable runs have shown, as far as the planner needs it; runs.experience stores it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limit:
-    """The most sequences per rank and pass that are left to try, and the run that had to halve a larger number."""
+    """The most sequences per rank and pass still worth trying, and the run that had to halve a larger number."""
 
     micro_batch: int
     run: str
@@ -15,7 +15,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Speed:
-    """Median over steps, without saves and evaluations, of a run on so many ranks."""
+    """A run's median speed over steps, without saves and evaluations, and its number of ranks."""
 
     tokens_per_second: float  # over all ranks
     world_size: int
@@ -23,14 +23,14 @@ class Speed:
 
 
 class Experience:
-    """Of runs with one configuration; this one has none."""
+    """The experience of runs with one configuration; this base class has none."""
 
     def limit(self, zero_stage: int, activation_checkpointing: bool) -> Limit | None:
         """How large a micro-batch may be."""
         return None
 
     def speed(self, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> Speed | None:
-        """How fast a run was that took its steps so."""
+        """Measured speed of a run with these settings."""
         return None
 
 

@@ -18,7 +18,7 @@ class Gpu:
 
 
 def gpu_of(cluster: ClusterConfig) -> Gpu | None:
-    """That of the table with what the cluster says of it instead; None where memory or peak is not known."""
+    """The GPU from the table, with values from the cluster config taking precedence; None if either is not known."""
     if cluster.gpu is None or cluster.device == "cpu":
         return None
     known = GPUS.get(cluster.gpu)

@@ -11,9 +11,9 @@ BYTES_PER_S_AND_NODE = 1e9  # to a parallel file system; what is measured replac
 
 
 def interval_s(save_s: float, mtbf_s: float) -> float:
-    """Seconds of training between two saves that make the expected time to the end least.
+    """Seconds of training between two saves that minimise the expected time to the end.
 
-    save_s: how long training stands still for one save; mtbf_s: mean time between interruptions. J. T. Daly, "A
+    save_s: how long training stops for one save; mtbf_s: mean time between interruptions. J. T. Daly, "A
     higher order estimate of the optimum checkpoint interval for restart dumps", FGCS 22 (2006) 303–312, eq. 37:
     √(2δM) · (1 + ⅓·√(δ/2M) + ⅑·δ/2M) − δ for δ < 2M, else M. Never less than a save takes.
     """
@@ -33,8 +33,8 @@ def expected_save_s(checkpoint_bytes: int, num_nodes: int) -> float:
 def mtbf_s(num_nodes: int, trained_s: float = 0.0, num_failures: int = 0) -> float:
     """Mean time between interruptions of a run on `num_nodes`: the field's rate, corrected by what was observed.
 
-    The prior counts as one failure in the time in which one is to be expected, so that a first failure moves the
-    estimate and many outweigh it.
+    The prior counts as one failure in the time in which one is expected, so a first failure moves the estimate and
+    many failures outweigh the prior.
     """
     prior_s = 1000 * 86400 / (FAILURES_PER_1000_NODE_DAYS * num_nodes)
     return (prior_s + trained_s) / (1 + num_failures)

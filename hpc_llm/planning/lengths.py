@@ -1,4 +1,4 @@
-"""How long: duration, warm-up and the periods of evaluation and checkpoints, in optimizer steps."""
+"""Durations in optimizer steps: of the run, its warm-up, and the periods of evaluation and checkpoints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Lengths:
 
 
 def lengths(config: RunConfig, tokens_per_epoch: int | None) -> Lengths:
-    """Every duration of `config` in steps; InputError lists all that cannot be read."""
+    """Every duration of `config` in steps; InputError lists all that are invalid."""
     train, checkpoint = config.train, config.checkpoint
     problems: list[str] = []
     tokens = max(1, train.global_batch * train.seq_len)  # the plan refuses a batch below 1 on its own
@@ -87,7 +87,7 @@ def _rung_problems(config: RunConfig, found: Lengths) -> Iterator[str]:
 
 
 def phases(config: RunConfig) -> list[Phase]:
-    """The phases of the mixture alone. InputError where one cannot be read."""
+    """Only the phases of the mixture. InputError if one is invalid."""
     tokens, problems = config.train.global_batch * config.train.seq_len, list[str]()
     found = _phases(config, lambda _, text: parse(text, STEPS_OR_TOKENS).steps(tokens), problems)
     if problems:
@@ -96,7 +96,7 @@ def phases(config: RunConfig) -> list[Phase]:
 
 
 def _phases(config: RunConfig, steps: Callable[[str, str], int], problems: list[str]) -> list[Phase]:
-    """The sources' own weights, and from the first step after its start each mixture of data.mixture."""
+    """The sources' own weights, then each mixture of data.mixture from the first step after its start."""
     data = config.data
     own = {name: source.weight for name, source in data.sources.items()} or {data.name: 1.0}
     phases = [Phase(0, own)]
@@ -115,7 +115,7 @@ def length_at(seq_lens: Sequence[tuple[int, int]], step: int) -> int:
 
 
 def _seq_lens(config: RunConfig, steps: Callable[[str, str], int]) -> list[tuple[int, int]]:
-    """Stages of the sequence length; each warm-up stage lasts as long as it says, rounded up to whole steps."""
+    """Stages of the sequence length; the length of each warm-up stage is rounded up to whole steps."""
     stages, start = [], 0
     for length, duration in config.train.seq_len_warmup.items():
         stages.append((start, int(length) if length.isdecimal() else 0))

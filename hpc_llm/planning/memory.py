@@ -1,4 +1,4 @@
-"""Bytes per rank, part by part. What DeepSpeed holds was read in its 0.19.8 source (runtime/).
+"""Bytes per rank, part by part. What DeepSpeed holds is taken from its 0.19.8 source (runtime/).
 
 N is the number of parameters, W the number of ranks, s·b·d one layer's activation of `micro_batch` sequences.
 """
@@ -17,19 +17,17 @@ from hpc_llm.planning.parameters import COMPUTE_BYTES, FP32_BYTES, MOMENTS, para
 
 USABLE_FRACTION = 0.92  # of a GPU's memory; the rest is fragmentation
 CONTEXT_BYTES = int(1.5 * GIB)  # CUDA context with its loaded kernels, cuBLAS workspace, NCCL channels
-CPU_PROCESS_BYTES = int(
-    0.12 * GIB
-)  # what a process grows by over its imports, whatever it trains (benchmarks/memory.md)
-CPU_HEAP = 0.15  # of activations and logits: what tcmalloc has besides, measured there too (launch.allocator)
+CPU_PROCESS_BYTES = int(0.12 * GIB)  # growth of a process beyond its imports, whatever it trains (benchmarks/memory.md)
+CPU_HEAP = 0.15  # of activations and logits: overhead of tcmalloc, measured there too (launch.allocator)
 BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default reduce_bucket_size, and what it flattens at stage 0
-LEAST_BUCKET = 2**22  # elements; 8 MB of bf16 are sent about as fast a byte as more
+LEAST_BUCKET = 2**22  # elements; 8 MB of bf16 are sent at about the same speed per byte as more
 BUCKETS_IN_A_PASS = 16
 LIVE_ELEMENTS = 1_000_000_000  # ZeRO-3's max_live_parameters and sub_group_size
 # Cross-entropy without a compiler: log-probabilities, their gradient and the logits' gradient, each in fp32.
 LOSS_BYTES = 3 * FP32_BYTES
 
 
-Moment = Literal["loss", "backward", "gradients", "step"]  # backward: its begin; gradients: its end
+Moment = Literal["loss", "backward", "gradients", "step"]  # backward: its start; gradients: its end
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class MemoryEstimate:
     """Bytes per rank at a moment of a step."""
 
     weights: int
-    gradients: int  # and what is summed and copied of them
+    gradients: int  # with their sums and copies
     optimizer: int
     activations: int
     logits: int
@@ -56,7 +54,7 @@ class MemoryEstimate:
 
 
 def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> MemoryEstimate:
-    """The peak of one rank over a step: the moment at which most is taken."""
+    """The peak of one rank over a step: the moment that takes the most."""
     return max(
         moments(config, zero_stage, activation_checkpointing, micro_batch).values(), key=lambda moment: moment.total
     )
@@ -67,8 +65,8 @@ def moments(
 ) -> dict[Moment, MemoryEstimate]:
     """What one rank holds at four moments of a step.
 
-    At the loss all activations and the logits live; where backward begins, one layer's temporaries and the gradient of
-    the output's matrix instead of the logits; where it ends, all gradients and one layer; then the optimizer steps.
+    At the loss all activations and the logits exist; when backward begins, one layer's temporaries and the gradient of
+    the output's matrix instead of the logits; when it ends, all gradients and one layer; then the optimizer steps.
     """
     model, precision, world = config.model, config.train.precision, config.cluster.world_size
     offloaded = config.optim.offloaded
@@ -80,9 +78,9 @@ def moments(
     sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing, backend, on_cpu)
     mask = mask_elements(config, backend, micro_batch) * compute
     tokens = micro_batch * config.train.seq_len
-    # first: the output matrix's gradient. It is there where backward begins, and with chunks at the loss already.
+    # first: the output matrix's gradient. It exists when backward begins, and with chunks already at the loss.
     compiled = computing.compiles(config)
-    # Compiled, the logits' gradient takes their place; where products of bf16 are made in fp32, these are copies.
+    # Compiled, the logits' gradient replaces the logits; if bf16 products are computed in fp32, these are copies.
     one_logit = compute + FP32_BYTES * (on_cpu and precision == "bf16")
     chunk = computing.loss_chunk(config)
     if chunk is None or chunk >= tokens:
@@ -93,7 +91,7 @@ def moments(
         logits = model.vocab_size * chunk * (one_logit if compiled else compute + LOSS_BYTES) + first
     several = accumulation(config.train.global_batch, world, micro_batch) > 1
     found = gradient_bytes(count, matrix, world, zero_stage, precision, offloaded, several)
-    # The embedding's gradient, and its sum with the output's, where the others are not reduced and gone by then.
+    # The embedding's gradient, and its sum with the output's, if the others are not reduced and freed by then.
     twice = 2 * compute * matrix if model.tied and zero_stage < 2 else 0
     in_fp32 = FP32_BYTES * matrix if on_cpu and precision == "bf16" else 0  # a product of bf16 (model.linear)
     bucket = bucket_bytes(count, world, zero_stage, precision, offloaded)
@@ -160,14 +158,14 @@ class Gradients:
 def gradient_bytes(
     count: int, matrix: int, world_size: int, zero_stage: int, precision: str, offloaded: bool, several_passes: bool
 ) -> Gradients:
-    """Gradients of the compute dtype and their fp32 sums; `matrix` elements are a group of the optimizer's apart.
+    """Gradients of the compute dtype and their fp32 sums; `matrix` elements form a separate group of the optimizer.
 
     - fp32, stage 0: one full gradient, and at the end a flat copy of up to a bucket to reduce.
-    - fp32, stage 1: one full gradient; of several passes their sum, too.
-    - bf16, stage 1 (BF16_Optimizer, immediate_grad_update; training.reduction): a full fp32 sum; a bf16 gradient goes
-      as soon as it is added.
-    - stage 2: a part, and of several passes its fp32 sum; in the step also a group's fp32 copy. In bf16 the sum is
-      there with one pass, too, and in the step it alone beside the last bucket. Offloaded, fp32 is in RAM.
+    - fp32, stage 1: one full gradient; with several passes also their sum.
+    - bf16, stage 1 (BF16_Optimizer, immediate_grad_update; training.reduction): a full fp32 sum; a bf16 gradient is
+      freed as soon as it is added.
+    - stage 2: a part, and with several passes its fp32 sum; in the step also a group's fp32 copy. In bf16 the sum
+      exists with one pass too, and in the step only it and the last bucket. Offloaded, fp32 is in host memory.
     - stage 3: a flat fp32 part; then the copy of the sub-group in the step.
     """
     part, compute, sums = shard(count, world_size), COMPUTE_BYTES[precision], FP32_BYTES * several_passes
@@ -201,8 +199,10 @@ def optimizer_bytes(count: int, world_size: int, zero_stage: int, precision: str
 
 
 def bucket_elements(count: int) -> int:
-    """`reduce_bucket_size` for DeepSpeed: its default, but several to a backward pass, since one is reduced when it is
-    full: with all of a model in it that would be when backward is over."""
+    """`reduce_bucket_size` for DeepSpeed: its default, but small enough for several buckets per backward pass.
+
+    A bucket is reduced when it is full; one that held the whole model would be full only when backward is over.
+    """
     return min(BUCKET_ELEMENTS, max(count // BUCKETS_IN_A_PASS, LEAST_BUCKET), count)
 
 
@@ -215,9 +215,9 @@ class Buckets:
 
 
 def bucket_bytes(count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool) -> Buckets:
-    """A bucket from ZeRO-2 on, two there with several ranks (overlap_comm).
+    """A bucket from ZeRO-2 on, two with several ranks (overlap_comm).
 
-    Stage 3 keeps its own all the time, and copies one of bf16 to fp32. At stage 1 bf16 reduces in place; fp32 and
+    Stage 3 keeps its buckets all the time, and copies one of bf16 to fp32. At stage 1 bf16 reduces in place; fp32 and
     offloaded runs use the optimizer of stage 2, with an fp32 bucket.
     """
     compute, elements = COMPUTE_BYTES[precision], bucket_elements(count)

@@ -1,4 +1,4 @@
-"""From which step on which mixture holds: phases as configured, and the stages into which caps divide them."""
+"""Which mixture holds from which step: phases as configured, and the stages into which caps divide them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpc_llm.planning.shares import Shares, largest_remainders
 
 @dataclass(frozen=True)
 class Source:
-    """A source as the mixture sees it."""
+    """What the mixture needs to know about a source."""
 
     name: str
     num_samples: int
@@ -22,13 +22,13 @@ class Source:
 
     @property
     def cap(self) -> float:
-        """Samples that may be taken of it, repeats included."""
+        """Samples that may be taken from it, repeats included."""
         return math.inf if self.max_epochs is None else math.floor(_exact(self.max_epochs) * self.num_samples)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Weights from optimizer step `start` on; sources that are not named have none."""
+    """Weights from optimizer step `start` on; sources that are not named get none."""
 
     start: int
     weights: dict[str, float]
@@ -36,7 +36,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps of constant shares: from `start`, before which `seen` samples of each source were taken."""
+    """Steps with constant shares, starting at `start`, when `seen` samples of each source have been taken."""
 
     start: int
     seen: tuple[int, ...]
@@ -44,18 +44,18 @@ class Stage:
     phase: int  # index of the phase it lies in
 
     def before(self, step: int) -> tuple[int, ...]:
-        """Samples of each source in all steps before `step`, which lies in this stage or ends it."""
+        """Samples of each source in all steps before `step`, which is in this stage or ends it."""
         here = self.shares.before(step - self.start)
         return tuple(seen + count for seen, count in zip(self.seen, here, strict=True))
 
 
 def begun(phases: Sequence[Phase], step: int) -> list[dict[str, Any]]:
-    """The phases that some step before `step` lies in, as plain data: what a checkpoint has been trained with."""
+    """The phases that begin before `step`, as plain data: what a checkpoint has been trained with."""
     return [asdict(phase) for phase in phases if phase.start < step]
 
 
 def check_begun(trained: list[dict[str, Any]], phases: Sequence[Phase], step: int) -> None:
-    """InputError where the checkpoint of `step` was `trained` with other phases than these had begun by then."""
+    """InputError if the checkpoint of `step` was `trained` with phases other than those that begin before `step`."""
     if trained and trained != begun(phases, step):
         before = {f"{phase['start']}steps": phase["weights"] for phase in trained if phase["start"]}
         raise InputError(
@@ -67,9 +67,9 @@ def check_begun(trained: list[dict[str, Any]], phases: Sequence[Phase], step: in
 def stages(phases: Sequence[Phase], sources: Sequence[Source], batch: int, steps: int) -> list[Stage]:
     """The stages of `steps` global batches of `batch` samples.
 
-    They depend on the phases before them alone, so that a phase added later changes nothing before its start. A source
-    that reaches its cap gives what is left of it to one more batch, and from then on its share goes to the others of
-    the phase in proportion. InputError where a source has no sample, too small a weight, or no source is left.
+    They depend only on the phases before them, so a phase added later changes nothing before its start. A source that
+    reaches its cap gives what is left of it to one more batch; from then on its share goes to the others of the phase
+    in proportion. InputError if a source has no sample or too small a weight, or no source is left.
     """
     found: list[Stage] = []
     step, seen = 0, (0,) * len(sources)
@@ -121,7 +121,7 @@ def _shares(weights: list[Fraction], sources: Sequence[Source], batch: int) -> S
 
 
 def _batches_within(shares: Shares, rooms: Sequence[float], most: int) -> int:
-    """Batches, at most `most`, in which no source takes more than its room."""
+    """Batches, at most `most`, in which no source uses more than its room."""
     low, high = 0, most  # `low` fits; counts never fall, so halving finds the last that does
     for weight, room in zip(shares.weights, rooms, strict=True):
         if weight and room < math.inf:
@@ -136,7 +136,7 @@ def _batches_within(shares: Shares, rooms: Sequence[float], most: int) -> int:
 def _last_batch(
     weights: Sequence[Fraction], sources: Sequence[Source], seen: Sequence[int], batch: int, step: int, steps: int
 ) -> list[int]:
-    """A batch in which a source gives no more than it has left, and the others what that leaves, in proportion."""
+    """A batch in which a source gives no more than it has left, and the others fill the rest in proportion."""
     rooms = [source.cap - taken for source, taken in zip(sources, seen, strict=True)]
     whole = math.lcm(*(weight.denominator for weight in weights))
     parts = [int(weight * whole) for weight in weights]

@@ -41,7 +41,7 @@ def flops_per_token(model: ModelConfig, seq_len: int) -> float:
 
     The count of PaLM (arXiv 2204.02311, appendix B) and of LLM Foundry's benchmark tables: attention as if it were
     not causal, recomputation by activation checkpointing not counted. N leaves out tables that are only looked up:
-    learned positions, and the embedding where the output has a matrix of its own. With a sliding window s is at most
+    learned positions, and the embedding if the output has its own matrix. With a sliding window s is at most
     its length.
     """
     looked_up = _places(model) + (0 if model.tied else model.vocab_size * model.d_model)

@@ -1,4 +1,4 @@
-"""What to say when a run does not fit: the shortfall, and the nearest settings that were computed to fit."""
+"""What to report when a run does not fit: the shortfall, and the nearest settings that fit by the same calculation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Suggestion:
 
 
 def refusal(config: RunConfig, usable: int) -> str | None:
-    """One sentence on why `config` does not fit into `usable` bytes per rank; None where no setting is allowed."""
+    """One sentence on why `config` does not fit into `usable` bytes per rank; None if no setting is allowed."""
     best = smallest(config)
     if best is None:
         return None
@@ -53,7 +53,7 @@ def refusal(config: RunConfig, usable: int) -> str | None:
 
 
 def suggestions(config: RunConfig, usable: int) -> list[Suggestion]:
-    """What makes `config` fit, nearest first: other settings, logits in chunks, the optimizer in host memory, nodes."""
+    """Ways to make `config` fit, nearest first: settings, logits in chunks, optimizer in host memory, more nodes."""
     return [
         *_other_knobs(config, usable),
         *_chunked_loss(config, usable),
@@ -103,7 +103,7 @@ def _offloaded(config: RunConfig, usable: int) -> Iterator[Suggestion]:
 
 
 def _more_nodes(config: RunConfig, usable: int) -> Iterator[Suggestion]:
-    """The least number of nodes of the same kind; at most one rank per sequence."""
+    """The smallest number of nodes of the same kind; at most one rank per sequence."""
     cluster = config.cluster
     most = cluster.nodes if cluster.launcher == "local" else config.train.global_batch // cluster.gpus_per_node
     for knobs in ((), _fixed(config)):

@@ -1,4 +1,4 @@
-"""The plan as a plain-text table of at most 25 lines: what an engineer signs before the job is queued."""
+"""The plan as a plain-text table of at most 25 lines, to be checked by an engineer before the job is queued."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def render(config: RunConfig, plan: RunPlan) -> str:
 
 
 def render_all(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> str:
-    """The plans of a submission, each of a sweep's below the name of its run."""
+    """The plans of a submission; in a sweep, each below the name of its run."""
     texts = [render(config, plan) for config, plan in zip(configs, plans, strict=True)]
     if len(texts) == 1:
         return texts[0]
@@ -63,7 +63,7 @@ def _what(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
 
 
 def _mixture(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
-    """One line a phase with its shares; and how often each source is read."""
+    """One line per phase with its shares, and how often each source is read."""
     for start, phase in zip(["", *config.data.mixture], plan.phases, strict=True):
         total = sum(phase.weights.values())
         shares = ", ".join(f"{name} {weight / total:.3g}" for name, weight in phase.weights.items() if weight)
@@ -73,7 +73,7 @@ def _mixture(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
 
 
 def _rounded(start: str, plan: RunPlan) -> str:
-    """Says where a phase begins later than it was asked to, with the next whole step."""
+    """Notes if a phase begins later than requested, at the next whole step."""
     if not start or parse(start, STEPS_OR_TOKENS).unit == "steps":
         return ""
     return f" ({start}, rounded up)" if parse(start, STEPS_OR_TOKENS).amount % plan.tokens_per_step else f" ({start})"
@@ -116,7 +116,7 @@ def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
 
 
 def _period(plan: RunPlan) -> str:
-    """Of checkpoints; steps in time too, where their speed is known."""
+    """The checkpoint interval; in time too, if the speed is known."""
     if plan.checkpoint_every_steps is None:
         return _hours((plan.checkpoint_every_s or 0) / 3600)
     steps = f"{plan.checkpoint_every_steps:,} steps"
@@ -169,7 +169,7 @@ def _time(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
 
 
 def _notice(config: RunConfig, plan: RunPlan) -> str:
-    """A notice that is given is obeyed, even if it seems too short."""
+    """A notice set by the user is kept, even if it seems too short."""
     if plan.signal_lead_s is None:
         return ""
     given = config.cluster.signal_lead_s

@@ -1,4 +1,4 @@
-"""How many samples of each source the first n global batches hold: exact, and asked for at any n at the same cost."""
+"""How many samples of each source the first n global batches hold: exact, and at the same cost for any n."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ MOST_CYCLE = 1000  # global batches within which every source must appear
 class Shares:
     """Apportionment of global batches of `batch` samples to sources by `weights`.
 
-    After every global batch the count of each source differs from weight × samples by less than 1 where every source
-    has at least one sample a batch, or where at most MOST_CYCLE batches hold whole numbers of all; else by less than
-    2. Counts add up and never fall.
+    After every global batch the count of each source differs from weight × samples by less than 1 if every source
+    has at least one sample per batch, or if a cycle of at most MOST_CYCLE batches holds whole numbers of all; else by
+    less than 2. Counts add up and never decrease.
 
     Every `cycle` batches counts are rounded by largest remainders. Within a cycle the u-th sample of a source with m
-    samples has the window of batches that its fluid schedule has, ((u − 1)·cycle/m, u·cycle/m), rounded outwards, and
-    the earliest deadline goes first: a schedule exists (the fluid one, and flows with whole capacities have whole
+    samples has the window of batches of its fluid schedule, ((u − 1)·cycle/m, u·cycle/m), rounded outwards, and the
+    earliest deadline goes first: a schedule exists (the fluid one, and flows with integer capacities have integer
     solutions), and for equal jobs this rule finds it (Baruah et al., "Proportionate Progress", Algorithmica 1996).
     """
 
     def __init__(self, weights: Sequence[Fraction], batch: int) -> None:
-        """Weights of 0 are sources that are left out. ValueError if none is above 0, or one below `least_weight`."""
+        """Sources with weight 0 are left out. ValueError if no weight is above 0, or one is below `least_weight`."""
         total = sum(weights, Fraction(0))
         if total <= 0 or min(weights) < 0:
             raise ValueError("weights must not be negative, and one above 0")
@@ -82,9 +82,10 @@ def least_weight(batch: int) -> Fraction:
 
 
 def _cycle(used: Sequence[Fraction], batch: int) -> int:
-    """Global batches from one rounding to the next: one where every batch has a sample of every source.
+    """Global batches from one rounding to the next: one if every batch has a sample of every source.
 
-    Else as few as hold whole numbers of all; where that is more than MOST_CYCLE, as few as hold one of the rarest.
+    Else the fewest that hold whole numbers of all; if that is more than MOST_CYCLE, the fewest that hold one sample of
+    the rarest.
     """
     rarest = math.ceil(1 / (min(used) * batch))
     if rarest == 1:

@@ -1,4 +1,4 @@
-"""Time and GPU-hours: as a run alike was, or at a stated share of the machine's peak."""
+"""Time and GPU-hours: as measured in a comparable run, or at a given fraction of the machine's peak."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from hpc_llm.config.schema import ClusterConfig
 from hpc_llm.planning.experience import Speed
 
 NOTICE_STEPS = 3
-NOTICE_MARGIN_S = 60.0  # ranks that end, the supervisor, the clocks of nodes
+NOTICE_MARGIN_S = 60.0  # for the ranks to end, the supervisor, and differing clocks of nodes
 LEAST_LEAD_S = 300  # a plan's times are estimates
 
 
 @dataclass(frozen=True)
 class Walltime:
-    """Training time alone: no queue, no restarts. All None where nothing is known of the machine."""
+    """Pure training time: no queue, no restarts. All None if nothing is known about the machine."""
 
     tokens_per_second: float | None = None  # over all ranks
-    mfu: float | None = None  # None where the peak is unknown
+    mfu: float | None = None  # None if the peak is unknown
     wall_hours: float | None = None
-    gpu_hours: float | None = None  # of all GPUs that are held
+    gpu_hours: float | None = None  # of all GPUs that the job holds
 
 
 def walltime(
@@ -30,7 +30,7 @@ def walltime(
     tokens: int,
     measured: Speed | None = None,
 ) -> Walltime:
-    """A measured speed counts for each rank as it is; without one tokens/s = W · peak · MFU ÷ FLOPs per token.
+    """A measured speed is used as it is for each rank; without one tokens/s = W · peak · MFU ÷ FLOPs per token.
 
     MFU is then cluster.expected_mfu, of the bf16 dense peak.
     """
@@ -52,20 +52,22 @@ def walltime(
 
 
 def notice_s(step_s: float, save_s: float, evaluation_s: float = 0.0) -> float:
-    """Seconds from Slurm's signal until a run has saved and left, at the worst.
+    """Seconds from Slurm's signal until a run has saved and exited, in the worst case.
 
-    The signal comes within a step, the ranks tell each other with the next, and read it with the one after, since
-    numbers lag a step (training.loop). An evaluation and a save may be due in between; the last save is its own.
+    The signal arrives during a step, the ranks tell each other with the next, and read it with the one after, since
+    numbers lag a step (training.loop). An evaluation and a save may be due in between; the last save comes on top.
     """
     return NOTICE_STEPS * step_s + evaluation_s + 2 * save_s + NOTICE_MARGIN_S
 
 
 def lead_s(time_min: int, needed_s: float) -> int:
-    """Seconds of notice that cluster.signal_lead_s=auto asks of Slurm: what is needed in whole minutes, and no less
-    than five of them or half of the time limit."""
+    """Seconds of notice that cluster.signal_lead_s=auto requests from Slurm.
+
+    What is needed, in whole minutes, and no less than five minutes or half of the time limit, whichever is less.
+    """
     return max(math.ceil(needed_s / 60) * 60, min(LEAST_LEAD_S, time_min * 30))
 
 
 def jobs(seconds: float, time_min: int, lead_s: int) -> int:
-    """Slurm time limits that `seconds` of training fill, each shortened by the lead in which the run saves."""
+    """Slurm time limits that `seconds` of training take, each shortened by the lead in which the run saves."""
     return math.ceil(seconds / (time_min * 60 - lead_s))
