@@ -1,4 +1,4 @@
-"""Completion in bash: Hydra's answers, asked by a function that knows how our verbs are typed.
+"""Bash completion: Hydra's answers, through a shell function that knows how our commands are typed.
 
 Hydra takes the first word of a line for the program; ours are `hpc-llm VERB` and `python -m hpc_llm.VERB`.
 """
@@ -26,5 +26,5 @@ complete -o nospace -o default -F _hpc_llm hpc-llm python python3
 
 
 def as_one_program(line: str) -> str:
-    """A command line with one word where our program has two or three."""
+    """The command line with a single word for our program, which has two or three."""
     return _PROGRAM.sub("hpc-llm", line, count=1)

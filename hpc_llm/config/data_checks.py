@@ -1,4 +1,4 @@
-"""Rules on where text comes from and how it is read; the order of training is order_checks.py's."""
+"""Rules on where text comes from and how it is read; rules on the order of training are in order_checks.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # of a source; a part o
 
 
 def problems(data: DataConfig) -> Iterator[str]:
-    """Everything wrong with `data` as far as it alone can tell, one sentence each."""
+    """Everything wrong with `data` that can be seen from it alone, one sentence each."""
     yield from _names(data)
     yield from _lengths(data, "data")
     for name, source in data.sources.items():
@@ -26,7 +26,7 @@ def _names(data: DataConfig) -> Iterator[str]:
         yield "data.source: missing; give a folder or a file of text with data.source=PATH"
     for key, name in (("data.name", data.name), *(("data.sources", name) for name in data.sources)):
         if not _NAME.fullmatch(name):
-            yield f"{key}={name!r}: up to 100 letters, digits, '.', '_' and '-' are expected, for files are called so"
+            yield f"{key}={name!r}: up to 100 letters, digits, '.', '_' and '-' are expected, since it names files"
 
 
 def _lengths(reading: ReadingConfig, prefix: str) -> Iterator[str]:

@@ -34,7 +34,7 @@ class Duration:
     def steps(self, tokens_per_step: int, tokens_per_epoch: int | None = None) -> int:
         """Optimizer steps that cover this much training, rounded up.
 
-        `tokens_per_epoch` is needed for `ep` alone; ValueError without it or for a time unit.
+        `tokens_per_epoch` is needed only for `ep`; ValueError without it or for a time unit.
         """
         if self.unit == "steps":
             return math.ceil(self.amount)

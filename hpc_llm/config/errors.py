@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: shown one line each, exit status 2, no traceback."""
+"""Errors that the user can fix: shown one line each, exit status 2, no traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class InputError(Exception):
-    """One or several mistakes in what the user gave, each a complete one-line sentence."""
+    """One or several mistakes in the user's input, each a complete one-line sentence."""
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -15,7 +15,7 @@ class InputError(Exception):
 
 
 def nearest(word: str, allowed: Iterable[str], most: int = 12) -> str:
-    """The allowed words as a phrase, those spelt most like `word` first."""
+    """The allowed words as a phrase, those spelt most similarly to `word` first."""
     words = sorted(set(allowed))
     close = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
     ordered = close + [other for other in words if other not in close]

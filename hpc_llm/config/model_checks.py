@@ -15,7 +15,7 @@ _NEEDS = {"alibi_bias_max": ("positions", "alibi"), "rope_theta": ("positions", 
 
 
 def problems(config: RunConfig) -> Iterator[str]:
-    """What is wrong with them as far as the configuration alone can tell."""
+    """What is wrong with them that can be seen from the configuration alone."""
     yield from _shapes(config.model)
     yield from _without_effect(config)
     yield from _attention(config)

@@ -1,4 +1,4 @@
-"""Rules on what is trained on in which order: sources, their mixture, packing, sequence lengths."""
+"""Rules on the data and the order of training: sources, their mixture, packing, sequence lengths."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from hpc_llm.config.schema import RunConfig
 
 
 def problems(config: RunConfig) -> Iterator[str]:
-    """What is wrong with them as far as the configuration alone can tell."""
+    """What is wrong with them that can be seen from the configuration alone."""
     yield from _sources(config)
     yield from _mixture(config)
     yield from _lengths(config)
     data = config.data
     if data.mask_boundaries and data.packing == "best_fit":
         yield (
-            "data.mask_boundaries=true: has no effect with data.packing=best_fit, where no target lies beyond "
-            "its document; leave it out or use data.packing=concatenated"
+            "data.mask_boundaries=true: has no effect with data.packing=best_fit, where no target is in another "
+            "document; leave it out or use data.packing=concatenated"
         )
 
 
@@ -66,5 +66,5 @@ def _lengths(config: RunConfig) -> Iterator[str]:
 
 
 def _divisors(seq_len: int) -> list[int]:
-    """The larger halves of what divides seq_len: those that somebody would warm up with."""
+    """The larger proper divisors of seq_len: those that are useful for a warm-up."""
     return [seq_len // parts for parts in range(64, 1, -1) if seq_len > 0 and seq_len % parts == 0]

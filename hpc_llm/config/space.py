@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Dimension:
-    """A key and its `choices` (of presets where it is a group), or else an interval of numbers, both ends included."""
+    """A key and its `choices` (presets if it is a group), or else an interval of numbers, both ends included."""
 
     key: str
     is_group: bool
@@ -16,4 +16,4 @@ class Dimension:
     low: float = 0.0
     high: float = 0.0
     log: bool = False
-    whole: bool = False  # whole numbers alone
+    whole: bool = False  # whole numbers only

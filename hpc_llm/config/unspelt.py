@@ -1,4 +1,4 @@
-"""Keys that no YAML file of ours spells out, for --help: Hydra shows what it composes, and the schema has more."""
+"""Keys that are in no YAML file of ours, for --help: Hydra shows what it composes, but the schema has more."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpc_llm.config.words import all_keys
 
 
 def text(spelt: Container[str]) -> str:
-    """A line for every key of the schema that is not among `spelt`: what it is unless given, and what it may be."""
+    """A line for every key of the schema that is not among `spelt`: its default, and what it may be."""
     keys = [key for key in all_keys(RunConfig) if key not in spelt]
     return "\n".join(["== Further keys, as they are unless given ==", *map(_line, keys)])
 

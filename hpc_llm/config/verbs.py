@@ -1,4 +1,4 @@
-"""What every command has in common: Hydra's own flags, a user's mistakes, Ctrl-C, JSON for scripts."""
+"""What all commands share: Hydra's own flags, reporting of mistakes, Ctrl-C, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpc_llm.config.words import wants_hydra
 
 
 def run(verb: str, story: Callable[[list[str]], int], words: list[str] | None = None, hydra: bool = True) -> int:
-    """Run `story` on the words of the command line; its exit status.
+    """Run `story` on the arguments of the command line; its exit status.
 
     InputError becomes one line per mistake and status 2 (a traceback with HPC_LLM_DEBUG=1). With
     `hydra`, flags such as --cfg and --help are answered by Hydra.

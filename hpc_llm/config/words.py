@@ -1,4 +1,4 @@
-"""The words of a command line, before Hydra sees them: flags and overrides, presets there are, keys the schema has."""
+"""The arguments of a command line, before Hydra sees them: flags and overrides, existing presets and keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HYDRA_FLAGS = (
 
 @dataclass(frozen=True)
 class Words:
-    """A command line, taken apart."""
+    """A command line, parsed."""
 
     overrides: list[str]
     multirun: bool
@@ -68,12 +68,12 @@ def plain_group(word: str, directories: list[Path]) -> str:
 
 
 def at_home(word: str) -> str:
-    """`~/` where a value begins, as the home folder: shells leave it after a dotted key, and Hydra would refuse it."""
+    """Expand `~/` at the start of a value: shells do not expand it after a dotted key, and Hydra would refuse it."""
     return _TILDE.sub(lambda _: f"{Path.home()}/", word)
 
 
 def groups_of(directories: list[Path]) -> dict[str, set[str]]:
-    """The presets of every group in configuration folders."""
+    """The presets of every group in the configuration folders."""
     options: dict[str, set[str]] = {}
     for path in (path for directory in directories for path in directory.glob("*/*.yaml")):
         options.setdefault(path.parent.name, set()).add(path.stem)
@@ -81,7 +81,7 @@ def groups_of(directories: list[Path]) -> dict[str, set[str]]:
 
 
 def key_problem(key: str) -> str | None:
-    """Why the schema has no such dotted key; None where it has."""
+    """Why the schema has no such dotted key; None if it has."""
     kind: Any = RunConfig
     parts = key.split(".")
     if parts[0] == "hydra":
@@ -101,7 +101,7 @@ def key_problem(key: str) -> str | None:
         section = building.section_class(fields[part])
         if section is None and (section := building.named_class(fields[part])):
             if len(parts) <= position + 2:
-                return None  # all of them, or one, given as a mapping
+                return None  # all named entries, or one of them, given as a mapping
             named = True
         if section is None:
             if position < len(parts) - 1 and not building.describe(fields[part]).startswith("a mapping"):
@@ -121,5 +121,5 @@ def all_keys(kind: type, prefix: str = "") -> list[str]:
 
 
 def force(word: str) -> str:
-    """`key=value` as `++key=value`: the schema, already asked, decides what exists, not the YAML file."""
+    """`key=value` as `++key=value`: which keys exist is decided by the schema, already checked, not by YAML files."""
     return word if word.startswith(("~", "hydra.", "+hydra.", "++")) else "++" + word.lstrip("+")

@@ -170,7 +170,7 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     (["data=files"], ["data.source: missing; give a folder or a file of text with data.source=PATH"]),
     (
         ["data=files", "data.sources={a b: {path: x}}"],
-        ["data.sources='a b': up to 100 letters, digits, '.', '_' and '-' are expected, for files are called so"],
+        ["data.sources='a b': up to 100 letters, digits, '.', '_' and '-' are expected, since it names files"],
     ),
     (["data.eos_token=x"], ["data.eos_token=x: has an effect with data.tokenizer=PATH alone"]),
     (["data.split=line"], ["data.split=line: has no effect, data=stdlib is read in its own way"]),
