@@ -1,4 +1,4 @@
-"""Self-attention: projections, what is done to queries and keys, and a backend that mixes the values."""
+"""Self-attention: projections, modifications of queries and keys, and a backend that mixes the values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpc_llm.model.positions import Rotation, rotate
 
 
 class Attention(nn.Module):
-    """One fused projection for queries, keys and values; several heads of queries may share one of keys and values."""
+    """One fused projection for queries, keys and values; several query heads may share a head of keys and values."""
 
     def __init__(self, config: ModelConfig, backend: Backend) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Attention(nn.Module):
         self.k_ln = make_norm(config, self._widths[1]) if config.qk_ln else None
 
     def forward(self, x_BSD: Tensor, shared: Any, angles: Rotation | None) -> Tensor:
-        """`shared` is the backend's for this pass; `angles` where positions are rotations."""
+        """`shared` is the backend's state for this pass; `angles` are given if positions are rotations."""
         qkv = self.Wqkv(x_BSD)
         if self._clip is not None:
             qkv = qkv.clamp(-self._clip, self._clip)

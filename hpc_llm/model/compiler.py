@@ -1,4 +1,4 @@
-"""torch's compiler, as far as the model asks more of it than torch does."""
+"""Additions to torch's compiler that the model needs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SHAPES = 64  # lengths of sequences (train.seq_len_warmup), each in training an
 
 
 def compile_forward(module: nn.Module) -> None:
-    """Compile what a module computes, without its hooks: those of ZeRO 3, which gather weights, would break a graph."""
+    """Compile a module's computation without its hooks: those of ZeRO 3, which gather weights, would break graphs."""
     module.forward = torch.compile(module.forward, **for_each_shape())
 
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Within, all modules are as they were before `compile_forward`, so that the hooks of their parts are called."""
+    """Inside, all modules are as they were before `compile_forward`, so that the hooks of their parts are called."""
     own: dict[nn.Module, Any] = {module: module.__dict__.get("forward") for module in model.modules()}
     compiled = {module: call for module, call in own.items() if hasattr(call, "_torchdynamo_orig_callable")}
     for module in compiled:
@@ -33,13 +33,13 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 
 
 def for_each_shape() -> dict[str, Any]:
-    """Options of torch.compile for a kernel of its own for each shape, of which there may be many.
+    """Options of torch.compile for a separate kernel for each shape, of which there may be many.
 
-    After 8 of them torch would go on uncompiled, and say so in a log alone.
+    After 8 shapes torch would continue uncompiled, and say so only in a log.
     """
     if "recompile_limit" in inspect.signature(torch.compile).parameters:  # torch 2.13, where the setting is a thread's
         return {"dynamic": False, "recompile_limit": _SHAPES}
-    import torch._dynamo.config as limits  # seconds, for those who compile
+    import torch._dynamo.config as limits  # takes seconds, so only if something is compiled
 
     limits.recompile_limit = max(limits.recompile_limit, _SHAPES)
     return {"dynamic": False}

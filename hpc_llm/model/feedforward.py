@@ -20,7 +20,7 @@ class Gelu(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """Gate and up are one projection, the gate first: ZeRO pays for every parameter tensor."""
+    """Gate and up are one projection, the gate first: every parameter tensor has a cost in ZeRO."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Initial weights: a function of (seed, parameter name), whatever the number of ranks or the order of modules."""
+"""Initial weights: a function of (seed, parameter name), independent of the number of ranks and order of modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RESIDUAL = ("out_proj.weight", "down_proj.weight")  # the two that write into t
 
 
 def initialise_all(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """`initialise` for all parameters of `model`, on as many threads as torch uses: each draws with one alone."""
+    """`initialise` for all parameters of `model`, on as many threads as torch uses, since drawing uses only one."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         named = sorted(model.named_parameters(), key=lambda one: -one[1].numel())  # the longest first
         list(pool.map(lambda one: initialise(one[0], one[1], config, seed), named))

@@ -1,12 +1,12 @@
-"""Matrix products on CPUs, each in the way that is fast there; everywhere else they are torch's.
+"""Matrix products on CPUs, each computed the fastest way; everywhere else they are torch's.
 
-fp32 on AMD: torch's own go to MKL, which keeps to AVX2 on a processor that is not Intel's: on an EPYC with AVX-512 a
-product of oneDNN takes less than half the time. torch reaches oneDNN in fp32 by a convolution alone: here over one
-pixel.
+fp32 on AMD: torch's own products use MKL, which stays with AVX2 on processors other than Intel's: on an EPYC with
+AVX-512 a oneDNN product takes less than half the time. In fp32 torch uses oneDNN only for convolutions, so here a
+product is a convolution over one pixel.
 
-bf16 where oneDNN has no kernel for it (x86 without AVX-512): torch then multiplies in plain loops, at 7 GFLOP/s a core
-of an EPYC where MKL does 70 in fp32. Copies in fp32 are multiplied there, and the result is rounded, as a product in
-bf16 with sums in fp32 does it.
+bf16 if oneDNN has no kernel for it (x86 without AVX-512): torch then multiplies in plain loops, at 7 GFLOP/s per core
+of an EPYC, while MKL reaches 70 in fp32. There, fp32 copies are multiplied and the result is rounded, just as a bf16
+product with fp32 sums would do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-IMAGES = 16  # the rows go as so many: with fewer, and one thread, torch convolves without oneDNN
+IMAGES = 16  # the rows are split into this many: with fewer, and one thread, torch convolves without oneDNN
 
 
 def _mkl_is_slow() -> bool:
@@ -29,17 +29,17 @@ def _mkl_is_slow() -> bool:
 
 
 def _bf16_is_slow() -> bool:
-    """Whether oneDNN, or this torch, has no products of bf16 for this processor."""
+    """Whether oneDNN, or this torch, has no bf16 products for this processor."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return supported is None or not torch.backends.mkldnn.is_available() or not supported()
 
 
-MKL_IS_SLOW = _mkl_is_slow()  # once: torch.compile would look into a function
+MKL_IS_SLOW = _mkl_is_slow()  # evaluated once: torch.compile would trace into a function call
 BF16_IS_SLOW = _bf16_is_slow()
 
 
 class Linear(nn.Linear):
-    """torch's, but for how it is computed."""
+    """torch's Linear, computed differently."""
 
     def forward(self, input: Tensor) -> Tensor:
         product = linear(input, self.weight)
@@ -69,7 +69,7 @@ def _rather_in_fp32(x: Tensor) -> bool:
 
 
 class _InFp32(torch.autograd.Function):
-    """Saves what it is given, in its own dtype: copies in fp32 would double what a step keeps."""
+    """Saves its inputs in their own dtype: fp32 copies would double what a step keeps."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class _InFp32(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """It saves the very parameter, not a view: ZeRO 3 takes its numbers away between forward and backward."""
+    """Saves the parameter itself, not a view: ZeRO 3 frees its values between forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x_NK: Tensor, weight_MK: Tensor) -> Tensor:
@@ -100,8 +100,8 @@ class _Product(torch.autograd.Function):
         )
 
 
-# Operators of their own, which torch.compile takes as they are: it would lay the pixels out anew around each product,
-# which then takes twice as long.
+# Custom operators, which torch.compile leaves as they are: otherwise it would change the layout around each product,
+# which would take twice as long.
 @torch.library.custom_op("hpc_llm::product", mutates_args=())
 def _product(x_NK: Tensor, weight_MK: Tensor) -> Tensor:
     return _rows(F.conv2d(_images(x_NK), weight_MK[:, :, None, None]))

@@ -1,4 +1,4 @@
-"""Cross-entropy as a sum over target tokens: whoever divides knows the global number of them."""
+"""Cross-entropy as a sum over target tokens; the caller divides by their global number."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def readout(x_D: Tensor, weight_VD: Tensor, config: ModelConfig) -> Tensor:
 
 
 def summed_cross_entropy(logits_NV: Tensor, targets_N: Tensor, z_loss: float = 0.0) -> Tensor:
-    """Sum of -log p(target) in nats over all targets but IGNORED; fp32 scalar, 0 where all are ignored.
+    """Sum of -log p(target) in nats over all targets except IGNORED; fp32 scalar, 0 if all are ignored.
 
-    The gradient alone is also that of z_loss · log²Z (PaLM, arXiv 2204.02311, section 5): what is reported stays a
-    cross-entropy, to compare with runs without it.
+    Only the gradient includes that of z_loss · log²Z (PaLM, arXiv 2204.02311, section 5): the reported value stays a
+    cross-entropy, comparable with runs without it.
     """
     logits_NV = logits_NV.float()
     loss = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
@@ -49,7 +49,7 @@ def readout_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, config: Mod
 
 @functools.cache
 def compiled_readout_loss() -> Callable[..., Tensor]:
-    """readout_loss in one kernel beside its matrix products: no fp32 copy of the logits is ever stored."""
+    """readout_loss in one kernel apart from its matrix products: no fp32 copy of the logits is ever stored."""
     return torch.compile(readout_loss, **for_each_shape())
 
 
@@ -61,7 +61,7 @@ def summed_loss(
     chunk: int | None,
     compiled: bool = False,
 ) -> Tensor:
-    """readout_loss; with `chunk`, no more than that many tokens' logits exist at once. All in one chunk is no chunk."""
+    """readout_loss; with `chunk`, logits of at most that many tokens exist at once. A single chunk is no chunking."""
     loss_of = compiled_readout_loss() if compiled else readout_loss
     if chunk is None or chunk >= len(x_ND):
         return loss_of(x_ND, weight_VD, targets_N, config)
@@ -72,7 +72,7 @@ def summed_loss(
 
 
 class _Chunked(torch.autograd.Function):
-    """Takes each chunk's gradient while its logits are there: nothing is computed twice, nothing of them is kept."""
+    """Computes each chunk's gradient while its logits exist: nothing is computed twice, and no logits are kept."""
 
     @staticmethod
     def forward(
@@ -93,7 +93,7 @@ class _Chunked(torch.autograd.Function):
                 loss = loss_of(x, weight, targets, config)
             x_grad, part_grad = torch.autograd.grad(loss, (x, weight))
             x_grads.append(x_grad)
-            # A sum over chunks, in fp32: bf16 would lose its ends.
+            # A sum over chunks, in fp32: bf16 would lose small terms.
             weight_grad = part_grad.float() if weight_grad is None else weight_grad.add_(part_grad)
             total += loss.detach()
         ctx.save_for_backward(torch.cat(x_grads), weight_grad)

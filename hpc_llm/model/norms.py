@@ -9,7 +9,7 @@ from hpc_llm.config.schema import ModelConfig
 
 
 class Fp32LayerNorm(nn.LayerNorm):
-    """LayerNorm whose every step is fp32, rounded once at its end; torch's own takes and gives bf16."""
+    """LayerNorm computed in fp32 throughout, rounded once at the end; torch's own works on bf16 inputs and outputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()

@@ -1,4 +1,4 @@
-"""How a model knows where a token stands: linear biases (ALiBi), rotation (RoPE), or places that are learned.
+"""How a model knows a token's position: linear biases (ALiBi), rotation (RoPE), or learned positions.
 
 ALiBi: Press et al., arXiv 2108.12409. RoPE: Su et al., arXiv 2104.09864, in the half-rotation of Hugging Face.
 """
@@ -17,8 +17,8 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [length, head/2], fp
 def alibi_slopes(n_heads: int, bias_max: float = 8.0) -> Tensor:
     """Slope per head, [n_heads], fp32: 2^(-i·bias_max/P) for P the next power of two.
 
-    Where n_heads is no power of two the odd places come first, then the even ones, cut to n_heads,
-    as MPT does it. Counted in integers: inside `deepspeed.zero.Init` a new float tensor is bf16, exact up to 256 alone.
+    If n_heads is not a power of two, the odd indices come first, then the even ones, cut to n_heads, as in MPT.
+    Computed in integers: inside `deepspeed.zero.Init` a new float tensor is bf16, exact only up to 256.
     """
     power = 2 ** math.ceil(math.log2(n_heads))
     slopes = torch.pow(2.0, -torch.arange(1, power + 1).float() * bias_max / power)
@@ -27,7 +27,7 @@ def alibi_slopes(n_heads: int, bias_max: float = 8.0) -> Tensor:
 
 @functools.cache
 def slopes_on(n_heads: int, bias_max: float, device: torch.device) -> Tensor:
-    """alibi_slopes, copied to `device` once: a copy waits for it, and a buffer would be rounded with the model."""
+    """alibi_slopes, copied to `device` once: each copy makes the host wait, and a buffer would be rounded to bf16."""
     return alibi_slopes(n_heads, bias_max).to(device)
 
 
@@ -40,9 +40,9 @@ def alibi_bias(n_heads: int, seq_len: int, bias_max: float = 8.0) -> Tensor:
 
 
 def rotation(length: int, head_size: int, theta: float, device: torch.device) -> Rotation:
-    """Angles of places 0 … length - 1: place · theta^(-2i/head_size) for i < head_size/2.
+    """Angles of positions 0 … length - 1: position · theta^(-2i/head_size) for i < head_size/2.
 
-    Made anew for every pass, since a buffer would be rounded to bf16 with the model.
+    Computed for every pass, since a buffer would be rounded to bf16 with the model.
     """
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
     angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), 1.0 / theta**exponents)
@@ -50,14 +50,14 @@ def rotation(length: int, head_size: int, theta: float, device: torch.device) ->
 
 
 def rotate(x_BHSd: Tensor, angles: Rotation) -> Tensor:
-    """Each pair (x[i], x[i + d/2]) turned by the angle of its place; computed in fp32, in the dtype of x."""
+    """Each pair (x[i], x[i + d/2]) rotated by the angle of its position; computed in fp32, returned in x's dtype."""
     cos, sin = angles
     first, second = x_BHSd.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BHSd.dtype)
 
 
 def places(length: int, documents_BS: Tensor | None, device: torch.device) -> Tensor:
-    """Place of each token in its document, [batch, length] int64, or [length] where there are no documents."""
+    """Position of each token in its document, [batch, length] int64, or [length] without documents."""
     place_S = torch.arange(length, device=device)
     if documents_BS is None:
         return place_S

@@ -1,6 +1,6 @@
-"""A decoder-only transformer, pre-norm, in the shapes of MPT, Llama and what lies between them (config ModelConfig).
+"""A decoder-only transformer, pre-norm, in the shapes of MPT, Llama and anything in between (config ModelConfig).
 
-Names of parameters are those of Hugging Face's MptForCausalLM below `transformer.`, as far as it has them.
+Parameter names are those of Hugging Face's MptForCausalLM below `transformer.`, if it has them.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Tokens and targets, each [batch, length] int64, length ≤ seq_len → summed loss (see model.loss).
 
-    With documents, [batch, length] int, each of them is seen as if it stood alone. `attention` names a backend
-    (model.backends), `loss_chunk` the tokens whose logits exist at once.
+    With documents, [batch, length] int, each document is treated as if it were alone. `attention` names a backend
+    (model.backends); `loss_chunk` is the number of tokens whose logits exist at once.
     """
 
     constant: Tensor | None
@@ -92,11 +92,11 @@ class Transformer(nn.Module):
 
     @property
     def output_matrix(self) -> Tensor:
-        """[vocab_size, d_model]; the embedding itself where they are tied."""
+        """[vocab_size, d_model]; the embedding itself if they are tied."""
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def compile_parts(self) -> None:
-        """Compile one block for all of them, short to compile and with checkpointing outside, and the loss."""
+        """Compile one block for all blocks (quick to compile, with checkpointing outside it), and the loss."""
         self._compiled = True
         for block in self.blocks:
             compile_forward(block)

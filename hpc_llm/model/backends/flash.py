@@ -1,4 +1,4 @@
-"""FlashAttention-2's kernel for sequences of unequal length, where the package flash-attn is installed (CUDA alone)."""
+"""FlashAttention-2's kernel for sequences of unequal length, if the package flash-attn is installed (CUDA only)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Shared = tuple[Tensor, Tensor | None]  # boundaries of the documents of all rows
 
 
 class Flash:
-    """Every document, or row without documents, is a sequence of its own, so that no mask exists at all."""
+    """Every document, or row without documents, is its own sequence, so that no mask is needed at all."""
 
     constant = None
 
@@ -51,8 +51,8 @@ class Flash:
 def boundaries(documents_BS: Tensor) -> Tensor:
     """Where the documents of all rows, laid end to end, begin, and the end of the last, int32.
 
-    Repeated up to a power of two, as documents of no tokens: a compiled block has a kernel for each length. The host
-    knows their number once the device has counted them: one synchronisation a pass.
+    Padded to a power of two with empty documents, since a compiled block has a kernel for each length. The host
+    knows their number only after the device has counted them: one synchronisation per pass.
     """
     begins_BS = documents_BS.diff(dim=1, prepend=documents_BS[:, :1] - 1) != 0
     starts = begins_BS.flatten().nonzero().flatten().int()

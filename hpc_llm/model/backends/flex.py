@@ -1,6 +1,6 @@
 """FlexAttention: compiled on a GPU, where masked blocks are skipped and ALiBi is computed in the kernel.
 
-torch has no backward for it on a CPU; the forward pass is what the tests see there.
+torch has no backward for it on a CPU; there, tests run only the forward pass.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Flex:
             return seen
 
         make: Any = create_block_mask
-        if device.type == "cuda":  # here, since what is compiled calls `attend`
+        if device.type == "cuda":  # here, since compiled code calls `attend`
             make, self._kernel = compiled_block_mask(), compiled()
         if documents_BS is not None:
             mask = make(visible, documents_BS.shape[0], None, length, length, device=device)

@@ -1,9 +1,9 @@
 """ALiBi in extra head dimensions, so that the plain causal kernel computes it and no bias is stored.
 
-Under a causal softmax -slope·(i - j) is slope·j but for a constant of the row, which cancels. slope·j is a product of
-a number of the query and one of the key: (slope/scale)·j, in dimensions that both get besides their own. bf16 has
-8 bits, so the place is split as 256·high + low, exact up to 65,536, and the slope into three parts, 24 bits; products
-of bf16 numbers are exact in the kernel's fp32 sum. Six dimensions, filled up to eight with zeros for the tensor cores.
+Under a causal softmax -slope·(i - j) equals slope·j up to a constant of the row, which cancels. slope·j is a product of
+a number of the query and one of the key, (slope/scale)·j, in extra dimensions of both. bf16 has 8 bits, so the
+position is split as 256·high + low, exact up to 65,536, and the slope into three parts, 24 bits; products of bf16
+numbers are exact in the kernel's fp32 sum. That makes six dimensions, padded to eight with zeros for the tensor cores.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a way to compute attention looks like."""
+"""The interface of attention backends."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Backend(Protocol):
 
     @property
     def constant(self) -> Tensor | None:
-        """A buffer of the model, moved and rounded with it; None where none is needed."""
+        """A buffer of the model, moved and rounded with it; None if none is needed."""
 
     def shared(self, constant: Any, tokens_BS: Tensor, documents_BS: Tensor | None) -> Any:
-        """What all layers of one pass have in common: masks and biases."""
+        """What all layers of one pass share: masks and biases."""
 
     def attend(self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: Any) -> Tensor:
         """The values mixed, in the shape of the queries."""

@@ -1,4 +1,4 @@
-"""torch's scaled_dot_product_attention: on every device, with a mask where one is needed and none where it is not."""
+"""torch's scaled_dot_product_attention: on every device, with a mask only if one is needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpc_llm.model.positions import alibi_bias
 
 
 class Sdpa:
-    """ALiBi is an additive mask of n_heads·length² numbers; a window or documents alone are a boolean one."""
+    """ALiBi is an additive mask of n_heads·length² numbers; with only a window or documents the mask is boolean."""
 
     def __init__(self, config: ModelConfig, seq_len: int) -> None:
         self.constant: Tensor | None = None
@@ -37,7 +37,7 @@ class Sdpa:
 
 
 def causal(q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
-    """Attention under `mask`, which holds the causal one, or causal alone."""
+    """Attention with `mask`, which includes the causal one, or only causal."""
     fewer = q_BHSd.shape[1] != k_BGSd.shape[1]
     if mask is None:
         return F.scaled_dot_product_attention(q_BHSd, k_BGSd, v_BGSd, is_causal=True, scale=scale, enable_gqa=fewer)
