@@ -1,1 +1,1 @@
-"""The training loop and what it stands on: the DeepSpeed engine, optimizers, schedule, metrics, stopping."""
+"""The training loop and its parts: the DeepSpeed engine, optimizers, schedule, metrics, stopping."""

@@ -19,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """This rank's device (`cluster.device`), told to DeepSpeed too, which asks only while it is imported."""
+    """This rank's device (`cluster.device`), also set for DeepSpeed, which asks only while it is imported."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "cluster.device=cuda: torch sees no GPU here; use cluster.device=cpu, or a torch built for CUDA"
@@ -34,19 +34,19 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
             f"cluster.gpus_per_node: rank {local_rank} of this node has no GPU of its own, torch sees {num_gpus} here; "
             f"set cluster.gpus_per_node={num_gpus} (and look at CUDA_VISIBLE_DEVICES)"
         )
-    index = local_rank % num_gpus  # one GPU where the launcher shows each rank its own
+    index = local_rank % num_gpus  # a single GPU if the launcher shows each rank only its own
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
 def keep_memory(device: torch.device) -> None:
-    """Where a CPU trains, have glibc keep freed memory instead of handing it back.
+    """When training on a CPU, make glibc keep freed memory instead of returning it.
 
     The buffers of every step otherwise come as fresh pages, some 90,000 faults a step. Set through the environment,
     not yet through this call, it took a bare loop from 499 to 321 ms, in two runs one after the other (mpt-tiny,
-    bf16, 2 threads; benchmarks/training.md). Elsewhere than on glibc, and under tcmalloc (launch.allocator), nothing
-    happens. Before glibc 2.38 an aligned block does not always fit where one of its size was freed: the heap then
-    grows by it, in fresh pages.
+    bf16, 2 threads; benchmarks/training.md). Without glibc, and under tcmalloc (launch.allocator), this does nothing.
+    Before glibc 2.38 an aligned block does not always fit where one of its size was freed: the heap then grows by it,
+    in fresh pages.
     """
     if device.type != "cpu":
         return
@@ -71,10 +71,10 @@ def process_group(place: RankEnvironment, device: torch.device) -> Iterator[None
 
 
 def _store(place: RankEnvironment) -> dist.Store | None:
-    """Where the ranks of one attempt meet, under a name that only they know; None: as torch does it.
+    """Rendezvous of the ranks of one attempt, under a name that only they know; None: as torch does it.
 
-    Two runs that chose a port in the same moment would otherwise mix: rank 1 of one joined rank 0 of the other, and
-    together they found no checkpoint whole (seen with two clusters on one machine).
+    Otherwise two runs that chose the same port at the same moment would mix: rank 1 of one joined rank 0 of the other,
+    and together they found no valid checkpoint (seen with two clusters on one machine).
     """
     name = os.environ.get("HPC_LLM_RENDEZVOUS")
     if name is None:

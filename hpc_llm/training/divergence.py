@@ -1,4 +1,4 @@
-"""A loss that is no number, or leaps: what shows it, where it shows first, and how the data goes on without it."""
+"""A loss that is not finite, or jumps: how it is detected, where it shows first, and how its batch is skipped."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.utils.hooks import RemovableHandle
 
 from hpc_llm.model.compiler import uncompiled
 
-_WINDOW = 50  # steps that a loss is compared with
-_FEWEST = 20  # of them, before it is
+_WINDOW = 50  # earlier steps that a loss is compared with
+_FEWEST = 20  # of them needed for a comparison
 
 
 def data_step(step: int, skipped: Iterable[int]) -> int:
-    """What optimizer step `step` (from 0) trains on: the order's step of that number, had it none of `skipped`."""
+    """The order's step that optimizer step `step` (from 0) trains on, when those in `skipped` are left out."""
     for left_out in sorted(skipped):
         if left_out <= step:
             step += 1
@@ -28,14 +28,14 @@ def data_step(step: int, skipped: Iterable[int]) -> int:
 
 
 class SpikeRule:
-    """Whether a loss leaps: by more than `threshold` nats above the median of the last steps. None: never."""
+    """Whether a loss jumps: by more than `threshold` nats above the median of the last steps. None: never."""
 
     def __init__(self, threshold: float | None) -> None:
         self._threshold = threshold
         self._losses: deque[float] = deque(maxlen=_WINDOW)
 
     def leap(self, loss: float) -> float | None:
-        """By how much, where it is too much; else the loss joins those that the next ones are compared with."""
+        """By how much, if it is too much; else the loss joins those with which later ones are compared."""
         if self._threshold is not None and len(self._losses) >= _FEWEST:
             above = loss - statistics.median(self._losses)
             if above > self._threshold:
@@ -46,9 +46,9 @@ class SpikeRule:
 
 @dataclass(frozen=True)
 class NotFinite:
-    """Names of modules whose outputs, and of those whose gradients are not finite, each in the order of its pass.
+    """Names of modules whose outputs, and of modules whose gradients, are not finite, each in the order of its pass.
 
-    The first is the origin. In the backward pass that is the last one in the order of the forward pass.
+    The first is the origin. In the backward pass that is the last one in forward order.
     """
 
     forward: list[str] = field(default_factory=list)
@@ -57,10 +57,10 @@ class NotFinite:
 
 @contextmanager
 def not_finite(model: nn.Module) -> Iterator[NotFinite]:
-    """What forward passes and `gradients_of` within meet.
+    """What forward passes and `gradients_of` inside the block find.
 
-    Compiled modules run uncompiled, since they would call no hook; compiled functions that they call stay compiled:
-    FlexAttention would hold all scores.
+    Compiled modules run uncompiled, since otherwise no hook would be called; compiled functions that they call stay
+    compiled: otherwise FlexAttention would hold all scores.
     """
     found = NotFinite()
     hooks = [hook for name, module in model.named_modules() for hook in _watch(name, module, found)]
@@ -73,12 +73,12 @@ def not_finite(model: nn.Module) -> Iterator[NotFinite]:
 
 
 def gradients_of(loss: Tensor, model: nn.Module) -> None:
-    """A backward pass for its hooks alone: nothing is added to any gradient, and none of them is kept."""
+    """A backward pass only for its hooks: nothing is added to any gradient, and none of them is kept."""
     torch.autograd.grad(loss, [one for one in model.parameters() if one.requires_grad], allow_unused=True)
 
 
 def _watch(name: str, module: nn.Module, found: NotFinite) -> Iterator[RemovableHandle]:
-    """Hooks on one module: on its outputs and gradients where it has no parts, and on its own parameters."""
+    """Hooks on one module: on its outputs and gradients if it has no submodules, and on its own parameters."""
     if not any(module.children()):
         yield module.register_forward_hook(lambda _, given, output: _note(name, [output], found.forward))
         yield module.register_full_backward_hook(

@@ -1,6 +1,6 @@
 """The DeepSpeed adapter: model and optimizer under ZeRO, one exact optimizer step, saving and loading.
 
-The only file of this room that knows DeepSpeed's engine. Facts about it hold for 0.19.x.
+The only file of this package that knows DeepSpeed's engine. Facts about it hold for 0.19.x.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from hpc_llm.training.slow_ranks import ForwardClock
 
 log = logging.getLogger(__name__)
 
-# DeepSpeed's shared-memory all-reduce for CPUs is compiled on every rank, and its peers spin for ever on the
-# flags of a rank that died. Gloo reports a lost peer.
+# DeepSpeed's shared-memory all-reduce for CPUs is compiled on every rank, and its ranks spin for ever on the flags of a
+# rank that died. Gloo reports a lost peer.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 startup.leave_optimizers_uncompiled()
 
@@ -48,8 +48,8 @@ class StepOutput:
 
     loss_sum: Tensor  # fp32, over all target tokens of the global batch
     counts: Tensor  # int64 [num_targets, *flags], summed over ranks
-    forward_us: Tensor  # int64 [world_size]: microseconds of each rank's newest known forward pass, 0 for not known
-    grad_norm: Tensor | float  # before clipping; infinite or NaN where the step was not taken
+    forward_us: Tensor  # int64 [world_size]: microseconds of each rank's newest known forward pass, 0: not known
+    grad_norm: Tensor | float  # before clipping; infinite or NaN if the step was skipped
 
 
 class Engine:
@@ -67,7 +67,7 @@ class Engine:
         with deepspeed.zero.Init(config_dict_or_path=settings) if stage_3 else contextlib.nullcontext():
             model = make_model()
         if stage_3:
-            # Gathered whole, a block has no hooks within: the compiler would stop at each.
+            # A block that is gathered whole has no hooks inside, each of which would break the graph.
             deepspeed.utils.set_z3_leaf_modules(model, [Block])
             for name, parameter in model.named_parameters():
                 with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
@@ -88,7 +88,7 @@ class Engine:
         with startup.compiling_later():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         reduction.install(self._engine.optimizer, self._engine.is_gradient_accumulation_boundary)
-        # A helper script that DeepSpeed puts beside every checkpoint, outside its own checkpoint seam.
+        # A helper script that DeepSpeed puts beside every checkpoint, outside its own checkpoint engine.
         self._engine._copy_recovery_script = lambda *_: None
         self._zero_stage, self._precision = plan.zero_stage, config.train.precision
         self._rank, self._forward_clock = rank, ForwardClock(device)
@@ -126,9 +126,9 @@ class Engine:
         return StepOutput(loss_sum, counts, times, self._norm())
 
     def _step_guard(self) -> contextlib.AbstractContextManager[None]:
-        """What a step is taken within, so that one whose gradient is not finite changes nothing.
+        """The context of a step, so that one whose gradient is not finite changes nothing.
 
-        At the other stages DeepSpeed leaves such a step out itself, where the optimizer's kernel does not.
+        At the other stages DeepSpeed skips such a step itself, if the optimizer's kernel does not.
         """
         if self._clips_in_kernel:
             return clipping.unchecked()
@@ -137,21 +137,21 @@ class Engine:
         return contextlib.nullcontext()
 
     def _norm_at_stage_0(self) -> Tensor:
-        """Of the gradients, which are clipped if the optimizer does not do it: DeepSpeed would not tell the norm."""
+        """Norm of the gradients; also clips them if the optimizer does not. DeepSpeed would not report the norm."""
         if not self._clips_in_kernel:
             return torch.nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._grad_clip)
         gradients = [one.grad for one in self._engine.module.parameters() if one.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
 
     def _norm(self) -> Any:
-        """Of the newest whole gradient, as the optimizer's step has it."""
+        """Norm of the newest whole gradient, as in the optimizer's step."""
         found = self._grad_norm if self._zero_stage == 0 else self._engine.optimizer._global_grad_norm
         # Where the norm of a group is not finite, DeepSpeed says -1.
         return torch.where(found < 0, math.inf, found) if isinstance(found, Tensor) else found
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Passes]) -> float:
-        """Mean loss in nats per target token over `batches` of this rank and all others."""
+        """Mean loss in nats per target token over the `batches` of all ranks."""
         self._engine.eval()
         total = torch.zeros(2, dtype=torch.float64)
         for arrays in (one for passes in batches for one in passes):
@@ -166,12 +166,12 @@ class Engine:
     def first_not_finite(self, passes: Passes) -> tuple[str, str] | None:
         """The pass ("forward", "backward") and the module where some rank's `passes` are first not finite.
 
-        Around DeepSpeed's engine, so that no gradient is reduced and no step begun; none can be afterwards. What it
-        takes beyond a step, hooks and uncompiled blocks, may not fit: what diverged is told all the same, without the
-        module.
+        Bypasses DeepSpeed's engine, so no gradient is reduced and no step begun; none can be afterwards. It needs more
+        memory than a step, for hooks and uncompiled blocks, and may not fit: the divergence is then reported without
+        the module.
         """
         model = self._engine.module
-        for hook in getattr(self._engine.optimizer, "_leaf_module_hooks", ()):  # ZeRO 3's: they reduce what is no .grad
+        for hook in getattr(self._engine.optimizer, "_leaf_module_hooks", ()):  # ZeRO 3's, which reduce without .grad
             hook.remove()
         with not_finite(model) as found:
             try:
@@ -193,10 +193,10 @@ class Engine:
         self._engine.save_checkpoint(str(checkpoints), tag=folder.name, save_latest=False)
 
     def load(self, checkpoints: Path, manifest: Manifest, rank: int) -> None:
-        """Restore weights and optimizer from a verified checkpoint, of this world size and ZeRO stage or others.
+        """Restore weights and optimizer from a verified checkpoint, of this or another world size and ZeRO stage.
 
-        InputError where precision or optimizer are others, or the stages are laid out otherwise: 1 and 2 are alike,
-        0 and 3 are not.
+        InputError if precision or optimizer differ, or if the stages store states differently: 1 and 2 are alike, 0
+        and 3 are not.
         """
         folder = folder_of(checkpoints, manifest.step)
         vouched = {folder / entry.name for entry in manifest.files}
@@ -208,10 +208,11 @@ class Engine:
                 f"{label} {old} → {new}" for label, old, new in zip(labels, written, wanted, strict=True) if old != new
             ]
             raise InputError(
-                f"checkpoint of step {manifest.step} cannot be loaded: {', '.join(changes)}; go on as it was saved "
-                f"(train.zero_stage={manifest.zero_stage}; the number of ranks may change)"
+                f"checkpoint of step {manifest.step} cannot be loaded: {', '.join(changes)}; "
+                f"resume with the settings it was saved with (train.zero_stage={manifest.zero_stage}; "
+                "the number of ranks may change)"
             )
-        if written == wanted or self._zero_stage == 0:  # at stage 0 every rank has all of it
+        if written == wanted or self._zero_stage == 0:  # at stage 0 every rank has everything
             self._load(folder, vouched, rank, universal=False)
             return
         with reshape.universal(folder, rank, gather_objects) as whole:
@@ -226,7 +227,7 @@ class Engine:
         with optim.own_groups(self._optimizer) if universal else contextlib.nullcontext():
             self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
         self._engine._config.load_universal_checkpoint = False
-        if self._zero_stage > 0:  # the run's own: DeepSpeed restores that of the attempt that saved
+        if self._zero_stage > 0:  # this run's own; DeepSpeed restores that of the attempt that saved
             self._engine.optimizer.clip_grad = self._deepspeed_clips
 
     def weights(self) -> dict[str, Tensor]:
@@ -242,7 +243,7 @@ class Engine:
 
 
 def _layout(zero_stage: int) -> int:
-    """Stages that lay their states out alike have the same: 1 and 2 do."""
+    """The same value for stages that store their states alike: 1 and 2."""
     return 1 if zero_stage == 2 else zero_stage
 
 
@@ -258,7 +259,7 @@ def deepspeed_settings(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
-        # At stage 0 DeepSpeed clips without telling the norm, and some optimizers clip themselves: see Engine.
+        # At stage 0 DeepSpeed clips without reporting the norm, and some optimizers clip themselves: see Engine.
         "gradient_clipping": config.optim.grad_clip if plan.zero_stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -267,7 +268,7 @@ def deepspeed_settings(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
         "bf16": {"enabled": config.train.precision == "bf16", "immediate_grad_update": True},
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 2**62,
-        # On by default, and then the host waits for the device twice a step, for numbers that nobody reads.
+        # On by default, which makes the host wait for the device twice per step, for numbers that are never read.
         "timers": {"throughput": {"enabled": False}},
     }
 

@@ -1,4 +1,4 @@
-"""The story of an attempt: agree on a checkpoint, go on from it step by step, save, stop when asked."""
+"""One attempt from start to end: agree on a checkpoint, resume from it, train step by step, save, stop when asked."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ STOP, HOLD, SAVE = 0, 1, 2  # places among the flags that the ranks agree on wit
 
 @dataclass(frozen=True)
 class Attempt:
-    """What an attempt may touch of its run."""
+    """The parts of its run that an attempt may use."""
 
     number: int
     rank: int
     checkpoints: Path
     metrics: Path
     tensorboard: Path
-    known_steps: int  # newest step that the ledger knows to have been saved
+    known_steps: int  # newest step that the ledger has as saved
     check_fence: Callable[[], None]  # raises if a newer attempt exists
-    record: Callable[..., None]  # one ledger event; rank 0 alone writes
+    record: Callable[..., None]  # one ledger event; only rank 0 writes
     skipped: tuple[int, ...]  # steps of the data's order that are left out
-    divergence: Path  # file for what a step that diverged was trained on
-    beat: Callable[[int, Phase], None]  # a sign of life: steps done, and what comes now
+    divergence: Path  # file for a record of what a diverged step was trained on
+    beat: Callable[[int, Phase], None]  # a sign of life: steps done, and the phase that begins now
 
 
 def run(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device, stop: StopFlag) -> Outcome:
-    """Resume, and train to the plan's end or until asked to stop."""
+    """Resume, and train to the end of the plan or until asked to stop."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     share = Share(attempt.rank, plan.world_size, config.train.global_batch, plan.micro_batch)
     way = (plan.activation_checkpointing, plan.attention, plan.compile, plan.loss_chunk)
@@ -126,7 +126,7 @@ class Trainer:
         self._save_failed: SaveFailed | None = None
 
     def resume(self) -> int:
-        """Load the newest checkpoint that all ranks find whole; the number of steps it has done, 0 if none."""
+        """Load the newest checkpoint that is valid on all ranks; the number of steps it has done, 0 if none."""
         attempt, plan = self.attempt, self.plan
         log.info("micro-batch %d, %d passes, ZeRO %d", plan.micro_batch, plan.accumulation, plan.zero_stage)
         if plan.checkpoint_every_s is not None:
@@ -148,12 +148,12 @@ class Trainer:
         return self._saved_step
 
     def train(self, start: int, metrics: Metrics) -> Outcome:
-        """Steps from `start` to the end of the plan, or until asked to stop; saved at its end either way.
+        """Train from step `start` to the end of the plan, or until asked to stop; saves at the end either way.
 
-        Diverged, SaveFailed (where even the last save failed) and Fenced pass through.
+        Diverged, SaveFailed (if even the last save failed) and Fenced pass through.
         """
         _leave_garbage()
-        if start in self.plan.rungs:  # saved before it was judged, and maybe killed between the two
+        if start in self.plan.rungs:  # the last attempt may have been killed after the save, before the evaluation
             self._evaluate(start, metrics)
             metrics.restart_clock()
         for step in range(start, self.plan.steps):

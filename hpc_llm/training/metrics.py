@@ -19,7 +19,7 @@ from hpc_llm.training.stop import Diverged
 
 
 class Readout:
-    """A step's numbers on their way to the host. Reading waits for that step, and not for those queued behind it."""
+    """A step's numbers on their way to the host. Reading waits only for that step, not for those queued behind it."""
 
     def __init__(self, output: StepOutput) -> None:
         numbers = [output.loss_sum, output.grad_norm, output.counts, output.forward_us]
@@ -27,7 +27,7 @@ class Readout:
         parts = [torch.as_tensor(one, device=device).double().reshape(-1) for one in numbers]
         self._sizes = [len(part) for part in parts]
         self._host, self._landed = torch.cat(parts), None
-        if device.type == "cuda":  # into pinned memory, or the copy would wait for the whole stream
+        if device.type == "cuda":  # into pinned memory; otherwise the copy would wait for the whole stream
             arriving = torch.empty(self._host.shape, dtype=self._host.dtype, pin_memory=True)
             self._host = arriving.copy_(self._host, non_blocking=True)
             self._landed = torch.cuda.Event()
@@ -61,7 +61,7 @@ class Metrics:
     """Turns step outputs into rows for the trackers. `flags` of a step are known once the next one runs.
 
     flops_per_token: of a step, counted from 1, whose sequences may be shorter than the run's.
-    report_slow: gets a step, a rank, and how many times the others' usual pass its own takes.
+    report_slow: gets a step, a rank, and the ratio of its forward time to the other ranks' usual time.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class Metrics:
         self._clock = time.perf_counter()
 
     def push(self, pending: Pending) -> list[int]:
-        """Take a step just launched; the flags of the one before it (see flush)."""
+        """Take a step just launched; returns the flags of the one before it (see flush)."""
         flags = self.flush()
         self._pending = pending
         return flags
 
     def flush(self) -> list[int]:
-        """Read and log the step that is pending; how many ranks raised each of its flags.
+        """Read and log the pending step; returns how many ranks raised each of its flags.
 
-        Diverged if its loss or gradient norm is not finite, or the loss leaps.
+        Diverged if its loss or gradient norm is not finite, or the loss jumps.
         """
         if self._pending is None:
             return []
@@ -120,7 +120,7 @@ class Metrics:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise Diverged(pending.step, loss, grad_norm, f"loss {loss}, gradient norm {grad_norm}")
         if leap := self._spikes.leap(loss):
-            raise Diverged(pending.step, loss, grad_norm, f"loss {loss:.4f} leaps {leap:.4f} above the steps before it")
+            raise Diverged(pending.step, loss, grad_norm, f"loss {loss:.4f} jumps {leap:.4f} above the steps before it")
         return flags
 
     def log(self, row: Row) -> None:
@@ -144,9 +144,9 @@ def peak_memory_bytes() -> int:
 
 
 def measured_peak_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large product of the model's kind here: the peak that MFU refers to where no data sheet gives one.
+    """FLOP/s of a large matrix product of the model's kind here: the peak for MFU if no data sheet gives one.
 
-    1024³ on a CPU; 8192³ on a GPU, where a small one would time its launch.
+    1024³ on a CPU; 8192³ on a GPU, where a small product would only time its launch.
     """
     size = 8192 if device.type == "cuda" else 1024
     matrix = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)

@@ -1,6 +1,6 @@
-"""Muon (kellerjordan.github.io/posts/muon) for hidden matrices, AdamW for the rest, as DeepSpeed has it under ZeRO.
+"""Muon (kellerjordan.github.io/posts/muon) for hidden matrices, AdamW for the rest, as DeepSpeed runs it under ZeRO.
 
-DeepSpeed takes an optimizer for Muon by its class and orthogonalises inside ZeRO, where the matrices are whole.
+DeepSpeed recognises Muon by the optimizer's class and orthogonalises inside ZeRO, where the matrices are whole.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from hpc_llm.training.parameter_groups import Named, is_hidden, parameter_groups
 
 
 def make(config: OptimConfig, named: Named, device: str, compiled: bool) -> torch.optim.Optimizer:
-    """The optimizer; what it cannot do is refused in config. A group's `lr_factor` multiplies the schedule's lr.
+    """The optimizer; config refuses what it cannot do. A group's `lr_factor` multiplies the schedule's lr.
 
-    compiled: whether torch's compiler may be called. For a CPU it is not: that takes longer than it saves.
+    compiled: whether torch's compiler may be used. On a CPU it is not: that takes longer than it saves.
     """
     with startup.compiling_later() if compiled and device != "cpu" else startup.compiling_never():
         from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam

@@ -1,6 +1,6 @@
-"""DeepSpeed's compiled operators: built once where a compiler is, loaded by every rank without one.
+"""DeepSpeed's compiled operators: built once where there is a compiler, loaded by every rank without one.
 
-DeepSpeed alone compiles at first use, on every rank of a job.
+By itself DeepSpeed compiles at first use, on every rank of a job.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def architecture(device: str) -> str:
 
 
 def load(name: str, device: str) -> bool:
-    """Load operator `name` into DeepSpeed; False if nobody built it."""
+    """Load operator `name` into DeepSpeed; False if it has not been built."""
     library = operators.library(name, architecture(device))
     if not library.exists() and device == "cuda":  # built for several architectures, this one among them
         library = operators.built_for(name, ".".join(map(str, torch.cuda.get_device_capability()))) or library
@@ -50,7 +50,7 @@ def load(name: str, device: str) -> bool:
 
 
 def build(name: str, device: str) -> Path:
-    """Compile operator `name` unless it is there; its library. RuntimeError where that cannot be done."""
+    """Compile operator `name` unless it exists; its library. RuntimeError if that cannot be done."""
     library = operators.library(name, architecture(device))
     folder = library.parent.parent
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

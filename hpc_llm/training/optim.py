@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 def make(config: OptimConfig, named: Named, device: str, compiled: bool = False) -> torch.optim.Optimizer:
     """The optimizer `config.name` for `device` (cuda, cpu); compiled: it may use torch's compiler.
 
-    Without its compiled operator an Adam falls back to torch's fused AdamW and says so; a Lion has no
-    such twin: InputError.
+    Without its compiled operator an Adam falls back to torch's fused AdamW and says so; Lion has no such
+    fallback: InputError.
     """
     if config.name == "muon":
         return muon.make(config, named, device, compiled)
@@ -38,8 +38,8 @@ def make(config: OptimConfig, named: Named, device: str, compiled: bool = False)
             )
         log.warning("DeepSpeed's %s is not built: using torch's fused AdamW instead; %s", operator, advice)
         operator = None
-    # DeepSpeed's Adam for CPUs keeps beta^step as a running product and begins it anew with pow() after a resume:
-    # the last bit differs. A call on nothing at step 0 before every step makes it pow() always.
+    # DeepSpeed's Adam for CPUs keeps beta^step as a running product but restarts it with pow() after a resume:
+    # the last bit differs. An empty call at step 0 before every step makes it always use pow().
     if operator == "fused_adam":
         from deepspeed.ops.adam import FusedAdam
 
@@ -70,9 +70,9 @@ def make(config: OptimConfig, named: Named, device: str, compiled: bool = False)
 
 @contextlib.contextmanager
 def own_groups(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Hyperparameters and step counts stay each group's own while DeepSpeed loads a universal checkpoint.
+    """Keep each group's own hyperparameters and step counts while DeepSpeed loads a universal checkpoint.
 
-    At ZeRO 3 it gives all groups those of the first (weight decay on norms), and all states one tensor of steps, which
+    At ZeRO 3 it gives all groups those of the first (weight decay on norms), and all states a shared step tensor, which
     then counts as many steps as there are states (0.19.8, stage3.py).
     """
     own = [
@@ -88,7 +88,7 @@ def own_groups(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def _before_each_step(optimizer: torch.optim.Optimizer, call: Callable[[], object]) -> None:
-    def hook(*_: object) -> None:  # torch would take a result for the step's new arguments
+    def hook(*_: object) -> None:  # torch would take a return value for the step's new arguments
         call()
 
     optimizer.register_step_pre_hook(hook)

@@ -1,6 +1,6 @@
-"""Sums over ranks that go on while backward does: each bucket of gradients as soon as all of them are there.
+"""Sums over ranks that overlap with backward: each bucket of gradients is summed as soon as all of them are there.
 
-A rank owns a piece of a flat buffer, so a bucket has one owner, and its sum takes the way around all ranks to it. Where
+A rank owns a piece of a flat buffer, so a bucket has one owner, and its sum is passed around all ranks to it. If
 pieces are too small for that, and on CPUs, one reduce-scatter of all of them at the end is faster.
 """
 

@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 Named = Sequence[tuple[str, nn.Parameter]]
-_TABLES = ("wte.weight", "wpe.weight")  # looked up, not multiplied; a tied one too
+_TABLES = ("wte.weight", "wpe.weight")  # looked up, not multiplied, even if tied
 
 
 def parameter_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; norms, biases and embeddings do not. Groups in a fixed order, empty ones left out.
 
-    A parameter counts as a matrix by its full shape, also where ZeRO-3 holds only a part of it.
+    A parameter counts as a matrix by its full shape, even if ZeRO-3 holds only a part of it.
     """
     decayed = [parameter for name, parameter in named if is_matrix(name, parameter)]
     rest = [parameter for name, parameter in named if not is_matrix(name, parameter)]
@@ -27,5 +27,5 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    """Whether it is a matrix inside the model: neither an embedding nor the output's."""
+    """Whether it is a matrix inside the model: neither an embedding nor the output matrix."""
     return is_matrix(name, parameter) and not name.endswith("lm_head.weight")

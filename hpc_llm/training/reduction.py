@@ -1,9 +1,9 @@
-"""ZeRO 1 in bf16: a step's fp32 gradient sums, each part reduced in place to the rank whose optimizer steps with it.
+"""ZeRO 1 in bf16: a step's fp32 gradient sums, each part reduced in place to the rank whose optimizer uses it.
 
 DeepSpeed 0.19.8 (BF16_Optimizer) puts all sums into one buffer, rounds that to bf16, all-reduces the bf16 numbers and
-copies them back twice, on a lone rank too. That is 6 bytes a parameter, five passes over them, and a gradient whose
-summation in fp32 was for nothing. A reduce-scatter in fp32 sends as many bytes as an all-reduce in bf16. Where it pays
-it goes on beside the last backward of a step (training.overlap).
+copies them back twice, even with a single rank. That takes 6 bytes per parameter and five passes over them, and makes
+the summation in fp32 pointless. A reduce-scatter in fp32 sends as many bytes as an all-reduce in bf16. If worthwhile,
+it overlaps with the last backward of a step (training.overlap).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CHUNK = 2**18  # elements: torch's norm of one long fp32 tensor is 0.8 % off on
 
 
 def install(optimizer: Any, in_last_pass: Callable[[], bool]) -> None:
-    """Have `optimizer` do so, if it is a BF16_Optimizer: the engine calls its `reduce_gradients` where it has one.
+    """Make `optimizer` do this, if it is a BF16_Optimizer: the engine calls its `reduce_gradients` if it has one.
 
     `in_last_pass` tells, during a backward, whether it is the last of a step.
     """
@@ -74,7 +74,7 @@ class _Reduced:
             parameter.register_post_accumulate_grad_hook(summed)  # after the optimizer's own, which sums
 
     def reduce(self, **_: object) -> None:
-        """Mean over ranks, and the norm of all of it; after the last backward of a step."""
+        """Mean over ranks, and the norm of the whole gradient; after the last backward of a step."""
         self._sums.complete()
         if self._overlap is not None:
             self._overlap.finish()

@@ -1,7 +1,7 @@
-"""Ranks that compute slower than the others: every step waits for them, and their nodes are evidence for the watchdog.
+"""Ranks that compute slower than the others: every step waits for them, and the watchdog takes it as evidence.
 
-The forward pass is what a rank does alone (up to ZeRO 2; at 3 it waits for parameters of the others, and nothing can be
-told). Every rank puts its time into the sum that the ranks make of every step anyway, so no rank waits for it.
+The forward pass is what a rank does alone (up to ZeRO 2; at 3 it waits for the others' parameters, and nothing can be
+said). Every rank adds its time to the sum over ranks that each step makes anyway, so no rank waits for it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 WINDOW = 128  # steps whose median counts
 IN_A_ROW = 2  # windows
 FACTOR = 1.5  # times the others' usual pass
-FEWEST = 3  # ranks: of two, either may be the odd one
+FEWEST = 3  # ranks: of two, it is not clear which one is off
 
 
 class ForwardClock:
-    """Times a forward pass as a context manager, on a GPU by events that nobody waits for."""
+    """Times a forward pass as a context manager, on a GPU by events that the host does not wait for."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda, self._newest_s, self._begun = device.type == "cuda", 0.0, 0.0
@@ -50,14 +50,14 @@ class ForwardClock:
 
 
 class SlowRanks:
-    """Forward times of all ranks over the steps → ranks that stay behind. Pure."""
+    """Forward times of all ranks over the steps → ranks that are persistently slow. Pure."""
 
     def __init__(self) -> None:
         self._window: list[Sequence[int]] = []
         self._behind: dict[int, int] = {}  # windows in a row
 
     def look(self, forward_us: Sequence[int]) -> dict[int, float]:
-        """Ranks found to be slow now, each told once, and how many times the usual pass theirs takes."""
+        """Ranks found to be slow now, each reported once, and the ratio of their time to the usual one."""
         if len(forward_us) < FEWEST or 0 in forward_us:
             return {}
         self._window.append(forward_us)

@@ -1,7 +1,7 @@
-"""Start without torch's compiler: half of a rank's start-up was importing it for nobody.
+"""Start without torch's compiler: half of a rank's start-up was spent importing it although it was not used.
 
-From `python` to the end of a run of four steps, one rank took 4.7 s of CPU time and takes 2.5 s so (torch 2.13,
-DeepSpeed 0.19.8): what a restarted rank costs before it trains. Who compiles something imports it then.
+From `python` to the end of a run of four steps, one rank took 4.7 s of CPU time and now takes 2.5 s (torch 2.13,
+DeepSpeed 0.19.8): the cost of a restarted rank before it trains. Code that compiles something imports it then.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 @contextlib.contextmanager
 def compiling_later() -> Iterator[None]:
-    """Inside, `@torch.compile` compiles at the first call: DeepSpeed decorates its Muon so, whoever uses it."""
+    """Inside, `@torch.compile` compiles at the first call: DeepSpeed decorates its Muon, whether it is used or not."""
     compile_now = torch.compile
 
     def later(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -52,10 +52,10 @@ def compiling_never() -> Iterator[None]:
 
 
 def leave_optimizers_uncompiled() -> None:
-    """torch keeps its compiler off an optimizer by importing it at the first call: say that it is off.
+    """torch disables its compiler for an optimizer by importing it at the first call: mark it as already disabled.
 
-    torch/_compile.py looks for this very attribute; Adam's step, wrapped to break a graph that nobody makes, runs
-    without gradients as it does there. Where a release names these otherwise, start-up is as slow as before.
+    torch/_compile.py looks for exactly this attribute; Adam's step, wrapped to break a graph that is never made, runs
+    without gradients, as there. If a release names these differently, start-up is as slow as before.
     """
     for method in vars(torch.optim.Optimizer).values():
         plain = getattr(method, "__wrapped__", None)

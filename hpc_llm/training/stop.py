@@ -1,4 +1,4 @@
-"""Why a loop ends early: a signal, which only sets a flag that the ranks agree on, or a loss that is no number."""
+"""Why a loop ends early: a signal, which only sets a flag that the ranks agree on, or a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Diverged(Exception):
-    """Loss or gradient norm of optimizer step `step` (from 1) is not finite, or the loss leaps."""
+    """Loss or gradient norm of optimizer step `step` (from 1) is not finite, or the loss jumps."""
 
     def __init__(self, step: int, loss: float, grad_norm: float, why: str) -> None:
         super().__init__(f"step {step}: {why}")
@@ -18,7 +18,7 @@ class Diverged(Exception):
 
 
 class Outcome(enum.Enum):
-    """How a loop ended that did not fail."""
+    """How a loop ended, if it did not fail."""
 
     FINISHED = "at the end of the plan"
     STOPPED = "asked to; saved"
@@ -26,7 +26,7 @@ class Outcome(enum.Enum):
 
 
 class StopFlag:
-    """Set by the first SIGTERM, SIGINT or SIGUSR2; a second SIGINT leaves at once.
+    """Set by the first SIGTERM, SIGINT or SIGUSR2; a second SIGINT exits at once.
 
     hold_on_sigterm: SIGTERM is Slurm's notice of preemption. A process that exits in the grace time ends
     its job for good; only one that waits to be killed is requeued (measured on Slurm 22.05).

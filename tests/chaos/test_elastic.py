@@ -48,4 +48,4 @@ def test_a_checkpoint_of_stage_3_is_not_one_for_others_and_the_run_says_how_to_g
     run(tmp_path, "moved", *words("bf16", (1, 3)), "recovery.max_crashes=0", faults=[kill])
     refused = run(tmp_path, "moved", *words("bf16", (1, 1)))
     assert refused.status == 2
-    assert "ZeRO stage 3 → 1; go on as it was saved (train.zero_stage=3" in refused.output
+    assert "ZeRO stage 3 → 1; resume with the settings it was saved with (train.zero_stage=3" in refused.output
