@@ -1,4 +1,4 @@
-"""All ranks agree on the newest checkpoint that is whole."""
+"""All ranks agree on the newest complete checkpoint."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ Gather = Callable[[Any], list[Any]]  # one object per rank → the list of all, 
 
 @dataclass(frozen=True)
 class Choice:
-    """manifest: of the checkpoint to load, None to start anew; rejected: newer ones and what is wrong with them."""
+    """manifest: of the checkpoint to load, None to start at zero; rejected: newer ones and what is wrong with them."""
 
     manifest: Manifest | None
     rejected: list[tuple[int, str]]
 
 
 def newest_valid(checkpoints: Path, known_steps: int, rank: int, world_size: int, gather: Gather) -> Choice:
-    """Verify from the newest back, every rank its share of the files, until one is whole for all.
+    """Verify checkpoints from the newest back, each rank its share of the files, until one is valid for all ranks.
 
-    known_steps: the newest step that the run's ledger knows to have been saved; 0 for none.
-    What a file system refuses is asked for again for minutes, once for all checkpoints together; where it then gives an
-    older one, the newer is as good as damaged. NoValidCheckpoint if there ought to be one and there is none: a run
-    never silently starts from zero. OSError on every rank if there may be one that could not be read.
+    known_steps: the newest step that the run's ledger has as saved; 0 for none.
+    File-system errors are retried for minutes, once for all checkpoints together; if an older checkpoint can then be
+    read, the newer one counts as damaged. NoValidCheckpoint if there should be one and there is none: a run never
+    silently starts from zero. OSError on every rank if there may be one that could not be read.
     """
-    # Rank 0 looks at the folder: on a network file system others may see another state of it.
+    # Rank 0 lists the folder: on a network file system other ranks may see a different state of it.
     present: list[int] = _together(lambda: manifest.steps(checkpoints) if rank == 0 else [], rank, gather)[0]
     rejected: list[tuple[int, str]] = []
     unread: OSError | None = None
@@ -76,7 +76,7 @@ def _my_share(folder: Path, rank: int, world_size: int) -> tuple[Manifest | None
 
 
 def _together(look: Callable[[], T], rank: int, gather: Gather, patient: bool = True) -> list[T]:
-    """What `look` gives on every rank, or the first error of any of them on all: nobody is left waiting."""
+    """What `look` returns on every rank, or the first error of any rank on all: no rank is left waiting."""
     mine, error = None, None
     try:
         mine = patiently(look) if patient else look()

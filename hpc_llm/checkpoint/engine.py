@@ -1,4 +1,5 @@
-"""DeepSpeed's checkpoint seam: files written durably and hashed, published by a manifest, loaded after a check.
+"""DeepSpeed's checkpoint engine interface: files are written durably and hashed, published by a manifest, verified and
+loaded.
 
 Source of the order of calls: DeepSpeedEngine.save_checkpoint (0.19.8) runs create → save … → commit on
 every rank, with a barrier only after commit.
@@ -27,7 +28,7 @@ class HashingWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest = file, hashlib.sha256()
         self.num_bytes = 0
-        self.error: OSError | None = None  # torch.save wraps it beyond recognition
+        self.error: OSError | None = None  # torch.save hides the original error
 
     def write(self, data: bytes) -> int:
         try:
@@ -48,9 +49,9 @@ class HashingWriter:
 
 
 class ManifestCheckpointEngine(CheckpointEngine):
-    """Collects what this rank writes; `commit` lets `publish` make the checkpoint exist, or raises SaveFailed.
+    """Collects what this rank writes; `commit` calls `publish`, which makes the checkpoint exist, or raises SaveFailed.
 
-    publish: called on rank 0 alone with the files of all ranks, in the order of ranks; may raise OSError.
+    publish: called only on rank 0 with the files of all ranks, in the order of ranks; may raise OSError.
     """
 
     def __init__(self, rank: int, gather: Gather, publish: Callable[[Path, list[FileEntry]], None]) -> None:
@@ -58,13 +59,13 @@ class ManifestCheckpointEngine(CheckpointEngine):
         self._rank, self._gather, self._publish = rank, gather, publish
         self._files: list[FileEntry] = []
         self._error: OSError | None = None
-        self.vouched: set[Path] = set()  # files that a verified manifest names
+        self.vouched: set[Path] = set()  # files listed in a verified manifest
 
     def create(self, info: CheckpointCommitInfo) -> None:
         self._files, self._error = [], None
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write, fsync and hash one file. An error is kept for `commit`: other ranks wait in collectives."""
+        """Write, fsync and hash one file. Errors are kept for `commit`, since other ranks wait in collectives."""
         if self._error is not None:
             return
         try:
@@ -81,7 +82,7 @@ class ManifestCheckpointEngine(CheckpointEngine):
             self._error = error
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
-        """Once all ranks have written all: the manifest. SaveFailed on every rank if any of them failed."""
+        """Write the manifest once all ranks have written everything. SaveFailed on every rank if any failed."""
         self._raise_together(self._error)
         files = [entry for share in self._gather(self._files) for entry in share]
         failed: OSError | None = None
@@ -94,7 +95,7 @@ class ManifestCheckpointEngine(CheckpointEngine):
         return True
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Unpickle one file, if a verified manifest vouches for it; ValueError otherwise."""
+        """Unpickle one file if a verified manifest lists it; ValueError otherwise."""
         if Path(path) not in self.vouched:
             raise ValueError(f"{path}: no verified manifest vouches for this file")
         return torch.load(path, map_location=map_location, weights_only=False)

@@ -1,4 +1,4 @@
-"""What goes wrong with checkpoints."""
+"""Errors of checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class NoValidCheckpoint(Exception):
 
 
 class SaveFailed(Exception):
-    """A checkpoint could not be written on some rank; `full` where that was for want of space. All ranks raise it."""
+    """A checkpoint could not be written on some rank; `full` if for lack of space. All ranks raise it."""
 
     def __init__(self, message: str, full: bool) -> None:
         super().__init__(message)

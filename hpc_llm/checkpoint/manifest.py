@@ -1,4 +1,4 @@
-"""The manifest that makes a checkpoint one. Standard library only.
+"""The manifest, without which a folder is not a checkpoint. Standard library only.
 
 ```
 checkpoints/step-00001000/
@@ -35,10 +35,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint holds and what wrote it."""
+    """What a checkpoint contains and what wrote it."""
 
     step: int  # optimizer steps done
-    tokens: int  # seen by then
+    tokens: int  # trained on so far
     attempt: int
     world_size: int
     zero_stage: int
@@ -55,7 +55,7 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 
 def folders(checkpoints: Path) -> list[Path]:
-    """Folders of checkpoints, with a manifest or without; not what somebody else put beside them."""
+    """Folders of checkpoints, with or without a manifest; anything else in the folder is ignored."""
     return [path for path in checkpoints.glob("step-[0-9]*") if path.name.removeprefix("step-").isdecimal()]
 
 
@@ -77,7 +77,7 @@ def publish(folder: Path, manifest: Manifest) -> None:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of `folder`; ManifestError says what is wrong with it, OSError that it could not be read now."""
+    """The manifest of `folder`; ManifestError says what is wrong with it; OSError: it could not be read now."""
     try:
         fields = json.loads((folder / NAME).read_text())
         manifest = Manifest(**{**fields, "files": [FileEntry(**entry) for entry in fields["files"]]})
@@ -95,9 +95,9 @@ def read(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, entries: list[FileEntry]) -> list[str]:
-    """What differs from the manifest among `entries`: missing, truncated or changed files.
+    """Differences of `entries` from the manifest: missing, truncated or changed files.
 
-    OSError where a file could not be read now: that says nothing about what is in it.
+    OSError if a file could not be read now, which says nothing about its content.
     """
     problems = []
     for entry in entries:
@@ -114,7 +114,7 @@ def verify(folder: Path, entries: list[FileEntry]) -> list[str]:
 
 
 def reject(folder: Path) -> None:
-    """Take the manifest away: the checkpoint no longer exists, its files wait for the next save or pruning."""
+    """Remove the manifest: the checkpoint no longer exists; its files stay until the next save or pruning."""
     with contextlib.suppress(FileNotFoundError):
         (folder / NAME).rename(folder / REJECTED)
     fsync_directory(folder)

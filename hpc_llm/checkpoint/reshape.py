@@ -1,6 +1,6 @@
-"""A checkpoint for other ranks: from the shards of one world size and ZeRO stage to whole tensors, by parameter.
+"""A checkpoint for another number of ranks: from shards of one world size and ZeRO stage to a tensor per parameter.
 
-DeepSpeed's universal checkpoints (arXiv 2406.18820) do the work; its converter is a script, called here as a function.
+Uses DeepSpeed's universal checkpoints (arXiv 2406.18820); its converter is a script, called here as a function.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _SUFFIX = ".reshaped"
 
 @contextlib.contextmanager
 def universal(folder: Path, rank: int, gather: Gather) -> Iterator[Path]:
-    """The verified checkpoint in `folder` as a universal one, in a folder that lasts as long as the block.
+    """The verified checkpoint in `folder` as a universal one, in a folder that exists only inside the `with` block.
 
-    Made by rank 0, while all others wait; OSError or ValueError, the same on every rank, where it cannot be made.
+    Made by rank 0 while all others wait; OSError or ValueError, the same on every rank, if it cannot be made.
     """
     target = folder.with_name(folder.name + _SUFFIX)
     error = gather(_convert(folder, target) if rank == 0 else None)[0]
@@ -30,7 +30,7 @@ def universal(folder: Path, rank: int, gather: Gather) -> Iterator[Path]:
     try:
         yield target
     finally:
-        gather(None)  # nobody reads it any more
+        gather(None)  # no rank reads it any more
         if rank == 0:
             shutil.rmtree(target, ignore_errors=True)
 

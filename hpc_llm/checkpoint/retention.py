@@ -1,4 +1,4 @@
-"""Which checkpoints stay."""
+"""Which checkpoints are kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hpc_llm.checkpoint.manifest import NAME, folder_of, folders, steps
 
 
 def to_delete(present: Iterable[int], keep: int, permanent_every: int | None) -> list[int]:
-    """Of the steps `present`, those that go: all but the `keep` newest and the multiples of `permanent_every`."""
+    """Which of the steps `present` to delete: all but the `keep` newest and multiples of `permanent_every`."""
     ordered = sorted(present)
     newest = set(ordered[-keep:])
     return [step for step in ordered if step not in newest and not (permanent_every and step % permanent_every == 0)]
@@ -19,7 +19,7 @@ def to_delete(present: Iterable[int], keep: int, permanent_every: int | None) ->
 def prune(checkpoints: Path, keep: int, permanent_every: int | None) -> list[int]:
     """Delete what `to_delete` names, and folders without a manifest older than the newest checkpoint.
 
-    The manifest goes first: a deletion cut short leaves no checkpoint that looks valid.
+    The manifest is deleted first, so an interrupted deletion leaves no checkpoint that looks valid.
     """
     present = steps(checkpoints)
     gone = to_delete(present, keep, permanent_every)

@@ -1,1 +1,1 @@
-"""Where bytes go so that they are still there after a crash. Standard library only."""
+"""Durable storage: files that survive a crash, and compiled operators. Standard library only."""

@@ -1,4 +1,4 @@
-"""Durable local files: a reader sees the old content or the new, never a part of it."""
+"""Durable local files: a reader sees the old content or the new, never a mixture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def no_room(error: OSError) -> bool:
-    """Whether it is for want of space or quota: nothing is broken, and later there may be some."""
+    """Whether the cause is lack of space or quota: nothing is broken, and there may be space later."""
     return error.errno in _NO_ROOM
 
 
@@ -50,16 +50,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def tail(path: Path, size: int) -> str:
-    """The last `size` bytes of a text file; its first line may be cut. OSError where it cannot be read."""
+    """The last `size` bytes of a text file; the first line may be cut. OSError if it cannot be read."""
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - size))
         return file.read().decode(errors="replace")
 
 
 def append_line(path: Path, line: str) -> None:
-    """One whole line at the end of `path` in a single write, so that readers see it whole.
+    """Append a line to `path` in a single write, so that readers see it whole.
 
-    OSError where there is no room for all of it; nothing of it is left then.
+    OSError if there is no room for all of it; then nothing of it is left.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
@@ -71,7 +71,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def append_whole(descriptor: int, data: bytes) -> None:
-    """All of `data` or nothing at the end of a file opened to append, which no other process writes."""
+    """Append all of `data` or nothing to a file opened for appending, which no other process writes."""
     size = os.fstat(descriptor).st_size
     try:
         if os.write(descriptor, data) < len(data):  # how a file system that fills up says so at first
@@ -101,7 +101,7 @@ def sha256_file(path: Path) -> str:
 
 
 def restrict_access(group: str | None) -> None:
-    """What this process creates from now on is private, or readable by `group` alone.
+    """Make everything this process creates from now on private, or readable only by `group`.
 
     KeyError if there is no such group.
     """
@@ -113,7 +113,7 @@ def restrict_access(group: str | None) -> None:
 
 
 def share_with_group(path: Path, group: str | None) -> None:
-    """Hand folder `path` to `group`; what is made in it later inherits the group (setgid)."""
+    """Give folder `path` to `group`; what is created in it later inherits the group (setgid)."""
     if group is not None:
         os.chown(path, -1, grp.getgrnam(group).gr_gid)
         path.chmod(0o2750)

@@ -1,4 +1,4 @@
-"""Where DeepSpeed's compiled operators lie: one folder per everything that the binary depends on.
+"""Where DeepSpeed's compiled operators are stored: one folder per combination of what the binary depends on.
 
 No torch here, so that `submit` can look without importing it.
 """
@@ -28,7 +28,7 @@ def folder(architecture: str) -> Path:
 
 
 def library(name: str, architecture: str) -> Path:
-    """The shared library of operator `name`, there or not."""
+    """Path of the shared library of operator `name`, whether it exists or not."""
     return folder(architecture) / name / f"{name}.so"
 
 

@@ -1,4 +1,4 @@
-"""What a shared file system refuses for a while: asked again. Standard library only."""
+"""Retry what a shared file system temporarily refuses. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from hpc_llm.storage.files import no_room
 
-PATIENCE_S = 300.0  # a failover of a metadata server, or somebody who frees space
+PATIENCE_S = 300.0  # enough for a failover of a metadata server, or for freeing space
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
-# Errors of a server or a mount, and not of what was asked.
+# Errors of a server or a mount, not of the request itself.
 _PASSING = frozenset(
     getattr(errno, name)
     for name in ("EIO", "ESTALE", "EAGAIN", "ETIMEDOUT", "ENOTCONN", "ECONNRESET", "ESHUTDOWN", "EREMOTEIO", "ENOLCK")
@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 def passing(error: OSError) -> bool:
-    """Whether the same may well succeed later."""
+    """Whether a retry may well succeed."""
     return error.errno in _PASSING or no_room(error)
 
 
 def patiently(action: Callable[[], T], sleep: Callable[[float], object] = time.sleep) -> T:
-    """What `action` gives, begun again after errors that pass, with growing pauses, for PATIENCE_S."""
+    """The result of `action`, retried after temporary errors, with growing pauses, for PATIENCE_S."""
     deadline, pause = time.monotonic() + PATIENCE_S, _FIRST_PAUSE_S
     while True:
         try:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per step, the exact numbers, cut back to the checkpoint on resume."""
+"""metrics.jsonl: one JSON object per step with exact numbers, cut back to the checkpoint on resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_WAITING = 100_000  # rows, of about 350 bytes
 class JsonlTracker:
     """Appends rows to `path`, each in one write; `before_write` may refuse (the fence).
 
-    Training does not end for a full disk: rows that find no room are kept, and written once there is some.
+    A full disk does not end training: rows that find no room are kept in memory, and written once there is room.
     """
 
     def __init__(self, path: Path, start_step: int, before_write: Callable[[], None]) -> None:
@@ -53,7 +53,7 @@ class JsonlTracker:
 
 
 def read(path: Path) -> list[Row]:
-    """All whole rows of a metrics file; none if there is no file."""
+    """All complete rows of a metrics file; none if there is no file."""
     rows: list[Row] = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:

@@ -1,4 +1,4 @@
-"""What every tracker does."""
+"""The interface of all trackers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ Row = dict[str, float | int]  # one step's numbers; "step" is the number of opti
 
 
 class Tracker(Protocol):
-    """Takes rows in the order of their steps, on rank 0 alone."""
+    """Takes rows in the order of their steps, only on rank 0."""
 
     def log(self, row: Row) -> None:
-        """Keep one row."""
+        """Take one row."""
 
     def close(self) -> None:
         """Write out what is buffered."""

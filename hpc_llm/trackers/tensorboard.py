@@ -16,13 +16,13 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.trackers.protocol import Row
 
 log = logging.getLogger(__name__)
-_AGAIN_S = 60.0  # from a failure to the next file: an empty one is an inode too
+_AGAIN_S = 60.0  # from a failure to the next file: even an empty file takes an inode
 Treatment = str | float | int | bool
-_METRICS = ("heldout_loss", "loss", "tokens_per_second")  # scalars of every run: the page shows their newest values
+_METRICS = ("heldout_loss", "loss", "tokens_per_second")  # scalars of every run, whose newest values the page shows
 
 
 def treatment_of(config: RunConfig) -> dict[str, Treatment]:
-    """The keys that runs are compared by; all hundred would hide them."""
+    """The keys by which runs are compared; all hundred keys would hide them."""
     model, optim, train = config.model, config.optim, config.train
     found: dict[str, Treatment] = {"model": model.name, "data": config.data.name, "optim": optim.name}
     found |= {"model.d_model": model.d_model, "model.n_layers": model.n_layers, "model.n_heads": model.n_heads}
@@ -34,13 +34,13 @@ def treatment_of(config: RunConfig) -> dict[str, Treatment]:
 class TensorboardTracker:
     """Scalars under their own names, every `every` steps; held-out loss always.
 
-    They are there to be looked at: what cannot be written is left out, and a new file is begun after a while.
+    They are only for viewing: what cannot be written is dropped, and a new file is begun after a while.
     """
 
     def __init__(
         self, folder: Path, start_step: int, every: int, treatment: dict[str, Treatment] | None = None
     ) -> None:
-        """`treatment` is what the page of hyperparameters lists and draws; it is written once, at step 0."""
+        """`treatment` is what the hyperparameter page lists and plots; it is written once, at step 0."""
         self._folder, self._every = folder, every
         self._writer: SummaryWriter | None = None
         self._again_at = -math.inf
@@ -71,7 +71,7 @@ class TensorboardTracker:
 
     @contextmanager
     def _left_out(self) -> Iterator[None]:
-        """The writer's thread dies of an error, and tells it with the next row."""
+        """The writer's thread dies of an error, which shows with the next row."""
         try:
             yield
         except OSError as error:
