@@ -13,7 +13,7 @@ VERBS = {
     "freeze": "make a run directory for a batch script written by hand",
     "prepare": "train a tokenizer and tokenise a corpus into shards",
     "build": "compile DeepSpeed's operators once, for all ranks",
-    "status": "where the runs below a root stand",
+    "status": "show the state of the runs below a root",
     "compare": "what a sweep found: a table, the winner, the scaling fit",
     "watchdog": "look after every run below a root: requeued, preempted, lost",
     "train": "one run's ranks; what srun and torchrun start",

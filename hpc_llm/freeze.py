@@ -28,7 +28,7 @@ def _freeze(words: list[str]) -> int:
     config = compose(words)
     if config.cluster.launcher != "slurm":
         raise InputError(f"cluster={config.cluster.name}: freeze is for Slurm jobs; give +cluster=NAME")
-    # A job written by hand says in its header what submit would take from the configuration.
+    # A batch script written by hand has in its header what submit would take from the configuration.
     job = {name.replace("SLURM_JOB_", "SBATCH_"): value for name, value in os.environ.items()}
     config = cluster.with_site_defaults(config, job)
     if "SLURM_JOB_ID" in os.environ and not any(word.lstrip("+").startswith("cluster.time_min=") for word in words):
@@ -39,7 +39,7 @@ def _freeze(words: list[str]) -> int:
 
 
 def _with_own_limit(config: RunConfig) -> RunConfig:
-    """With the time limit of the job that this process is in: what a watchdog submits again has it too."""
+    """With the time limit of the job that this process runs in, so that a watchdog's resubmission has it too."""
     from hpc_llm.slurm import client
 
     with contextlib.suppress(client.SlurmUnavailable, client.SlurmRefused):

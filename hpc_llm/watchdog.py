@@ -19,7 +19,7 @@ EVERY_S = 60.0  # shared systems ask not to be polled more often
 
 
 def main(words: list[str] | None = None) -> int:
-    """0 after a pass with --once, or when stopped; 1 where the pass could not write."""
+    """0 after a pass with --once, or when stopped; 1 if the pass could not write."""
     return verbs.run("watchdog", _watch, words, hydra=False)
 
 
@@ -46,7 +46,7 @@ def _watch(words: list[str]) -> int:
     while True:
         try:
             one_pass(given.root)
-        except OSError as error:  # the disk is full, or away: so may it be for the runs, and they will need us
+        except OSError as error:  # the disk is full or unavailable, perhaps for the runs too, which will then need us
             print(f"watchdog: {error}", file=sys.stderr, flush=True)
             if given.once:
                 return 1
@@ -56,7 +56,7 @@ def _watch(words: list[str]) -> int:
 
 
 def one_pass(root: Path) -> None:
-    """Look at all runs and act; prints a line per act."""
+    """Check all runs and act; prints a line per act."""
     from hpc_llm.launch import backlog, search
     from hpc_llm.recovery import loop
     from hpc_llm.slurm.client import SlurmError

@@ -1,1 +1,1 @@
-"""What runs of a sweep found, read from their directories: results, statistics, scaling laws, tables."""
+"""Results of a sweep's runs, read from their directories: losses, statistics, scaling laws, tables."""

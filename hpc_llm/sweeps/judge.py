@@ -1,4 +1,4 @@
-"""A row per combination, each against the baseline, and the winner with whether it is one: pure functions."""
+"""A row per combination, each against the baseline, and the winner with its significance: pure functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpc_llm.sweeps.results import Result
 from hpc_llm.sweeps.significance import FEWEST_SEEDS, LEVEL, holm, welch
 from hpc_llm.sweeps.varied import Combination, short
 
-MEASURES = ("heldout_loss", "final_loss")  # what decides: the first that every complete run has
+MEASURES = ("heldout_loss", "final_loss")  # the deciding measure is the first that every complete run has
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One combination. Losses of complete runs alone; None where there is none, or it was not measured."""
+    """One combination. Losses only of complete runs; None if there are none, or it was not measured."""
 
     values: dict[str, Any]
     label: str
@@ -35,13 +35,13 @@ class Row:
     best_loss: Spread | None
     final_loss: Spread | None
     tokens_per_second: float | None  # mean over complete runs
-    gpu_hours: float  # of all runs, unfinished ones with them
+    gpu_hours: float  # of all runs, unfinished ones included
     p_baseline: float | None  # Welch, corrected after Holm; None: the baseline itself, or too few seeds
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Who has the lowest mean loss, and whether that is more than chance."""
+    """Which combination has the lowest mean loss, and whether that is more than chance."""
 
     winner: str | None
     significant: bool
@@ -49,13 +49,13 @@ class Verdict:
 
 
 def measure_of(combinations: Sequence[Combination]) -> str:
-    """What decides: held-out loss, or the training's where some complete run has none."""
+    """The deciding measure: held-out loss, or training loss if some complete run has no held-out loss."""
     complete = [run for one in combinations for run in one.complete]
     return next((name for name in MEASURES if all(getattr(run, name) is not None for run in complete)), MEASURES[0])
 
 
 def rows(combinations: Sequence[Combination], measure: str, baseline: Combination) -> list[Row]:
-    """In the order of `combinations`; p of each against the baseline."""
+    """Rows in the order of `combinations`, with p of each against the baseline."""
     others = [one for one in combinations if one is not baseline]
     tests = [welch(_values(one, measure), _values(baseline, measure)) for one in others]
     known = [(one, p) for one, p in zip(others, tests, strict=True) if p is not None]
@@ -65,7 +65,7 @@ def rows(combinations: Sequence[Combination], measure: str, baseline: Combinatio
 
 
 def verdict(combinations: Sequence[Combination], measure: str) -> Verdict:
-    """The winner is one where it beats each of the others at the 5 % level, corrected for their number."""
+    """The winner is significant if it beats each of the others at the 5 % level, corrected for their number."""
     there = [one for one in combinations if _values(one, measure)]
     if not there:
         return Verdict(None, False, "no run is complete")

@@ -1,4 +1,4 @@
-"""Which combinations are the rungs of one ladder of model sizes, and the scaling fit of each ladder."""
+"""Which combinations form a ladder of model sizes, and the scaling fit of each ladder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AGAINST = {"parameters": "parameters", "compute": "train_flops"}
 
 @dataclass(frozen=True)
 class Ladder:
-    """Combinations that differ in size alone. label: what they have in common; fit: None with `why` there is none."""
+    """Combinations that differ only in size. label: what they share; fit: if None, `why` says why."""
 
     label: str
     fit: ScalingFit | None
@@ -26,7 +26,7 @@ class Ladder:
 
 
 def ladders(combinations: Sequence[Combination], measure: str, against: str, next_size: float | None) -> list[Ladder]:
-    """One fit for each choice of the keys that are no size; none where sizes were not swept at all."""
+    """One fit for each choice of the keys other than size; none if sizes were not swept."""
     if not any(key in _SIZE_KEYS for one in combinations for key in one.values):
         return []
     groups: dict[str, list[Combination]] = {}

@@ -1,4 +1,4 @@
-"""All that `compare` has to say of some runs, as one value; and that value as JSON, CSV, Markdown or text."""
+"""Everything that `compare` reports about runs, as one value; and that value as JSON, CSV, Markdown or text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_KEYS = 6  # named in a line; --json has all
 
 @dataclass(frozen=True)
 class Report:
-    """keys: what was swept; follow: keys that differ but follow from those; notes: what a reader must know."""
+    """keys: what was swept; follow: other keys that differ because of those; notes: what a reader must know."""
 
     keys: list[str]
     follow: list[str]
@@ -40,7 +40,7 @@ class Report:
 def of(
     runs: Sequence[Result], *, baseline: str | None = None, against: str = "parameters", next_size: float | None = None
 ) -> Report:
-    """InputError where there is no run, or no such baseline."""
+    """InputError if there is no run, or no such baseline."""
     if not runs:
         raise InputError("no runs to compare")
     keys, follow = varied.swept_keys(runs)

@@ -1,7 +1,7 @@
-"""A power law through a ladder of sizes, how sure it is, and what it says of the next size.
+"""A power law through a ladder of sizes, its uncertainty, and its prediction for the next size.
 
 L(x) = c + a·x^−b with x parameters or training FLOPs (arXiv 2203.15556, section 3.3, for one of its two terms). With
-three sizes c is 0: three points determine three numbers and would say nothing of how sure they are.
+three sizes c is 0: three points would determine three numbers exactly and leave no estimate of uncertainty.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOOKS, _ROUNDS = 41, 7  # each round looks 20 times closer
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and where it lies with 95 % confidence."""
+    """A value and its 95 % confidence interval."""
 
     value: float
     low: float
@@ -47,9 +47,9 @@ class ScalingFit:
 
 
 def fit(sizes: Sequence[float], losses: Sequence[float], next_size: float | None = None) -> ScalingFit:
-    """Least squares of relative errors. next_size: else one further by the ratio of the last two.
+    """Least squares of relative errors. next_size: by default one step further by the ratio of the last two.
 
-    InputError for fewer than three sizes, or where the loss does not fall with the size.
+    InputError for fewer than three sizes, or if the loss does not fall with the size.
     """
     points = sorted(zip(sizes, losses, strict=True))
     if len({size for size, _ in points}) < FEWEST_SIZES:

@@ -1,4 +1,4 @@
-"""Whether two means differ by more than seeds make them differ: Welch's t-test, standard library only.
+"""Whether two means differ by more than the seeds explain: Welch's t-test, standard library only.
 
 Assumed: each run's loss is an independent draw (another seed), normally distributed within its combination; the
 combinations may have different variances. The same seeds on both sides are not paired, which costs some power and
@@ -12,12 +12,12 @@ import statistics
 from collections.abc import Sequence
 
 LEVEL = 0.05
-FEWEST_SEEDS = 2  # a variance needs two; three are the least that tell much
+FEWEST_SEEDS = 2  # a variance needs two; three are the fewest that say much
 _TERMS = 400
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Two-sided p of equal means (B. L. Welch, Biometrika 34, 1947); None where a side has fewer than two values.
+    """Two-sided p of equal means (B. L. Welch, Biometrika 34, 1947); None if a side has fewer than two values.
 
     Degrees of freedom by Welch and Satterthwaite. Without any variance p is 1 where the means agree, else 0.
     """
