@@ -150,7 +150,7 @@ def _left_alone(configs: Sequence[RunConfig], live: Sequence[QueuedJob]) -> dict
         elif ledger.is_complete(events):
             left[layout.path] = "complete"
         elif config.halving.rungs and (why := _halved(events)):
-            left[layout.path] = f"out of its sweep: {why}"
+            left[layout.path] = f"stopped by halving: {why}"
     _refuse_lost_arrays(configs, live, noted)
     return left
 

@@ -68,7 +68,7 @@ def _left(done: Outcome, num_runs: int) -> None:
     if not done.left:
         return
     complete = sum(why == "complete" for why in done.left.values())
-    out = sum(why.startswith("out of its sweep") for why in done.left.values())
+    out = sum(why.startswith("stopped by halving") for why in done.left.values())
     halved = f", {out:,} stopped by halving (halving.rungs=[] resumes them)" if out else ""
     queued = len(done.left) - complete - out
     print(f"not submitted: of {num_runs:,} runs {complete:,} are complete{halved} and {queued:,} queued or running")

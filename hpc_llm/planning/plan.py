@@ -14,11 +14,13 @@ from hpc_llm.planning.experience import NONE, Experience
 from hpc_llm.planning.hardware import GIB, GPUS, Gpu, gpu_of
 from hpc_llm.planning.interval import expected_save_s, interval_s, mtbf_s
 from hpc_llm.planning.lengths import Lengths, lengths
-from hpc_llm.planning.memory import USABLE_FRACTION, MemoryEstimate
+from hpc_llm.planning.memory import USABLE_FRACTION, MemoryEstimate, shard
 from hpc_llm.planning.mixture import Phase, Source, stages
 from hpc_llm.planning.parameters import checkpoint_bytes, flops_per_token, parameter_count
 from hpc_llm.planning.refusal import refusal
 from hpc_llm.planning.walltime import Walltime, jobs, lead_s, notice_s, walltime
+
+_LION_ELEMENTS = 2**31
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ def make_plan(
         choice = choose(config, usable, experience)
         if choice is None and usable is not None and (sentence := refusal(config, usable)):
             problems.append(sentence)
+    if choice is not None:
+        problems += _too_long(config, choice.zero_stage)
     if problems or length is None or choice is None:
         raise InputError(problems)
 
@@ -179,6 +183,21 @@ def make_plan(
         timed_by=speed.run if speed else None,
         data_digests=data.digests if data else {},
     )
+
+
+def _too_long(config: RunConfig, zero_stage: int) -> list[str]:
+    """DeepSpeed 0.19.8 counts elements in 32 bits in csrc/lion/multi_tensor_lion.cu: it would skip most of a part."""
+    if config.optim.name != "fused_lion" or config.cluster.device == "cpu" or zero_stage not in (1, 2):
+        return []  # elsewhere it goes through weights one by one, or in DeepSpeed's sub-groups
+    matrix = config.model.vocab_size * config.model.d_model
+    count = parameter_count(config.model) - matrix  # those that decay are a flat group of their own
+    part = shard(count, config.cluster.world_size)
+    if part < _LION_ELEMENTS:
+        return []
+    return [
+        f"optim=fused_lion: its kernel takes fewer than {_LION_ELEMENTS:,} weights per GPU, and these are {part:,}; "
+        "use more GPUs, train.zero_stage=3 or optim=torch_adam"
+    ]
 
 
 def _source_epochs(config: RunConfig, data: DataFacts, length: Lengths) -> dict[str, float]:

@@ -92,7 +92,7 @@ def _began(events: Sequence[Event], newest_attempt: int) -> bool:
 
 
 def _final_word(final: Sequence[Event]) -> str | None:
-    """Why it stopped; a run that is out of its sweep is cancelled because of that."""
+    """Why it stopped; a run that halving stopped is cancelled because of that."""
     words = [str(event.facts.get("cause", event.event)) for event in final]
     return watch.HALVED if watch.HALVED in words else words[-1] if words else None
 

@@ -338,3 +338,11 @@ def test_logits_in_chunks_are_a_remedy_where_they_are_what_does_not_fit() -> Non
     with pytest.raises(InputError, match=r"these fit: `train\.loss_chunk=4096`"):
         plan(*words)
     assert plan(*words, "train.loss_chunk=4096").steps > 0
+
+
+def test_fused_lion_gets_no_part_that_its_kernel_cannot_count() -> None:
+    words = ("model=mpt-3b", "cluster=h100x8", "optim=fused_lion", "train.zero_stage=1")
+    with pytest.raises(InputError, match="optim=fused_lion: its kernel takes fewer than 2,147,483,648 weights"):
+        plan(*words, "cluster.gpus_per_node=1")
+    assert plan(*words, "cluster.gpus_per_node=2").zero_stage == 1
+    assert plan("model=mpt-3b", "cluster=h100x8", "train.zero_stage=1", "cluster.gpus_per_node=1").zero_stage == 1
