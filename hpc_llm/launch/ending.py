@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpc_llm.checkpoint.manifest import newest_step
+from hpc_llm.config.schema import RecoveryConfig
 from hpc_llm.launch.steps import StepEnd
 from hpc_llm.recovery import errors, nodes
 from hpc_llm.recovery.causes import Cause, classify
@@ -101,7 +102,7 @@ def bear_witness(layout: RunLayout, attempt: int, ending: Ending, hosts: Sequenc
                     nodes.report(root.path, node, "slow", run=run, attempt=attempt, said=said)
 
 
-def bad_nodes(layout: RunLayout, recovery: dict[str, Any]) -> frozenset[str]:
+def bad_nodes(layout: RunLayout, recovery: RecoveryConfig) -> frozenset[str]:
     """Nodes with enough evidence against them from all runs of the root."""
     try:
         evidence = nodes.read(RootLayout.of(layout).path)

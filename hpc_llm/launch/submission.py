@@ -147,4 +147,4 @@ def _experience(config: RunConfig, attention: str, compiled: bool) -> Experience
     root = RootLayout(Path(config.run.root).expanduser())
     if not os.path.isdir(root.experience):  # noqa: PTH112 – Path.is_dir raises where one may not look
         return NONE
-    return Remembered(root, dataclasses.asdict(config), attention, compiled)
+    return Remembered(root, config, attention, compiled)

@@ -8,7 +8,6 @@ container.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hpc_llm.checkpoint.manifest import newest_step
+from hpc_llm.config.errors import InputError
 from hpc_llm.launch.ending import Ending, bad_nodes, bear_witness, judge
 from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.launch.place import LocalPlace, Place, SlurmPlace
@@ -26,11 +26,10 @@ from hpc_llm.launch.steps import StepEnd, StepSpec, never_started
 from hpc_llm.launch.vigil import Vigil
 from hpc_llm.planning.experience import Limit, Speed
 from hpc_llm.recovery import facts
-from hpc_llm.recovery.accounting import held_gpus
 from hpc_llm.recovery.causes import Cause, ExitCode
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, Ended, decide, exhausted, seconds_left
-from hpc_llm.runs import attempts, attention, ledger, lock
+from hpc_llm.runs import attempts, attention, freeze, ledger, lock
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import append_line, restrict_access
@@ -47,14 +46,13 @@ class Supervisor:
 
     def __init__(self, run_dir: Path, place: Place) -> None:
         self.layout, self.place = RunLayout(run_dir.absolute()), place
-        self.config: dict[str, Any] = json.loads(self.layout.config.read_text())
-        self.plan: dict[str, Any] = json.loads(self.layout.plan.read_text())
+        self.config, self.plan = freeze.read_config(self.layout), freeze.read_plan(self.layout)
         self.signals: list[int] = []
-        self._gpus = held_gpus(self.config)
+        self._gpus = self.config.cluster.held_gpus
 
     def run(self) -> int:
         """Attempts until the policy says stop; the exit status of the run."""
-        restrict_access(self.config["run"]["group"])
+        restrict_access(self.config.run.group)
         ours = lock.taken(self.layout) if self.place.exclusive else contextlib.nullcontext(True)
         with self._signals_into_pipe(), ours as alone:
             if not alone:
@@ -91,9 +89,9 @@ class Supervisor:
         began, step_before = time.time(), self._patiently(lambda: newest_step(self.layout.checkpoints))
         until = time.monotonic() + self._patiently(lambda: self._seconds_left(number, step_before))
         book.write("started", attempt=number, checkpoint_step=step_before, **self.place.facts())
-        _say(log, f"{_now()} attempt {number}: {self.plan['world_size']} ranks from step {step_before}")
+        _say(log, f"{_now()} attempt {number}: {self.plan.world_size} ranks from step {step_before}")
         spec = self._patiently(lambda: self._spec(number))
-        vigil = Vigil(self.layout, self.place, self.config["recovery"], book, number, self.signals)
+        vigil = Vigil(self.layout, self.place, self.config.recovery, book, number, self.signals)
         end = self._train(spec, number, log, vigil, until)
         hours = (time.time() - began) / 3600 * self._gpus
         ending = self._patiently(lambda: self._judge(number, end, vigil))
@@ -131,10 +129,10 @@ class Supervisor:
             signals=self.signals,
             hours_spent=vigil.hours_spent,
             hosts=self.place.hosts,
-            world_size=self.plan["world_size"],
-            steps=self.plan["steps"],
+            world_size=self.plan.world_size,
+            steps=self.plan.steps,
         )
-        bear_witness(self.layout, number, ending, self.place.hosts, self.plan["world_size"])
+        bear_witness(self.layout, number, ending, self.place.hosts, self.plan.world_size)
         return ending
 
     def _conclude(self, book: ledger.Ledger, ended: dict[str, Any], cause: Cause, decision: Decision) -> None:
@@ -143,7 +141,7 @@ class Supervisor:
             return  # Slurm tells better than we why this attempt ended
         if cause is Cause.COMPLETED:
             book.write("ended", **ended, restart=False)
-            book.write("completed", attempt=ended["attempt"], steps=self.plan["steps"])
+            book.write("completed", attempt=ended["attempt"], steps=self.plan.steps)
             self.place.finished(self.layout)
             return
         restart = decision.restart and not self.signals
@@ -163,20 +161,20 @@ class Supervisor:
     def _seconds_left(self, number: int, newest_checkpoint: int) -> float:
         """Until run.max_gpu_hours is spent, which a run that never fails would not notice."""
         history = self._history(number, ledger.read(self.layout.ledger), newest_checkpoint)
-        return seconds_left(history, Budgets.of(self.config), self._gpus)
+        return seconds_left(history, Budgets.of(self.config.run, self.config.recovery), self._gpus)
 
     def _history(self, number: int, events: Sequence[ledger.Event], newest_checkpoint: int) -> list[Ended]:
         """The attempts of the submission that attempt `number` is of; one that came later is none of its business."""
         ours = [event for event in events if event.facts.get("after_attempt", 0) < number]
-        return attempts_since_submission(ours, newest_checkpoint, self.plan["world_size"], self._gpus)
+        return attempts_since_submission(ours, newest_checkpoint, self.plan.world_size, self._gpus)
 
     def _decide(self, ended: dict[str, Any]) -> Decision:
         events = [*ledger.read(self.layout.ledger), ledger.Event(time.time(), "ended", "", ended)]
         history = self._history(ended["attempt"], events, ended["checkpoint_step"])
-        bad = bad_nodes(self.layout, self.config["recovery"])
+        bad = bad_nodes(self.layout, self.config.recovery)
         failed = {node for node in [history[-1].node] if node is not None}
         enough = self.place.outlives_nodes and self.place.enough_without(bad | failed)
-        decision = decide(history, Budgets.of(self.config), Cluster(bad, enough))
+        decision = decide(history, Budgets.of(self.config.run, self.config.recovery), Cluster(bad, enough))
         return decision.elsewhere() if self.place.time_is_up(self.signals) else decision
 
     def _sleep(self, seconds: float, files: Sequence[int] = ()) -> None:
@@ -197,17 +195,17 @@ class Supervisor:
     def _micro_batch(self) -> int:
         """Sequences per rank and pass: the plan's, or what an attempt left that had too little GPU memory."""
         ends = [event.facts for event in ledger.read(self.layout.ledger) if event.event == "ended"]
-        return min([self.plan["micro_batch"], *(end["micro_batch"] for end in ends if "micro_batch" in end)])
+        return min([self.plan.micro_batch, *(end["micro_batch"] for end in ends if "micro_batch" in end)])
 
     def _remember(self, ended: dict[str, Any], cause: Cause, first_step: int) -> None:
         """What this attempt has shown, for the attempts to come and the next runs alike.
 
         What was too much for a GPU is halved.
         """
-        plan, way = self.plan, (self.plan["zero_stage"], self.plan["activation_checkpointing"])
-        known = Remembered(RootLayout.of(self.layout), self.config, plan["attention"], plan["compile"])
+        plan, way = self.plan, (self.plan.zero_stage, self.plan.activation_checkpointing)
+        known = Remembered(RootLayout.of(self.layout), self.config, plan.attention, plan.compile)
         if speed := steady_tokens_per_second(self.layout, first_step):
-            known.note_speed(*way, self._micro_batch(), Speed(speed, plan["world_size"], self.layout.name))
+            known.note_speed(*way, self._micro_batch(), Speed(speed, plan.world_size, self.layout.name))
         if cause is Cause.GPU_OUT_OF_MEMORY:
             before = self._micro_batch()
             ended["micro_batch"] = max(1, before // 2)
@@ -215,20 +213,20 @@ class Supervisor:
             known.note_limit(*way, Limit(ended["micro_batch"], self.layout.name))
 
     def _spec(self, number: int) -> StepSpec:
-        world_size, cluster = self.plan["world_size"], self.config["cluster"]
+        world_size, cluster = self.plan.world_size, self.config.cluster
         cores = len(os.sched_getaffinity(0)) // world_size
-        command = [cluster["python"] or sys.executable, "-m", "hpc_llm.train", str(self.layout.path)]
-        environment = {**cluster["exports"], "HPC_LLM_ATTEMPT": str(number)}
+        command = [cluster.python or sys.executable, "-m", "hpc_llm.train", str(self.layout.path)]
+        environment = {**cluster.exports, "HPC_LLM_ATTEMPT": str(number)}
         environment["HPC_LLM_RENDEZVOUS"] = f"{self.layout.path}/{number}"
         environment["HPC_LLM_MICRO_BATCH"] = str(self._micro_batch())
         if self.place.parental:
             environment["HPC_LLM_SUPERVISOR"] = str(os.getpid())
         return StepSpec(
-            command=[*cluster["wrapper"], *command],
+            command=[*cluster.wrapper, *command],
             directory=self.layout.code,
             environment=environment,
             world_size=world_size,
-            threads_per_rank=cluster["threads_per_rank"] or cluster["cpus_per_gpu"] or max(1, cores),
+            threads_per_rank=cluster.threads_per_rank or cluster.cpus_per_gpu or max(1, cores),
             log=lambda rank: self.layout.rank_log(number, rank),
         )
 
@@ -268,9 +266,13 @@ def main() -> int:
     """Supervise the run directory of the command line, in the allocation if this is its batch shell."""
     in_slurm = "SLURM_JOB_ID" in os.environ and "SLURM_JOB_NODELIST" in os.environ
     run_dir = Path(sys.argv[1])
-    cluster = json.loads(RunLayout(run_dir).config.read_text())["cluster"]
-    slurm = in_slurm and cluster["launcher"] == "slurm"
-    place: Place = SlurmPlace(dict(os.environ), cluster["nodes"]) if slurm else LocalPlace()
+    try:
+        cluster = freeze.read_config(RunLayout(run_dir)).cluster
+    except InputError as error:
+        print(*error.problems, sep="\n", file=sys.stderr)
+        return 2
+    slurm = in_slurm and cluster.launcher == "slurm"
+    place: Place = SlurmPlace(dict(os.environ), cluster.nodes) if slurm else LocalPlace()
     return Supervisor(run_dir, place).run()
 
 

@@ -6,8 +6,8 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+from hpc_llm.config.schema import RecoveryConfig
 from hpc_llm.launch.place import Place
 from hpc_llm.launch.steps import Step, StepEnd
 from hpc_llm.recovery.hang import Hang, HangWatch, HoldWatch
@@ -26,14 +26,14 @@ class Vigil:
         self,
         layout: RunLayout,
         place: Place,
-        recovery: Mapping[str, Any],
+        recovery: RecoveryConfig,
         book: SupervisorLedger,
         attempt: int,
         signals: Sequence[int],
     ) -> None:
         self._layout, self._place, self._recovery, self._book = layout, place, recovery, book
         self._attempt, self._signals, self._obeyed = attempt, signals, 0
-        self._silence = HangWatch(recovery["hang_floor_s"], recovery["start_timeout_s"], time.monotonic())
+        self._silence = HangWatch(recovery.hang_floor_s, recovery.start_timeout_s, time.monotonic())
         self._holding = HoldWatch()
         self.hang: Hang | None = None  # why the ranks were ended
         self.let_go = False  # whether they waited in vain for the job to end, and were asked to exit
@@ -51,7 +51,7 @@ class Vigil:
             self._end_hang(step, beats)
             self._let_go_in_vain(step, beats)
             spent = math.inf if self.hours_spent else max(0.0, until - time.monotonic())
-            deadlines = (step.seconds_to_deadline(), self._recovery["hang_floor_s"] / LOOKS_PER_FLOOR, spent)
+            deadlines = (step.seconds_to_deadline(), self._recovery.hang_floor_s / LOOKS_PER_FLOOR, spent)
             sleep(min(seconds for seconds in deadlines if seconds is not None), step.files())
         return end
 

@@ -169,12 +169,6 @@ def restarts_by_cause(events: Sequence[Event]) -> dict[str, int]:
     return {cause: causes.count(cause) for cause in sorted(set(causes))}
 
 
-def held_gpus(config: Mapping[str, Any]) -> int:
-    """GPUs that a job of a run with this (plain) configuration holds and pays for, those of spare nodes included."""
-    cluster = config["cluster"]
-    return int((cluster["nodes"] + cluster.get("spare_nodes", 0)) * cluster["gpus_per_node"])
-
-
 def checkpoint_interval_s(events: Sequence[Event], *, num_nodes: int, checkpoint_bytes: int, now: float) -> float:
     """Daly's interval from this run's own saves and interruptions; estimates replace what is not measured yet."""
     saves = [float(event.facts["seconds"]) for event in events if event.event == "checkpointed"]

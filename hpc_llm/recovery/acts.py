@@ -175,7 +175,7 @@ class _Act:
         said: dict[str, Any] = {"after_attempt": self.facts.attempt}
         if self.decision.cause is Cause.LAUNCH_FAILED:
             said |= {"cause": str(self.decision.cause), "life": self.run.job.life_start}
-            said["gpu_hours"] = round(self.run.job.life_hours(time.time()) * self.record.held_gpus, 6)
+            said["gpu_hours"] = round(self.run.job.life_hours(time.time()) * self.record.config.cluster.held_gpus, 6)
         return said
 
     def tell_the_end(self) -> None:
@@ -200,7 +200,7 @@ class _Act:
         started = max(event.time for event in self.record.events if event.event == "started")
         if life is None or life.end_time is None or life.end_time < started:
             return at_least
-        return max(at_least, (life.end_time - started) / 3600 * self.record.held_gpus)
+        return max(at_least, (life.end_time - started) / 3600 * self.record.config.cluster.held_gpus)
 
     def _leave_out(self, address: str) -> None:
         """Exclude bad nodes from the pending job: only then may an ordinary user change that.
@@ -239,7 +239,7 @@ def exclusion(record: Record, blame: Blame, *, even_bad_ones: bool = True) -> Ex
     if found is None or not (found.nodes or known) or (found.too_few and not even_bad_ones):
         return None
     bad = set(found.nodes)
-    words = [word for word in (record.config["cluster"]["exclude"], *found.nodes) if word]
+    words = [word for word in (record.config.cluster.exclude, *found.nodes) if word]
     return Exclusion(",".join(words), sorted(bad - known), sorted(known - bad), found.too_few)
 
 

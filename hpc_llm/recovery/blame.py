@@ -75,17 +75,17 @@ class Blame:
 
     def to_leave_out(self, record: Record) -> LeaveOut | None:
         """None: nobody knows which nodes are up."""
-        recovery, cluster = record.config["recovery"], record.config["cluster"]
+        recovery, cluster = record.config.recovery, record.config.cluster
         bad = nodes.excluded(nodes.standings(self._all(), time.time(), *nodes.limits(recovery)))
         if not bad:
             return LeaveOut(())
         try:
-            wanted = set((cluster["partition"] or "").split(",")) - {""}
+            wanted = set((cluster.partition or "").split(",")) - {""}
             there = [node for node in self._sinfo() if (node.partition in wanted if wanted else node.default)]
-            left = {node.name for node in there if node.up} - bad - self._excluded_by_user(cluster["exclude"])
+            left = {node.name for node in there if node.up} - bad - self._excluded_by_user(cluster.exclude)
         except client.SlurmError:
             return None
-        if len(left) < cluster["nodes"] + cluster.get("spare_nodes", 0):
+        if len(left) < cluster.nodes + cluster.spare_nodes:
             return LeaveOut((), too_few=True)
         return LeaveOut(tuple(sorted(bad)))
 

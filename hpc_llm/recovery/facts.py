@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hpc_llm.checkpoint.manifest import newest_step
-from hpc_llm.recovery import accounting, watch
+from hpc_llm.recovery import watch
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets, Ended
 from hpc_llm.recovery.watch import JobFacts, RunFacts
-from hpc_llm.runs import ledger
+from hpc_llm.runs import ledger, settings
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Event
+from hpc_llm.runs.settings import Settings
 from hpc_llm.slurm import client
 from hpc_llm.slurm.records import JobLife, QueuedJob
 
@@ -34,24 +33,20 @@ class Record:
     """A run as its directory tells it."""
 
     layout: RunLayout
-    config: dict[str, Any]
-    world_size: int
-    held_gpus: int  # by its job, spare nodes' with them
+    config: Settings
     events: list[Event]
     facts: RunFacts
 
 
 def read(layout: RunLayout) -> Record:
     """OSError, ValueError or KeyError where it is no run, or a damaged one."""
-    config: dict[str, Any] = json.loads(layout.config.read_text())
-    world_size = config["cluster"]["nodes"] * config["cluster"]["gpus_per_node"]
-    events = ledger.read(layout.ledger)
-    held_gpus = accounting.held_gpus(config)
-    history = attempts_since_submission(events, newest_step(layout.checkpoints), world_size, held_gpus)
-    return Record(layout, config, world_size, held_gpus, events, _facts(layout, config, history, events))
+    config = settings.read(layout)
+    events, cluster = ledger.read(layout.ledger), config.cluster
+    history = attempts_since_submission(events, newest_step(layout.checkpoints), cluster.world_size, cluster.held_gpus)
+    return Record(layout, config, events, _facts(layout, config, history, events))
 
 
-def _facts(layout: RunLayout, config: dict[str, Any], history: Sequence[Ended], events: Sequence[Event]) -> RunFacts:
+def _facts(layout: RunLayout, config: Settings, history: Sequence[Ended], events: Sequence[Event]) -> RunFacts:
     last = next((event for event in reversed(events) if event.event in (*SUBMISSIONS, WAITING)), None)
     since = last.time if last else 0.0
     # An attempt says itself which job it is in: also where the note of that job's submission was lost.
@@ -68,7 +63,7 @@ def _facts(layout: RunLayout, config: dict[str, Any], history: Sequence[Ended], 
         completed=ledger.is_complete(events),
         final=_final_word(final),
         history=history,
-        budgets=Budgets.of(config),
+        budgets=Budgets.of(config.run, config.recovery),
         heartbeat_at=layout.heartbeat.stat().st_mtime if layout.heartbeat.exists() else None,
         attempt=newest,
         began=_began(events, newest),

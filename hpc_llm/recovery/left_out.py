@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from hpc_llm.config.schema import RecoveryConfig
 from hpc_llm.recovery import nodes
 from hpc_llm.recovery.facts import Record
 
@@ -34,4 +35,4 @@ def rows(root: Path, records: Collection[Record]) -> list[dict[str, Any]]:
 def _limits(records: Collection[Record]) -> set[tuple[float, int]]:
     """recovery.* of the runs that are not over, for those alone leave nodes out; where all are, of all."""
     going = [record for record in records if not record.facts.completed and record.facts.final is None]
-    return {nodes.limits(record.config["recovery"]) for record in going or records} or {nodes.limits({})}
+    return {nodes.limits(record.config.recovery) for record in going or records} or {nodes.limits(RecoveryConfig())}

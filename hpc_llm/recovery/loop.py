@@ -113,7 +113,7 @@ def _spare_the_waiting(root: Path, known: Census, queue: Queue, looked_at: set[s
 
 def _halved_sweep(path: str, record: Record) -> str | None:
     """The sweep of a run that is judged at rungs."""
-    return path.rpartition("/")[0] if record.config.get("halving", {}).get("rungs") else None
+    return path.rpartition("/")[0] if record.config.halving.rungs else None
 
 
 def _halve(root: Path, known: Census) -> None:
@@ -125,7 +125,7 @@ def _halve(root: Path, known: Census) -> None:
         found = dict(_readable(root, paths))
         if len(found) < len(paths):
             continue  # a rung is not judged until all its runs are known
-        rules = [run.config["halving"] for path, run in found.items() if _halved_sweep(path, run)]
+        rules = [run.config.halving for path, run in found.items() if _halved_sweep(path, run)]
         if not rules:
             continue
         # A run that was resubmitted without rungs still counts in its rung.
@@ -135,7 +135,7 @@ def _halve(root: Path, known: Census) -> None:
             if _halved_sweep(path, run) or any(said.event == "rung" for said in run.events)
         }
         runs = {path: _contender(run) for path, run in records.items()}
-        out, through = judge(runs, len(rules[0]["rungs"]), rules[0]["keep"])
+        out, through = judge(runs, len(rules[0].rungs), rules[0].keep)
         for path, run in records.items():
             if run.facts.final is not None or run.facts.completed or not _halved_sweep(path, run):
                 continue

@@ -9,10 +9,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpc_llm.config.schema import RecoveryConfig
 from hpc_llm.recovery.causes import Cause
@@ -104,13 +103,9 @@ def volume(root: Path) -> int:
     return sum(path.stat().st_size for path in RootLayout(root).nodes.glob("*.jsonl"))
 
 
-def limits(recovery: Mapping[str, Any]) -> tuple[float, int]:
-    """What `standings` goes by, of a run's `recovery`: hours that evidence counts, and how many nodes are left out."""
-    default = RecoveryConfig()
-    return (
-        recovery.get("node_exclusion_h", default.node_exclusion_h),
-        recovery.get("max_excluded_nodes", default.max_excluded_nodes),
-    )
+def limits(recovery: RecoveryConfig) -> tuple[float, int]:
+    """What `standings` goes by: hours that evidence counts, and how many nodes are left out."""
+    return recovery.node_exclusion_h, recovery.max_excluded_nodes
 
 
 def standings(evidence: Sequence[Evidence], now: float, exclusion_h: float, most: int) -> list[Standing]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
+from hpc_llm.config.schema import RecoveryConfig, RunSection
 from hpc_llm.recovery.causes import Cause
 
 SUCCESSOR_LEAVES = 75  # exit status of recovery.successor in a job that has nothing to do (EX_TEMPFAIL)
@@ -77,13 +77,12 @@ class Budgets:
     max_preemptions: int | None = None
 
     @staticmethod
-    def of(config: Mapping[str, Any]) -> Budgets:
-        """The budgets of a run's config.json."""
-        recovery = config["recovery"]
-        given = {item.name: recovery[item.name] for item in fields(Budgets) if item.name in recovery}
-        if recovery.get("on_divergence") != "skip":
+    def of(run: RunSection, recovery: RecoveryConfig) -> Budgets:
+        """The budgets of a run's configuration."""
+        given = {item.name: getattr(recovery, item.name) for item in fields(Budgets) if item.name != "max_gpu_hours"}
+        if recovery.on_divergence != "skip":
             given["max_divergences"] = 0
-        return Budgets(**given, max_gpu_hours=config["run"]["max_gpu_hours"])
+        return Budgets(**given, max_gpu_hours=run.max_gpu_hours)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def of(root: Path) -> Standing:
             warnings.append(f"{seen.record.layout.path}: passed over, it cannot be read ({why})")
             continue
         rows.append(found)
-        total += Account(**found["seconds"]) * seen.record.held_gpus
+        total += Account(**found["seconds"]) * seen.record.config.cluster.held_gpus
     evidence = left_out.rows(root, [seen.record for seen in runs])
     return Standing(rows, total, evidence, [*warnings, *_warnings(root, rows, now)])
 
@@ -183,7 +183,7 @@ def eta_s(step: int, plan: dict[str, Any], tokens_per_second: float | None) -> f
 
 def limit_s(seen: Seen, now: float) -> float | None:
     """Until the job's time limit, as it was submitted; None where it has none, or Slurm does not say when it began."""
-    minutes, job = seen.record.config["cluster"]["time_min"], seen.job.queued
+    minutes, job = seen.record.config.cluster.time_min, seen.job.queued
     if minutes is None or job is None or job.start_time is None:
         return None
     return job.start_time + float(minutes) * 60 - now

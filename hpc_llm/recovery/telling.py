@@ -29,7 +29,7 @@ def note(root: Path, known: Census, told: Told, seen: Mapping[str, Seen], done: 
     """Put what is new into `told.outbox`."""
     given_up = {run.record.layout.path for run in done if run.decision.action is Action.STOP}
     for path, run in seen.items():
-        words = run.record.config["recovery"].get("notify") or []
+        words = run.record.config.recovery.notify
         last = max((said.time for said in run.record.events), default=0.0)
         if not words or (_aged(last) and run.record.layout.path not in given_up):
             continue

@@ -10,11 +10,11 @@ import functools
 import hashlib
 import json
 import statistics
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.experience import Experience, Limit, Speed
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import tail, write_json
@@ -26,16 +26,17 @@ _TAIL_BYTES = 100_000  # of metrics.jsonl, a few hundred steps
 
 
 class Remembered(Experience):
-    """Experience of the runs of `root` with this (plain) configuration and way to compute a step."""
+    """Experience of the runs of `root` with this configuration and way to compute a step."""
 
-    def __init__(self, root: RootLayout, config: Mapping[str, Any], attention: str, compiled: bool) -> None:
+    def __init__(self, root: RootLayout, config: RunConfig, attention: str, compiled: bool) -> None:
         self._folder = root.experience
-        model, train, cluster = config["model"], config["train"], config["cluster"]
+        model, train, cluster = config.model, config.train, config.cluster
         self._cluster = cluster
         self._alike = [
-            {key: value for key, value in model.items() if key != "name"},
-            *({key: section[key] for key in keys} for section, keys in ((train, _OF_TRAIN), (cluster, _OF_CLUSTER))),
-            *(config["optim"]["name"], config["data"]["packing"], attention, compiled),
+            {key: value for key, value in asdict(model).items() if key != "name"},
+            {key: getattr(train, key) for key in _OF_TRAIN},
+            {key: getattr(cluster, key) for key in _OF_CLUSTER},
+            *(config.optim.name, config.data.packing, attention, compiled),
         ]
 
     def limit(self, zero_stage: int, activation_checkpointing: bool) -> Limit | None:
@@ -60,10 +61,10 @@ class Remembered(Experience):
         self._write(self._speed(zero_stage, activation_checkpointing, micro_batch), asdict(speed))
 
     def _limit(self, *way: Any) -> Path:
-        return self._file("micro_batch", self._cluster["nodes"], *way)  # what ZeRO leaves to a rank depends on all
+        return self._file("micro_batch", self._cluster.nodes, *way)  # what ZeRO leaves to a rank depends on all
 
     def _speed(self, *way: Any) -> Path:
-        return self._file("speed", *(self._cluster[key] for key in ("name", "constraint")), *way)
+        return self._file("speed", *(getattr(self._cluster, key) for key in ("name", "constraint")), *way)
 
     def _file(self, kind: str, *facts: Any) -> Path:
         """The file's name is a hash of everything that its content depends on."""

@@ -12,9 +12,9 @@ from typing import Any
 from hpc_llm.config.building import completed, flat
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.recovery.accounting import account, held_gpus
+from hpc_llm.recovery.accounting import account
 from hpc_llm.recovery.standing import first_step_at
-from hpc_llm.runs import ledger
+from hpc_llm.runs import ledger, settings
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.trackers import jsonl
 
@@ -64,7 +64,7 @@ def read(layout: RunLayout) -> Result:
             heldout_loss=heldout[-1] if heldout else None,
             best_loss=min(heldout, default=None),
             tokens_per_second=_median([row["tokens_per_second"] for row in trained if "tokens_per_second" in row]),
-            gpu_hours=(spent.wall_s - spent.queue_s) / 3600 * held_gpus(config),
+            gpu_hours=(spent.wall_s - spent.queue_s) / 3600 * settings.of(config).cluster.held_gpus,
         )
     except FileNotFoundError as error:
         raise InputError(f"{layout.path}: not a run directory (no {error.filename})") from None

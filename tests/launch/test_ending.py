@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hpc_llm.config.schema import RecoveryConfig
 from hpc_llm.launch.ending import Ending, bad_nodes, bear_witness
 from hpc_llm.launch.steps import StepEnd
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.layout import RunLayout
 
-RECOVERY = {"node_exclusion_h": 24.0, "max_excluded_nodes": 8}
+RECOVERY = RecoveryConfig(node_exclusion_h=24.0, max_excluded_nodes=8)
 
 
 def frozen(path: Path, root: Path) -> RunLayout:

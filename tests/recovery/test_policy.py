@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_llm.config.building import to_dict
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import (
     ELSEWHERE,
@@ -211,16 +210,12 @@ def test_a_bad_node_burns_no_retries_and_its_failures_have_a_budget_of_their_own
 
 
 def test_budgets_are_those_of_the_frozen_configuration() -> None:
-    frozen = to_dict(make_config("recovery.max_hangs=7", "recovery.max_preemptions=2", "run.max_gpu_hours=5"))
-    budgets = Budgets.of(frozen)
+    config = make_config("recovery.max_hangs=7", "recovery.max_preemptions=2", "run.max_gpu_hours=5")
+    budgets = Budgets.of(config.run, config.recovery)
     assert (budgets.max_hangs, budgets.max_preemptions, budgets.max_gpu_hours) == (7, 2, 5.0)
     assert budgets.max_divergences == 0
-    assert Budgets.of(to_dict(make_config("recovery.on_divergence=skip"))).max_divergences == 3
-
-
-def test_a_run_frozen_before_there_were_so_many_budgets_can_be_read() -> None:
-    old = {"recovery": {"max_crashes": 2, "max_no_progress": 5}, "run": {"max_gpu_hours": None}}
-    assert Budgets.of(old) == Budgets(2, 5, None)
+    skipping = make_config("recovery.on_divergence=skip")
+    assert Budgets.of(skipping.run, skipping.recovery).max_divergences == 3
 
 
 def lived(story: list[Ended], budgets: Budgets) -> list[Ended]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ LIMIT, SPEED = Limit(4, "first"), Speed(1000.0, 8, "first")
 
 def remembered(root: Path, *words: str, attention: str = "sdpa") -> Remembered:
     config = make_config(*BASE, *words)
-    return Remembered(RootLayout(root), asdict(config), attention, compiles(config))
+    return Remembered(RootLayout(root), config, attention, compiles(config))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,7 @@ def test_a_speed_is_the_median_of_enough_steps_of_this_attempt(tmp_path: Path) -
 def test_submit_plans_with_what_its_root_has_seen(tmp_path: Path) -> None:
     config = make_config(f"run.root={tmp_path}", "local=true")
     plain = examine(config)
-    known = Remembered(RootLayout(tmp_path), asdict(config), plain.attention, plain.compile)
+    known = Remembered(RootLayout(tmp_path), config, plain.attention, plain.compile)
     known.note_speed(plain.zero_stage, plain.activation_checkpointing, plain.micro_batch, SPEED)
     found = examine(config)
     assert (plain.timed_by, found.timed_by, found.tokens_per_second) == (None, "first", 125.0)
