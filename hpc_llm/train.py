@@ -21,7 +21,7 @@ from hpc_llm.data.manifest import check_digests
 from hpc_llm.launch import allocator
 from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.planning.plan import RunPlan, with_micro_batch
-from hpc_llm.recovery import accounting
+from hpc_llm.recovery import accounting, errors
 from hpc_llm.recovery.causes import ExitCode
 from hpc_llm.runs import attempts, freeze, ledger
 from hpc_llm.runs.heartbeat import Heart, Phase
@@ -89,8 +89,8 @@ def _exit_code(error: Exception) -> ExitCode:
 
 
 def _crash_code(error: Exception) -> ExitCode:
-    """Out of memory is told apart by type on a GPU, and by torch's words on a host."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's: torch may not have been imported
+    """Out of memory is told apart, of a GPU and of a host."""
+    if errors.names_gpu_memory(error):
         return ExitCode.GPU_OUT_OF_MEMORY
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
         return ExitCode.OUT_OF_MEMORY

@@ -18,11 +18,16 @@ _LOGGED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) rank (\d+) (\w+) 
 _LAST_LINES = 20
 _FATAL = "Fatal Python error: "
 _TRACEBACK = "Traceback (most recent call last):"
+# torch's allocator has a type of its own for it; whoever else asks the driver for memory says it in words: a kernel's
+# first launch (torch.AcceleratorError), Triton, NCCL, cuBLAS, cuDNN.
+_GPU_MEMORY = re.compile(
+    r"CUDA out of memory|OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY|CUDA (driver )?error: out of memory"
+    r"|Triton Error \[CUDA\]: out of memory|Cuda failure (\d+ )?'out of memory'"
+    r"|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
+)
 # Messages of the libraries; a rank that raises such an error may have had no chance to choose its exit code.
 _SAID: dict[Cause, re.Pattern[str]] = {
-    Cause.GPU_OUT_OF_MEMORY: re.compile(
-        r"CUDA out of memory|OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED"
-    ),
+    Cause.GPU_OUT_OF_MEMORY: _GPU_MEMORY,
     Cause.OUT_OF_MEMORY: re.compile(r"DefaultCPUAllocator: can't allocate memory|^MemoryError", re.MULTILINE),
     Cause.STORAGE_FULL: re.compile(r"No space left on device|Disk quota exceeded"),
 }
@@ -76,6 +81,11 @@ def refine(cause: Cause, failure: Failure | None) -> Cause:
     if nodes.faults_in(failure.text):
         return Cause.NODE_FAILURE
     return next((better for better, words in _SAID.items() if words.search(failure.text)), cause)
+
+
+def names_gpu_memory(error: Exception) -> bool:
+    """Whether the memory of a GPU was too small, by the type or the message of the error."""
+    return _GPU_MEMORY.search(f"{type(error).__name__}: {error}") is not None
 
 
 def tails(paths: Iterable[Path]) -> list[str]:

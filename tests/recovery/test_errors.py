@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from hpc_llm import train
 from hpc_llm.recovery import errors
-from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.causes import Cause, ExitCode
 
 FOLLOWER = """\
 2026-11-23 16:00:02,500 rank 0 INFO starting at step 0 of 8
@@ -28,6 +31,25 @@ Traceback (most recent call last):
 ValueError: I/O operation on closed file
 2026-11-23 16:00:09,150 rank 3 INFO leaving
 """
+
+OUT_OF_GPU_MEMORY = {  # name of the error's type → its words
+    "OutOfMemoryError": "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB",
+    "AcceleratorError": (
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call, so the "
+        "stacktrace below might be incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1"
+    ),
+    "RuntimeError of Triton": "Triton Error [CUDA]: out of memory",
+    "RuntimeError of the driver": "CUDA driver error: out of memory",
+    "DistBackendError": (
+        "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3699, unhandled cuda error (run with "
+        "NCCL_DEBUG=INFO for details), NCCL version 2.27.3\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+        "Last error:\nCuda failure 2 'out of memory'"
+    ),
+    "DistBackendError of an older NCCL": "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
+    "Cuda failure 'out of memory'",
+    "RuntimeError of cuBLAS": "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "RuntimeError of cuDNN": "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+}
 
 
 def crash(words: str) -> errors.Failure:
@@ -62,6 +84,19 @@ def test_words_of_the_libraries_name_the_cause() -> None:
         "ValueError: a bug": Cause.CRASH,
     }
     assert {words: errors.refine(Cause.CRASH, crash(words)) for words in said} == said
+
+
+@pytest.mark.parametrize("kind", OUT_OF_GPU_MEMORY)
+def test_whoever_asked_for_the_gpus_memory_its_lack_is_one_cause(kind: str) -> None:
+    name, words = kind.partition(" ")[0], OUT_OF_GPU_MEMORY[kind]
+    assert errors.refine(Cause.CRASH, crash(f"torch.{name}: {words}")) is Cause.GPU_OUT_OF_MEMORY
+    assert train._crash_code(type(name, (RuntimeError,), {})(words)) is ExitCode.GPU_OUT_OF_MEMORY
+
+
+def test_the_hosts_memory_and_a_bug_are_no_lack_of_the_gpus() -> None:
+    assert train._crash_code(MemoryError()) is ExitCode.OUT_OF_MEMORY
+    assert train._crash_code(RuntimeError("DefaultCPUAllocator: can't allocate memory")) is ExitCode.OUT_OF_MEMORY
+    assert train._crash_code(RuntimeError("CUDA error: an illegal memory access was encountered")) is ExitCode.CRASHED
 
 
 def test_only_a_crash_is_refined() -> None:
