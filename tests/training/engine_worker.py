@@ -6,7 +6,8 @@ launched, how often it made one of numbers, and how often it waited for the devi
 whether the weights changed, with a loss that is no number at step 1; graphs: after each step, how many graphs torch has
 compiled and why it broke one, if it did; alive: bytes of tensors at the peak; buckets: the same as losses, with buckets
 of a few elements, and when each of them began, see Began; theirs: the same as losses, with gradients summed by
-DeepSpeed itself; or, on a GPU, syncs: per step, where the host first waited for the device while it was launched.
+DeepSpeed itself; optimizer: what the engine says that its optimizer is; or, on a GPU, syncs: per step, where the host
+first waited for the device while it was launched.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ WORDS = [
 ]
 
 
-def global_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and targets of `step`, [GLOBAL_BATCH, SEQ_LEN]; some targets masked, unevenly over the rows."""
+def global_batch(step: int, seq_len: int = SEQ_LEN) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and targets of `step`, [GLOBAL_BATCH, seq_len]; some targets masked, unevenly over the rows."""
     generator = torch.Generator().manual_seed(step)
-    tokens = torch.randint(0, VOCAB, (GLOBAL_BATCH, SEQ_LEN + 1), generator=generator)
+    tokens = torch.randint(0, VOCAB, (GLOBAL_BATCH, seq_len + 1), generator=generator)
     targets = tokens[:, 1:].clone()
     for row in range(GLOBAL_BATCH):
         targets[row, : row * 2] = IGNORED
@@ -175,16 +176,24 @@ def nobody_else(place: RankEnvironment) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def passes_of(step: int, plan: RunPlan, rank: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """This rank's part of the global batch; a short pass is filled up with masked rows."""
-    tokens, targets = global_batch(step)
+def passes_of(step: int, config: RunConfig, plan: RunPlan, rank: int) -> list[tuple[torch.Tensor, ...]]:
+    """This rank's part of the global batch; a short pass is filled up with masked rows.
+
+    Where the run is packed, every row is two documents, which end elsewhere in each row and step.
+    """
+    length = config.train.seq_len
+    tokens, targets = global_batch(step, length)
+    ends = (torch.arange(GLOBAL_BATCH) + step) % (length - 1) + 1
+    documents = 1 + (torch.arange(length) >= ends[:, None]).int()
+    wholes = (tokens, targets, documents) if config.data.packing == "best_fit" else (tokens, targets)
     passes = []
     for index in range(plan.accumulation):
         start, end = pass_rows(GLOBAL_BATCH, plan.world_size, plan.micro_batch, rank, index)
-        own_tokens = torch.zeros(plan.micro_batch, SEQ_LEN, dtype=torch.int64)
-        own_targets = torch.full((plan.micro_batch, SEQ_LEN), IGNORED)
-        own_tokens[: end - start], own_targets[: end - start] = tokens[start:end], targets[start:end]
-        passes.append((own_tokens, own_targets))
+        own = [torch.zeros(plan.micro_batch, length, dtype=whole.dtype) for whole in wholes]
+        own[1].fill_(IGNORED)
+        for part, whole in zip(own, wholes, strict=True):
+            part[: end - start] = whole[start:end]
+        passes.append(tuple(own))
     return passes
 
 
@@ -217,8 +226,8 @@ def main() -> None:
                     device,
                     rank,
                 )
-                for step in range(STEPS):
-                    passes = passes_of(step, plan, rank)
+                for step in range(STEPS if what != "optimizer" else 0):
+                    passes = passes_of(step, config, plan, rank)
                     lr = learning_rate(config.optim, step, STEPS, plan.warmup_steps)
                     before = engine.weights() if what == "poison" else {}
                     poisoned = what == "poison" and step == 1
@@ -246,6 +255,8 @@ def main() -> None:
                     if what == "buckets":
                         losses.append([watching.summed, watching.at])
                     found.append(reads.count if reads is not None else losses)
+            if what == "optimizer":
+                found = [engine.optimizer_name]
             results.append([watching.peak] if what == "alive" else found)
             del engine
             gc.collect()
