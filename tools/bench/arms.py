@@ -83,7 +83,14 @@ def bare_loop(setting: Setting, model: torch.nn.Module) -> None:
 
 
 def deepspeed_alone(setting: Setting) -> None:
-    deepspeed_loop(setting, setting.model())
+    import deepspeed
+
+    from hpc_llm.model.transformer import Block
+
+    model = setting.model()
+    if setting.plan.zero_stage == 3:  # as our engine does: else the compiler stops at every weight that is gathered
+        deepspeed.utils.set_z3_leaf_modules(model, [Block])
+    deepspeed_loop(setting, model)
 
 
 def deepspeed_loop(setting: Setting, model: torch.nn.Module) -> None:
@@ -93,6 +100,7 @@ def deepspeed_loop(setting: Setting, model: torch.nn.Module) -> None:
     from hpc_llm.training.engine import deepspeed_settings
 
     config = setting.config
+    need_operator(setting)
     optimizer = optim.make(config.optim, list(model.named_parameters()), setting.device.type)
     settings = {**deepspeed_settings(config, setting.plan), "gradient_clipping": config.optim.grad_clip}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
@@ -104,6 +112,18 @@ def deepspeed_loop(setting: Setting, model: torch.nn.Module) -> None:
             engine.step()
             total += loss.detach()
         setting.losses.append(total)
+
+
+def need_operator(setting: Setting) -> None:
+    """End where DeepSpeed's optimizer is not built: what takes its place would be measured under its name."""
+    from hpc_llm.storage import operators
+    from hpc_llm.training import ops
+
+    optim = setting.config.optim
+    device = "cpu" if optim.offloaded else setting.device.type
+    operator = operators.needed(optim.name, device)
+    if operator is not None and not ops.load(operator, device):
+        sys.exit(f"OperatorError: python -m hpc_llm.build optim={optim.name} cluster.device={setting.device.type}")
 
 
 class TimedBatches(Batches):
@@ -123,6 +143,7 @@ def ours(setting: Setting) -> None:
     from hpc_llm.training.stop import StopFlag
 
     config, plan, layout = setting.config, setting.plan, RunLayout(setting.folder / "run")
+    need_operator(setting)
     layout.make_folders()
     number = claim(layout)
     attempt = loop.Attempt(
@@ -170,7 +191,12 @@ class Theirs(torch.nn.Module):
 
 
 def transformers_model(setting: Setting) -> torch.nn.Module:
-    """Its model of the same architecture; SystemExit where it has none."""
+    """Its model of the same architecture, on the device; SystemExit where it has none."""
+    with setting.device:  # it draws its weights there: for 3 B parameters one core would take half a minute
+        return _transformers_model(setting)
+
+
+def _transformers_model(setting: Setting) -> torch.nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM, MptConfig, MptForCausalLM
 
     model = setting.config.model
@@ -273,7 +299,8 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     if case.device == "cuda":
         importlib.import_module("torch._inductor.compile_fx")
     print("\n@ready 0", flush=True)
-    sys.stdin.readline()
+    if not sys.stdin.readline():
+        sys.exit("whoever started this is gone")
     device = devices.choose_device(case.device, 0)
     if kept or not theirs:
         devices.keep_memory(device)
