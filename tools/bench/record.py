@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hpc_llm.launch import allocator
+from hpc_llm.storage.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ALLOCATOR_SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE", "PYTORCH_", "LD_PRELOAD")
@@ -21,13 +22,27 @@ ALLOCATOR_SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE", "PYTO
 
 def append(page: Path, introduction: str, title: str, body: Sequence[str], packages: Sequence[str]) -> None:
     """A dated section at the end of `page`, which begins with `introduction`. Nothing written before is touched."""
-    page.parent.mkdir(parents=True, exist_ok=True)
-    if not page.exists():
-        page.write_text(introduction.strip() + "\n")
-    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    facts = [f"- machine: {machine()}", f"- versions: {versions(packages)}", f"- command: `{command()}`"]
-    with page.open("a") as file:
-        file.write("\n".join(["", f"## {now}: {title}", "", *facts, "", *body]) + "\n")
+    Section(page, introduction, title, packages).write(body)
+
+
+class Section:
+    """A section at the end of a page that is written again as it grows: what ends a bench takes no row with it."""
+
+    def __init__(self, page: Path, introduction: str, title: str, packages: Sequence[str]) -> None:
+        now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        facts = [f"- machine: {machine()}", f"- versions: {versions(packages)}", f"- command: `{command()}`"]
+        self._page, self._introduction = page, introduction
+        self._head = ["", f"## {now}: {title}", "", *facts, ""]
+        self._written = ""
+
+    def write(self, body: Sequence[str]) -> None:
+        """Put `body` in the place of what the section had; the rest of the page stays as it is."""
+        self._page.parent.mkdir(parents=True, exist_ok=True)
+        text = self._page.read_text() if self._page.exists() else self._introduction.strip() + "\n"
+        section = "\n".join([*self._head, *body]) + "\n"
+        before, found, after = text.rpartition(self._written) if self._written else ("", "", "")
+        write_atomic(self._page, before + section + after if found else text + section)
+        self._written = section
 
 
 def machine() -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import record
-from turns import ARMS, Round, in_turns, one_after_the_other
+from turns import ARMS, Round, in_turns, one_at_a_time
 
 # "small" is the shape that the published CPU figures of other trainers were measured with.
 SHAPES = {
@@ -39,7 +39,9 @@ much of that is DeepSpeed's own. The aim: ours ÷ bare ≤ {TARGET}. `tools/benc
 - A round starts one process per arm; they take turns of a few steps. A step's time runs from the beginning of a step
   to that of the next (on a GPU between events); the first step of a turn is left out. A round's figure is the median
   over the steps of its turns; ratios are taken within a round; shown are the median over rounds (least–greatest).
-- `--alone`, for models that fill a GPU: one arm after the other, each a process whose turns are the rounds.
+- `--alone`, for models that fill a GPU: in a round one arm after the other, each a process of its own, so that a drift
+  of the machine does not meet all alike. In the sections of 26 Nov 2026 all rounds were turns of one process per arm:
+  their spread is that of one process.
 - On a CPU our ranks keep what a step frees, and so do bare and deepspeed, loops around our model: under tcmalloc where
   the machine line says so (launch/allocator.py), else by glibc. transformers' arms do, in the same way, only where they
   are called "memory kept" (in sections before 25 Nov 2026 all did).
@@ -59,30 +61,34 @@ Written by `tools/bench/train.py`; sections are only ever added.
 """
 
 
-def lines_of(rounds: list[Round], failed: dict[str, str], arguments: argparse.Namespace) -> list[str]:
-    """A case's tables: arms, ratios, raw rounds."""
-    arms = [name for name in arguments.arms.split(";") if name in rounds[0].step_s]
-    first = rounds[0].results[arms[0]]
+def lines_of(rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
+    """A case's tables: arms, ratios, raw rounds. The last round may lack arms."""
+    arms = [name for name in arguments.arms.split(";") if any(name in each.step_s for each in rounds)]
+    failed = {name: why for each in rounds for name, why in each.failed.items()}
+    impossible = [f"{name}: not possible, {why}" for name, why in failed.items()]
+    if not arms:
+        return impossible
+    results = {name: found for each in reversed(rounds) for name, found in each.results.items()}
+    first = results[arms[0]]
     plan = first["plan"]
     rows = []
     for name in arms:
-        steps = [each.step_s[name] for each in rounds]
+        steps = [each.step_s[name] for each in rounds if name in each.step_s]
         speed = plan["tokens_per_step"] / median(steps)
         peak = plan["peak_tflops"]
-        memory = rounds[0].results[name]["memory"]
+        memory = results[name]["memory"]
         rows.append([
             name, record.spread([1000 * step for step in steps], 1), f"{speed:,.0f}",
             f"{speed * plan['flops_per_token'] / (peak * 1e12):.1%}" if peak else "–",
-            f"{rounds[0].results[name]['plan']['memory_total'] / 2**30:.2f}",
+            f"{results[name]['plan']['memory_total'] / 2**30:.2f}",
             " / ".join(f"{size / 2**30:.2f}" for size in memory.values()),
-            f"{rounds[0].results[name]['losses'][-1]:.4f}",
+            f"{results[name]['losses'][-1]:.4f}",
         ])  # fmt: skip
     theirs = [(name, "ours") for name in arms if name.startswith("transformers")]
     variants = [(name, "ours") for name in arms if name.startswith("ours:")]
     known = [*RATIOS, *FUSED, ("bare", "ours, compiled"), *theirs, *variants]
-    pairs = [pair for pair in known if set(pair) <= set(arms)]
-    ratios = {pair: [each.step_s[pair[0]] / each.step_s[pair[1]] for each in rounds] for pair in pairs}
-    fastest = {name: min(each.fastest_s[name] for each in rounds) for name in arms}
+    ratios = {pair: found for pair in known if (found := _ratios(rounds, *pair))}
+    fastest = {name: min(each.fastest_s[name] for each in rounds if name in each.fastest_s) for name in arms}
     busy = max(each.others for each in rounds)
     verdict = f"not decided, other processes took up to {busy:.0%} of the cores"
     if busy <= QUIET and ("ours", "bare") in ratios:
@@ -90,23 +96,18 @@ def lines_of(rounds: list[Round], failed: dict[str, str], arguments: argparse.Na
     against_bare = [f"ours ÷ bare ≤ {TARGET}: {verdict}"] if ("ours", "bare") in ratios else []
     own = any(name.startswith("ours") for name in arms)
     peers = [_against_peers(rounds, arms, group) for kept in (False, True) if own and (group := _peers(arms, kept))]
+    way = "one process at a time" if arguments.alone else "processes that take turns"
     return [
         f"{plan['parameters'] / 1e6:.1f} M parameters, {plan['tokens_per_step']:,} tokens per step in "
         f"{plan['accumulation']} passes, "
         f"ZeRO-{plan['zero_stage']}, {first['threads']} threads, "
-        + ("events on the GPU." if arguments.device == "cuda" else f"{arguments.clock} time."),
+        + ("events on the GPU" if arguments.device == "cuda" else f"{arguments.clock} time")
+        + f"; {len(rounds)} rounds, each of new processes: {way}.",
         "",
         *record.table(["arm", "step ms", "tokens/s", "MFU", "planned GiB", "measured GiB", "loss"], rows),
         "",
-        *record.table(
-            ["ratio", "median (least–greatest)", "of the fastest steps"],
-            [
-                [f"{above} ÷ {below}", record.spread(values, 3), f"{fastest[above] / fastest[below]:.3f}"]
-                for (above, below), values in ratios.items()
-            ],
-        ),
-        "",
-        *(f"{name}: not possible, {why}" for name, why in failed.items()),
+        *(_ratio_table(ratios, fastest) if ratios else []),
+        *impossible,
         *against_bare,
         *peers,
         "",
@@ -114,11 +115,23 @@ def lines_of(rounds: list[Round], failed: dict[str, str], arguments: argparse.Na
             ["round", "others", "turns", *(f"{name}, ms" for name in arms)],
             [
                 [number + 1, f"{each.others:.0%}", f"{arguments.turns}/{each.turns_taken}"]
-                + [f"{1000 * each.step_s[name]:.1f}" for name in arms]
+                + [f"{1000 * each.step_s[name]:.1f}" if name in each.step_s else "–" for name in arms]
                 for number, each in enumerate(rounds)
             ],
         ),
     ]
+
+
+def _ratios(rounds: list[Round], above: str, below: str) -> list[float]:
+    return [each.step_s[above] / each.step_s[below] for each in rounds if {above, below} <= set(each.step_s)]
+
+
+def _ratio_table(ratios: dict[tuple[str, str], list[float]], fastest: dict[str, float]) -> list[str]:
+    rows = [
+        [f"{above} ÷ {below}", record.spread(values, 3), f"{fastest[above] / fastest[below]:.3f}"]
+        for (above, below), values in ratios.items()
+    ]
+    return [*record.table(["ratio", "median (least–greatest)", "of the fastest steps"], rows), ""]
 
 
 def _peers(arms: list[str], kept: bool) -> list[str]:
@@ -128,9 +141,11 @@ def _peers(arms: list[str], kept: bool) -> list[str]:
 def _against_peers(rounds: list[Round], arms: list[str], theirs: list[str]) -> str:
     """The best of ours ÷ the best of `theirs`, in tokens/s, within rounds."""
     ours = [name for name in arms if name.startswith("ours")]
-    best = min(theirs, key=lambda name: median(each.step_s[name] for each in rounds))
-    own = min(ours, key=lambda name: median(each.step_s[name] for each in rounds))
-    times = [each.step_s[best] / each.step_s[own] for each in rounds]
+    step_s = {name: median(each.step_s[name] for each in rounds if name in each.step_s) for name in [*ours, *theirs]}
+    best, own = (min(group, key=step_s.__getitem__) for group in (theirs, ours))
+    times = _ratios(rounds, best, own)
+    if not times:
+        return f"{own} against {best}: in no round both"
     held = "held" if median(times) >= OURS_MORE else "MISSED"
     return f"{own} ≥ {OURS_MORE} × {best} in tokens/s: {held}, {record.spread(times, 2)}"
 
@@ -160,7 +175,7 @@ def main() -> None:
     parser.add_argument(
         "--alone",
         action="store_true",
-        help="one arm at a time, for models that fill a GPU: its rounds are turns of one process",
+        help="one arm at a time, for models that fill a GPU",
     )
     parser.add_argument(
         "--lock", type=Path, help="with --alone: held while an arm has the device, among several benches"
@@ -172,34 +187,33 @@ def main() -> None:
     arguments.precisions = arguments.precisions or ("bf16" if arguments.device == "cuda" else "bf16,fp32")
     if arguments.lock and not arguments.alone:
         parser.error("--lock: for --alone")
-    if arguments.alone:
-        arguments.turns = 1  # per round
     if arguments.quick:
         arguments.rounds, arguments.turns, arguments.precisions = 1, 1, "bf16"
         arguments.models = arguments.models.partition(",")[0]
 
     for model in arguments.models.split(","):
         for precision in arguments.precisions.split(","):
-            words, arms = words_of(model, precision, arguments), arguments.arms.split(";")
-            rounds: list[Round] = []
-            failed: dict[str, str] = {}
-            try:
-                if arguments.alone:
-                    rounds, failed = one_after_the_other(words, arms, arguments)
-                else:
-                    for number in range(arguments.rounds):
-                        rounds.append(in_turns(words, arms, number, arguments))
-            finally:  # an arm that fails, or whoever stops this, costs its round and no more
-                if rounds:
-                    write(f"{model}, {precision}, {arguments.device}", rounds, failed, arguments)
-            if not rounds:
+            title = f"{model}, {precision}, {arguments.device}"
+            section = record.Section(arguments.out, INTRODUCTION, title, ["torch", "deepspeed", "transformers"])
+            rounds = measure(words_of(model, precision, arguments), section, arguments)
+            print("\n".join(lines_of(rounds, arguments)), flush=True)
+            if not any(each.step_s for each in rounds):
                 sys.exit("no arm could be measured")
 
 
-def write(title: str, rounds: list[Round], failed: dict[str, str], arguments: argparse.Namespace) -> None:
-    lines = lines_of(rounds, failed, arguments)
-    print("\n".join(lines), flush=True)
-    record.append(arguments.out, INTRODUCTION, title, lines, ["torch", "deepspeed", "transformers"])
+def measure(words: list[str], section: record.Section, arguments: argparse.Namespace) -> list[Round]:
+    """All rounds; the section is written whenever there is more of one. An arm that fails is not tried again."""
+    rounds: list[Round] = []
+    for number in range(arguments.rounds):
+        failed = {name for each in rounds for name in each.failed}
+        arms = [name for name in arguments.arms.split(";") if name not in failed]
+        if not arms:
+            break
+        done = list(rounds)
+        for so_far in (one_at_a_time if arguments.alone else in_turns)(words, arms, number, arguments):
+            rounds = [*done, so_far]
+            section.write(lines_of(rounds, arguments))
+    return rounds
 
 
 def words_of(model: str, precision: str, arguments: argparse.Namespace) -> list[str]:

@@ -10,11 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import psutil
 import record
@@ -52,6 +52,12 @@ def arm_of(name: str) -> tuple[str, list[str]]:
 class ArmFailed(SystemExit):
     """An arm's process ended early; whoever does without it catches this."""
 
+    @property
+    def why(self) -> str:
+        """In a line: the last that names an error."""
+        lines = str(self).strip().splitlines()
+        return next((line for line in reversed(lines) if "Error" in line), lines[-1])[:200]
+
 
 @dataclass
 class Runner:
@@ -71,7 +77,7 @@ class Runner:
             "clock": arguments.clock,
             "warmup": arguments.warmup,
             "turn_steps": arguments.turn_steps,
-            "most_turns": max(arguments.turns * TURNS_TRIED, arguments.rounds),
+            "most_turns": arguments.turns * TURNS_TRIED,
             "alive": alive,
         }
         threads = {"OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
@@ -125,8 +131,11 @@ class Runner:
 
     def say(self, word: str) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(word + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self.failure() from None
 
     def read(self, mark: str) -> Any:
         assert self.process.stdout is not None
@@ -136,6 +145,7 @@ class Runner:
         raise self.failure()
 
     def failure(self) -> ArmFailed:
+        self.process.wait()
         self.errors.seek(0)
         return ArmFailed(f"an arm failed:\n{self.errors.read()}")
 
@@ -168,78 +178,89 @@ class Round:
     results: dict[str, dict[str, Any]]
     others: float
     turns_taken: int
+    failed: dict[str, str]  # why arms could not be measured
 
     @classmethod
-    def of(cls, runners: dict[str, Runner], steps_s: dict[str, list[float]], others: float, turns: int) -> Round:
+    def of(
+        cls,
+        runners: dict[str, Runner],
+        steps_s: dict[str, list[float]],
+        others: float,
+        turns: int,
+        failed: dict[str, str],
+    ) -> Round:
         return cls(
             {name: median(steps) for name, steps in steps_s.items()},
             {name: min(steps) for name, steps in steps_s.items()},
             {name: runners[name].result for name in steps_s},
             others,
             turns,
+            dict(failed),
         )
 
 
-def in_turns(words: list[str], arms: list[str], number: int, arguments: argparse.Namespace) -> Round:
+def in_turns(words: list[str], arms: list[str], number: int, arguments: argparse.Namespace) -> Iterator[Round]:
     """Round `number` (from 0), with all arms' processes there at once."""
-    runners = {name: Runner.start(name, words, arguments) for name in arms}
-    for runner in runners.values():
-        runner.build()
-    for runner in runners.values():
-        runner.read("@turn")  # everything is built
-    for runner in runners.values():
-        runner.turn()  # warm-up
+    runners, failed = {name: Runner.start(name, words, arguments) for name in arms}, dict[str, str]()
+    for_each(arms, failed, lambda name: runners[name].build())
+    for_each(arms, failed, lambda name: runners[name].read("@turn"))  # everything is built
+    for_each(arms, failed, lambda name: runners[name].turn())  # warm-up
     steps_s: dict[str, list[float]] = {name: [] for name in arms}
     kept, worst, taken = 0, 0.0, 0
-    while kept < arguments.turns:
+    while kept < arguments.turns and len(failed) < len(arms):
         wait_for_quiet(arguments.max_others, arguments.patience)
-        turns, busiest = {}, 0.0
         first = (number + taken) % len(arms)
-        for name in arms[first:] + arms[:first]:
-            turns[name], share = runners[name].turn()
-            busiest = max(busiest, share)
+        turns = for_each(arms[first:] + arms[:first], failed, lambda name: runners[name].turn())
+        busiest = max((share for _, share in turns.values()), default=0.0)
         taken += 1
         if busiest > arguments.max_others and arguments.turns * TURNS_TRIED - taken > arguments.turns - kept:
             continue
         kept, worst = kept + 1, max(worst, busiest)
-        for name, seconds in turns.items():
+        for name, (seconds, _) in turns.items():
             steps_s[name] += seconds
-    for runner in runners.values():
-        runner.stop()
-    return Round.of(runners, steps_s, worst, taken)
+    for_each(arms, failed, lambda name: runners[name].stop())
+    yield Round.of(runners, {name: steps_s[name] for name in arms if name not in failed}, worst, taken, failed)
 
 
-def one_after_the_other(
-    words: list[str], arms: list[str], arguments: argparse.Namespace
-) -> tuple[list[Round], dict[str, str]]:
-    """Rounds, and why arms could not be measured: each arm takes a turn for every round before the next one begins.
+def one_at_a_time(words: list[str], arms: list[str], number: int, arguments: argparse.Namespace) -> Iterator[Round]:
+    """Round `number` (from 0), as far as it is after each arm: each takes its turns before the next one is built.
 
     For models of which a GPU holds one at a time.
     """
-    runners, failed = {name: Runner.start(name, words, arguments) for name in arms}, dict[str, str]()
-    turns: dict[str, list[tuple[list[float], float]]] = {}
-    for name, runner in runners.items():
-        try:
-            runner.read("@ready")
-            with FileLock(arguments.lock) if arguments.lock else contextlib.nullcontext():
-                runner.say("build")
-                runner.read("@turn")
-                runner.turn()
-                turns[name] = [runner.turn() for _ in range(arguments.rounds)]
-                runner.stop()
-            print(name, *(f"{1e3 * median(seconds):.1f} ms" for seconds, _ in turns[name]), flush=True)
-        except KeyboardInterrupt:
-            failed |= {left: "stopped" for left in runners if left not in turns or left == name}
-            turns.pop(name, None)
-            break
-        except (ArmFailed, BrokenPipeError) as failure:
-            turns.pop(name, None)
-            error = runner.failure() if isinstance(failure, BrokenPipeError) else failure
-            lines = str(error).strip().splitlines()
-            failed[name] = next((line for line in reversed(lines) if "Error" in line), lines[-1])[:200]
-            print(error, flush=True)
-    rounds = []
-    for number in range(arguments.rounds if turns else 0):
-        steps_s = {name: taken[number][0] for name, taken in turns.items()}
-        rounds.append(Round.of(runners, steps_s, max(taken[number][1] for taken in turns.values()), 1))
-    return rounds, failed
+    order = arms[number % len(arms) :] + arms[: number % len(arms)]
+    runners, failed = {name: Runner.start(name, words, arguments) for name in order}, dict[str, str]()
+    for_each(order, failed, lambda name: runners[name].read("@ready"))  # what imports take of the cores is over
+    steps_s, worst = dict[str, list[float]](), 0.0
+
+    def alone(name: str) -> list[tuple[list[float], float]]:
+        runner = runners[name]
+        with FileLock(arguments.lock) if arguments.lock else contextlib.nullcontext():
+            runner.say("build")
+            runner.read("@turn")
+            runner.turn()  # warm-up
+            turns = [runner.turn() for _ in range(arguments.turns)]
+            runner.stop()
+        return turns
+
+    for each in order:
+        for name, turns in for_each([each], failed, alone).items():
+            steps_s[name] = [second for seconds, _ in turns for second in seconds]
+            worst = max(worst, *(share for _, share in turns))
+            print(name, f"{1e3 * median(steps_s[name]):.1f} ms", flush=True)
+        yield Round.of(runners, steps_s, worst, arguments.turns, failed)
+
+
+T = TypeVar("T")
+
+
+def for_each(names: list[str], failed: dict[str, str], do: Callable[[str], T]) -> dict[str, T]:
+    """What `do` gives for every arm that has not failed. Which fail now, and why, is put down in `failed`."""
+    found = {}
+    for name in names:
+        if name not in failed:
+            try:
+                found[name] = do(name)
+            except ArmFailed as failure:
+                failed[name] = failure.why
+                print(name, failure, sep="\n", flush=True)
+    return found
