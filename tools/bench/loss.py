@@ -36,9 +36,11 @@ The product with the output matrix and its loss, forward and backward: time, and
 weights and gradients (on a CPU the process's peak resident memory, on a GPU the allocator's peak). "whole" is torch's
 cross-entropy of fp32 copies of all logits. Medians (least–greatest) over rounds, each way a process of its own.
 
-Written by `tools/bench/loss.py`; sections are only ever added. A section of a GPU names it; none was at hand so far.
+Written by `tools/bench/loss.py`; sections are only ever added. A section of a GPU names it.
 """
 STEPS = 3  # the first compiles and allocates
+HEADER = ["vocabulary", "precision", "way", "ms", "memory GiB", "loss per token"]
+Way = tuple[bool, int | None]  # compiled, and tokens of a chunk
 
 
 def main() -> None:
@@ -56,28 +58,46 @@ def main() -> None:
     if arguments.one:
         print("@result", json.dumps(measure(**json.loads(arguments.one))))
         return
+    section = record.Section(arguments.out, INTRODUCTION, f"cross-entropy, {arguments.device}", ["torch"])
+    head = f"{arguments.tokens:,} tokens, d_model {arguments.width}, {arguments.rounds} rounds."
     chunks = [None, *map(int, arguments.chunks.split(","))]
-    rows = []
+    ways = list(itertools.product((False, True), chunks))
+    done: list[list[str]] = []
     for vocabulary, precision in itertools.product(arguments.vocabularies.split(","), arguments.precisions.split(",")):
-        ways = list(itertools.product((False, True), chunks))
-        found: dict[tuple[bool, int | None], list[list[float]]] = {way: [] for way in ways}
+        found: dict[Way, list[list[float]]] = {way: [] for way in ways}
+        failed: dict[Way, str] = {}
         for number in range(arguments.rounds):
-            for compiled, chunk in ways[number % len(ways) :] + ways[: number % len(ways)]:
+            for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
+                if way in failed:
+                    continue
                 case = {"device": arguments.device, "vocabulary": int(vocabulary), "precision": precision}
-                case |= {"tokens": arguments.tokens, "width": arguments.width, "chunk": chunk, "compiled": compiled}
-                found[compiled, chunk].append(in_a_process(case))
-        for (compiled, chunk), times in found.items():
-            way = ("compiled, " if compiled else "") + ("whole" if chunk is None else f"chunks of {chunk}")
-            step_ms, memory_gib, loss = zip(*times, strict=True)
-            numbers = [record.spread(step_ms, 0), record.spread(memory_gib, 2), f"{loss[0]:.5f}"]
-            rows.append([vocabulary, precision, way, *numbers])
-            print(*rows[-1], sep=" | ", flush=True)
-    lines = [
-        f"{arguments.tokens:,} tokens, d_model {arguments.width}, {arguments.rounds} rounds.",
-        "",
-        *record.table(["vocabulary", "precision", "way", "ms", "memory GiB", "loss per token"], rows),
-    ]
-    record.append(arguments.out, INTRODUCTION, f"cross-entropy, {arguments.device}", lines, ["torch"])
+                case |= {"tokens": arguments.tokens, "width": arguments.width, "compiled": way[0], "chunk": way[1]}
+                try:
+                    found[way].append(in_a_process(case))
+                except CaseFailed as failure:
+                    print(failure, flush=True)
+                    failed[way] = str(failure).strip().splitlines()[-1][:200]
+                rows = [[vocabulary, precision, *row_of(way, found[way], failed.get(way))] for way in ways]
+                section.write([head, "", *record.table(HEADER, done + rows)])
+        for row in rows:
+            print(*row, sep=" | ", flush=True)
+        done += rows
+        if len(failed) == len(ways):
+            sys.exit("no way could be measured")
+
+
+def row_of(way: Way, measured: list[list[float]], failure: str | None) -> list[str]:
+    """A way's cells after vocabulary and precision, from what each round measured so far."""
+    compiled, chunk = way
+    name = ("compiled, " if compiled else "") + ("whole" if chunk is None else f"chunks of {chunk}")
+    if failure is not None or not measured:
+        return [name, f"not possible: {failure}" if failure else "–", "–", "–"]
+    step_ms, memory_gib, loss = zip(*measured, strict=True)
+    return [name, record.spread(step_ms, 1), record.spread(memory_gib, 2), f"{loss[0]:.5f}"]
+
+
+class CaseFailed(Exception):
+    """A case, and what its process said."""
 
 
 def in_a_process(case: dict[str, object]) -> list[float]:
@@ -85,7 +105,7 @@ def in_a_process(case: dict[str, object]) -> list[float]:
     command = [sys.executable, __file__, "--one", json.dumps(case)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **malloc})
     if done.returncode:
-        sys.exit(f"{case}:\n{done.stderr}")
+        raise CaseFailed(f"{case}:\n{done.stderr}")
     result: list[float] = json.loads(done.stdout.split("@result")[1])
     return result
 
@@ -106,7 +126,7 @@ def measure(
     x.grad, weight.grad = torch.zeros_like(x), torch.zeros_like(weight)
     if compiled:
         importlib.import_module("torch._inductor.compile_fx")  # its import is no part of a loss's memory
-    before, times, loss = memory(place)["peak"], [], torch.zeros(())
+    before, times, loss = taken(place), [], torch.zeros(())
     for _ in range(STEPS):
         begun = time.perf_counter()
         loss = summed_loss(x, weight, targets, config, chunk, compiled)
@@ -115,6 +135,14 @@ def measure(
             torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - begun))
     return [min(times[1:]), (memory(place)["peak"] - before) / 2**30, float(loss) / tokens]
+
+
+def taken(place: torch.device) -> int:
+    """Bytes before the first step. On a GPU the peak begins anew here: making the inputs took copies of them."""
+    if place.type == "cpu":
+        return memory(place)["peak"]
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
 
 
 if __name__ == "__main__":

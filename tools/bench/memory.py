@@ -2,7 +2,7 @@
 
 `python tools/bench/memory.py [--models mpt-125m,llama-125m] [--device cuda --batch 8]`
 
-Every case is a fresh process with a few steps of our loop, on one rank.
+Every case is a fresh process with a few steps of our loop, on one rank; one that cannot run is a row that says so.
 """
 
 from __future__ import annotations
@@ -10,17 +10,24 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import record
 from train import words_of
-from turns import Runner
+from turns import ArmFailed, Runner
 
 from hpc_llm.planning.memory import CONTEXT_BYTES
 
 GIB = 2**30
 TARGET = {"cpu": 0.2, "cuda": 0.1}
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buckets", "overhead")
+HEADER = [
+    *("model", "precision", "ZeRO", "checkpointing", "most at", *PARTS),
+    *("planned GiB", "measured GiB", "planned ÷ measured", "tensors planned", "tensors alive", "planned ÷ alive"),
+]
 INTRODUCTION = f"""
 # Memory, planned and measured
 
@@ -55,52 +62,72 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "memory.md")
     arguments = parser.parse_args()
+    title = f"{arguments.models}, {arguments.device}"
+    section = record.Section(arguments.out, INTRODUCTION, title, ["torch", "deepspeed"])
     lists = (arguments.models, arguments.precisions, arguments.stages)
-    rows, off, off_tensors = [], [], []
+    rows: list[list[str]] = []
+    off, off_tensors = [], []
     for model, precision, stage in itertools.product(*(one.split(",") for one in lists)):
         if (precision, stage) == ("bf16", "0"):
             continue  # DeepSpeed has none
         for checkpointing in ("false", "true"):
-            result = measured(model, precision, stage, checkpointing, arguments)
-            plan, taken = result["plan"]["memory"], result["memory"]["peak"]
-            planned = result["plan"]["memory_total"] - (CONTEXT_BYTES if arguments.device == "cuda" else 0)
-            off.append(abs(planned / taken - 1))
-            tensors, alive = result["plan"]["tensors"], taken
-            if arguments.device == "cpu":
-                alive = measured(model, precision, stage, checkpointing, arguments, alive=True)["memory"]["alive"]
-            off_tensors.append(abs(tensors / alive - 1))
-            parts = ("weights", "gradients", "optimizer", "activations", "logits", "buckets", "overhead")
-            rows.append([
-                model, precision, stage, "yes" if checkpointing == "true" else "no", plan["moment"],
-                *(f"{plan[part] / GIB:.2f}" for part in parts),
-                f"{planned / GIB:.2f}", f"{taken / GIB:.2f}", f"{planned / taken:.2f}",
-                f"{tensors / GIB:.2f}", f"{alive / GIB:.2f}", f"{tensors / alive:.2f}",
-            ])  # fmt: skip
+            case = [model, precision, stage, "yes" if checkpointing == "true" else "no"]
+            try:
+                taken = Taken.of(model, precision, stage, checkpointing, arguments)
+            except ArmFailed as failure:
+                print(failure, flush=True)
+                rows.append([*case, f"not possible: {failure.why}", *["–"] * (len(HEADER) - len(case) - 1)])
+            else:
+                rows.append([*case, *taken.row()])
+                off.append(abs(taken.planned / taken.measured - 1))
+                off_tensors.append(abs(taken.tensors / taken.alive - 1))
             print(*rows[-1], flush=True)
-    target = TARGET[arguments.device]
-    verdict = f"Within {target:.0%}: {within(target, off)}. Tensors within {TARGET['cuda']:.0%}: " + within(
-        TARGET["cuda"], off_tensors
-    )
-    header = [
-        "model",
-        "precision",
-        "ZeRO",
-        "checkpointing",
-        "most at",
-        *parts,
-        "planned GiB",
-        "measured GiB",
-        "planned ÷ measured",
-        "tensors planned",
-        "tensors alive",
-        "planned ÷ alive",
-    ]
-    lines = [f"{arguments.batch} sequences of {arguments.seq_len} tokens. {verdict}.", "", *record.table(header, rows)]
-    record.append(arguments.out, INTRODUCTION, f"{arguments.models}, {arguments.device}", lines, ["torch", "deepspeed"])
+            verdict = f"Within {TARGET[arguments.device]:.0%}: {within(TARGET[arguments.device], off)}. "
+            verdict += f"Tensors within {TARGET['cuda']:.0%}: {within(TARGET['cuda'], off_tensors)}"
+            section.write([
+                f"{arguments.batch} sequences of {arguments.seq_len} tokens. {verdict}.",
+                "",
+                *record.table(HEADER, rows),
+            ])  # fmt: skip
     print(verdict)
+    if not off:
+        sys.exit("no case could be measured")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Bytes of a case, planned and measured."""
+
+    plan: dict[str, Any]  # planning.memory.MemoryEstimate
+    planned: int
+    measured: int
+    tensors: int  # planned
+    alive: int  # measured
+
+    @classmethod
+    def of(cls, model: str, precision: str, stage: str, checkpointing: str, arguments: argparse.Namespace) -> Taken:
+        """By running it, on a CPU twice: the profiler takes memory of its own. ArmFailed where it does not run."""
+        result = measured(model, precision, stage, checkpointing, arguments)
+        planned = result["plan"]["memory_total"] - (CONTEXT_BYTES if arguments.device == "cuda" else 0)
+        taken = alive = result["memory"]["peak"]
+        if arguments.device == "cpu":
+            alive = measured(model, precision, stage, checkpointing, arguments, alive=True)["memory"]["alive"]
+        return cls(result["plan"]["memory"], planned, taken, result["plan"]["tensors"], alive)
+
+    def row(self) -> list[str]:
+        return [
+            self.plan["moment"],
+            *(f"{self.plan[part] / GIB:.2f}" for part in PARTS),
+            *(f"{size / GIB:.2f}" for size in (self.planned, self.measured)),
+            f"{self.planned / self.measured:.2f}",
+            *(f"{size / GIB:.2f}" for size in (self.tensors, self.alive)),
+            f"{self.tensors / self.alive:.2f}",
+        ]
 
 
 def within(target: float, off: list[float]) -> str:
+    if not off:
+        return "0 of 0"
     return f"{sum(one <= target for one in off)} of {len(off)}; worst {max(off):.0%} off"
 
 
@@ -109,7 +136,7 @@ def measured(
 ) -> Any:
     """The result of arms.py."""
     more = [f"train.zero_stage={stage}", f"train.activation_checkpointing={checkpointing}"]
-    arguments.turns, arguments.rounds, arguments.turn_steps, arguments.warmup, arguments.clock = 1, 1, 1, 3, "wall"
+    arguments.turns, arguments.turn_steps, arguments.warmup, arguments.clock = 1, 1, 3, "wall"
     arguments.micro_batch = None
     runner = Runner.start("ours", [*words_of(model, precision, arguments), *more], arguments, alive)
     runner.build()
