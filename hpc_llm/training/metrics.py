@@ -146,8 +146,8 @@ def peak_memory_bytes(on_gpu: bool) -> int:
 def measured_peak_flops(device: torch.device, precision: str) -> float:
     """FLOP/s of a large matrix product of the model's kind here: the peak for MFU if no data sheet gives one.
 
-    1024³ on a CPU; 8192³ on a GPU, where a small product would only time its launch. Of random numbers: with ones, whose
-    bits do not change, an H100 keeps a higher clock (894 against 788 TFLOP/s).
+    1024³ on a CPU; 8192³ on a GPU, where a small product would only time its launch. Of random numbers: with
+    ones, whose bits do not change, an H100 keeps a higher clock (894 against 788 TFLOP/s).
     """
     size = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
