@@ -96,10 +96,11 @@ def lines_of(rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
     against_bare = [f"ours ÷ bare ≤ {TARGET}: {verdict}"] if ("ours", "bare") in ratios else []
     own = any(name.startswith("ours") for name in arms)
     peers = [_against_peers(rounds, arms, group) for kept in (False, True) if own and (group := _peers(arms, kept))]
+    notes = [*impossible, *against_bare, *peers]
     way = "one process at a time" if arguments.alone else "processes that take turns"
     return [
-        f"{plan['parameters'] / 1e6:.1f} M parameters, {plan['tokens_per_step']:,} tokens per step in "
-        f"{plan['accumulation']} passes, "
+        f"{plan['parameters'] / 1e6:.1f} M parameters, sequences of {plan['seq_lens'][0][1]:,} tokens, "
+        f"{plan['tokens_per_step']:,} tokens per step in {plan['accumulation']} passes, "
         f"ZeRO-{plan['zero_stage']}, {first['threads']} threads, "
         + ("events on the GPU" if arguments.device == "cuda" else f"{arguments.clock} time")
         + f"; {len(rounds)} rounds, each of new processes: {way}.",
@@ -107,10 +108,8 @@ def lines_of(rounds: list[Round], arguments: argparse.Namespace) -> list[str]:
         *record.table(["arm", "step ms", "tokens/s", "MFU", "planned GiB", "measured GiB", "loss"], rows),
         "",
         *(_ratio_table(ratios, fastest) if ratios else []),
-        *impossible,
-        *against_bare,
-        *peers,
-        "",
+        *notes,
+        *([""] if notes else []),
         *record.table(
             ["round", "others", "turns", *(f"{name}, ms" for name in arms)],
             [
