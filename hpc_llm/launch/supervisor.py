@@ -53,7 +53,7 @@ class Supervisor:
     def run(self) -> int:
         """Attempts until the policy says stop; the exit status of the run."""
         restrict_access(self.config.run.group)
-        ours = lock.taken(self.layout) if self.place.exclusive else contextlib.nullcontext(True)
+        ours = lock.taken(self.layout.lock) if self.place.exclusive else contextlib.nullcontext(True)
         with self._signals_into_pipe(), ours as alone:
             if not alone:
                 print(f"{self.layout.path}: {lock.HELD}", file=sys.stderr)

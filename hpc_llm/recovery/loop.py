@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import sys
@@ -18,6 +17,7 @@ from hpc_llm.recovery.census import Census, Entry
 from hpc_llm.recovery.facts import Answers, Queue, Record
 from hpc_llm.recovery.halving import Contender, judge
 from hpc_llm.recovery.policy import Action
+from hpc_llm.runs import lock
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import write_atomic
 
@@ -63,16 +63,9 @@ def read_all(root: Path) -> list[Record]:
     return [record for _, record in _readable(root, paths)]
 
 
-@contextlib.contextmanager
-def only_watchdog(root: Path) -> Iterator[bool]:
+def only_watchdog(root: Path) -> contextlib.AbstractContextManager[bool]:
     """Whether no other pass over `root` is in progress; two watchdogs take turns."""
-    with RootLayout(root).watch_lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
+    return lock.taken(RootLayout(root).watch_lock)
 
 
 def _readable(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Record]]:

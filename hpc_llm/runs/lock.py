@@ -1,10 +1,11 @@
-"""Who trains a run on this machine: one supervisor, whose lock the kernel takes back when it dies."""
+"""One process at a time, on this machine: the kernel takes the lock back when it dies."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 from collections.abc import Iterator
+from pathlib import Path
 
 from hpc_llm.runs.layout import RunLayout
 
@@ -12,9 +13,9 @@ HELD = "another process is training this run"
 
 
 @contextlib.contextmanager
-def taken(layout: RunLayout) -> Iterator[bool]:
-    """Whether the run is this process's alone, for as long as the context lasts."""
-    with layout.lock.open("w") as file:
+def taken(path: Path) -> Iterator[bool]:
+    """Whether the lock at `path` is this process's, for as long as the context lasts."""
+    with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -24,7 +25,7 @@ def taken(layout: RunLayout) -> Iterator[bool]:
 
 
 def held(layout: RunLayout) -> bool:
-    """Whether a process holds the run. Ask before anything is written there: it reads what it began with."""
+    """Whether a process trains the run. Ask before anything is written there: it reads what it began with."""
     if not layout.lock.exists():
         return False
     with layout.lock.open() as file:
