@@ -1,4 +1,4 @@
-"""Plain data → the dataclasses of the schema and back, reporting all errors at once; types in user's terms."""
+"""Plain data → the dataclasses of the schema and back, reporting all errors at once; types in the user's terms."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _convert(kind: Any, value: Any) -> Any:
 
 
 def describe(kind: Any) -> str:
-    """A type in user's terms."""
+    """A type in the user's terms."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(option) for option in args)

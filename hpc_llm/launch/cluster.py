@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch import backlog, chain, local, sending
+from hpc_llm.launch.alone import alone
 from hpc_llm.launch.parts import Part, divide
 from hpc_llm.launch.submission import examine_all
 from hpc_llm.planning.plan import RunPlan
@@ -27,7 +26,6 @@ from hpc_llm.slurm import client
 from hpc_llm.slurm.records import QueuedJob
 from hpc_llm.storage.files import restrict_access
 
-_LOCK_S = 120  # another submission into the same root takes seconds
 _SITE_KEYS = ("account", "partition", "qos", "constraint", "reservation")
 
 
@@ -115,20 +113,11 @@ def submit(configs: Sequence[RunConfig], words: list[str]) -> Outcome:
             raise InputError(_refusal(configs[0], error)) from None
 
 
-@contextlib.contextmanager
-def _alone(config: RunConfig) -> Iterator[None]:
+def _alone(config: RunConfig) -> contextlib.AbstractContextManager[None]:
     """One submission at a time below a root."""
     root = freeze.root_of(config)
     freeze.make_folder(root, config.run.group)
-    lock = FileLock(RootLayout(root).submit_lock)
-    try:
-        lock.acquire(timeout=_LOCK_S)
-    except Timeout:
-        raise InputError(f"run.root={root}: another submission has been under way for {_LOCK_S} s; try again") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    return alone(RootLayout(root).submit_lock, f"run.root={root}: another submission has been under way")
 
 
 def _left_alone(configs: Sequence[RunConfig], live: Sequence[QueuedJob]) -> dict[Path, str]:

@@ -27,6 +27,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.config.space import Dimension
 from hpc_llm.launch import cluster, retyped
+from hpc_llm.launch.alone import alone
 from hpc_llm.launch.sampler import Trial, ask, require
 from hpc_llm.launch.submission import unplannable
 from hpc_llm.recovery import facts
@@ -36,7 +37,6 @@ from hpc_llm.slurm.client import SlurmError
 from hpc_llm.storage.files import write_atomic
 from hpc_llm.trackers import jsonl
 
-_LOCK_S = 120.0  # a pass of the watchdog submits in seconds
 _MOST_KEYS = 4  # named in a line
 
 
@@ -91,7 +91,8 @@ def begin(words: list[str], environment: Mapping[str, str]) -> Iterator[tuple[Se
     if kept:
         freeze.make_folder(found.root, first.run.group)
         path.parent.mkdir(exist_ok=True)
-    with _alone(path) if kept else contextlib.nullcontext():
+    busy = f"run.name={sweep}: another submission or a watchdog has been at this search"
+    with alone(path.with_suffix(".lock"), busy) if kept else contextlib.nullcontext():
         if path.exists():
             found = _taken_up(_read(path), found)
         wanted, ended = next_trials(found), dict(found.ended)
@@ -121,23 +122,6 @@ def _taken_up(earlier: Search, typed: Search) -> Search:
 
 def _some(changed: Sequence[str]) -> str:
     return "; ".join([*changed[:_MOST_KEYS], *(["…"] if len(changed) > _MOST_KEYS else [])])
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One submission or watchdog at a time at the search of that file."""
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=_LOCK_S)
-    except Timeout:
-        who = "another submission or a watchdog"
-        raise InputError(
-            f"run.name={path.stem}: {who} has been at this search for {_LOCK_S:.0f} s; try again"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def next_trials(search: Search) -> list[RunConfig]:

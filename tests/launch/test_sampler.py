@@ -12,7 +12,7 @@ from filelock import FileLock
 from hpc_llm.config.compose import compose_space
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.space import Dimension
-from hpc_llm.launch import search
+from hpc_llm.launch import alone, search
 from hpc_llm.launch.sampler import Trial, ask
 
 WORDS = ["-m", "+cluster=local-slurm", "run.name=s", "search.trials=9"]
@@ -87,7 +87,7 @@ def test_what_is_no_space_is_refused(words: list[str], said: str) -> None:
 
 
 def test_a_search_that_somebody_is_at_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_LOCK_S", 0.1)
+    monkeypatch.setattr(alone, "PATIENCE_S", 0.1)
     (tmp_path / ".searches").mkdir()
     with (
         FileLock(tmp_path / ".searches" / "s.lock"),
