@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from hpc_llm.recovery.causes import ExitCode
+from hpc_llm.recovery.causes import ExitCode, origin
 
 AFTER_FAILURE_S = 5.0  # for the other ranks to print their own errors before they are killed
 AFTER_STOP_S = 120.0  # from the first rank that exits as asked to the last
@@ -79,7 +79,8 @@ class LocalStep:
         self._stop_code = stop_code
         self._processes: list[subprocess.Popen[bytes]] = []
         self._deadline: float | None = None
-        self._first_failed: int | None = None
+        self._failed: dict[int, int] = {}  # exit code by rank, in the order in which they were noticed
+        self._killed = False
         for rank in range(spec.world_size):
             place = {
                 "RANK": str(rank),
@@ -99,17 +100,19 @@ class LocalStep:
     def poll(self) -> StepEnd | None:
         codes = [process.poll() for process in self._processes]
         for rank, code in enumerate(codes):
-            if code is not None and _failed(code, self._stop_code) and self._first_failed is None:
-                self._first_failed = rank
-                self._shorten(AFTER_FAILURE_S)
-            elif code is not None:
+            if code is None:
+                continue
+            if not _failed(code, self._stop_code):
                 self._shorten(AFTER_STOP_S)
+            elif not self._failed or not self._killed:
+                self._failed.setdefault(rank, code)
+                self._shorten(AFTER_FAILURE_S)
         if None not in codes:
             self.kill()  # what ranks have started and left behind
-            return StepEnd({rank: code for rank, code in enumerate(codes) if code is not None}, self._first_failed)
+            return StepEnd({rank: code for rank, code in enumerate(codes) if code is not None}, origin(self._failed))
         if self._deadline is not None and time.monotonic() >= self._deadline:
-            if self._first_failed is None:
-                self._first_failed = next(rank for rank, code in enumerate(codes) if code is None)
+            if not self._failed:
+                self._failed[codes.index(None)] = -signal.SIGKILL
             self.kill()
         return None
 
@@ -133,6 +136,7 @@ class LocalStep:
                 process.send_signal(number)
 
     def kill(self) -> None:
+        self._killed = True
         for process in self._processes:  # of those that have left too: their group lives while what they started does
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -255,6 +259,7 @@ _NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC)
 _NO_STEP = re.compile(rb"srun: error: Unable to (?:create step|confirm allocation) for job")
 _SRUN_ERROR = re.compile(r"srun: error: \S+: tasks? ([\d,\-\[\]]+): (.+)")
 _NODE_LOST = re.compile(r"srun: error: (?:Node failure on|Task launch for \S+ failed on node) ([^\s:]+)")
+_ENDED_BY_SLURM = (-signal.SIGKILL, -signal.SIGTERM)  # what --kill-on-bad-exit does to the ranks after the first
 _SIGNALS = {
     "Killed": signal.SIGKILL,
     "Terminated": signal.SIGTERM,
@@ -274,9 +279,14 @@ def srun_end(text: str, code: int, world_size: int, stop_code: int) -> StepEnd:
     if code == 0 and not lost:
         return StepEnd(dict.fromkeys(range(world_size), 0), None)
     exits = srun_exits(text)
-    first = exits[0] if exits else (0, code or int(ExitCode.CRASHED))
-    codes = dict(reversed(exits)) or dict([first])  # the first report on a rank counts
-    return StepEnd(codes, first[0] if _failed(first[1], stop_code) else None, lost)
+    codes: dict[int, int] = {}
+    for rank, number in exits or [(0, code or int(ExitCode.CRASHED))]:
+        codes.setdefault(rank, number)  # the first report on a rank counts
+    first, *others = codes.items()
+    if not _failed(first[1], stop_code):
+        return StepEnd(codes, None, lost)
+    of_their_own = [one for one in others if one[1] not in _ENDED_BY_SLURM and _failed(one[1], stop_code)]
+    return StepEnd(codes, origin(dict([first, *of_their_own])), lost)
 
 
 def srun_exits(text: str) -> list[tuple[int, int]]:

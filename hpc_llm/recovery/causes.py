@@ -62,6 +62,8 @@ _BY_CODE = {
     -signal.SIGKILL: Cause.KILLED,
 }
 
+_FAULTS = tuple(-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE))
+
 
 def classify(exit_codes: Mapping[int, int], first_failed: int | None) -> Cause:
     """The cause of an attempt's end.
@@ -72,3 +74,14 @@ def classify(exit_codes: Mapping[int, int], first_failed: int | None) -> Cause:
     if first_failed is not None:
         return _BY_CODE.get(exit_codes[first_failed], Cause.CRASH)
     return Cause.STOPPED if any(exit_codes.values()) else Cause.COMPLETED
+
+
+def origin(failed: Mapping[int, int]) -> int | None:
+    """The rank whose failure the others followed; None if none failed.
+
+    failed: exit codes by rank, in the order in which they were noticed, of ranks that left by themselves. A rank that
+    has lost a peer leaves a few milliseconds after it (6 to 60 with Gloo on one machine), and may be noticed before it;
+    it then leaves with CRASHED or an abort. A rank that had a reason of its own therefore goes before these.
+    """
+    reasons = (rank for rank, code in failed.items() if code in _BY_CODE or code in _FAULTS)
+    return next(reasons, next(iter(failed), None))

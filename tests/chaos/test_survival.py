@@ -48,7 +48,7 @@ def test_a_run_that_is_killed_filled_up_and_damaged_ends_as_if_nothing_had_been(
     ]
     hurt = run(root, name, *words, faults=faults)
     assert hurt.status == 1, hurt.output
-    assert [end["cause"] for end in hurt.named("ended")] == ["killed", "killed", "storage-full"]
+    assert [end["cause"] for end in hurt.named("ended")] == ["killed", "killed", "storage-full"], hurt.output
     assert hurt.named("save-failed")[0]["why"] == f"rank {writer}: No space left on device"
 
     newest = manifest.newest_step(hurt.layout.checkpoints)

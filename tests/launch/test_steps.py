@@ -207,6 +207,27 @@ def test_after_a_failure_the_others_may_still_say_why_they_end(started: Any, wak
     assert finished(step, wake) == StepEnd({0: 4, 1: 3}, first_failed=1)
 
 
+@pytest.mark.parametrize(("code", "number"), [(1, signal.SIGKILL), (1, signal.SIGSEGV), (-6, signal.SIGKILL)])
+def test_a_rank_that_is_noticed_before_the_peer_it_lost_is_not_the_one_that_failed(
+    started: Any, wake: int, pipe: Pipe, code: int, number: signal.Signals
+) -> None:
+    """Both die within milliseconds: which of them is noticed first is a matter of the scheduler."""
+    leave = "os.abort()" if code == -signal.SIGABRT else f"leave({code})"
+    step = started(f"tell(os.getpid()); {leave} if RANK == 1 else hang()", world_size=2)
+    pids = dict(line.split() for line in pipe.lines(2))
+    until_one_left(step, wake)
+    os.kill(int(pids["0"]), number)
+    assert finished(step, wake) == StepEnd({0: -number, 1: code}, first_failed=0)
+
+
+def test_srun_names_the_rank_that_had_a_reason_and_not_those_that_slurm_ended() -> None:
+    lost = "srun: error: n1: task 0: Exited with exit code 1\n"
+    said = lost + "srun: error: n2: task 1: Exited with exit code 86\nsrun: error: n3: task 2: Killed\n"
+    assert steps.srun_end(said, 1, 3, STOPPED) == StepEnd({0: 1, 1: 86, 2: -signal.SIGKILL}, first_failed=1)
+    ended = lost + "srun: error: n2: task 1: Killed\n"
+    assert steps.srun_end(ended, 1, 2, STOPPED) == StepEnd({0: 1, 1: -signal.SIGKILL}, first_failed=0)
+
+
 def test_while_all_ranks_run_there_is_nothing_to_wait_for_but_them(started: Any, pipe: Pipe) -> None:
     step = started("tell('ready'); hang()", world_size=2)
     pipe.lines(2)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_llm.recovery.causes import Cause, ExitCode, classify
+from hpc_llm.recovery.causes import Cause, ExitCode, classify, origin
 
 STOPPED = int(ExitCode.STOPPED)
 
@@ -41,6 +41,29 @@ def test_the_first_rank_to_fail_says_what_ended_the_attempt(
     exit_codes: list[int], first_failed: int | None, cause: Cause
 ) -> None:
     assert classify(dict(enumerate(exit_codes)), first_failed) is cause
+
+
+KILL, SEGV, ABORT = -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT
+
+
+@pytest.mark.parametrize(
+    ("noticed", "rank"),
+    [
+        ([], None),
+        ([(1, 1), (0, 1)], 1),  # two that say nothing: as they were noticed
+        ([(1, ABORT), (0, 1)], 1),
+        ([(1, 1), (0, KILL)], 0),  # lost its peer, and was noticed before it
+        ([(1, ABORT), (2, 1), (0, KILL)], 0),
+        ([(1, 1), (0, SEGV)], 0),
+        ([(1, 1), (0, 86)], 0),
+        ([(0, KILL), (1, 86)], 0),
+        ([(1, 83), (0, 83)], 1),
+    ],
+)
+def test_a_rank_with_a_reason_of_its_own_goes_before_those_that_lost_it(
+    noticed: list[tuple[int, int]], rank: int | None
+) -> None:
+    assert origin(dict(noticed)) == rank
 
 
 @settings(deadline=None)
