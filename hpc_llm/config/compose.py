@@ -46,7 +46,8 @@ def compose(argv: Sequence[str]) -> RunConfig:
     """The one configuration that `argv` describes; InputError lists all that is wrong with it, -m among it."""
     if flags := [word for word in argv if word in ("-m", "--multirun")]:
         raise InputError(f"{flags[0]}: a sweep is for submit and plan; here leave it out, and give each key one value")
-    return compose_all(argv)[0]
+    words = dataclasses.replace(Words.parse(argv), remedy="submit and plan can; here give each key one value")
+    return _composed(words)[0].config
 
 
 def compose_all(argv: Sequence[str]) -> list[RunConfig]:
@@ -56,10 +57,13 @@ def compose_all(argv: Sequence[str]) -> list[RunConfig]:
 
 def compose_sweep(argv: Sequence[str]) -> list[Choice]:
     """As `compose_all`, each with what the sweep chose for it; InputError lists the mistakes of all of them."""
-    words = Words.parse(argv)
+    return _composed(Words.parse(argv))
+
+
+def _composed(words: Words) -> list[Choice]:
     with _hydra(words):
         words = _with_named_sweep(words)
-        return _compose_columns(_columns(_checked(words), words.multirun), words)
+        return _compose_columns(_columns(_checked(words), words), words)
 
 
 def _with_named_sweep(words: Words) -> Words:
@@ -74,7 +78,7 @@ def _with_named_sweep(words: Words) -> Words:
     if len(names) > 1:
         raise InputError(f"experiment={chosen[-1]}: {next(iter(swept))} is a sweep of its own; submit it by itself")
     if not words.multirun:
-        raise InputError(f"experiment={names[0]}: it is a sweep; add -m")
+        raise InputError(f"experiment={names[0]}: it is a sweep; {words.remedy}")
     named = [f"{key}={values}" for key, values in swept[names[0]].items()]
     return dataclasses.replace(words, overrides=[*named, *words.overrides])
 
@@ -100,7 +104,7 @@ def searches(argv: Sequence[str]) -> bool:
             words = _with_named_sweep(words)
             groups = groups_of(words.config_dirs)
             presets = [word for word in words.overrides if word.partition("=")[0] in groups]
-            columns = _columns(_checked(dataclasses.replace(words, overrides=presets)), words.multirun)
+            columns = _columns(_checked(dataclasses.replace(words, overrides=presets)), words)
             composed = _compose_one([column.words[0] for column in columns], words)
     except InputError:
         return False  # composing the whole says what is wrong
@@ -157,7 +161,7 @@ def compose_space(argv: Sequence[str]) -> Space:
         groups = groups_of(words.config_dirs)
         overrides = _checked(words, search=True)
         intervals = [one for one in overrides if isinstance(one.value(), IntervalSweep)]
-        columns = _columns([one for one in overrides if one not in intervals], multirun=True)
+        columns = _columns([one for one in overrides if one not in intervals], words)
         swept = [column for column in columns if column.swept]
         fixed = [column.words[0] for column in columns if not column.swept]
         dimensions = [_dimension(one, groups, _late_values(one, columns, words)) for one in swept]
@@ -282,7 +286,7 @@ def _checked(words: Words, *, search: bool = False) -> list[Override]:
     if problems:
         # The rest of the command line is composed too, so that its mistakes show up in the same go.
         try:
-            _compose_columns(_columns(good, words.multirun), words)
+            _compose_columns(_columns(good, words), words)
         except InputError as error:
             problems += error.problems
         raise InputError(problems)
@@ -326,16 +330,16 @@ class _Column:
         return len(self.words) > 1
 
 
-def _columns(overrides: list[Override], multirun: bool) -> list[_Column]:
+def _columns(overrides: list[Override], words: Words) -> list[_Column]:
     columns: dict[str, _Column] = {}
     for position, override in enumerate(overrides):
-        words = [override.input_line or ""]
+        typed = [override.input_line or ""]
         if override.is_sweep_override():
-            if not multirun:
-                raise InputError(f"{override.input_line}: several values are a sweep; add -m")
-            words = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            if not words.multirun:
+                raise InputError(f"{override.input_line}: several values are a sweep; {words.remedy}")
+            typed = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
         # As Hydra's sweeper: of a word given twice the last one counts, in the place of the first.
-        columns[override.get_key_element() if multirun else str(position)] = _Column(override, words)
+        columns[override.get_key_element() if words.multirun else str(position)] = _Column(override, typed)
     return list(columns.values())
 
 

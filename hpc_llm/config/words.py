@@ -27,6 +27,7 @@ class Words:
     overrides: list[str]
     multirun: bool
     config_dirs: list[Path]  # ours first; a user's own conf/ and --config-dir add to it
+    remedy: str = "add -m"  # of a sweep that was typed without -m
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> Words:

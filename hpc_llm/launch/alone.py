@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,17 +11,22 @@ from filelock import FileLock, Timeout
 
 from hpc_llm.config.errors import InputError
 
+SILENT_S = 2.0  # a wait that lasts longer is told of
 PATIENCE_S = 120.0  # another submission, or a pass of the watchdog, takes seconds
 
 
 @contextlib.contextmanager
 def alone(lock: Path, busy: str) -> Iterator[None]:
-    """Hold the lock file within. InputError if another process does for PATIENCE_S, which `busy` begins to say."""
+    """Hold the lock file within. InputError if another process does for PATIENCE_S; `busy` says what is under way."""
     held = FileLock(lock)
     try:
-        held.acquire(timeout=PATIENCE_S)
+        held.acquire(timeout=SILENT_S)
     except Timeout:
-        raise InputError(f"{busy} for {PATIENCE_S:.0f} s; try again") from None
+        print(f"{busy}; waiting {PATIENCE_S:.0f} s for it at most", file=sys.stderr)
+        try:
+            held.acquire(timeout=PATIENCE_S)
+        except Timeout:
+            raise InputError(f"{busy}, and was not over in {PATIENCE_S:.0f} s; try again") from None
     try:
         yield
     finally:

@@ -117,7 +117,7 @@ def _alone(config: RunConfig) -> contextlib.AbstractContextManager[None]:
     """One submission at a time below a root."""
     root = freeze.root_of(config)
     freeze.make_folder(root, config.run.group)
-    return alone(RootLayout(root).submit_lock, f"run.root={root}: another submission has been under way")
+    return alone(RootLayout(root).submit_lock, f"run.root={root}: another submission is under way")
 
 
 def _left_alone(configs: Sequence[RunConfig], live: Sequence[QueuedJob]) -> dict[Path, str]:

@@ -91,7 +91,7 @@ def begin(words: list[str], environment: Mapping[str, str]) -> Iterator[tuple[Se
     if kept:
         freeze.make_folder(found.root, first.run.group)
         path.parent.mkdir(exist_ok=True)
-    busy = f"run.name={sweep}: another submission or a watchdog has been at this search"
+    busy = f"run.name={sweep}: another submission or a watchdog is at this search"
     with alone(path.with_suffix(".lock"), busy) if kept else contextlib.nullcontext():
         if path.exists():
             found = _taken_up(_read(path), found)

@@ -41,6 +41,10 @@ def test_a_sweep_is_for_other_verbs(verb: Callable[[list[str]], int], capsys: py
     assert capsys.readouterr().err.partition(": ")[2] == (
         "-m: a sweep is for submit and plan; here leave it out, and give each key one value\n"
     )
+    assert verb(["run.seed=1,2"]) == 2
+    assert capsys.readouterr().err.partition(": ")[2] == (
+        "run.seed=1,2: several values are a sweep; submit and plan can; here give each key one value\n"
+    )
 
 
 def test_what_slurm_says_no_to_is_a_line(

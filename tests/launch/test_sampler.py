@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -86,12 +87,17 @@ def test_what_is_no_space_is_refused(words: list[str], said: str) -> None:
     assert said in str(raised.value)
 
 
-def test_a_search_that_somebody_is_at_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_somebody_is_at_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(alone, "SILENT_S", 0.0)
     monkeypatch.setattr(alone, "PATIENCE_S", 0.1)
+    busy = "run.name=s: another submission or a watchdog is at this search"
     (tmp_path / ".searches").mkdir()
     with (
         FileLock(tmp_path / ".searches" / "s.lock"),
-        pytest.raises(InputError, match=r"^run\.name=s: another submission or a watchdog has been at this search for "),
+        pytest.raises(InputError, match=f"^{re.escape(busy)}, and was not over in "),
         search.begin([*WORDS, f"run.root={tmp_path}", "optim.lr=1e-3,1e-2"], {}),
     ):
         pass
+    assert capsys.readouterr().err.startswith(f"{busy}; waiting ")
