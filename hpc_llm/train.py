@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import gc
 import logging
 import os
 import shutil
@@ -10,7 +12,7 @@ import signal
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,7 +117,8 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
         # torch's own place is a folder of the node's /tmp. Its keys name device, versions and source.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(RootLayout.of(layout).compiled))
     # torch takes seconds to import: a user's mistakes are reported before.
-    from hpc_llm.training import device as devices
+    with _kept():
+        from hpc_llm.training import device as devices
 
     device = devices.choose_device(config.cluster.device, place.local_rank)
     if device.type == "cpu" and plan.attention in ("flex", "flash"):
@@ -129,7 +132,8 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
             "without tcmalloc (gperftools' libtcmalloc_minimal.so.4) glibc's heap may grow to twice the planned memory"
         )
     devices.keep_memory(device)
-    from hpc_llm.training import loop
+    with _kept():
+        from hpc_llm.training import loop
 
     with devices.process_group(place, device):
         given = os.environ.get("HPC_LLM_ATTEMPT")
@@ -154,6 +158,18 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
         if outcome is Outcome.HELD:
             beat(0, Phase.HOLDING)
         return outcome
+
+
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    """What is imported within is there for good: garbage collections neither run nor look at it later.
+
+    Walking all of torch takes 0.1 s, which DeepSpeed asks for some six times as it sets up, and Python as it exits.
+    """
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def need_compiler(device: str) -> None:
