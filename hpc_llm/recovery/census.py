@@ -33,6 +33,13 @@ class Entry:
     successor: str | None = None
     kind: str = ""  # of its job, see watch.glance
     again_at: float = 0.0  # not before this time
+    silent_since: float = 0.0  # see watch.Silence
+    silent_seen_at: float = 0.0
+
+    @property
+    def silence(self) -> watch.Silence:
+        """Of its supervisor, as the last pass that looked saw it."""
+        return watch.Silence(self.silent_since, self.silent_seen_at)
 
 
 @dataclass

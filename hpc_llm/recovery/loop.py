@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from hpc_llm.recovery import census, facts, nodes, telling, told, watch
@@ -36,10 +36,11 @@ def one_pass(root: Path) -> list[Seen]:
         paths = list(census.due(root, known, queue, now))
         records = dict(_readable(root, paths))
         known.halving |= {sweep for path, run in records.items() if (sweep := _halved_sweep(path, run))}
-        seen = dict(zip(records, _decide(records.values(), queue, now), strict=True))
+        silences = {run.layout.path: known.runs[path].silence for path, run in records.items()}
+        seen = dict(zip(records, _decide(records.values(), queue, now, silences), strict=True))
         done, refused = carry_out(root, list(seen.values()), queue)
         for path, run in seen.items():
-            known.runs[path] = _entry(run, now, acted=run in done, refused=run in refused)
+            known.runs[path] = _entry(run, known.runs[path], now, acted=run in done, refused=run in refused)
         _spare_the_waiting(root, known, queue, set(records), now)
         news = told.load(root)
         telling.note(root, known, news, seen, done)
@@ -54,7 +55,7 @@ def one_pass(root: Path) -> list[Seen]:
 
 def look(root: Path) -> list[Seen]:
     """Every run at or below `root` and what should be done about it; nothing is written."""
-    return _decide(read_all(root), Queue(), time.time())
+    return _decide(read_all(root), Queue(), time.time(), {})
 
 
 def read_all(root: Path) -> list[Record]:
@@ -148,13 +149,17 @@ def _contender(record: Record) -> Contender:
     return Contender({rung: loss for rung, loss in rungs.items() if not out or rung <= out[-1]}, over, promoted)
 
 
-def _decide(records: Iterable[Record], queue: Queue, now: float) -> list[Seen]:
-    records = list(records)
+def _decide(records: Iterable[Record], queue: Queue, now: float, silences: Mapping[Path, watch.Silence]) -> list[Seen]:
+    """silences: what the last pass saw, by run directory."""
+    records, found = list(records), []
     answers = Answers(records, queue)
-    return [Seen(record, job := answers(record), watch.decide(record.facts, job, now)) for record in records]
+    for record in records:
+        job, silence = answers(record), silences.get(record.layout.path, watch.NO_SILENCE)
+        found.append(Seen(record, job, watch.decide(record.facts, job, now, silence)))
+    return found
 
 
-def _entry(run: Seen, now: float, *, acted: bool, refused: bool) -> Entry:
+def _entry(run: Seen, before: Entry, now: float, *, acted: bool, refused: bool) -> Entry:
     """What the next pass has to know about a run that this one has looked at."""
     record, job = run.record.facts, run.job
     if acted and run.decision.action is not Action.NOTHING:
@@ -166,4 +171,6 @@ def _entry(run: Seen, now: float, *, acted: bool, refused: bool) -> Entry:
     unknown = refused or (kind == "gone" and run.decision.action is Action.NOTHING)
     settled = now - record.submitted_at > watch.FORGOTTEN_AFTER_S
     again_at = now + _UNKNOWN_AGAIN_S if unknown and (settled or refused) and record.sent_at is None else 0.0
-    return Entry("open", record.address, record.successor, kind, again_at)
+    # Not `now`: reading this far may have taken as long as the file system stood still.
+    silence = watch.silence(record, job, time.time(), before.silence)
+    return Entry("open", record.address, record.successor, kind, again_at, *silence)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import FINAL, Action, Budgets, Decision, Ended, exhausted
 from hpc_llm.slurm.records import JobLife, QueuedJob
 
 EXPEDITE_FROM_S = 5.0  # a requeued job with less time to wait is left alone
-ORPHAN_AFTER_S = 180.0  # a running job whose supervisor has been silent for this long is an orphan
+ORPHAN_AFTER_S = 180.0  # a running job whose supervisor has been silent for this long may be an orphan
+# … and is one if a later pass finds the same: a file system that stood still kept all supervisors silent, and the
+# watchdog may be the first that it serves again. As long as an NFS client may show an old time stamp (acregmax).
+SURE_AFTER_S = 60.0
 CLOCK_SKEW_S = 15.0  # between the nodes that write ledgers and the controller that reports when a job started
 FORGOTTEN_AFTER_S = 300.0  # MinJobAge: how long squeue may know a job that sacct does not show yet
 
@@ -49,6 +53,16 @@ class RunFacts:
     charged_life: float | None = None  # start of the job life for which a launch failure was last charged
     successor: str | None = None  # a job that waits for the end of this one (recovery.successor)
     sent_at: float | None = None  # time of a submission whose answer is not in the ledger
+
+
+class Silence(NamedTuple):
+    """Of a running job's supervisor, for longer than ORPHAN_AFTER_S. Times in seconds since the epoch."""
+
+    since: float  # its last heartbeat, or the start of the job
+    seen_at: float  # by the first pass that saw it
+
+
+NO_SILENCE = Silence(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -103,14 +117,14 @@ def starved(job: QueuedJob | None) -> bool:
     return job is not None and job.state == "PENDING" and "UnavailableNodes:" in job.reason
 
 
-def decide(run: RunFacts, job: JobFacts, now: float) -> Decision:
-    """What to do about `run` at time `now`."""
+def decide(run: RunFacts, job: JobFacts, now: float, earlier: Silence = NO_SILENCE) -> Decision:
+    """What to do about `run` at time `now`. earlier: the silence that the last pass saw."""
     if not job.asked or run.address is None:
         return NOTHING
     if run.completed or run.final is not None:
         return _over(run, job)
     if job.queued is not None and job.queued.live:
-        return _alive(run, job, now)
+        return _alive(run, job, now, earlier)
     if job.successor is not None and job.successor.live:
         return NOTHING  # the successor is about to do what a watchdog would do
     state = job.queued.state if job.queued else job.last_life.state if job.last_life else None
@@ -122,6 +136,16 @@ def decide(run: RunFacts, job: JobFacts, now: float) -> Decision:
         return _again(run, "Slurm no longer knows the job", Cause.UNKNOWN)
     begun = run.began and began_in(run, job.life_start)
     return _again(replace(run, began=begun), state, _CAUSES[state]) if state in _CAUSES else NOTHING
+
+
+def silence(run: RunFacts, job: JobFacts, now: float, earlier: Silence) -> Silence:
+    """That of the run's supervisor now: `earlier` if it has not been broken since."""
+    if job.queued is None or job.queued.state != "RUNNING":
+        return NO_SILENCE
+    since = max(run.heartbeat_at or 0.0, job.queued.start_time or now)
+    if now - since <= ORPHAN_AFTER_S:
+        return NO_SILENCE
+    return earlier if earlier.since == since else Silence(since, now)
 
 
 def charged(run: RunFacts, cause: Cause) -> list[Ended]:
@@ -160,15 +184,15 @@ def _over(run: RunFacts, job: JobFacts) -> Decision:
     return NOTHING
 
 
-def _alive(run: RunFacts, job: JobFacts, now: float) -> Decision:
+def _alive(run: RunFacts, job: JobFacts, now: float, earlier: Silence) -> Decision:
     queued = job.queued
     assert queued is not None
     if queued.state == "PENDING":
         return _pending(run, queued, job.last_life, now)
-    silent = now - max(run.heartbeat_at or 0.0, queued.start_time or now)
-    if queued.state == "RUNNING" and silent > ORPHAN_AFTER_S:
+    silent = silence(run, job, now, earlier)
+    if silent is not NO_SILENCE and now - silent.seen_at >= SURE_AFTER_S:
         cause = Cause.ORPHANED if run.began and began_in(run, queued.start_time) else Cause.LAUNCH_FAILED
-        why = f"running, but its supervisor has been silent for {silent:.0f} s"
+        why = f"running, but its supervisor has been silent for {now - silent.since:.0f} s"
         return _spent(charged(run, cause), run, why, cause) or Decision(Action.REQUEUE, why, cause=cause)
     return NOTHING
 

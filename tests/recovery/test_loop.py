@@ -25,12 +25,26 @@ from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.slurm import client
 from hpc_llm.slurm.client import SlurmUnavailable
+from hpc_llm.slurm.records import QueuedJob
 
 __all__ = ["slurm"]
 
 
 def acts(slurm: FakeSlurm) -> list[tuple[str, Action]]:
     return [(run.record.layout.name, run.decision.action) for run in loop.one_pass(slurm.root)]
+
+
+def acts_when_sure(slurm: FakeSlurm) -> list[tuple[str, Action]]:
+    """As `acts`, if a pass a minute ago has seen the same."""
+    looked_at(slurm, 61)
+    return acts(slurm)
+
+
+def looked_at(slurm: FakeSlurm, ago_s: float) -> None:
+    """A pass so long ago that found nothing to do."""
+    with pytest.MonkeyPatch.context() as clock:
+        later(slurm, clock, -ago_s)
+        assert acts(slurm) == []
 
 
 def beat(layout: RunLayout, ago_s: float) -> None:
@@ -82,13 +96,13 @@ def test_a_requeued_job_in_which_nobody_begins_is_not_requeued_for_ever(slurm: F
     run = make_run(slurm, "one", "recovery.max_launch_failures=2", job="12", state="RUNNING")
     attempt(run, 1, 3000)
     beat(run, 600)
-    assert acts(slurm) == [("one", Action.REQUEUE)]
+    assert acts_when_sure(slurm) == [("one", Action.REQUEUE)]
     assert named(run, "ended")[0].facts["cause"] == "orphaned"
     for ago_s in range(900, 200, -100):
         slurm.put("12", "PENDING" if not slurm.live() else "RUNNING", start_time=time.time() - ago_s, node_list="n1,n2")
         if named(run, "given-up"):
             break
-        acts(slurm)
+        acts_when_sure(slurm)
     assert len(named(run, "requeued")) == 1 + 2
     assert "3 launch failures (recovery.max_launch_failures=2)" in named(run, "given-up")[0].facts["why"]
     assert {seen.node for seen in nodes.read(slurm.root)} == {"n1", "n2"}
@@ -114,6 +128,39 @@ def test_a_node_that_fails_before_every_start_is_charged_once_per_life(slurm: Fa
     assert "3 node failures" in named(run, "given-up")[0].facts["why"]  # it is left out: no matter of this run's
 
 
+def test_a_file_system_that_stood_still_makes_no_orphans(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No supervisor could beat and no watchdog look; the watchdog is the first that is served again."""
+    runs = [make_run(slurm, name, job=job, state="RUNNING") for name, job in (("one", "12"), ("two", "13"))]
+    for run in runs:
+        attempt(run, 1, 3000)
+        beat(run, 250)
+    stale = time.time() - 250
+    RootLayout(slurm.root).last_pass.touch()
+    os.utime(RootLayout(slurm.root).last_pass, (stale, stale))
+    assert acts(slurm) == []
+    beat(runs[0], -55)  # this one lives
+    later(slurm, monkeypatch, 61)
+    assert acts(slurm) == [("two", Action.REQUEUE)]
+
+
+def test_a_look_that_took_long_counts_from_its_end(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has seen the silence before the file system stood still, and ends after that."""
+    beat(run := make_run(slurm, "one", job="12", state="RUNNING"), 250)
+    attempt(run, 1, 3000)
+    queued = slurm.queued
+
+    def slow() -> list[QueuedJob]:
+        later(slurm, monkeypatch, 100)
+        return queued()
+
+    with monkeypatch.context() as stalled:
+        stalled.setattr(slurm, "queued", slow)
+        assert acts(slurm) == []
+    assert acts(slurm) == []
+    later(slurm, monkeypatch, 61)
+    assert acts(slurm) == [("one", Action.REQUEUE)]
+
+
 def test_an_attempt_that_is_just_starting_has_begun_whatever_the_clocks_say(slurm: FakeSlurm) -> None:
     """The node's clock is behind the controller's and the watchdog's."""
     run = make_run(slurm, "one", job="12", state="RUNNING")
@@ -122,7 +169,7 @@ def test_an_attempt_that_is_just_starting_has_begun_whatever_the_clocks_say(slur
     slurm.put("12", "RUNNING", start_time=time.time() - 395)
     attempt(run, 2, 403)
     beat(run, 300)
-    assert acts(slurm) == [("one", Action.REQUEUE)]
+    assert acts_when_sure(slurm) == [("one", Action.REQUEUE)]
     assert named(run, "requeued")[-1].facts.get("cause") is None
     assert named(run, "ended")[-1].facts["cause"] == "orphaned"
 
@@ -432,6 +479,7 @@ def orphan(slurm: FakeSlurm) -> RunLayout:
     run = make_run(slurm, "one", job="12", state="RUNNING")
     attempt(run, 1, 3000)
     beat(run, 600)
+    looked_at(slurm, 61)
     return run
 
 
@@ -452,9 +500,9 @@ def later(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, seconds: float) -> 
 
 def settle(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes of another watchdog, a minute apart, until there is nothing to do."""
-    for _ in range(4):
+    for number in range(1, 6):
         with monkeypatch.context() as clock:
-            later(slurm, clock, 60)
+            later(slurm, clock, 60 * number)
             loop.one_pass(slurm.root)
 
 
@@ -537,6 +585,8 @@ def start_over(slurm: FakeSlurm, run: RunLayout, jobs: dict[str, Any], story: st
     RootLayout(slurm.root).census.unlink(missing_ok=True)
     slurm.jobs = jobs
     slurm.excluded.clear()
+    if story == "orphan":
+        looked_at(slurm, 61)
 
 
 def remove(folder: Path) -> None:

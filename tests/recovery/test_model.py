@@ -171,7 +171,8 @@ class Life(RuleBasedStateMachine):
     @rule()
     def a_pass(self) -> None:
         seen = self._seen()
-        decision = watch.decide(self._run(), seen, NOW)
+        earlier = watch.silence(self._run(), seen, NOW - 90, watch.NO_SILENCE)
+        decision = watch.decide(self._run(), seen, NOW, earlier)
         if decision.action is Action.NOTHING:
             return
         if decision.action in AGAIN and decision.cause is Cause.LAUNCH_FAILED:

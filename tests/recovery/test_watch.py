@@ -8,7 +8,7 @@ import pytest
 
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import Action, Budgets, Ended
-from hpc_llm.recovery.watch import NOTHING, JobFacts, RunFacts, charged, decide, glance
+from hpc_llm.recovery.watch import NO_SILENCE, NOTHING, JobFacts, RunFacts, Silence, charged, decide, glance, silence
 from hpc_llm.slurm.records import ENDED, JobLife, QueuedJob
 
 NOW = 1_000_000.0
@@ -83,10 +83,10 @@ TABLE: dict[str, tuple[RunFacts, JobFacts, Action, str]] = {
     ),
     "running": (RUN, facts(job("RUNNING")), Action.NOTHING, ""),
     "running, silent": (
-        replace(RUN, heartbeat_at=NOW - 181),
+        replace(RUN, heartbeat_at=NOW - 241),
         facts(job("RUNNING")),
         Action.REQUEUE,
-        "silent for 181 s",
+        "silent for 241 s",
     ),
     "running, silent since before its start": (
         replace(RUN, heartbeat_at=NOW - 3600),
@@ -94,9 +94,9 @@ TABLE: dict[str, tuple[RunFacts, JobFacts, Action, str]] = {
         Action.NOTHING,
         "",
     ),
-    "running, nobody ever came": (FRESH, facts(job("RUNNING", start=NOW - 200)), Action.REQUEUE, "200 s"),
+    "running, nobody ever came": (FRESH, facts(job("RUNNING", start=NOW - 250)), Action.REQUEUE, "250 s"),
     "running, silent, nothing left": (
-        replace(RUN, heartbeat_at=NOW - 181, history=[replace(LOST, checkpoint_step=0)] * 3),
+        replace(RUN, heartbeat_at=NOW - 241, history=[replace(LOST, checkpoint_step=0)] * 3),
         facts(job("RUNNING")),
         Action.STOP,
         "left no newer checkpoint",
@@ -157,9 +157,24 @@ TABLE: dict[str, tuple[RunFacts, JobFacts, Action, str]] = {
 @pytest.mark.parametrize("name", TABLE)
 def test_what_is_seen_decides_what_is_done(name: str) -> None:
     run, seen, action, why = TABLE[name]
-    decision = decide(run, seen, NOW)
+    earlier = silence(run, seen, NOW - 60, NO_SILENCE)  # by a pass a minute ago
+    decision = decide(run, seen, NOW, earlier)
     assert decision.action is action
     assert why in decision.why
+
+
+@pytest.mark.parametrize(
+    ("earlier", "action"),
+    [
+        (NO_SILENCE, Action.NOTHING),  # the first pass that sees it
+        (Silence(NOW - 900, NOW - 30), Action.NOTHING),
+        (Silence(NOW - 1000, NOW - 500), Action.NOTHING),  # it has been heard of since
+        (Silence(NOW - 900, NOW - 60), Action.REQUEUE),
+    ],
+)
+def test_silence_counts_only_if_an_earlier_pass_saw_the_same(earlier: Silence, action: Action) -> None:
+    run = replace(RUN, heartbeat_at=NOW - 900)
+    assert decide(run, facts(job("RUNNING")), NOW, earlier).action is action
 
 
 QUEUED = [None, WAITING, job("PENDING", HELD), job("RUNNING", start=NOW - 9000), *map(job, sorted(ENDED))]
