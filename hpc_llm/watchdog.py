@@ -10,6 +10,7 @@ import contextlib
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from hpc_llm.config import verbs
@@ -19,7 +20,7 @@ EVERY_S = 60.0  # shared systems ask not to be polled more often
 
 
 def main(words: list[str] | None = None) -> int:
-    """0 after a pass with --once, or when stopped; 1 if the pass could not write."""
+    """0 after a pass with --once, or when stopped; 1 if that pass failed."""
     return verbs.run("watchdog", _watch, words, hydra=False)
 
 
@@ -44,14 +45,17 @@ def _watch(words: list[str]) -> int:
 
     pace = Pace(given.every, lambda: attention.last_call(RootLayout(given.root)))
     while True:
+        failed = False
         try:
             one_pass(given.root)
         except OSError as error:  # the disk is full or unavailable, perhaps for the runs too, which will then need us
             print(f"watchdog: {error}", file=sys.stderr, flush=True)
-            if given.once:
-                return 1
+            failed = True
+        except Exception:  # a bug: told as one, and no reason to leave all runs alone
+            traceback.print_exc()
+            failed = True
         if given.once:
-            return 0
+            return int(failed)
         pace.wait()
 
 

@@ -92,7 +92,8 @@ def leave_out_of_waiting(blame: Blame, waiting: Mapping[str, tuple[Record, bool]
     """
     tasks, told, answered = defaultdict[tuple[str, str], dict[str, Exclusion]](dict), dict[str, Exclusion](), True
     for path, (record, starved) in waiting.items():
-        assert record.facts.address is not None
+        if record.facts.address is None:
+            continue  # cancelled and submitted anew since this pass asked for the queue: it waits for room
         answered = answered and blame.to_leave_out(record) is not None
         found = exclusion(record, blame, even_bad_ones=starved)
         if found is not None and (found.new or found.back):

@@ -29,7 +29,7 @@ def send(notify: Sequence[str], event: dict[str, Any]) -> str | None:
     if "://" in target:
         return _post(target, text)
     try:
-        done = subprocess.run(notify, input=text, text=True, timeout=TIMEOUT_S, capture_output=True, check=False)
+        done = subprocess.run(notify, input=text.encode(), timeout=TIMEOUT_S, capture_output=True, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{notify[0]}: {error}"
     return f"{notify[0]} ended with {done.returncode}" if done.returncode else None

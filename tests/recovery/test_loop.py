@@ -345,6 +345,24 @@ def test_a_run_that_is_submitted_when_a_node_is_known_to_be_bad_is_spared_it(slu
     assert slurm.said.count("update 12") == 1
 
 
+def test_a_run_that_lost_its_job_during_the_pass_is_passed_over(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its user has cancelled it and submitted it again, and Slurm has no room."""
+    nodes.report(slurm.root, "n1", "gpu-fault", run="another", attempt=1)
+    make_run(slurm, "other", "cluster.nodes=1", job="13", state="PENDING")
+    run = make_run(slurm, "one", "cluster.nodes=1", job="12", state="PENDING")
+    spare = loop._spare_the_waiting
+
+    def late(*words: Any) -> None:
+        write(run, 0, "submit", "waiting", why="MaxSubmitJobs")
+        spare(*words)
+
+    monkeypatch.setattr(loop, "_spare_the_waiting", late)
+    assert acts(slurm) == []
+    assert slurm.excluded == {"13": "n1"}
+
+
 def test_a_run_that_waits_for_room_has_no_claim_on_the_job_that_it_had(slurm: FakeSlurm) -> None:
     run = make_run(slurm, "s/one", "run.sweep=s", job="20_7", state="FAILED")
     attempt(run, 1, 3000)
@@ -644,6 +662,30 @@ def test_a_full_disk_does_not_end_the_watchdog(
     assert "No space left" in capsys.readouterr().err
     assert slurm.live() == []  # nothing was sent that could not be announced
     assert [event.event for event in ledger.read(run.ledger)] == ["submitted"]
+
+
+@pytest.mark.parametrize("words", [[], ["--once"]])
+def test_a_bug_is_told_and_does_not_end_the_watchdog(
+    words: list[str], slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(slurm, "one", job="12", state="NODE_FAIL")
+    decide, passes = loop.watch.decide, list[Pace]()
+
+    def wrong(*_: object) -> None:
+        raise AssertionError("that cannot be")
+
+    def wait(pace: Pace) -> None:
+        passes.append(pace)
+        monkeypatch.setattr(loop.watch, "decide", decide)
+        if len(passes) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.watch, "decide", wrong)
+    monkeypatch.setattr(Pace, "wait", wait)
+    assert watchdog.main([str(slurm.root), *words]) == (1 if words else 130)
+    said = capsys.readouterr()
+    assert "AssertionError: that cannot be" in said.err
+    assert ("one: resubmitted" in said.out) == (not words)
 
 
 # -- what a pass costs ---------------------------------------------------------------------------------------------

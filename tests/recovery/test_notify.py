@@ -45,6 +45,12 @@ def test_a_command_finds_the_event_on_its_standard_input_and_no_shell_sees_it(tm
     assert (tmp_path / "words").read_text() == "a b; c\n"
 
 
+def test_a_command_may_say_what_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "tell").write_text("#!/bin/bash\ncat >/dev/null; printf 'f\\374r user\\n'\n")
+    (tmp_path / "tell").chmod(0o755)
+    assert notify.send([str(tmp_path / "tell")], EVENT) is None
+
+
 @pytest.mark.parametrize("words", [["false"], ["/no/such/command"]])
 def test_a_command_that_fails_is_named(words: list[str]) -> None:
     assert words[0] in str(notify.send(words, EVENT))
