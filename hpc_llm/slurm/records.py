@@ -27,7 +27,7 @@ _UNKNOWN = ("", "Unknown", "None", "N/A", "NONE", "(null)")
 class QueuedJob:
     """A job, or one task of an array, as squeue shows it: queued, running, or ended less than MinJobAge ago."""
 
-    address: str  # `12`, or `12_3` for task 3 of array 12: what scontrol and scancel take
+    address: str  # `12`, `12_3` for task 3 of array 12, `12+1` in a heterogeneous job: what scontrol and scancel take
     job_id: int  # its own number, SLURM_JOB_ID; pending tasks of an array share the array's
     state: str  # PENDING, RUNNING, COMPLETING, …
     reason: str
@@ -45,8 +45,8 @@ class QueuedJob:
 
     @property
     def array_id(self) -> int:
-        """The number that sbatch printed: the array's for a task, its own for a single job."""
-        return int(self.address.partition("_")[0])
+        """The number that sbatch printed: the array's for a task, its own for a single job, 12 for `12+1`."""
+        return _number(self.address)
 
 
 @dataclass(frozen=True)

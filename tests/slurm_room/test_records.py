@@ -19,6 +19,8 @@ CLUSTER: local
 4_0|4|PENDING|JobHeldUser|0|{AT}|N/A||a.sh|/tmp/sub
 1|1|RUNNING|None|4294901759|{AT}|{AT}|n[1-2]|one|/tmp/a|b
 2_0|3|COMPLETED|None|4294901758|{AT}|{AT}|n1|s|/tmp/sub
+9+0|9|RUNNING|None|4294901755|{AT}|{AT}|n1|wrap|/tmp/sub
+9+1|10|RUNNING|None|4294901755|{AT}|{AT}|n2|wrap|/tmp/sub
 slurm_load_jobs: this site says something
 """
 SACCT = f"""\
@@ -53,6 +55,8 @@ def test_squeue_lists_every_task_and_passes_over_other_lines() -> None:
         ("4_0", 4, 4, True),
         ("1", 1, 1, True),
         ("2_0", 3, 2, False),
+        ("9+0", 9, 9, True),
+        ("9+1", 10, 9, True),
     ]
     held, running = jobs[1], jobs[2]
     assert (held.priority, held.reason, held.start_time) == (0, "JobHeldUser", None)
