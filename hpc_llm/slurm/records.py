@@ -1,7 +1,8 @@
 """What Slurm's commands print → typed records. Pure functions of text, standard library only.
 
 Fields are always requested explicitly, from squeue by format letters and from sacct by name, since the shape of
-`--json` changes with every release. Times are Slurm's local time and become seconds since the epoch.
+`--json` changes with every release. Times are asked for with their offset (TIME_FORMAT) and become seconds since the
+epoch.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 SQUEUE_FIELDS = "%i|%A|%T|%r|%Q|%V|%S|%N|%j|%Z"  # the last may contain anything, even a `|`
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"  # for SLURM_TIME_FORMAT, which Slurm gives to strftime if below 32 characters
+_LOCAL_TIME = "%Y-%m-%dT%H:%M:%S"  # of a command that does not heed it
+_LOCAL_LENGTH = 19
 SACCT_FIELDS = "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,NodeList,JobName"
 
 _PASSING = ("SIGNALING", "RESIZING", "CONFIGURING")  # shown briefly instead of RUNNING
@@ -220,9 +225,14 @@ def addresses(text: str, most: int = 4_000_001) -> list[str]:
 
 
 def seconds(text: str) -> float | None:
-    """Slurm's local time (2026-11-23T13:40:28) as seconds since the epoch; None if not known."""
+    """2026-11-23T13:40:28+0100 as seconds since the epoch; None if not known.
+
+    Without an offset it is local time, of which an hour in autumn may be read as the wrong one of two.
+    """
     try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+        if len(text) > _LOCAL_LENGTH:
+            return datetime.strptime(text, TIME_FORMAT).timestamp()
+        return time.mktime(time.strptime(text, _LOCAL_TIME))
     except (ValueError, OverflowError):
         return None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
+from waiting import until
 
 from hpc_llm.slurm import client
 
@@ -19,6 +21,20 @@ def asked(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmCluster:
     """A cluster that this process asks."""
     monkeypatch.setenv("SLURM_CONF", slurm.env["SLURM_CONF"])
     return slurm
+
+
+def test_times_are_told_with_their_offset(asked: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    job = asked.sbatch(script="sleep 1")
+    asked.wait_state(job, "COMPLETED")
+    assert "+0545|" in client.call("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%S|")
+    (queued,) = [one for one in client.queued() if one.address == job]
+    (shown,) = client.show(job)
+    until(lambda: any(one.end_time for one in client.lives([int(job)], since_s=600)), 30, "sacct's word")
+    (life,) = client.lives([int(job)], since_s=600)
+    for start in (queued.start_time, shown.start_time, life.start_time):
+        assert start is not None and abs(time.time() - start) < 60
+    assert life.end_time == shown.end_time
 
 
 def test_a_heterogeneous_job_is_one_like_others(asked: SlurmCluster) -> None:

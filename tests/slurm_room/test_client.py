@@ -113,7 +113,7 @@ def test_an_enclosing_job_and_a_shells_defaults_say_nothing_to_slurm(
     seen = commands.environment("squeue")
     assert ours.items() <= seen.items()
     assert not set(foreign) & set(seen)
-    assert seen["SLURM_TIME_FORMAT"] == "standard"
+    assert seen["SLURM_TIME_FORMAT"] == records.TIME_FORMAT
 
 
 def test_a_requeue_of_what_waits_already_is_no_error(commands: Commands) -> None:

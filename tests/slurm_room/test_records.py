@@ -143,3 +143,25 @@ def test_nothing_that_a_command_prints_breaks_the_reader(text: str) -> None:
 @pytest.mark.parametrize("text", ["Unknown", "None", "N/A", "", "(null)", "2026-11-23", "now"])
 def test_times_that_are_not_known(text: str) -> None:
     assert records.seconds(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2026-10-25T02:30:00+0200", 1792888200),
+        ("2026-10-25T02:30:00+0100", 1792891800),
+        ("2026-10-25T00:30:00+0000", 1792888200),
+    ],
+)
+def test_the_hour_that_autumn_has_twice_is_two_hours(
+    text: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        for before in ("2026-12-01T00:00:00", "2026-07-01T00:00:00"):  # what was read last decided
+            records.seconds(before)
+            assert records.seconds(text) == seconds
+    finally:
+        monkeypatch.undo()
+        time.tzset()
