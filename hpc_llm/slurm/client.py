@@ -213,7 +213,9 @@ def unreachable(words: str) -> bool:
 
 
 def _run(words: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**clean_environment(os.environ), "SLURM_TIME_FORMAT": records.TIME_FORMAT, "SLURM_BITSTR_LEN": "0"}
+    environment = clean_environment(os.environ)
+    if words[0] != "sbatch":  # whose environment becomes the job's
+        environment |= {"SLURM_TIME_FORMAT": records.TIME_FORMAT, "SLURM_BITSTR_LEN": "0"}
     try:
         return subprocess.run(
             words,

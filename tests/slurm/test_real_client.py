@@ -1,8 +1,9 @@
-"""What the client reads from a real Slurm."""
+"""What the client reads from a real Slurm, and what it leaves in the environment of a job."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,3 +43,13 @@ def test_a_heterogeneous_job_is_one_like_others(asked: SlurmCluster) -> None:
     asked.wait_state(job, "RUNNING")
     found = {one.address: one.array_id for one in client.queued() if one.live}
     assert found == {f"{job}+0": int(job), f"{job}+1": int(job)}
+
+
+def test_a_job_has_nothing_of_ours_in_its_environment(asked: SlurmCluster, tmp_path: Path) -> None:
+    script, out = tmp_path / "job.sbatch", asked.work / "environment.out"
+    script.write_text(f"#!/bin/bash\n#SBATCH --output={out}\nenv; echo whole\n")
+    client.submit(script)
+    asked.wait_text(out, "whole")
+    said = out.read_text()
+    assert "SLURM_TIME_FORMAT" not in said
+    assert "SLURM_BITSTR_LEN" not in said

@@ -116,6 +116,12 @@ def test_an_enclosing_job_and_a_shells_defaults_say_nothing_to_slurm(
     assert seen["SLURM_TIME_FORMAT"] == records.TIME_FORMAT
 
 
+def test_sbatch_passes_nothing_of_ours_on_to_the_job(commands: Commands) -> None:
+    commands.say("sbatch", out="4711\n")
+    client.submit(Path("/runs/a/job.sbatch"))
+    assert not {"SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN"} & set(commands.environment("sbatch"))
+
+
 def test_a_requeue_of_what_waits_already_is_no_error(commands: Commands) -> None:
     commands.say("scontrol", err="Job is pending execution for job 12_1\n", status=1)
     client.requeue("12_1")
