@@ -29,9 +29,18 @@ def _status(words: list[str]) -> int:
         _refuse_unwatched(given)
     if given.team is not None:
         return _team(given.team or None, given.json)
+    from hpc_llm.recovery import census
+
     root: Path = given.root
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; give the run.root of your runs, for example ./runs")
+    census.require(root)
+    try:
+        return _of_runs(root, given)
+    except PermissionError as error:  # one run of a colleague's, or its log
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
+def _of_runs(root: Path, given: argparse.Namespace) -> int:
+    """What was asked for of the runs at or below `root`."""
     if (given.rank is not None and not given.logs) or (given.follow and not given.logs):
         raise InputError("--rank and -f belong to --logs; add it")
     if given.clear_node is not None:

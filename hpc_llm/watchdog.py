@@ -14,7 +14,6 @@ import traceback
 from pathlib import Path
 
 from hpc_llm.config import verbs
-from hpc_llm.config.errors import InputError
 
 EVERY_S = 60.0  # shared systems ask not to be polled more often
 
@@ -36,8 +35,9 @@ def _watch(words: list[str]) -> int:
         help="between passes (default 60); a few follow sooner when Slurm acts on a run",
     )
     given = parser.parse_args(words)
-    if not given.root.is_dir():
-        raise InputError(f"{given.root}: no such folder; give the run.root of your runs, for example ./runs")
+    from hpc_llm.recovery import census
+
+    census.require(given.root)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from hpc_llm.recovery.pace import Pace
     from hpc_llm.runs import attention

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hpc_llm.config.errors import InputError
 from hpc_llm.recovery import watch
 from hpc_llm.recovery.facts import Queue
 from hpc_llm.runs.layout import CONFIG_FILE, RootLayout, RunLayout
@@ -56,6 +57,16 @@ class Census:
     )  # waiting runs whose jobs may start on bad nodes, for want of others
     starved_at: float = 0.0  # when jobs that lack nodes were looked at, see loop
     text: str = field(default="", compare=False)  # as it was read
+
+
+def require(root: Path) -> None:
+    """InputError unless `root` is a folder that this user may list."""
+    try:
+        os.scandir(root).close()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{root}: no such folder; give the run.root of your runs, for example ./runs") from None
+    except PermissionError as error:
+        raise InputError(f"{root}: cannot be read ({error.strerror}); its owner shares runs with run.group") from None
 
 
 def find_runs(root: Path) -> list[RunLayout]:
@@ -131,8 +142,9 @@ def _look_into(root: Path, name: str, census: Census) -> None:
         for path in [path for path in census.runs if path.startswith(f"{name}/") and path not in now]:
             del census.runs[path]
         for path in sorted(now - census.runs.keys()):
-            if RunLayout(root / path).config.exists():
-                census.runs[path] = Entry()
+            with contextlib.suppress(PermissionError):  # of a colleague who does not share it
+                if RunLayout(root / path).config.exists():
+                    census.runs[path] = Entry()
 
 
 def _folders(folder: Path) -> list[str] | None:

@@ -87,10 +87,14 @@ def clear(root: Path, node: str) -> None:
 
 
 def read(root: Path) -> list[Evidence]:
-    """All reports below `root`, in order of time; truncated lines are skipped."""
+    """All reports below `root` that this user may read, in order of time; truncated lines are skipped."""
     found = []
     for path in sorted(RootLayout(root).nodes.glob("*.jsonl")):
-        for line in path.read_text(errors="replace").splitlines():
+        try:
+            text = path.read_text(errors="replace")
+        except PermissionError:
+            continue
+        for line in text.splitlines():
             try:
                 found.append(Evidence(**json.loads(line)))
             except (ValueError, TypeError):

@@ -101,7 +101,9 @@ def _warnings(root: Path, rows: Sequence[dict[str, Any]], now: float) -> Iterato
         return  # nobody runs one; recovery.successor may do its work
     silent_s = now - last_pass.stat().st_mtime
     if silent_s > _WATCHDOG_SILENT_S:
-        who = json.loads(last_pass.read_text() or "{}").get("host", "?")
+        who = "?"
+        with contextlib.suppress(PermissionError):  # a colleague's
+            who = json.loads(last_pass.read_text() or "{}").get("host", "?")
         yield (
             f"the watchdog's last pass was {silent_s / 60:.0f} min ago (on {who}) and {len(live)} runs are not done: "
             f"start it again, python -m hpc_llm.watchdog {root}"

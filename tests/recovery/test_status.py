@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_slurm import FakeSlurm, attempt, make_run, slurm, write
 
 from hpc_llm import status as verb
+from hpc_llm import watchdog
 from hpc_llm.recovery import loop, nodes
 from hpc_llm.runs.layout import RootLayout
 
@@ -182,3 +188,67 @@ def test_what_is_shown_once_cannot_be_watched(slurm: FakeSlurm, said: Any, words
     code, out, err = said(*words, "--watch", "5")
     assert (code, out) == (2, "")
     assert err == f"status: --watch: shows runs again and again, and no {words[0]}; leave out one of the two\n"
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Nobody, if this is root, whom no mode keeps out."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def shared_root(slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> Iterator[Path]:
+    """A root in a folder that everyone may enter, with two runs."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o755)
+    mask = os.umask(0o022)
+    slurm.root = folder / "runs"
+    for number, name in enumerate(["a", "b"]):
+        make_run(slurm, f"sweep/{name}", job=f"20_{number}", state="PENDING")
+    verb.main([str(slurm.root)])  # imports what nobody may not
+    capsys.readouterr()
+    yield slurm.root
+    os.umask(mask)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("words", [[], ["--nodes"], ["--logs"]])
+def test_a_root_that_may_not_be_read_is_a_line(
+    shared_root: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for closed in (shared_root, shared_root.parent):
+        closed.chmod(0o000)
+        with unprivileged():
+            assert verb.main([str(shared_root), *words]) == 2
+            assert watchdog.main([str(shared_root), "--once"]) == 2
+        closed.chmod(0o755)
+        told = capsys.readouterr().err.splitlines()
+        assert [line.partition(":")[0] for line in told] == ["status", "watchdog"]
+        assert all(f"{shared_root}: cannot be read (Permission denied)" in line for line in told)
+
+
+def test_a_run_that_may_not_be_read_hides_no_other(shared_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loop.one_pass(shared_root)
+    nodes.report(shared_root, "n3", "gpu-fault", run="sweep/a", attempt=1)
+    (evidence,) = RootLayout(shared_root).nodes.iterdir()
+    for closed in (shared_root / "sweep" / "a", RootLayout(shared_root).last_pass, evidence):
+        closed.chmod(0o000)
+    os.utime(RootLayout(shared_root).last_pass, (1, 1))
+    with unprivileged():
+        assert verb.main([str(shared_root), "--json"]) == 0
+    said = capsys.readouterr()
+    assert [row["name"] for row in json.loads(said.out)] == ["b"]
+    assert "the watchdog's last pass" in said.err
+
+
+def test_a_story_that_may_not_be_read_is_a_line(shared_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (shared_root / "sweep" / "a" / "ledger" / "submit.jsonl").chmod(0o000)
+    with unprivileged():
+        assert verb.main([str(shared_root / "sweep" / "a")]) == 2
+    assert "submit.jsonl: cannot be read (Permission denied)" in capsys.readouterr().err
