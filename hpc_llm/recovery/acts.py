@@ -230,8 +230,27 @@ class _Act:
         return found
 
 
+class _SharedLedger(ledger.Ledger):
+    """For the run's group to read, or nobody, whatever the umask where the watchdog was started: one file that a
+    colleague may not read hides the run from their status.
+    """
+
+    def __init__(self, folder: Path, writer: str, group: str | None) -> None:
+        super().__init__(folder, writer)
+        self._umask = 0o077 if group is None else 0o027
+
+    def _append(self, line: str) -> None:
+        before = os.umask(self._umask)
+        try:
+            super()._append(line)
+        finally:
+            os.umask(before)
+
+
 def ledger_for(record: Record) -> ledger.Ledger:
-    return ledger.Ledger(record.layout.ledger, f"{_WRITER}{os.uname().nodename}-{os.getpid()}")
+    """Of the run, for this watchdog to write."""
+    writer = f"{_WRITER}{os.uname().nodename}-{os.getpid()}"
+    return _SharedLedger(record.layout.ledger, writer, record.config.run.group)
 
 
 def exclusion(record: Record, blame: Blame, *, even_bad_ones: bool = True) -> Exclusion | None:

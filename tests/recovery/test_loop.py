@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import shutil
+import stat
 import sys
 import time
 from collections import Counter
@@ -469,6 +471,21 @@ def test_a_damaged_run_keeps_nobody_from_the_others(slurm: FakeSlurm, capsys: py
     make_run(slurm, "good", job="12", state="NODE_FAIL")
     assert acts(slurm) == [("good", Action.RESUBMIT)]
     assert "bad: passed over" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022])
+@pytest.mark.parametrize("group", [None, grp.getgrgid(os.getgid()).gr_name])
+def test_what_a_watchdog_writes_down_is_for_the_runs_group_to_read(
+    group: str | None, umask: int, slurm: FakeSlurm
+) -> None:
+    run = make_run(slurm, "one", f"run.group={group or 'null'}", job="12", state="NODE_FAIL")
+    before = os.umask(umask)
+    try:
+        assert acts(slurm) == [("one", Action.RESUBMIT)]
+    finally:
+        assert os.umask(before) == umask
+    (book,) = run.ledger.glob("watchdog-*")
+    assert stat.S_IMODE(book.stat().st_mode) == (0o640 if group else 0o600)
 
 
 # -- killed anywhere -----------------------------------------------------------------------------------------------
