@@ -15,6 +15,7 @@ from typing import Any
 from hpc_llm.recovery import notify
 from hpc_llm.recovery.acts import Seen
 from hpc_llm.recovery.census import Census
+from hpc_llm.recovery.facts import WAITING
 from hpc_llm.recovery.policy import Action
 from hpc_llm.recovery.told import Told, save
 from hpc_llm.recovery.watch import HALVED
@@ -33,7 +34,7 @@ def note(root: Path, known: Census, told: Told, seen: Mapping[str, Seen], done: 
         last = max((said.time for said in run.record.events), default=0.0)
         if not words or (_aged(last) and run.record.layout.path not in given_up):
             continue
-        group, submission = _group(path), _submission(run)
+        group = _group(path)
         common = {"name": group, "root": str(root), "time": time.time()}
         for said in (said for said in run.record.events if said.event == "excluded" and not _aged(said.time)):
             day = int(said.time // _DAY_S)  # a node that several runs leave out is told of once
@@ -43,10 +44,10 @@ def note(root: Path, known: Census, told: Told, seen: Mapping[str, Seen], done: 
         why = run.decision.why if run.record.layout.path in given_up else _failure(run)
         if why is not None:
             event = {"event": "failed", **common, "run": path, "why": why}
-            _once(told, f"failed {group} {submission}", words, event)
+            _once_a_submission(told, run, words, event)
         if all(known.runs[other].state in ("ended", "complete") for other in _members(known, group)):
             event = {"event": "ended", **common, **_sum(known, group)}
-            _once(told, f"ended {group} {submission}", words, event)
+            _once_a_submission(told, run, words, event)
 
 
 def send(root: Path, told: Told) -> None:
@@ -59,7 +60,7 @@ def send(root: Path, told: Told) -> None:
                 continue
         del told.outbox[key]
         told.notified = {old: at for old, at in told.notified.items() if not _aged(at)}
-        told.notified[key] = time.time()
+        told.notified[key] = event["time"]
         save(root, told)
 
 
@@ -74,12 +75,6 @@ def _failure(run: Seen) -> str | None:
     return final if final is not None and final not in _SILENT and not run.record.facts.completed else None
 
 
-def _submission(run: Seen) -> str:
-    """The user's last submission: events after a new one are told again."""
-    sent = [event for event in run.record.events if event.event == "submitted"]
-    return str(sent[-1].facts.get("job", "")).partition("_")[0] if sent else ""
-
-
 def _group(path: str) -> str:
     """The sweep, or the run if it is not in one."""
     return path.rpartition("/")[0] or path
@@ -92,6 +87,24 @@ def _members(known: Census, group: str) -> list[str]:
 def _sum(known: Census, group: str) -> dict[str, int]:
     states = [known.runs[path].state for path in _members(known, group)]
     return {"runs": len(states), "completed": states.count("complete")}
+
+
+def _once_a_submission(told: Told, run: Seen, words: Sequence[str], event: dict[str, Any]) -> None:
+    """One message for all arrays of a sweep; what was told before the user's last submission is told again."""
+    key, (array, submitted_at) = f"{event['event']} {event['name']}", _submission(run)
+    earlier = f"{key} {array}"  # as previous versions kept it
+    if earlier not in told.notified and told.notified.get(key, 0.0) <= submitted_at:
+        told.outbox.setdefault(key, (list(words), event))
+
+
+def _submission(run: Seen) -> tuple[str, float]:
+    """The user's last: its array, and when it was. What had to wait for room (launch.backlog) is sent later."""
+    array, at, waited = "", 0.0, False
+    for said in run.record.events:
+        if said.event in ("submitted", WAITING):
+            array, at = str(said.facts.get("job", "")).partition("_")[0], at if waited else said.time
+            waited = said.event == WAITING
+    return array, at
 
 
 def _once(told: Told, key: str, words: Sequence[str], event: dict[str, Any]) -> None:

@@ -835,6 +835,34 @@ def test_a_user_is_told_once_per_sweep_and_not_once_per_task(
     assert (ended["event"], ended["runs"], ended["completed"]) == ("ended", 5, 2)
 
 
+def test_a_sweep_in_several_arrays_is_one_sweep_until_its_user_submits_it_again(
+    slurm: FakeSlurm, told: Callable[[], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    notify = f"recovery.notify=['{tmp_path}/tell']"
+    runs = [make_run(slurm, f"sweep/{n}", notify, job=f"{20 + n}_0", state="RUNNING") for n in range(3)]
+    late = make_run(slurm, "sweep/3", notify)  # Slurm had no room for it
+    write(late, 3600, "submit", "waiting", why="MaxSubmitJobs")
+    for run in runs[:2]:
+        attempt(run, 1, 3000, cause="diverged")
+    loop.one_pass(slurm.root)
+    assert [event["event"] for event in told()] == ["failed"]
+    write(late, 0, "submit", "submitted", job="30_3")
+    for run in (runs[2], late):
+        attempt(run, 1, 0, cause="diverged")
+    slurm.jobs.clear()
+    slurm.put("30_3", "FAILED", name="sweep", work_dir=str(slurm.root / "sweep"))
+    for _ in range(2):
+        loop.one_pass(slurm.root)
+    assert [event["event"] for event in told()] == ["failed", "ended"]
+    write(runs[0], 0, "submit", "submitted", job="40_0")
+    attempt(runs[0], 2, 0, cause="diverged")
+    slurm.put("40_0", "FAILED", name="sweep", work_dir=str(slurm.root / "sweep"))
+    RootLayout(slurm.root).census.unlink()  # all are looked at again
+    for _ in range(2):
+        loop.one_pass(slurm.root)
+    assert [event["event"] for event in told()] == ["failed", "ended"] * 2
+
+
 def test_a_message_that_could_not_be_sent_is_sent_by_the_next_pass(
     slurm: FakeSlurm, told: Callable[[], list[dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
