@@ -15,7 +15,7 @@ from hpc_llm.runs.layout import RunLayout
 
 HELD = "another process is training this run"
 # Lustre mounted without `flock`, and NFS whose lock service is down.
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 _told: set[Path] = set()
 
 
@@ -31,9 +31,9 @@ def taken(path: Path) -> Iterator[bool]:
         try:
             ours = _locks(file, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise OSError(error.errno, error.strerror, str(path)) from None
-            _tell(path, error)
+            tell(path, error)
             ours = True
         yield ours
 
@@ -49,7 +49,7 @@ def held(layout: RunLayout) -> bool:
         with layout.lock.open() as file:
             return not _locks(file, fcntl.LOCK_SH)
     except OSError as error:
-        if error.errno in _NO_LOCKS:
+        if error.errno in NO_LOCKS:
             return False
         raise InputError(f"{layout.lock}: cannot be locked ({error.strerror}); is the run somebody else's?") from None
 
@@ -63,8 +63,8 @@ def _locks(file: IO[str], how: int) -> bool:
     return True
 
 
-def _tell(path: Path, error: OSError) -> None:
-    """Once per process."""
+def tell(path: Path, error: OSError) -> None:
+    """Of a file system without locks, once per process."""
     if path not in _told:
         _told.add(path)
         print(f"{path}: no locks here ({error.strerror}); going on without: start no second one", file=sys.stderr)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import math
+import os
 import re
 import statistics
 from pathlib import Path
@@ -101,3 +104,15 @@ def test_a_search_that_somebody_is_at_is_a_line(
     ):
         pass
     assert capsys.readouterr().err.startswith(f"{busy}; waiting ")
+
+
+def test_a_file_system_without_locks_is_told_of_and_stops_no_submission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with alone.alone(tmp_path / "s.lock", "busy"):
+        pass
+    assert "no locks here (No locks available)" in capsys.readouterr().err
