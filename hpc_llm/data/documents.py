@@ -39,18 +39,26 @@ class Filtered:
 
 
 def cut(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
-    """`text` in pieces of at most `size` characters, cut before a single space between words if there is one.
-
-    Tokenizers split there anyway, so pieces give the tokens of the whole; otherwise between lines, otherwise anywhere.
-    The places of the cuts depend only on the text.
-    """
+    """`text` in pieces of at most `size` characters, cut at `cut_point`; the places depend only on the text."""
     start = 0
     while len(text) - start > size:
-        end = _cut_point(text, start, start + size)
+        end = cut_point(text, start, start + size)
         yield text[start:end]
         start = end
     if start < len(text):
         yield text[start:] if start else text
+
+
+def cut_point(text: str, start: int, limit: int) -> int:
+    """Before the last single space between words in characters [start, limit), where most tokenizers split anyway.
+
+    Without one it is after the last line that ends there, where a token may be cut in two, otherwise at `limit`.
+    """
+    position = limit
+    while (position := text.rfind(" ", start + 1, position)) > 0:
+        if not text[position - 1].isspace() and not text[position + 1].isspace():
+            return position
+    return text.rfind("\n", start, limit) + 1 or limit
 
 
 def decoded(fragments: Iterable[bytes]) -> Iterator[str]:
@@ -75,11 +83,3 @@ def _decode(decoder: codecs.IncrementalDecoder, fragment: bytes, before: int, fi
         return decoder.decode(fragment, final)
     except UnicodeDecodeError as error:
         raise Rejected(f"invalid UTF-8 at byte {before - pending + error.start}") from None
-
-
-def _cut_point(text: str, start: int, limit: int) -> int:
-    position = limit
-    while (position := text.rfind(" ", start + 1, position)) > 0:
-        if not text[position - 1].isspace() and not text[position + 1].isspace():
-            return position
-    return text.rfind("\n", start, limit) + 1 or limit

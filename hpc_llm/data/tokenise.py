@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -143,14 +143,14 @@ class _Tokens:
         return length
 
     def _ids(self, document: Document, digest: hashlib._Hash) -> Iterator[list[int]]:
-        begins, ids = True, list[int]()
-        for piece in document.pieces:
-            digest.update(piece.encode())
-            if not begins:
-                yield ids
-            ids = self.tokenizer.encode(piece, begins)
-            begins = False
-        yield [*ids, self.tokenizer.eos_id]
+        yield from self.tokenizer.encode(_hashed(document.pieces, digest))
+        yield [self.tokenizer.eos_id]
+
+
+def _hashed(pieces: Iterable[str], digest: hashlib._Hash) -> Iterator[str]:
+    for piece in pieces:
+        digest.update(piece.encode())
+        yield piece
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,13 +1,15 @@
 """Text ↔ token ids: a SentencePiece model, or a Hugging Face tokenizer.json.
 
 With a model trained here, any UTF-8 text survives encode and decode byte for byte. Long texts are encoded in short
-stretches, cut where the tokenizer splits anyway, since SentencePiece's time grows faster than the text
-(4 kB at a time 5.7 MB/s, whole documents 4.9, 256 kB 3.4; benchmarks/data.md).
+stretches, since SentencePiece's time grows faster than the text (4 kB at a time 5.7 MB/s, whole documents 4.9, 256 kB
+3.4; benchmarks/data.md). They are cut where tokenizers split anyway, if there is such a place, otherwise perhaps within
+a token; but the ids are those of the whole text where the tokenizer treats a text's beginning in its own way.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -18,8 +20,9 @@ from hpc_llm.config.checks import padded_vocab
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import DataConfig
 from hpc_llm.data.documents import cut
+from hpc_llm.data.stretches import STRETCH_CHARS, as_whole, depends_on_place
 
-_STRETCH_CHARS = 4096
+_TRIED = 64  # pieces of a vocabulary
 _SPACE = "\u2581"  # SentencePiece's spelling of a space; in text it is spelled in bytes
 _USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
@@ -31,8 +34,8 @@ class Tokenizer(Protocol):
     eos_id: int  # end of text; −1: the model has none
     library: str  # with its version
 
-    def encode(self, text: str, begins: bool = True) -> list[int]:
-        """Token ids of `text`, without end of text; `begins=False` if it does not begin a document."""
+    def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
+        """Token ids of one document, which comes and goes in pieces, without end of text."""
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`; control tokens such as end of text give nothing."""
@@ -89,18 +92,15 @@ class _SentencePiece:
         self.vocab_size: int = self._processor.vocab_size()
         self.eos_id: int = self._processor.eos_id() if eos_token is None else self._id(eos_token)
         self.library = f"sentencepiece {sentencepiece.__version__}"
-        self._adds_space = self._processor.encode("a", out_type=str)[0].startswith(_SPACE)
+        words = _words(self._processor.id_to_piece, self.vocab_size)
+        self._placed = depends_on_place(self._processor.encode, words)
         mark = [self._id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
-        self._mark = mark if min(mark) >= 0 and not self._adds_space else None
+        self._mark = mark if min(mark) >= 0 and not self._placed else None
 
-    def encode(self, text: str, begins: bool = True) -> list[int]:
-        ids: list[int] = []
-        for stretch in cut(text, _STRETCH_CHARS):
-            if self._adds_space and not begins:
-                stretch = stretch.removeprefix(" ")
-            ids += self._encode(stretch)
-            begins = False
-        return ids
+    def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
+        if self._placed:
+            return as_whole(self._processor.encode, pieces)
+        return (self._encode(stretch) for piece in pieces for stretch in cut(piece, STRETCH_CHARS))
 
     def decode(self, ids: list[int]) -> str:
         return str(self._processor.decode(ids))
@@ -137,12 +137,21 @@ class _HuggingFace:
         ids = (self._tokenizer.token_to_id(token) for token in candidates)
         self.eos_id: int = next((number for number in ids if number is not None), -1)
         self.library = f"tokenizers {version('tokenizers')}"
+        self._placed = depends_on_place(self._encode, _words(self._tokenizer.id_to_token, self.vocab_size))
 
-    def encode(self, text: str, begins: bool = True) -> list[int]:
-        ids: list[int] = []
-        for stretch in cut(text, _STRETCH_CHARS):
-            ids += self._tokenizer.encode(stretch, add_special_tokens=False).ids
-        return ids
+    def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
+        if self._placed:
+            return as_whole(self._encode, pieces)
+        return (self._encode(stretch) for piece in pieces for stretch in cut(piece, STRETCH_CHARS))
 
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids))
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _words(piece_of: Callable[[int], str | None], vocab_size: int) -> list[str]:
+    """Some of a vocabulary's pieces that are words."""
+    pieces = (piece_of(number) or "" for number in range(0, vocab_size, max(1, vocab_size // _TRIED)))
+    return [word for word in (piece.strip(_SPACE) for piece in pieces) if word.isalpha()]
