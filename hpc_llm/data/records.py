@@ -98,9 +98,21 @@ def arrow_rows(file: InputFile, columns: list[str]) -> Iterator[Row]:
 def _rows(batches: Any) -> Iterator[Row]:
     row = 0
     for batch in batches:
-        for fields in batch.to_pylist():
+        for fields in _fields_of(batch):
             yield row, fields
             row += 1
+
+
+def _fields_of(batch: Any) -> list[dict[str, Any] | Rejected]:
+    """The rows of a batch; Rejected instead of one that holds what Python cannot, such as invalid UTF-8."""
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows > 1:
+            return [fields for row in range(batch.num_rows) for fields in _fields_of(batch.slice(row, 1))]
+        if isinstance(error, UnicodeDecodeError):
+            return [Rejected(f"invalid UTF-8 at byte {error.start} of a field")]
+        return [Rejected(f"a field cannot be read: {_first_line(error)}")]
 
 
 def _parsed(line: bytes) -> dict[str, Any] | Rejected:

@@ -198,6 +198,24 @@ def test_a_broken_columnar_file_is_one_reject(tmp_path: Path, kind: str) -> None
         assert all(not text.startswith("!") for text in before)
 
 
+@pytest.mark.parametrize("kind", [".parquet", ".arrow"])
+def test_a_row_of_a_columnar_file_that_python_cannot_hold_is_a_reject_and_the_others_are_read(
+    tmp_path: Path, kind: str
+) -> None:
+    broken = pyarrow.array([b"good", b"caf\xe9", b"last"]).view(pyarrow.string())
+    table = pyarrow.table({"text": broken, "day": pyarrow.array([0, 0, 2**31 - 1], pyarrow.date32())})
+    path = tmp_path / f"a{kind}"
+    if kind == ".parquet":
+        parquet.write_table(table, path)
+    else:
+        with ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+    assert read(span(path)) == [(0, "good"), (1, "!invalid UTF-8 at byte 3 of a field"), (2, "last")]
+    (_, good), _, (offset, last) = read(span(path), id_field="day")
+    assert good == "good"
+    assert offset == 2 and last.startswith("!a field cannot be read: ")
+
+
 def test_what_is_no_file_is_rejected_and_never_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     assert texts(span(tmp_path / "pipe.txt")) == ["!not a regular file"]
