@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def _walk(source: Source) -> Iterator[Path]:
         )
 
     suffixes = tuple(suffix + more for suffix in source.reading.suffixes for more in ("", *COMPRESSIONS))
-    for folder, folders, names in os.walk(source.path, onerror=refuse):
+    for folder, folders, names in _folders(source.path, refuse):
         if source.reading is _STDLIB:
             folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
         if "dataset_dict.json" in names:
@@ -104,6 +104,22 @@ def _walk(source: Source) -> Iterator[Path]:
         if "state.json" in names and any(name.endswith(".arrow") for name in names):
             names = _of_saved_dataset(Path(folder))
         yield from (Path(folder, name) for name in names if name.endswith(suffixes))
+
+
+def _folders(top: Path, refuse: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """os.walk through links too: a folder is read once, under its own name if it has one below `top`."""
+    seen, tops = set[tuple[int, int]](), [str(top)]
+    for number, start in enumerate(tops):
+        for folder, folders, names in os.walk(start, onerror=refuse):
+            status = Path(folder).stat()
+            key = (status.st_dev, status.st_ino)
+            if number and key in seen:
+                folders.clear()
+                continue
+            seen.add(key)
+            folders.sort()
+            yield folder, folders, names
+            tops += (f"{folder}/{name}" for name in folders if Path(folder, name).is_symlink())
 
 
 def _of_saved_dataset(folder: Path) -> list[str]:

@@ -40,6 +40,25 @@ def test_one_file_is_a_corpus_whatever_its_suffix(tmp_path: Path) -> None:
     assert names(source=str(tmp_path / "book")) == ["book"]
 
 
+def test_links_to_folders_are_followed_and_every_folder_is_read_once(tmp_path: Path) -> None:
+    top, elsewhere = tmp_path / "top", tmp_path / "elsewhere"
+    for name in ("top/own/a.txt", "elsewhere/web/b.txt", "elsewhere/web/deep/c.txt", "elsewhere/books/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    for link, target in {
+        "top/again": top / "own",
+        "top/web": elsewhere / "web",
+        "top/own/web too": elsewhere / "web",
+        "top/broken": tmp_path / "nowhere",
+        "elsewhere/web/round": top,
+        "elsewhere/web/on": elsewhere / "books",
+    }.items():
+        (tmp_path / link).symlink_to(target)
+    assert names(source=str(top)) == ["own/a.txt", "web/b.txt", "web/deep/c.txt", "web/on/d.txt"]
+    (tmp_path / "link").symlink_to(top)
+    assert names(source=str(tmp_path / "link")) == names(source=str(top))
+
+
 def test_several_sources_are_sorted_by_name_and_lie_below_data_source(tmp_path: Path) -> None:
     for name in ("web/a.txt", "books/b.txt", "elsewhere/c.txt"):
         (tmp_path / name).parent.mkdir()
