@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ Row = tuple[int, "dict[str, Any] | Rejected"]  # offset, fields
 def json_lines(stream: BinaryIO, start: int, end: int | None) -> Iterator[Row]:
     """Lines of JSON that begin in bytes [start, end) of `stream`, which is at `start`, the beginning of a line.
 
-    Blank lines are skipped.
+    Blank lines are skipped, and a byte-order mark at the beginning of the file.
     """
     offset = start
     while end is None or offset < end:
@@ -35,8 +36,10 @@ def json_lines(stream: BinaryIO, start: int, end: int | None) -> Iterator[Row]:
                 if rest.endswith(b"\n"):
                     break
             yield offset, Rejected(f"record of {size} bytes; at most {MAX_RECORD_BYTES} are read")
-        elif not line.isspace():
-            yield offset, _parsed(line)
+        else:
+            text = line if offset else line.removeprefix(codecs.BOM_UTF8)
+            if text.strip():
+                yield offset, _parsed(text)
         offset += size
 
 
@@ -136,8 +139,6 @@ class _Values:
     """JSON values from a stream, with at most one value and one block in memory."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        import codecs
-
         self._stream, self._decoder = stream, codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._position, self._ended = "", 0, False
 

@@ -142,6 +142,14 @@ def test_a_line_that_is_no_record_is_a_reject_and_the_next_is_read(tmp_path: Pat
         assert text.startswith(f"!{reason}")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path, mark = tmp_path / "a.jsonl", b"\xef\xbb\xbf"
+    path.write_bytes(mark + b'{"text": "a"}\n{"text": "b"}\n')
+    assert read(span(path)) == [(0, "a"), (17, "b")]
+    path.write_bytes(mark + b"\n" + mark + b'{"text": "a"}\n')
+    assert [text.partition(":")[0] for text in texts(span(path))] == ["!no JSON"], "elsewhere it is no mark"
+
+
 def test_a_record_too_long_to_parse_is_a_reject_and_the_next_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
