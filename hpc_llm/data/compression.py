@@ -10,13 +10,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from hpc_llm.data.documents import Rejected
 from hpc_llm.data.sources import InputFile
 
 _BLOCK = 1 << 20
 _MOST_PACKED = 512  # Zstandard packs 128 kB into 4 bytes at best, and unpacks all that it is given: 16 MB at most
+
+_MOST_WINDOW = 1 << 31  # bytes, of zstd --long=31; a frame takes as much as it was packed with, 2 to 8 MB unless told
 
 
 @contextmanager
@@ -64,7 +66,7 @@ class _Zstandard(io.RawIOBase):
         import zstandard
 
         self._raw, self._library, self._ready = raw, zstandard, bytearray()
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._frame = self._next_frame()
         self._within = False  # a frame that has begun and not ended
 
     def readable(self) -> bool:
@@ -91,5 +93,8 @@ class _Zstandard(io.RawIOBase):
                 raise OSError(f"damaged: {error}") from None
             self._within, packed = not self._frame.eof, self._frame.unused_data
             if self._frame.eof:
-                self._frame = self._library.ZstdDecompressor().decompressobj()
+                self._frame = self._next_frame()
         return found
+
+    def _next_frame(self) -> Any:
+        return self._library.ZstdDecompressor(max_window_size=_MOST_WINDOW).decompressobj()

@@ -188,6 +188,14 @@ def test_what_is_not_packed_at_all_is_one_reject(tmp_path: Path, packed: str) ->
     assert found.startswith("!")
 
 
+def test_zstandard_packed_with_the_longest_window_is_read(tmp_path: Path) -> None:
+    path, longest = tmp_path / "a.jsonl.zst", zstandard.ZstdCompressionParameters(window_log=31)
+    packer = zstandard.ZstdCompressor(compression_params=longest).compressobj()  # as from a pipe: of unknown size
+    path.write_bytes(packer.compress(jsonl(ROWS)) + packer.flush())
+    assert zstandard.get_frame_parameters(path.read_bytes()).window_size == 2**31
+    assert texts(span(path)) == [row["text"] for row in ROWS]
+
+
 def test_several_packed_files_in_a_row_are_one(tmp_path: Path) -> None:
     for packed in (".gz", ".xz", ".zst"):
         path = tmp_path / f"a.jsonl{packed}"
