@@ -45,7 +45,7 @@ class TensorboardTracker:
         self._writer: SummaryWriter | None = None
         self._again_at = -math.inf
         with self._left_out():
-            self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+            self._writer = SummaryWriter(str(folder), purge_step=start_step + 1)
             self._describe(start_step, treatment)
 
     def _describe(self, start_step: int, treatment: dict[str, Treatment] | None) -> None:

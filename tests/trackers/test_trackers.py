@@ -112,8 +112,10 @@ def test_tensorboard_gets_every_nth_step_and_every_held_out_loss(tmp_path: Path)
     assert [(event.step, event.value) for event in found.Scalars("heldout_loss")] == [(9, 2.5)]
 
 
-def test_a_resumed_run_shows_no_step_twice_in_tensorboard(tmp_path: Path) -> None:
-    for start, last in ((0, 8), (4, 12)):
+@pytest.mark.parametrize("again", [0, 4])
+def test_a_resumed_run_shows_no_step_twice_in_tensorboard(tmp_path: Path, again: int) -> None:
+    """Also one that had no checkpoint, and begins again."""
+    for start, last in ((0, 8), (again, 12)):
         tracker = TensorboardTracker(tmp_path, start, every=1)
         for row in rows(start + 1, last):
             tracker.log(row)
@@ -123,11 +125,11 @@ def test_a_resumed_run_shows_no_step_twice_in_tensorboard(tmp_path: Path) -> Non
 
 
 def test_tensorboard_knows_what_a_run_was_and_which_of_its_scalars_to_draw_against_it(tmp_path: Path) -> None:
-    for start in (0, 3):
+    for start in (0, 0, 3):
         tracker = TensorboardTracker(tmp_path, start, every=1, treatment=treatment_of(make_config("optim.lr=2e-4")))
         tracker.log({"step": start + 1, "loss": 2.5})
         tracker.close()
-    assert len(list(tmp_path.glob("events*"))) == 2, "its words stay with the run that has them"
+    assert len(list(tmp_path.glob("events*"))) == 3, "its words stay with the run that has them"
     found = EventAccumulator(str(tmp_path)).Reload()
     said = {tag: HParamsPluginData.FromString(content) for tag, content in found.PluginTagToContent("hparams").items()}
     values = said["_hparams_/session_start_info"].session_start_info.hparams
