@@ -18,6 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from hpc_llm.config.errors import InputError
 from hpc_llm.launch import chain, sending
 from hpc_llm.launch.sbatch import array_spec
 from hpc_llm.recovery import facts
@@ -87,14 +88,18 @@ class Backlog:
         return {}
 
     def note(self, number: int) -> dict[str, RunLayout]:
-        """Record that array `number` holds what was being sent, in the ledgers first; its runs by address."""
+        """Record that array `number` holds what was being sent, in the ledgers first; its runs by address.
+
+        Unrecorded where that fails: the file still has what was being sent, and `settle` or the next pass notes it.
+        """
         ours = [index for index in self.sending if index in self.tasks]
         sent = {f"{number}_{index}": RunLayout(Path(self.tasks[index])) for index in ours}
-        sending.note(sent, self.sent_at or time.time(), words=self.words)
-        self.tasks = {index: run for index, run in self.tasks.items() if index not in ours}
-        self.arrays.append(number)
-        self.sending = []
-        self.save()
+        with sending.recording(number):
+            sending.note(sent, self.sent_at or time.time(), words=self.words)
+            self.tasks = {index: run for index, run in self.tasks.items() if index not in ours}
+            self.arrays.append(number)
+            self.sending = []
+            self.save()
         return sent
 
 
@@ -116,6 +121,13 @@ def wait(backlog: Backlog, live: int) -> None:
         ledger.Ledger(RunLayout(Path(run)).ledger, "submit").write(facts.WAITING, why=backlog.why)
 
 
+def settle(root: Path, queue: Sequence[QueuedJob]) -> None:
+    """Note the arrays that are queued though their senders could not record it."""
+    for backlog in _read(root):
+        if number := _found(backlog, queue):
+            backlog.note(number)
+
+
 def forget(root: Path, runs: Collection[Path]) -> None:
     """Remove runs that are being submitted anew."""
     for backlog in _read(root):
@@ -132,10 +144,14 @@ def go_on(root: Path) -> Iterator[str]:
         for backlog in _read(root):
             try:
                 yield from _next(backlog, queue)
+            except sending.Unrecorded as error:
+                yield f"{backlog.name}: {error}"
             except client.SlurmUnavailable:
                 raise
             except Exception as error:  # whatever is wrong with one, the others and the watchdog continue
-                backlog.sending, backlog.refused_at = [], time.time()
+                if isinstance(error, (client.SlurmRefused, InputError)):
+                    backlog.sending = []  # else it may have been sent, and the next pass looks for it
+                backlog.refused_at = time.time()
                 backlog.save()
                 yield f"{backlog.name}: {len(backlog.tasks)} wait: {error}"
 

@@ -92,7 +92,7 @@ def submit(configs: Sequence[RunConfig], words: list[str]) -> Outcome:
     """Freeze the runs and submit them, a sweep as arrays; those that are queued or complete are left alone.
 
     InputError with what the user can mend, in Slurm's words where they are Slurm's; SlurmUnavailable where Slurm does
-    not answer. Then no run directory that this call made is left, but for arrays that were accepted before.
+    not answer. Then no run directory that this call made is left, but for what Slurm accepted, or may have.
     """
     _require_sbatch()
     restrict_access(configs[0].run.group)
@@ -100,6 +100,7 @@ def submit(configs: Sequence[RunConfig], words: list[str]) -> Outcome:
     plans = dict(zip(map(_place, configs), examine_all(configs), strict=True))
     with _alone(configs[0]):
         queue = client.queued()
+        backlog.settle(freeze.root_of(configs[0]), queue)
         left = _left_alone(configs, [job for job in queue if job.live])
         todo = [config for config in configs if _place(config) not in left]
         waits = chain.waits(todo, [job for job in queue if job.live])
@@ -188,13 +189,13 @@ def _send_all(
                 part.write()
                 jobs.extend(_sent(part, {job.array_id for job in queue}, waits[part.depends_on], words, waiting))
                 part.link()
-        except sending.Unknown:
-            raise  # the job may be there, and then it needs its folders
         except BaseException as error:
-            _undo(parts[position + (len(jobs) > before) :], made)
-            if jobs and isinstance(error, client.SlurmError):
+            if not isinstance(error, sending.Unknown):  # then the job may be there, and it needs its folders
+                _undo(parts[position + (len(jobs) > before) :], made)
+            if jobs and isinstance(error, (client.SlurmError, OSError)):
+                kind = type(error) if isinstance(error, client.SlurmError) else sending.Unrecorded
                 accepted = ", ".join(str(job.job_id) for job in jobs)
-                raise type(error)(f"{error}; submitted before: {accepted}; the same words submit the rest") from None
+                raise kind(f"{error}; submitted before: {accepted}; the same words submit the rest") from None
             raise
     live = sum(job.live for job in queue) + sum(len(job.runs) for job in jobs)
     for rest in waiting:
@@ -211,7 +212,8 @@ def _sent(
         sent_at = time.time()
         number = sending.send(part.script, name=part.name, work_dir=part.work_dir, known=known, options=options)
         job = Job(number, part.name, False, {str(number): part.runs[0]})
-        sending.note(job.runs, sent_at, words=words)
+        with sending.recording(number):
+            sending.note(job.runs, sent_at, words=words)
         yield job
         return
     tasks = {index: str(run.path) for index, run in enumerate(part.runs)}
@@ -222,6 +224,8 @@ def _sent(
         try:
             for number, runs in backlog.fill(rest, known):
                 yield Job(number, part.name, True, runs)
+        except sending.Unrecorded:
+            raise  # `rest` knows what was sent
         except BaseException:
             rest.path.unlink(missing_ok=True)  # the same words submit the rest
             raise

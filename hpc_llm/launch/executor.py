@@ -54,6 +54,8 @@ def submit(script: Path, options: Sequence[str] = ()) -> int:
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
             return ScriptExecutor(script, folder, options).submit_script()
+    except OSError as error:  # submitit writes a file before sbatch, and others after it
+        raise client.SlurmUnavailable(f"sbatch {script}: {error}") from None
     except FailedSubmissionError as error:
         raise client.SlurmUnavailable(" ".join(str(error).split())) from None
     except FailedJobError as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ _AGAIN_S = 1.0
 
 class Unknown(client.SlurmUnavailable):
     """It is not known whether the job exists."""
+
+
+class Unrecorded(Unknown):
+    """Slurm has the job, and what is written of it is not complete."""
 
 
 def send(script: Path, *, name: str, work_dir: Path, known: Collection[int], options: Sequence[str] = ()) -> int:
@@ -36,6 +41,18 @@ def send(script: Path, *, name: str, work_dir: Path, known: Collection[int], opt
         if found is None:
             raise client.SlurmUnavailable(f"{error}; no job {name} is queued, so nothing was submitted") from None
         return found
+
+
+@contextlib.contextmanager
+def recording(number: int) -> Iterator[None]:
+    """Around what is written once Slurm has accepted job `number`: Unrecorded where it fails, for nothing is undone."""
+    try:
+        yield
+    except OSError as error:
+        raise Unrecorded(
+            f"job {number} is queued, though not all of it could be recorded ({error}); squeue --jobs={number} shows "
+            "it, and submitting again checks first"
+        ) from None
 
 
 def note(runs: Mapping[str, RunLayout], sent_at: float, **facts: Any) -> None:

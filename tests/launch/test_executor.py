@@ -65,6 +65,7 @@ def test_options_of_this_submission_stand_before_the_script(script: Path, tmp_pa
         ("exit 1", SlurmUnavailable, "ended with status 1"),
         ("exec sleep 9", SlurmUnavailable, "no answer within 1 s"),
         ("echo thanks", SlurmUnavailable, "thanks"),
+        ('rm -r "${0%/*}"/../scratch/*; echo Submitted batch job 4711', SlurmUnavailable, "No such file"),
     ],
 )
 def test_what_slurm_refused_is_told_from_what_nobody_knows(
