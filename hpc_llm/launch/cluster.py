@@ -17,7 +17,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch import backlog, chain, local, sending
 from hpc_llm.launch.alone import alone
-from hpc_llm.launch.parts import Part, divide
+from hpc_llm.launch.parts import Part, divide, of_job
 from hpc_llm.launch.submission import examine_all
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs import freeze, ledger
@@ -78,12 +78,13 @@ def freeze_here(config: RunConfig, words: list[str]) -> RunLayout:
     examine_all([config])
     local.prepare([config])
     (plan,) = examine_all([config])
+    address = client.own_address(os.environ) if "SLURM_JOB_ID" in os.environ else ""
+    task = address.partition("_")[2]
     with _alone(config):
-        (part,) = divide([config], [plan], 1)
+        part = of_job(config, plan, int(task) if task else None)
         layout = freeze.freeze(config, plan)
         part.write()
-    if "SLURM_JOB_ID" in os.environ:
-        address = client.own_address(os.environ)
+    if address:
         sending.note({address: layout}, time.time(), words=words)
     return layout
 

@@ -47,6 +47,22 @@ class Part:
             link.replace(run.script)
 
 
+def of_job(config: RunConfig, plan: RunPlan, task: int | None) -> Part:
+    """The run of one job that somebody else submitted; with the index that it has there if that is an array's `task`.
+
+    A watchdog submits the script as it would submit the task of a sweep's array.
+    """
+    (config,) = _with_notice([config], [plan])
+    if task is None:
+        return _single(config)
+    layout = freeze.layout_for(config)
+    folder, name = SweepLayout(layout.path.parent), config.run.sweep or layout.name
+    text = render_script(
+        config, run_dir=str(folder.path), python=_python(config), name=name, array={task: str(layout.path)}
+    )
+    return Part(name, layout.script, text, folder.path, [layout], True, config.run.depends_on)
+
+
 def divide(configs: Sequence[RunConfig], plans: Sequence[RunPlan], most: int) -> list[Part]:
     """The parts of a submission, none with more than `most` runs; InputError if a script cannot be written."""
     configs = _with_notice(configs, plans)

@@ -77,7 +77,8 @@ class FakeSlurm:
         self.next_id += 1
         given = dict(option.removeprefix("--").split("=", 1) for option in options)
         address = f"{self.next_id}_{given['array']}" if "array" in given else str(self.next_id)
-        lines = dict(line[10:].split("=") for line in script.read_text().splitlines() if line.startswith("#SBATCH --"))
+        header = [line[10:] for line in script.read_text().splitlines() if line.startswith("#SBATCH --")]
+        lines = dict(line.partition("=")[::2] for line in header)
         self.put(address, "PENDING", name=lines["job-name"], work_dir=lines["chdir"], reason="Priority")
         self.excluded[address] = given.get("exclude", "")
         return self.next_id

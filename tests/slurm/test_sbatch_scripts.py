@@ -87,13 +87,17 @@ def test_train_freezes_once_and_every_life_of_the_job_takes_that_run(
 def test_each_task_of_sweep_freezes_its_own_run(
     slurm: SlurmCluster, by_hand: Callable[..., str], data: str, tmp_path: Path
 ) -> None:
-    job = by_hand("sweep.sbatch", ["--job-name=rates", "--nodes=1", *SMALL], [*WORDS, data])
+    again = [f"cluster.python={tmp_path / 'python'}", "cluster.cpus_per_gpu=1", "cluster.mem=null"]
+    job = by_hand("sweep.sbatch", ["--job-name=rates", "--nodes=1", *SMALL], [*WORDS, data, *again])
     for task, rate in enumerate(("1e-4", "2e-4", "4e-4")):
         slurm.wait_state(f"{job}_{task}", {"COMPLETED", "FAILED"}, timeout_s=60)
         run = RunLayout(tmp_path / "runs" / "rates" / f"lr={rate}")
         assert json.loads(run.config.read_text())["optim"]["lr"] == float(rate)
         assert ledger.read(run.ledger)[0].facts["job"] == f"{job}_{task}"
         assert f"supervisor {run.path} in " in (tmp_path / "seen").read_text()
+    other = slurm.sbatch("--array=2", str(run.script))  # as a watchdog submits it
+    slurm.wait_state(f"{other}_2", {"COMPLETED", "FAILED"}, timeout_s=60)
+    assert (tmp_path / "seen").read_text().count(f"supervisor {run.path} in ") == 2
 
 
 def test_a_mistake_in_the_words_ends_the_job_with_one_line(
