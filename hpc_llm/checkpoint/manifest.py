@@ -49,6 +49,11 @@ class Manifest:
     phases: list[dict[str, Any]] = field(default_factory=list)  # mixtures trained with so far (planning.mixture)
     format: int = FORMAT
 
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The ZeRO stages that can load it: 1 and 2 store their states alike, 0 and 3 each in a way of its own."""
+        return (1, 2) if self.zero_stage in (1, 2) else (self.zero_stage,)
+
 
 def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"

@@ -9,14 +9,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpc_llm.checkpoint.errors import ManifestError
+from hpc_llm.checkpoint.manifest import folder_of, newest_step, read
 from hpc_llm.config import computing
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import manifest, sources
 from hpc_llm.launch import machine
+from hpc_llm.planning.choice import Saved
 from hpc_llm.planning.experience import NONE, Experience
 from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
-from hpc_llm.runs import dependency, preflight
+from hpc_llm.runs import dependency, freeze, preflight
 from hpc_llm.runs.experience import Remembered
 from hpc_llm.runs.layout import RootLayout
 
@@ -140,7 +143,17 @@ def _plan(config: RunConfig, data: DataFacts | None) -> RunPlan:
     """make_plan with what this machine and the root know."""
     here, memory = machine.as_here(config)
     experience = _experience(config, computing.choose(here), computing.compiles(here))
-    return make_plan(here, data, memory_available=memory, experience=experience)
+    return make_plan(here, data, memory_available=memory, experience=experience, saved=_saved(config))
+
+
+def _saved(config: RunConfig) -> Saved | None:
+    """The newest checkpoint of the run if it is there already; one that cannot be read is the ranks' to judge."""
+    checkpoints = freeze.layout_for(config).checkpoints
+    with contextlib.suppress(OSError, ManifestError):
+        if step := newest_step(checkpoints):
+            found = read(folder_of(checkpoints, step))
+            return Saved(step, found.zero_stage, found.stages)
+    return None
 
 
 def _experience(config: RunConfig, attention: str, compiled: bool) -> Experience:

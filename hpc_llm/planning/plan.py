@@ -9,7 +9,7 @@ from hpc_llm.config import checks, computing
 from hpc_llm.config.errors import InputError, nearest
 from hpc_llm.config.schema import ClusterConfig, RunConfig
 from hpc_llm.planning.batch import accumulation, rows_per_rank
-from hpc_llm.planning.choice import choose
+from hpc_llm.planning.choice import Saved, choose
 from hpc_llm.planning.experience import NONE, Experience
 from hpc_llm.planning.hardware import GIB, GPUS, Gpu, gpu_of
 from hpc_llm.planning.interval import expected_save_s, interval_s, mtbf_s
@@ -102,16 +102,18 @@ def make_plan(
     *,
     memory_available: int | None = None,
     experience: Experience = NONE,
+    saved: Saved | None = None,
 ) -> RunPlan:
     """The plan of `config`. InputError lists everything that cannot work, all at once.
 
     `data` is None before preparation. `memory_available` is a GPU's memory in bytes where it was measured;
-    else cluster.gpu says it, and on a CPU it is unknown. `experience` is that of runs alike.
+    else cluster.gpu says it, and on a CPU it is unknown. `experience` is that of runs alike; `saved` what this very run
+    must be able to load.
     """
     cluster, train = config.cluster, config.train
     gpu = gpu_of(cluster)
     usable = _usable(gpu, memory_available)
-    problems = [*checks.problems(config), *_problems(config, data)]
+    problems = [*checks.problems(config), *_problems(config, data), *_stage_problems(config, saved)]
     length, choice = None, None
     epochs: dict[str, float] = {}
     try:
@@ -121,8 +123,8 @@ def make_plan(
     except InputError as error:
         problems += error.problems
     if _countable(config):
-        choice = choose(config, usable, experience)
-        if choice is None and usable is not None and (sentence := refusal(config, usable)):
+        choice = choose(config, usable, experience, saved)
+        if choice is None and usable is not None and (sentence := _too_large(config, usable, saved)):
             problems.append(sentence)
     if choice is not None:
         problems += _too_long(config, choice.zero_stage)
@@ -179,10 +181,31 @@ def make_plan(
         seq_lens=length.seq_lens,
         rungs=length.rungs,
         source_epochs=epochs,
-        halved_by=limit.run if limit and choose(config, usable) != choice else None,
+        halved_by=limit.run if limit and choose(config, usable, saved=saved) != choice else None,
         timed_by=speed.run if speed else None,
         data_digests=data.digests if data else {},
     )
+
+
+def _stage_problems(config: RunConfig, saved: Saved | None) -> list[str]:
+    given = config.train.zero_stage
+    if saved is None or given == "auto" or given in saved.stages:
+        return []
+    return [f"train.zero_stage={given}: {_loads(saved)}; give that, or auto"]
+
+
+def _too_large(config: RunConfig, usable: int, saved: Saved | None) -> str | None:
+    if saved is None or choose(config, usable) is None:
+        return refusal(config, usable)
+    return (
+        f"train.zero_stage=auto: {_loads(saved)}, which needs more than the {usable / GIB:.1f} GiB usable per GPU; "
+        "go on with more nodes, or on GPUs with more memory"
+    )
+
+
+def _loads(saved: Saved) -> str:
+    stages = " or ".join(map(str, saved.stages))
+    return f"the run's checkpoint of step {saved.step} can be loaded at stage {stages} alone"
 
 
 def _too_long(config: RunConfig, zero_stage: int) -> list[str]:

@@ -202,7 +202,7 @@ class Engine:
         vouched = {folder / entry.name for entry in manifest.files}
         written = (manifest.world_size, manifest.zero_stage, manifest.precision, manifest.optimizer)
         wanted = (self.world_size, self._zero_stage, self._precision, self.optimizer_name)
-        if written[2:] != wanted[2:] or _layout(manifest.zero_stage) != _layout(self._zero_stage):
+        if written[2:] != wanted[2:] or self._zero_stage not in manifest.stages:
             labels = ("ranks", "ZeRO stage", "precision", "optimizer")
             changes = [
                 f"{label} {old} → {new}" for label, old, new in zip(labels, written, wanted, strict=True) if old != new
@@ -240,11 +240,6 @@ class Engine:
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
-
-
-def _layout(zero_stage: int) -> int:
-    """The same value for stages that store their states alike: 1 and 2."""
-    return 1 if zero_stage == 2 else zero_stage
 
 
 def deepspeed_settings(config: RunConfig, plan: RunPlan) -> dict[str, Any]:

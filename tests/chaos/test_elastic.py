@@ -43,9 +43,12 @@ def test_a_run_goes_on_with_other_ranks(tmp_path: Path, precision: str, before: 
     assert not list(moved.layout.checkpoints.glob("*.reshaped"))
 
 
-def test_a_checkpoint_of_stage_3_is_not_one_for_others_and_the_run_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_checkpoint_of_stage_3_is_not_one_for_others_which_is_said_before_anything_is_tried(tmp_path: Path) -> None:
     kill = {"attempt": 1, "rank": 0, "kind": "kill", "step": 5}
-    run(tmp_path, "moved", *words("bf16", (1, 3)), "recovery.max_crashes=0", faults=[kill])
+    before = run(tmp_path, "moved", *words("bf16", (1, 3)), "recovery.max_crashes=0", faults=[kill]).events
     refused = run(tmp_path, "moved", *words("bf16", (1, 1)))
     assert refused.status == 2
-    assert "ZeRO stage 3 → 1; resume with the settings it was saved with (train.zero_stage=3" in refused.output
+    assert "train.zero_stage=1: the run's checkpoint of step 4 can be loaded at stage 3 alone" in refused.output
+    assert refused.events == before
+    moved = run(tmp_path, "moved", "train.precision=bf16", *OPTIM)  # auto
+    assert (moved.status, moved.named("resumed")[-1]["step"]) == (0, 4), moved.output
