@@ -161,6 +161,20 @@ def _number(writer: str) -> int | None:
     return int(number) if role in ("supervisor", "train") and number.isdecimal() else None
 
 
+def gpu_hours(events: Sequence[Event], held_gpus: int) -> float:
+    """What all attempts have held, as each recorded it, for its machine may have been another one.
+
+    For one that has not, because it goes on or Slurm ended it: from its start to its last sign, on `held_gpus`.
+    """
+    started = sorted((event for event in events if event.event == "started"), key=lambda event: event.time)
+    recorded = {event.facts.get("attempt"): event.facts.get("gpu_hours") for event in events if event.event == "ended"}
+    hours = 0.0
+    for event, attempt in zip(started, _attempts(events, until=None), strict=True):
+        found = recorded.get(event.facts["attempt"])
+        hours += (attempt.end - attempt.start) / 3600 * held_gpus if found is None else found
+    return hours
+
+
 def restarts_by_cause(events: Sequence[Event]) -> dict[str, int]:
     """How the attempts ended that another one followed."""
     started = {event.facts["attempt"] for event in events if event.event == "started"}

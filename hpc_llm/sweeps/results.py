@@ -12,8 +12,7 @@ from typing import Any
 from hpc_llm.config.building import completed, flat
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.recovery.accounting import account
-from hpc_llm.recovery.standing import first_step_at
+from hpc_llm.recovery.accounting import gpu_hours
 from hpc_llm.runs import ledger, settings
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.trackers import jsonl
@@ -49,7 +48,6 @@ def read(layout: RunLayout) -> Result:
         config, plan = (json.loads(path.read_text()) for path in (layout.config, layout.plan))
         keys = flat(completed(RunConfig, config))
         events, rows = ledger.read(layout.ledger), jsonl.read(layout.metrics)
-        spent = account(events, until=None, first_step_at=first_step_at(layout))
         trained = [row for row in rows if "loss" in row]
         heldout = _finite([row["heldout_loss"] for row in rows if "heldout_loss" in row])
         return Result(
@@ -64,7 +62,7 @@ def read(layout: RunLayout) -> Result:
             heldout_loss=heldout[-1] if heldout else None,
             best_loss=min(heldout, default=None),
             tokens_per_second=_median([row["tokens_per_second"] for row in trained if "tokens_per_second" in row]),
-            gpu_hours=(spent.wall_s - spent.queue_s) / 3600 * settings.of(config).cluster.held_gpus,
+            gpu_hours=gpu_hours(events, settings.of(config).cluster.held_gpus),
         )
     except FileNotFoundError as error:
         raise InputError(f"{layout.path}: not a run directory (no {error.filename})") from None

@@ -27,6 +27,14 @@ def test_the_hours_of_all_attempts_count_and_those_in_the_queue_do_not(tmp_path:
     assert read(run).gpu_hours == pytest.approx(3.0)
 
 
+def test_an_attempt_costs_what_its_own_machine_held_and_not_what_the_run_moved_to(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "one", "cluster.gpus_per_node=8", complete=False)
+    write(run, "supervisor-0001", START + 3660, "ended", attempt=1, cause="crash", gpu_hours=2.0)  # of two GPUs
+    write(run, "supervisor-0002", START + 9000, "started", attempt=2, job="8", restarts=0)
+    write(run, "train-0002", START + 9900, "checkpointed", attempt=2, step=50, seconds=1.0)
+    assert read(run).gpu_hours == pytest.approx(2.0 + 8 * 0.25)
+
+
 def test_best_is_the_lowest_evaluation_and_held_out_the_last(tmp_path: Path) -> None:
     run = make_run(tmp_path / "one", heldout=2.5)
     with run.metrics.open("a") as file:
