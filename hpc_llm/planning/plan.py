@@ -134,7 +134,7 @@ def make_plan(
     tokens = length.steps * length.tokens_per_step
     parameters = parameter_count(config.model)
     flops = flops_per_token(config.model, train.seq_len)
-    num_bytes = checkpoint_bytes(parameters, config.optim.name, train.precision)
+    num_bytes = checkpoint_bytes(parameters, config.optim.name, train.precision, choice.zero_stage)
     # An MFU is a share of the bf16 peak: it says nothing about fp32.
     peak = gpu.peak_tflops if gpu and train.precision == "bf16" else None
     way = (choice.zero_stage, choice.activation_checkpointing)

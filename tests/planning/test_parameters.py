@@ -139,17 +139,21 @@ def test_longer_sequences_cost_more_per_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "precision", "bytes_per_parameter"),
+    ("optimizer", "precision", "zero_stage", "bytes_per_parameter"),
     [
-        ("fused_adam", "bf16", 14),
-        ("cpu_adam", "bf16", 14),
-        ("fused_lion", "bf16", 10),
-        ("cpu_lion", "bf16", 10),
-        ("torch_adam", "fp32", 12),
-        ("fused_lion", "fp32", 8),
+        ("fused_adam", "bf16", 1, 14),
+        ("cpu_adam", "bf16", 2, 14),
+        ("fused_adam", "bf16", 3, 12),
+        ("fused_lion", "bf16", 1, 10),
+        ("cpu_lion", "bf16", 1, 14),
+        ("torch_adam", "fp32", 0, 12),
+        ("torch_adam", "fp32", 1, 16),
+        ("torch_adam", "fp32", 2, 16),
+        ("torch_adam", "fp32", 3, 12),
+        ("fused_lion", "fp32", 0, 8),
     ],
 )
 def test_a_checkpoint_holds_weights_master_and_moments(
-    optimizer: str, precision: str, bytes_per_parameter: int
+    optimizer: str, precision: str, zero_stage: int, bytes_per_parameter: int
 ) -> None:
-    assert checkpoint_bytes(1000, optimizer, precision) == 1000 * bytes_per_parameter
+    assert checkpoint_bytes(1000, optimizer, precision, zero_stage) == 1000 * bytes_per_parameter
