@@ -72,7 +72,7 @@ def lengths(config: RunConfig, tokens_per_epoch: int | None) -> Lengths:
         seq_lens=_seq_lens(config, steps),
         rungs=[steps("halving.rungs", text) for text in config.halving.rungs],
     )
-    problems += [] if problems else _rung_problems(config, result)
+    problems += [] if problems else [*_rung_problems(config, result), *_late_problems(config, result)]
     if problems:
         raise InputError(problems)
     return result
@@ -84,6 +84,21 @@ def _rung_problems(config: RunConfig, found: Lengths) -> Iterator[str]:
         yield f"{said}: increasing, above 0 and before the run's end ({found.steps} steps) are expected"
     if any(rung % found.eval_every_steps for rung in found.rungs):
         yield f"{said}: rungs lie at evaluations, every {found.eval_every_steps} steps (train.eval_every)"
+
+
+def _late_problems(config: RunConfig, found: Lengths) -> Iterator[str]:
+    """What would begin when the run is over."""
+    end = f"but the run ends after {found.steps} (train.duration={config.train.duration})"
+    for key, phase in zip(config.data.mixture, found.phases[1:], strict=True):
+        if phase.start >= found.steps:
+            yield f"data.mixture.{key}: would begin after {phase.start} steps, {end}; begin it earlier or leave it out"
+    warmup = config.train.seq_len_warmup
+    for (length, duration), (start, longer) in zip(warmup.items(), found.seq_lens[1:], strict=True):
+        if start >= found.steps:
+            yield (
+                f"train.seq_len_warmup.{length}={duration}: sequences of {longer} would begin after {start} steps, "
+                f"{end}; make it shorter"
+            )
 
 
 def phases(config: RunConfig) -> list[Phase]:

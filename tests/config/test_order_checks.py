@@ -31,6 +31,18 @@ FACTS = DataFacts("/data", 20_000_000, 1_000, 4096, 6.0, source_tokens={"code": 
         (["train.seq_len_warmup={256: 5steps}"], "train.seq_len_warmup.256: a length that divides"),
         (["train.seq_len_warmup={64: 5steps, 32: 5steps}"], "train.seq_len_warmup.32: lengths must grow"),
         (["train.seq_len_warmup={64: 5min}"], "train.seq_len_warmup.64='5min': a number and its unit"),
+        (
+            [*TWO, "data.mixture={9steps: {web: 1}, 300steps: {code: 1}}", "train.duration=300steps"],
+            "data.mixture.300steps: would begin after 300 steps, but the run ends after 300 (train.duration=300steps)",
+        ),
+        (
+            ["train.seq_len_warmup={64: 500steps}", "train.duration=100steps"],
+            "train.seq_len_warmup.64=500steps: sequences of 256 would begin after 500 steps, but the run ends",
+        ),
+        (
+            ["train.seq_len_warmup={64: 50steps, 128: 50steps}", "train.duration=100steps"],
+            "train.seq_len_warmup.128=50steps: sequences of 256 would begin after 100 steps",
+        ),
         (["data.packing=best_fit", "data.mask_boundaries=true"], "has no effect with data.packing=best_fit"),
         (["data.packing=tight"], "data.packing='tight': concatenated or best_fit is expected"),
     ],
