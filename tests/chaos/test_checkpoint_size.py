@@ -13,13 +13,19 @@ from hpc_llm.runs.freeze import read_plan
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One root for all runs of this file: they share data and code."""
+    return tmp_path_factory.mktemp("runs")
+
+
 @pytest.mark.parametrize(
     ("precision", "stage", "optimizer"),
     [("fp32", 0, "torch_adam"), ("fp32", 2, "torch_adam"), ("bf16", 1, "cpu_lion"), ("bf16", 3, "torch_adam")],
 )
-def test_a_checkpoint_is_as_large_as_planned(tmp_path: Path, precision: str, stage: int, optimizer: str) -> None:
+def test_a_checkpoint_is_as_large_as_planned(root: Path, precision: str, stage: int, optimizer: str) -> None:
     words = (f"train.precision={precision}", f"train.zero_stage={stage}", f"optim={optimizer}")
-    done = run(tmp_path, "one", *words, "model.vocab_size=2048", "model.d_model=64")  # headers are small beside that
+    done = run(root, f"{precision}-{stage}", *words, "model.vocab_size=2048", "model.d_model=64")  # headers are small beside that
     assert done.status == 0, done.output
     newest = manifest.read(manifest.folder_of(done.layout.checkpoints, done.last))
     written = sum(entry.bytes for entry in newest.files)
