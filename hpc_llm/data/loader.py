@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hpc_llm.data.samples import Samples
-from hpc_llm.data.stream import Stream
+from hpc_llm.data.stream import Heldout, Stream
 from hpc_llm.planning.batch import accumulation, pass_rows
 
 _CHUNK_TOKENS = 1 << 18  # read at once: passing on less would cost more than reading it; 2 MB as int64
@@ -118,16 +118,16 @@ class Batches:
         ]
 
 
-def heldout_batches(samples: Samples, share: Share, num_batches: int) -> Iterator[Passes]:
-    """The first `num_batches` global batches of held-out text in file order, divided like training batches.
+def heldout_batches(heldout: Heldout, share: Share) -> Iterator[Passes]:
+    """The rows that are evaluated in global batches, divided like training batches.
 
-    Fewer if there is less text; the last is filled up with IGNORED targets.
+    The last is filled up with IGNORED targets.
     """
-    size = share.global_batch
-    for start in range(0, min(num_batches * size, samples.num_samples), size):
-        ids = np.arange(start, start + size)[None]
-        sources = np.where(ids < samples.num_samples, 0, _NOTHING)
-        yield list(zip(*(part[0] for part in _read([samples], sources, ids, share.rows(), False)), strict=True))
+    fill = (0, -len(heldout.rows.samples) % share.global_batch)
+    sources = np.pad(heldout.rows.sources, fill, constant_values=_NOTHING).reshape(-1, 1, share.global_batch)
+    ids = np.pad(heldout.rows.samples, fill).reshape(sources.shape)
+    for batch in zip(sources, ids, strict=True):
+        yield list(zip(*(part[0] for part in _read(heldout.samples, *batch, share.rows(), False)), strict=True))
 
 
 def _read(

@@ -1,22 +1,30 @@
-"""(seed, step) → which sample of which source each row of a global batch is. No index, no state."""
+"""(seed, step) → which sample of which source each row of a global batch is. No index, no state.
+
+And which samples of held-out text are evaluated: the same for every seed.
+"""
 
 from __future__ import annotations
 
+import heapq
+import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
 
 import numpy as np
 
 from hpc_llm.data.order import sample_ids, shuffles
 from hpc_llm.planning.mixture import Source, Stage
 
+_HELDOUT_SEED = 0  # for good: losses of runs compare, whatever their seeds
 _BLOCK_SAMPLES = 4096  # worked out at once: a permutation of a few ids costs numpy's overhead many times over
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of consecutive global batches, each [steps, global_batch] int64."""
+    """Rows of consecutive global batches, each [steps, global_batch] int64, or of held-out text, each [rows]."""
 
     sources: np.ndarray  # index of the source
     samples: np.ndarray  # id within it
@@ -64,3 +72,28 @@ class Mixture:
     def _stream(self, source: int, start: int, count: int) -> np.ndarray:
         what = self.sources[source]
         return sample_ids(self._seed, start, count, what.num_samples, what.name)
+
+
+def heldout_rows(sources: Sequence[Source], weights: Mapping[str, float], most: int) -> Rows:
+    """The first `most` rows of the held-out text of `sources`, or all there are; fewer rows are a beginning of more.
+
+    Any beginning has the sources in proportion to their `weights` (above 0), by the method of Webster and Sainte-Laguë;
+    a source that has no row left gives its turns to the others. Its rows come in a fixed keyed permutation.
+    """
+    paces = [1 / Fraction(str(weights[source.name])) for source in sources]
+    whole = math.lcm(*(pace.denominator for pace in paces))
+    turns = heapq.merge(
+        *(_turns(number, int(pace * whole), sources[number].num_samples) for number, pace in enumerate(paces))
+    )
+    taken = np.array([number for _, number in islice(turns, most)], np.int64)
+    samples = np.empty_like(taken)
+    for number, source in enumerate(sources):
+        own = np.flatnonzero(taken == number)
+        if len(own):
+            samples[own] = sample_ids(_HELDOUT_SEED, 0, len(own), source.num_samples, f" heldout {source.name}")
+    return Rows(taken, samples)
+
+
+def _turns(number: int, pace: int, count: int) -> Iterator[tuple[int, int]]:
+    """When the rows of source `number` are due, at odd multiples of its `pace`: exact, in whole numbers."""
+    return ((pace * turn, number) for turn in range(1, 2 * count, 2))

@@ -8,12 +8,12 @@ from pathlib import Path
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data.manifest import read_manifest
-from hpc_llm.data.mixture import Mixture
+from hpc_llm.data.mixture import Mixture, Rows, heldout_rows
 from hpc_llm.data.samples import BestFit, Concatenated, Samples
 from hpc_llm.data.shards import ShardSet
 from hpc_llm.planning.lengths import Lengths, length_at
-from hpc_llm.planning.mixture import stages
-from hpc_llm.planning.plan import RunPlan, sources_of
+from hpc_llm.planning.mixture import Source, evaluated, stages
+from hpc_llm.planning.plan import RunPlan, no_heldout, sources_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,14 @@ class Stream:
         return length_at(self.seq_lens, step)
 
 
+@dataclass(frozen=True)
+class Heldout:
+    """Rows of held-out text in the order in which they are cut into global batches."""
+
+    rows: Rows
+    samples: list[Samples]  # of each source that is evaluated
+
+
 def training(config: RunConfig, plan: RunPlan | Lengths, directory: Path) -> Stream:
     """The stream of a run on the data in `directory`.
 
@@ -40,26 +48,29 @@ def training(config: RunConfig, plan: RunPlan | Lengths, directory: Path) -> Str
         name: _samples(config, ShardSet(directory, "train", manifest, name)) for name in config.data.source_names
     }
     if not any(each.num_samples for each in samples.values()):
-        raise too_short(directory, "train", manifest.tokens["train"], seq_len)
+        raise too_short(directory, manifest.tokens["train"], seq_len)
     sources = sources_of(config, {name: each.num_samples for name, each in samples.items()})
     parts = stages(plan.phases, sources, config.train.global_batch, plan.steps)
     mixture = Mixture(config.run.seed, sources, parts, config.train.global_batch)
     return Stream(mixture, list(samples.values()), plan.seq_lens)
 
 
-def heldout(config: RunConfig, directory: Path) -> Samples:
-    """Held-out samples of all sources in file order. InputError if there are none."""
-    shards = ShardSet.open(directory, "heldout")
-    samples = _samples(config, shards)
-    if samples.num_samples == 0:
-        raise too_short(shards.directory, "heldout", shards.num_tokens, config.train.seq_len)
-    return samples
+def heldout(config: RunConfig, plan: RunPlan, directory: Path) -> Heldout:
+    """The rows that a run evaluates: no run.seed and no machine is in them. InputError if there are none."""
+    manifest, weights = read_manifest(directory), evaluated(plan.phases, plan.steps)
+    names = [name for name in config.data.source_names if name in weights]
+    samples = [_samples(config, ShardSet(directory, "heldout", manifest, name)) for name in names]
+    sources = [Source(name, each.num_samples) for name, each in zip(names, samples, strict=True)]
+    rows = heldout_rows(sources, weights, config.train.eval_batches * config.train.global_batch)
+    if not len(rows.samples):
+        raise InputError(no_heldout(str(directory), names, manifest.tokens["heldout"], config.train.seq_len))
+    return Heldout(rows, samples)
 
 
-def too_short(directory: Path, split: str, tokens: int, seq_len: int) -> InputError:
+def too_short(directory: Path, tokens: int, seq_len: int) -> InputError:
     return InputError(
-        f"train.seq_len={seq_len}: the {split} text in {directory} has {tokens} tokens, "
-        f"a sample takes {seq_len + 1}; prepare more text, raise data.heldout_fraction, or lower train.seq_len"
+        f"train.seq_len={seq_len}: the train text in {directory} has {tokens} tokens, "
+        f"a sample takes {seq_len + 1}; prepare more text, or lower train.seq_len"
     )
 
 

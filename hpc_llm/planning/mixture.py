@@ -64,6 +64,12 @@ def check_begun(trained: list[dict[str, Any]], phases: Sequence[Phase], step: in
         )
 
 
+def evaluated(phases: Sequence[Phase], steps: int) -> dict[str, float]:
+    """Weights above 0 of the phase in which a run of `steps` ends: the sources that make up its held-out loss."""
+    last = [phase for phase in phases if phase.start < max(steps, 1)][-1]
+    return {name: weight for name, weight in last.weights.items() if weight > 0}
+
+
 def stages(phases: Sequence[Phase], sources: Sequence[Source], batch: int, steps: int) -> list[Stage]:
     """The stages of `steps` global batches of `batch` samples.
 

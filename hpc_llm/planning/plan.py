@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hpc_llm.config import checks, computing
@@ -249,6 +249,15 @@ def sources_of(config: RunConfig, num_samples: Mapping[str, int]) -> list[Source
         Source(name, num_samples[name], config.data.sources[name].max_epochs if name in config.data.sources else None)
         for name in config.data.source_names
     ]
+
+
+def no_heldout(directory: str, names: Sequence[str], tokens: int, seq_len: int) -> str:
+    """That the sources that a run evaluates have no sample of held-out text; `tokens` are held out of all sources."""
+    return (
+        f"train.seq_len={seq_len}: the heldout text of {', '.join(names)} in {directory} has no sample of "
+        f"{seq_len + 1} tokens (all sources have {tokens}); prepare more text, "
+        "raise data.heldout_fraction, or lower train.seq_len"
+    )
 
 
 def _save_every_s(config: RunConfig, given: float | None, num_bytes: int) -> float | None:

@@ -65,7 +65,7 @@ def run(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device
     engine = Engine(config, plan, lambda: build_model(config, *way), device, attempt.rank)
     data = Path(plan.data_directory)
     with Batches(stream.training(config, plan, data), share, pinned=device.type == "cuda") as batches:
-        heldout = heldout_batches(stream.heldout(config, data), share, config.train.eval_batches)
+        heldout = heldout_batches(stream.heldout(config, plan, data), share)
         trainer = Trainer(config, plan, attempt, engine, batches, list(heldout), stop)
         start = trainer.resume()
         metrics = open_metrics(config, plan, attempt, device, start)

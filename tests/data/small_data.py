@@ -55,14 +55,19 @@ def one_source(shards: ShardSet, seed: int, seq_len: int, global_batch: int) -> 
 EOS = 1  # ends every document of write_data
 
 
-def write_data(directory: Path, documents: dict[str, list[list[int]]], shard_tokens: int = 10**6) -> Path:
-    """Prepared data made of documents as they stand, by source; those of the first one are held out too."""
+def write_data(
+    directory: Path,
+    documents: dict[str, list[list[int]]],
+    shard_tokens: int = 10**6,
+    heldout: dict[str, list[list[int]]] | None = None,
+) -> Path:
+    """Prepared data made of documents as they stand, by source; held out are those of the first, unless given."""
+    heldout = {min(documents): documents[min(documents)]} if heldout is None else heldout
     shards: dict[str, list[Shard]] = {"train": [], "heldout": []}
     sources = {}
     for source in sorted(documents):
-        heldout = documents[source] if source == min(documents) else []
         tokens, counts = {}, {}
-        for split, texts in (("train", documents[source]), ("heldout", heldout)):
+        for split, texts in (("train", documents[source]), ("heldout", heldout.get(source, []))):
             with ShardWriter(directory, split, source, 128, shard_tokens) as writer:
                 for text in texts:
                     writer.append(np.array(text), text_bytes=len(text))

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from small_data import one_source
 
 from hpc_llm.data.loader import Batches, Passes, Share, heldout_batches
+from hpc_llm.data.mixture import heldout_rows
 from hpc_llm.data.order import sample_ids
 from hpc_llm.data.samples import IGNORED, Concatenated
 from hpc_llm.data.shards import ShardSet
+from hpc_llm.data.stream import Heldout
+from hpc_llm.planning.mixture import Source
 
 SEQ_LEN = 32
 
@@ -108,18 +111,15 @@ def test_an_error_while_reading_ahead_reaches_the_caller(train: ShardSet, monkey
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("micro_batch", [1, 4])
-def test_held_out_text_comes_once_and_in_order(heldout: ShardSet, world_size: int, micro_batch: int) -> None:
-    num_samples = heldout.num_samples(SEQ_LEN)
+@pytest.mark.parametrize("most", [10, 10**6])
+def test_held_out_rows_come_once_and_in_order(heldout: ShardSet, world_size: int, micro_batch: int, most: int) -> None:
+    samples = Concatenated(heldout, SEQ_LEN)
+    rows = heldout_rows([Source("corpus", samples.num_samples)], {"corpus": 1.0}, most)
     global_batch = 7
     ranks = [
-        list(heldout_batches(Concatenated(heldout, SEQ_LEN), Share(rank, world_size, global_batch, micro_batch), 10**6))
+        list(heldout_batches(Heldout(rows, [samples]), Share(rank, world_size, global_batch, micro_batch)))
         for rank in range(world_size)
     ]
-    assert all(len(batches) == -(-num_samples // global_batch) for batches in ranks)
+    assert all(len(batches) == -(-min(most, samples.num_samples) // global_batch) for batches in ranks)
     targets = torch.cat([real_rows([rank[number] for rank in ranks])[1] for number in range(len(ranks[0]))])
-    everything = heldout.gather(torch.arange(num_samples).numpy(), SEQ_LEN)
-    assert torch.equal(targets, torch.from_numpy(everything)[:, 1:])
-
-
-def test_held_out_text_is_cut_at_the_batches_asked_for(heldout: ShardSet) -> None:
-    assert len(list(heldout_batches(Concatenated(heldout, SEQ_LEN), Share(0, 1, 4, 4), 2))) == 2
+    assert torch.equal(targets, torch.from_numpy(heldout.gather(rows.samples, SEQ_LEN))[:, 1:])

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_llm.data.mixture import Mixture
+from hpc_llm.data.mixture import Mixture, Rows, heldout_rows
 from hpc_llm.data.order import sample_ids
 from hpc_llm.planning.mixture import Phase, Source, stages
 
@@ -71,3 +71,49 @@ def test_the_order_of_a_mixture_stays_the_same_for_good() -> None:
 
 SOURCES_OF_STEP_3 = [1, 2, 1, 1, 2, 0, 1, 2]
 SAMPLES_OF_STEP_3 = [2, 43, 9, 107, 1, 57, 116, 14]
+
+
+@given(
+    sizes=st.tuples(*[st.integers(0, 60)] * 3),
+    weights=st.tuples(*[st.sampled_from([0.1, 0.3, 1.0, 2.5])] * 3),
+    most=st.integers(0, 200),
+    less=st.integers(0, 200),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_smaller_evaluation_is_the_beginning_of_a_larger_one(
+    sizes: tuple[int, ...], weights: tuple[float, ...], most: int, less: int
+) -> None:
+    rows, fewer = (heldout_of(sizes, weights, number) for number in (most, min(less, most)))
+    assert len(rows.samples) == min(most, sum(sizes))
+    assert np.array_equal(rows.sources[: len(fewer.sources)], fewer.sources)
+    assert np.array_equal(rows.samples[: len(fewer.samples)], fewer.samples)
+    for number, size in enumerate(sizes):
+        own = rows.samples[rows.sources == number]
+        assert len(set(own.tolist())) == len(own)
+        assert np.all((own >= 0) & (own < size))
+
+
+@given(weights=st.tuples(*[st.sampled_from([0.1, 0.3, 1.0, 2.5])] * 3), most=st.integers(1, 200))
+def test_held_out_rows_are_in_proportion_to_the_weights(weights: tuple[float, ...], most: int) -> None:
+    counts = np.bincount(heldout_of((200, 200, 200), weights, most).sources, minlength=3)
+    assert np.all(np.abs(counts - np.array(weights) / sum(weights) * most) < 1.5)
+
+
+def test_rows_that_a_small_source_lacks_fall_to_the_others() -> None:
+    assert np.bincount(heldout_of((5, 400, 400), (1, 2, 1), 101).sources).tolist() == [5, 64, 32]
+
+
+def test_what_is_evaluated_stays_the_same_for_good() -> None:
+    """A release that changed it would change the held-out loss of every run that resumes."""
+    rows = heldout_of((70, 130, 50), (0.2, 0.5, 0.3), 8)
+    assert (rows.sources.tolist(), rows.samples.tolist()) == (HELDOUT_SOURCES, HELDOUT_SAMPLES)
+
+
+def heldout_of(sizes: tuple[int, ...], weights: tuple[float, ...], most: int) -> Rows:
+    names = ("books", "code", "web")
+    sources = [Source(name, size) for name, size in zip(names, sizes, strict=True)]
+    return heldout_rows(sources, dict(zip(names, weights, strict=True)), most)
+
+
+HELDOUT_SOURCES = [1, 2, 0, 1, 1, 2, 1, 0]
+HELDOUT_SAMPLES = [55, 38, 46, 82, 109, 15, 107, 50]

@@ -18,7 +18,8 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import packs, stream
 from hpc_llm.data.loader import Batches, Share, heldout_batches
 from hpc_llm.data.manifest import facts
-from hpc_llm.data.samples import IGNORED
+from hpc_llm.data.samples import IGNORED, BestFit, Concatenated
+from hpc_llm.data.shards import ShardSet
 from hpc_llm.planning.plan import RunPlan, make_plan
 
 SOURCES = {
@@ -32,7 +33,7 @@ SOURCES = {
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixed")
     texts = {"books": documents(1, 20, 60), "code": documents(2, 60, 30), "web": documents(3, 200, 20)}
-    packs.ensure(write_data(folder, texts, shard_tokens=900), 16)
+    packs.ensure(write_data(folder, texts, 900, {name: texts[name][:30] for name in texts}), 16)
     return folder
 
 
@@ -131,11 +132,41 @@ def test_a_documents_first_token_is_no_target_where_boundaries_are_masked(data: 
 
 @pytest.mark.parametrize("packing", ["concatenated", "best_fit"])
 def test_held_out_text_is_packed_like_the_rest(data: Path, packing: str) -> None:
-    config, _ = run(data, packing=packing)
-    samples = stream.heldout(config, data)
-    batches = list(heldout_batches(samples, Share(0, 1, 8, 8), 10**6))
-    assert len(batches) == -(-samples.num_samples // 8)
+    config, plan = run(data, packing=packing)
+    found = stream.heldout(config, plan, data)
+    batches = list(heldout_batches(found, Share(0, 1, 8, 8)))
+    assert len(batches) == -(-len(found.rows.samples) // 8)
     assert len(batches[0][0]) == (3 if packing == "best_fit" else 2)
+
+
+@pytest.mark.parametrize("packing", ["concatenated", "best_fit"])
+def test_the_sources_of_the_last_phase_are_evaluated_in_its_proportions(data: Path, packing: str) -> None:
+    config, plan = run(data, packing=packing)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_batches=2))
+    found = stream.heldout(config, plan, data)
+    code, web = (ShardSet.open(data, "heldout", name) for name in ("code", "web"))
+    kind = BestFit if packing == "best_fit" else Concatenated
+    assert [each.num_samples for each in found.samples] == [kind(shards, 16).num_samples for shards in (code, web)]
+    assert np.bincount(found.rows.sources).tolist() == [12, 4]
+    assert np.any(np.diff(found.rows.samples[found.rows.sources == 0]) < 0), "not in file order"
+
+
+def test_neither_seed_nor_how_the_batch_is_cut_changes_what_is_evaluated(data: Path) -> None:
+    def evaluated(seed: int, global_batch: int, eval_batches: int) -> list[list[int]]:
+        config, plan = run(data, global_batch)
+        config = dataclasses.replace(
+            config,
+            run=dataclasses.replace(config.run, seed=seed),
+            train=dataclasses.replace(config.train, eval_batches=eval_batches),
+        )
+        found = stream.heldout(config, plan, data)
+        passes = [each for batch in heldout_batches(found, Share(0, 1, global_batch, global_batch)) for each in batch]
+        targets = torch.cat([targets for _, targets in passes])
+        rows: list[list[int]] = targets[(targets != IGNORED).any(1)].tolist()
+        return rows
+
+    assert evaluated(1, 8, 3) == evaluated(2, 24, 1) == evaluated(1, 4, 6)
+    assert evaluated(1, 4, 3) == evaluated(1, 8, 3)[:12]
 
 
 def test_data_without_its_pack_is_refused(data: Path) -> None:
@@ -150,5 +181,5 @@ def test_text_shorter_than_a_sample_is_refused(data: Path) -> None:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, seq_len=10**6))
     with pytest.raises(InputError, match=r"train\.seq_len=1000000: the train text in .* has \d+ tokens"):
         stream.training(config, plan, Path(plan.data_directory))
-    with pytest.raises(InputError, match="the heldout text"):
-        stream.heldout(config, data)
+    with pytest.raises(InputError, match=r"train\.seq_len=1000000: the heldout text of code, web in .* has no sample"):
+        stream.heldout(config, plan, data)
