@@ -152,6 +152,14 @@ def facts(directory: Path) -> DataFacts:
     )
 
 
+def num_samples(manifest: Manifest, split: str, seq_len: int) -> dict[str, int]:
+    """Samples of each source where documents are concatenated, as shards.ShardSet cuts them."""
+    counts = dict.fromkeys(manifest.sources, 0)
+    for shard in manifest.shards[split]:
+        counts[shard.source] += max(0, shard.tokens - 1) // seq_len
+    return counts
+
+
 def tokenizer_file(content: bytes) -> str:
     """What a tokenizer with this content is called; empty where one is trained."""
     return "tokenizer.json" if content.lstrip()[:1] == b"{" else "tokenizer.model"

@@ -69,6 +69,14 @@ def wasted(directory: Path, manifest: Manifest, split: str, seq_len: int) -> flo
     return 1 - used / (rows * seq_len) if rows else 0.0
 
 
+def num_rows(directory: Path, manifest: Manifest, split: str, seq_len: int) -> dict[str, int]:
+    """Packed rows of each source, from the headers only. OSError or ValueError if they are missing or cut off."""
+    counts = dict.fromkeys(manifest.sources, 0)
+    for shard in manifest.shards[split]:
+        counts[shard.source] += int(_header(_path(directory, shard, seq_len))[3])
+    return counts
+
+
 def _write(directory: Path, shard: Shard, seq_len: int) -> None:
     offsets = np.fromfile((directory / shard.file).with_suffix(".idx"), "<u8")
     packed = pack(offsets, seq_len)

@@ -113,7 +113,7 @@ def known_data(config: RunConfig) -> DataFacts | None:
     directory = manifest.directory_for(config)
     if os.path.exists(directory / manifest.MANIFEST):  # noqa: PTH110 – Path.exists raises where one may not look
         manifest.check_recipe(manifest.read_manifest(directory), config.data, directory)
-        return dataclasses.replace(manifest.facts(directory), padding=_padding(config, directory))
+        return _counted(config, directory)
     if config.data.name == "stdlib":
         return None
     found = sources.sources(config.data)
@@ -128,15 +128,21 @@ def known_data(config: RunConfig) -> DataFacts | None:
     )
 
 
-def _padding(config: RunConfig, directory: Path) -> float | None:
-    """Fraction of padding that best-fit packing leaves; None if nothing is packed, or not yet."""
+def _counted(config: RunConfig, directory: Path) -> DataFacts:
+    """Facts with the samples that the run makes of the data, and padding; without them if it is not packed yet."""
+    facts, made, seq_len = manifest.facts(directory), manifest.read_manifest(directory), config.train.seq_len
+    if seq_len < 1:
+        return facts  # the plan refuses it
     if config.data.packing != "best_fit":
-        return None
+        counts = [manifest.num_samples(made, split, seq_len) for split in ("train", "heldout")]
+        return dataclasses.replace(facts, samples=counts[0], heldout_samples=counts[1])
     from hpc_llm.data import packs  # imports numpy, only if needed
 
     with contextlib.suppress(OSError, ValueError):
-        return packs.wasted(directory, manifest.read_manifest(directory), "train", config.train.seq_len)
-    return None
+        counts = [packs.num_rows(directory, made, split, seq_len) for split in ("train", "heldout")]
+        padding = packs.wasted(directory, made, "train", seq_len)
+        return dataclasses.replace(facts, samples=counts[0], heldout_samples=counts[1], padding=padding)
+    return facts
 
 
 def _plan(config: RunConfig, data: DataFacts | None) -> RunPlan:

@@ -15,7 +15,7 @@ from hpc_llm.planning.hardware import GIB, GPUS, Gpu, gpu_of
 from hpc_llm.planning.interval import expected_save_s, interval_s, mtbf_s
 from hpc_llm.planning.lengths import Lengths, lengths
 from hpc_llm.planning.memory import USABLE_FRACTION, MemoryEstimate, shard
-from hpc_llm.planning.mixture import Phase, Source, stages
+from hpc_llm.planning.mixture import Phase, Source, evaluated, stages
 from hpc_llm.planning.parameters import checkpoint_bytes, flops_per_token, parameter_count
 from hpc_llm.planning.refusal import refusal
 from hpc_llm.planning.walltime import Walltime, jobs, lead_s, notice_s, walltime
@@ -25,7 +25,7 @@ _LION_ELEMENTS = 2**31
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What is known of prepared data (its manifest)."""
+    """What is known of prepared data: its manifest, and how many samples a run makes of it."""
 
     directory: str
     tokens: int  # training tokens
@@ -33,6 +33,8 @@ class DataFacts:
     vocab_size: int  # pieces of the tokenizer, unpadded
     unigram_entropy: float  # nats per token: held-out text under the training text's unigram distribution
     source_tokens: dict[str, int] = field(default_factory=dict)  # training tokens of each source
+    samples: dict[str, int] = field(default_factory=dict)  # of training text by source; empty: not known (not packed)
+    heldout_samples: dict[str, int] = field(default_factory=dict)  # the same of held-out text
     padding: float | None = None  # fraction of the positions of packed rows; None where nothing is packed
     digests: dict[str, str] = field(default_factory=dict)  # of each source's tokens, and what they mean
 
@@ -117,8 +119,9 @@ def make_plan(
     length, choice = None, None
     epochs: dict[str, float] = {}
     try:
-        length = lengths(config, int(data.tokens / (1 - (data.padding or 0))) if data else None)
+        length = lengths(config, _epoch_tokens(config, data) if data else None)
         if data is not None and not problems:
+            problems += _heldout_problems(config, data, length)
             epochs = _source_epochs(config, data, length)
     except InputError as error:
         problems += error.problems
@@ -223,17 +226,21 @@ def _too_long(config: RunConfig, zero_stage: int) -> list[str]:
     ]
 
 
+def _epoch_tokens(config: RunConfig, data: DataFacts) -> int:
+    """Positions of all samples, or the tokens where samples are not counted yet."""
+    return sum(data.samples.values()) * config.train.seq_len if data.samples else data.tokens
+
+
 def _source_epochs(config: RunConfig, data: DataFacts, length: Lengths) -> dict[str, float]:
     """Times that the run reads each source, over all phases; InputError where the mixture cannot be had.
 
-    From the number of tokens: shards and rows cut off a little, so the run itself may end up a bit above.
+    From the number of tokens where samples are not counted yet: rows leave some positions empty, so the run itself may
+    end up a bit above.
     """
     if not data.source_tokens or length.steps == 0:
         return {}
-    fill = 1 - (data.padding or 0)
-    sources = sources_of(config, {
-        name: int(tokens / config.train.seq_len / fill) for name, tokens in data.source_tokens.items()
-    })  # fmt: skip
+    counts = data.samples or {name: tokens // config.train.seq_len for name, tokens in data.source_tokens.items()}
+    sources = sources_of(config, counts)
     last = stages(length.phases, sources, config.train.global_batch, length.steps)[-1]
     taken = last.before(length.steps)
     return {
@@ -241,6 +248,13 @@ def _source_epochs(config: RunConfig, data: DataFacts, length: Lengths) -> dict[
         for source, count in zip(sources, taken, strict=True)
         if source.num_samples
     }
+
+
+def _heldout_problems(config: RunConfig, data: DataFacts, length: Lengths) -> list[str]:
+    names = sorted(evaluated(length.phases, length.steps))
+    if not data.heldout_samples or any(data.heldout_samples[name] for name in names):
+        return []
+    return [no_heldout(data.directory, names, data.heldout_tokens, config.train.seq_len)]
 
 
 def sources_of(config: RunConfig, num_samples: Mapping[str, int]) -> list[Source]:

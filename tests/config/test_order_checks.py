@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hpc_llm.config.errors import InputError
@@ -76,6 +78,20 @@ def test_a_mixture_that_runs_out_is_refused_before_the_queue() -> None:
     words = [*TWO, "data.sources.code.max_epochs=1", "train.duration=1e9tok"]
     with pytest.raises(InputError, match=r"every source of the mixture has reached its max_epochs \(code, web\)"):
         make_plan(make_config(*words), FACTS)
+
+
+def test_a_run_whose_sources_have_too_little_held_out_text_is_refused_before_the_queue() -> None:
+    known = replace(FACTS, samples={"code": 9_000, "web": 3_000}, heldout_samples={"code": 0, "web": 3})
+    assert make_plan(make_config(*TWO), known)
+    words = [*TWO, "data.sources.web.weight=0"]
+    for given, facts in ((words, known), (TWO, replace(known, heldout_samples={"code": 0, "web": 0}))):
+        with pytest.raises(InputError) as raised:
+            make_plan(make_config(*given), facts)
+        (problem,) = raised.value.problems
+        assert problem.startswith(
+            f"train.seq_len=256: the heldout text of {'code' if given is words else 'code, web'} in"
+        )
+        assert "/data has no sample of 257 tokens (all sources have 1000); prepare more text" in problem
 
 
 def test_packing_counts_its_masks_and_its_padding() -> None:

@@ -15,11 +15,13 @@ from test_packing import documents
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.data import packs, stream
+from hpc_llm.data import manifest, packs, stream
 from hpc_llm.data.loader import Batches, Share, heldout_batches
 from hpc_llm.data.manifest import facts
 from hpc_llm.data.samples import IGNORED, BestFit, Concatenated
 from hpc_llm.data.shards import ShardSet
+from hpc_llm.launch import submission
+from hpc_llm.planning.lengths import lengths
 from hpc_llm.planning.plan import RunPlan, make_plan
 
 SOURCES = {
@@ -167,6 +169,44 @@ def test_neither_seed_nor_how_the_batch_is_cut_changes_what_is_evaluated(data: P
 
     assert evaluated(1, 8, 3) == evaluated(2, 24, 1) == evaluated(1, 4, 6)
     assert evaluated(1, 4, 3) == evaluated(1, 8, 3)[:12]
+
+
+@pytest.mark.parametrize("packing", ["concatenated", "best_fit"])
+def test_a_plan_counts_the_samples_that_the_ranks_count(
+    data: Path, packing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a cap on both sources of the last phase, they refuse the same durations, and epochs are exact."""
+    monkeypatch.setattr(manifest, "check_recipe", lambda *_: None)
+    config, _ = run(data, packing=packing)
+    capped = {name: {**SOURCES[name], "max_epochs": 1} for name in ("code", "web")}
+    config = dataclasses.replace(config, data=run_config(**vars(config.data) | {"sources": SOURCES | capped}).data)
+    known = submission.known_data(config)
+    assert known is not None
+    longest = 0
+    for steps in range(21, 60):
+        asked = dataclasses.replace(config, train=dataclasses.replace(config.train, duration=f"{steps}steps"))
+        try:
+            plan = make_plan(asked, known)
+        except InputError as error:
+            assert "reached its max_epochs" in str(error)
+            with pytest.raises(InputError, match="reached its max_epochs"):
+                stream.training(asked, lengths(asked, None), data)
+            break
+        longest, made = steps, stream.training(asked, plan, data)
+        taken = made.mixture.stage(steps - 1).before(steps)
+        sizes = [each.num_samples for each in made.samples]
+        assert list(plan.source_epochs.values()) == [count / size for count, size in zip(taken, sizes, strict=True)]
+    assert 21 <= longest < 59
+
+
+@pytest.mark.parametrize("packing", ["concatenated", "best_fit"])
+def test_a_plan_counts_held_out_samples_too(data: Path, packing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "check_recipe", lambda *_: None)
+    config, plan = run(data, packing=packing)
+    known = submission.known_data(config)
+    assert known is not None
+    found = [each.num_samples for each in stream.heldout(config, plan, data).samples]
+    assert [known.heldout_samples[name] for name in ("code", "web")] == found
 
 
 def test_data_without_its_pack_is_refused(data: Path) -> None:

@@ -173,6 +173,13 @@ def test_epochs_are_counted_in_the_tokens_of_the_data() -> None:
     assert (found.data_directory, found.unigram_entropy) == ("/data/x", 6.5)
 
 
+def test_epochs_are_exact_where_samples_are_counted() -> None:
+    """Two epochs of 4,000 packed rows take more positions than the text has tokens."""
+    counted = replace(DATA, source_tokens={"stdlib": 1_000_000}, samples={"stdlib": 4_000})
+    found = plan("train.duration=2ep", "train.global_batch=16", "train.seq_len=256", data=counted)
+    assert (found.steps, found.source_epochs) == (500, {"stdlib": 2.0})
+
+
 def test_epochs_of_unprepared_data_name_the_command_that_prepares() -> None:
     (problem,) = problems("train.duration=2ep")
     assert problem.startswith("train.duration='2ep': ")
