@@ -178,7 +178,7 @@ class CheckpointConfig:
 
     every: str = "500steps"  # steps, tok, s, min or h; auto: Daly's interval
     keep: int = 2  # newest checkpoints that stay
-    permanent_every: str | None = None  # steps or tok; these are never pruned
+    permanent_every: str | None = None  # steps or tok; saved then too, and never pruned
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,11 @@ def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
         yield "", f"sequences of {lengths}"
     every = _period(plan)
     every += f" {_origin('auto')}" if config.checkpoint.every == "auto" else ""
-    kept = f", for good every {plan.permanent_every_steps:,} steps" if plan.permanent_every_steps else ""
-    yield "checkpoint", f"{_gib(plan.checkpoint_bytes)} every {every}, {config.checkpoint.keep} kept{kept}"
+    yield "checkpoint", f"{_gib(plan.checkpoint_bytes)} every {every}, {config.checkpoint.keep} kept"
+    if plan.permanent_every_steps:
+        number = plan.steps // plan.permanent_every_steps
+        size = _gib(number * plan.checkpoint_bytes)
+        yield "", f"one for good every {plan.permanent_every_steps:,} steps too, {number:,} in all: {size}"
     yield "evaluation", f"every {plan.eval_every_steps:,} steps, {config.train.eval_batches} global batches"
     if plan.rungs:
         yield (

@@ -200,8 +200,8 @@ class Trainer:
         """What is due after `done` steps; the last step's is left to the end of `train`."""
         if done == self.plan.steps:
             return
-        every = self.plan.checkpoint_every_steps
-        if asked_to_save or (every is not None and done % every == 0):
+        periods = (self.plan.checkpoint_every_steps, self.plan.permanent_every_steps)
+        if asked_to_save or any(every is not None and done % every == 0 for every in periods):
             metrics.flush()  # a loss that is not finite must show before it is saved
             self._save(done, final=False)
             metrics.restart_clock()

@@ -85,6 +85,12 @@ def test_an_uneven_batch_says_how_many_rows_are_masked() -> None:
     assert "ranks 4 × micro 5 × passes 1 − 2 masked rows (uneven)" in shown
 
 
+def test_checkpoints_that_stay_for_good_are_counted() -> None:
+    words = ("model=mpt-7b", "cluster=a100x64")
+    assert "one for good every 10,000 steps too, 6 in all: " in text(*words, "checkpoint.permanent_every=10000steps")
+    assert "for good" not in text(*words)
+
+
 def test_an_unknown_machine_has_no_times() -> None:
     assert "not known: needs cluster.gpu and cluster.expected_mfu" in text()
 

@@ -63,8 +63,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.unfreeze()
 
 
-def train(idle: Any, folder: Path) -> Outcome:
-    config = make_config("train.duration=20steps", "optim.warmup=1steps")
+def train(idle: Any, folder: Path, *words: str) -> Outcome:
+    config = make_config("train.duration=20steps", "optim.warmup=1steps", *words)
     plan = make_plan(config, None)
     paths = {name: folder / name for name in ("checkpoints", "metrics", "tensorboard", "divergence")}
     attempt = loop.Attempt(
@@ -85,6 +85,25 @@ def test_a_run_that_nobody_stops_saves_at_its_end(tmp_path: Path) -> None:
     idle = Idle()
     assert train(idle, tmp_path) is Outcome.FINISHED
     assert (idle.steps, idle.saved) == (20, [20])
+
+
+@pytest.mark.parametrize(
+    ("every", "saved"), [("1h", [7, 14, 20]), ("5steps", [5, 7, 10, 14, 15, 20]), ("500steps", [7, 14, 20])]
+)
+def test_checkpoints_that_stay_for_good_are_saved_at_their_own_steps(
+    tmp_path: Path, every: str, saved: list[int]
+) -> None:
+    idle = Idle()
+    train(idle, tmp_path, f"checkpoint.every={every}", "checkpoint.permanent_every=7steps")
+    assert idle.saved == saved
+
+
+def test_a_save_for_good_stands_for_one_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes a second of its clock; rank 0 asks after six, and what it asks is known a step later."""
+    idle = Idle()
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(idle.steps))
+    train(idle, tmp_path, "checkpoint.every=6s", "checkpoint.permanent_every=5steps")
+    assert idle.saved == [5, 10, 15, 20]
 
 
 def test_a_signal_is_answered_within_the_steps_that_the_notice_counts(tmp_path: Path) -> None:
