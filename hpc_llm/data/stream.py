@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hpc_llm.data.mixture import Mixture, Rows, heldout_rows
 from hpc_llm.data.samples import BestFit, Concatenated, Samples
 from hpc_llm.data.shards import ShardSet
 from hpc_llm.planning.lengths import Lengths, length_at
-from hpc_llm.planning.mixture import Source, evaluated, stages
+from hpc_llm.planning.mixture import Source, Stage, evaluated, stages
 from hpc_llm.planning.plan import RunPlan, no_heldout, sources_of
 
 
@@ -37,8 +38,8 @@ class Heldout:
     samples: list[Samples]  # of each source that is evaluated
 
 
-def training(config: RunConfig, plan: RunPlan | Lengths, directory: Path) -> Stream:
-    """The stream of a run on the data in `directory`.
+def training(config: RunConfig, plan: RunPlan | Lengths, directory: Path, num_skipped: int = 0) -> Stream:
+    """The stream of a run on the data in `directory`, for `num_skipped` steps more where so many of it are left out.
 
     InputError if it is missing or too small, or the mixture is not possible.
     """
@@ -50,9 +51,21 @@ def training(config: RunConfig, plan: RunPlan | Lengths, directory: Path) -> Str
     if not any(each.num_samples for each in samples.values()):
         raise too_short(directory, manifest.tokens["train"], seq_len)
     sources = sources_of(config, {name: each.num_samples for name, each in samples.items()})
-    parts = stages(plan.phases, sources, config.train.global_batch, plan.steps)
+    parts = _stages(plan, sources, config.train.global_batch, num_skipped)
     mixture = Mixture(config.run.seed, sources, parts, config.train.global_batch)
     return Stream(mixture, list(samples.values()), plan.seq_lens)
+
+
+def _stages(plan: RunPlan | Lengths, sources: list[Source], batch: int, num_skipped: int) -> list[Stage]:
+    """The stages of the plan's steps and of those in place of skipped ones, which begin no phase after the plan's end.
+
+    Where every source reaches its cap, the last stage goes on beyond them: a run is not stopped for that so late.
+    """
+    phases = [phase for phase in plan.phases if phase.start < plan.steps]
+    for more in range(num_skipped, 0, -1):
+        with contextlib.suppress(InputError):
+            return stages(phases, sources, batch, plan.steps + more)
+    return stages(plan.phases, sources, batch, plan.steps)
 
 
 def heldout(config: RunConfig, plan: RunPlan, directory: Path) -> Heldout:

@@ -64,7 +64,8 @@ def run(config: RunConfig, plan: RunPlan, attempt: Attempt, device: torch.device
     way = (plan.activation_checkpointing, plan.attention, plan.compile, plan.loss_chunk)
     engine = Engine(config, plan, lambda: build_model(config, *way), device, attempt.rank)
     data = Path(plan.data_directory)
-    with Batches(stream.training(config, plan, data), share, pinned=device.type == "cuda") as batches:
+    order = stream.training(config, plan, data, len(attempt.skipped))
+    with Batches(order, share, pinned=device.type == "cuda") as batches:
         heldout = heldout_batches(stream.heldout(config, plan, data), share)
         trainer = Trainer(config, plan, attempt, engine, batches, list(heldout), stop)
         start = trainer.resume()

@@ -22,6 +22,7 @@ from hpc_llm.data.samples import IGNORED, BestFit, Concatenated
 from hpc_llm.data.shards import ShardSet
 from hpc_llm.launch import submission
 from hpc_llm.planning.lengths import lengths
+from hpc_llm.planning.mixture import Phase
 from hpc_llm.planning.plan import RunPlan, make_plan
 
 SOURCES = {
@@ -207,6 +208,40 @@ def test_a_plan_counts_held_out_samples_too(data: Path, packing: str, monkeypatc
     assert known is not None
     found = [each.num_samples for each in stream.heldout(config, plan, data).samples]
     assert [known.heldout_samples[name] for name in ("code", "web")] == found
+
+
+def unphased(data: Path, steps: int, weights: dict[str, float]) -> tuple[RunConfig, RunPlan]:
+    """A run of one phase; books end after 1.5 epochs, web after 1."""
+    caps = {"books": {"max_epochs": 1.5}, "web": {"max_epochs": 1}}
+    sources = {name: {"path": name, "weight": weights.get(name, 0.0), **caps.get(name, {})} for name in SOURCES}
+    config = run_config(sources=sources, out=str(data))
+    train = dataclasses.replace(config.train, seq_len=16, global_batch=8, duration=f"{steps}steps")
+    config = dataclasses.replace(config, train=train)
+    return config, make_plan(config, facts(data))
+
+
+def test_steps_in_place_of_skipped_ones_keep_to_the_caps(data: Path) -> None:
+    weights = {"books": 0.3, "code": 0.7}
+    longest = stream.training(*unphased(data, 100, weights), data)
+    end = longest.mixture.stages[1].start  # the step before which books are within a batch of their cap
+    skipping = stream.training(*unphased(data, end, weights), data, 9).mixture.steps(0, end + 9)
+    longer = stream.training(*unphased(data, end + 9, weights), data).mixture.steps(0, end + 9)
+    assert np.array_equal(skipping.sources, longer.sources)
+    assert np.array_equal(skipping.samples, longer.samples)
+    assert (skipping.sources == 0).sum() == 1.5 * longest.samples[0].num_samples // 1
+
+
+def test_a_run_that_skips_steps_goes_on_though_every_source_has_reached_its_cap(data: Path) -> None:
+    steps = stream.training(*unphased(data, 1, {"web": 1.0}), data).samples[2].num_samples // 8
+    mixture = stream.training(*unphased(data, steps, {"web": 1.0}), data, 3).mixture
+    assert mixture.steps(0, steps + 3).sources.tolist() == [[2] * 8] * (steps + 3)
+
+
+def test_steps_in_place_of_skipped_ones_begin_no_phase_that_the_run_does_not_reach(data: Path) -> None:
+    config, plan = run(data)
+    plan = dataclasses.replace(plan, phases=[*plan.phases, Phase(41, {"books": 1.0})])
+    rows = stream.training(config, plan, data, 5).mixture.steps(40, 5)
+    assert np.bincount(rows.sources.ravel(), minlength=3).tolist() == [0, 30, 10]
 
 
 def test_data_without_its_pack_is_refused(data: Path) -> None:

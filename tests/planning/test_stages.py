@@ -70,6 +70,27 @@ def test_counts_go_on_across_phases_and_stop_at_caps(
 
 @given(
     sources=SOURCES,
+    draws=st.lists(WEIGHTS, min_size=1, max_size=4),
+    starts=st.lists(st.integers(1, 100), min_size=3, max_size=3, unique=True).map(sorted),
+    batch=st.integers(1, 24),
+    steps=st.integers(1, 120),
+    more=st.integers(1, 5),
+)
+@settings(max_examples=100, deadline=None)
+def test_further_steps_change_nothing_before_them(
+    sources: tuple[Source, ...], draws: list[dict[str, float]], starts: list[int], batch: int, steps: int, more: int
+) -> None:
+    """As a run has them that skipped some."""
+    phases = phases_at(draws, starts)
+    try:
+        longer = counts(stages(phases, sources, batch, steps + more), steps + more)
+    except InputError:
+        return
+    assert counts(stages(phases, sources, batch, steps), steps) == longer[: steps + 1]
+
+
+@given(
+    sources=SOURCES,
     draws=st.lists(WEIGHTS, min_size=4, max_size=4),
     starts=st.lists(st.integers(1, 100), min_size=3, max_size=3, unique=True).map(sorted),
     kept=st.integers(0, 2),
