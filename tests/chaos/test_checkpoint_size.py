@@ -25,7 +25,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_checkpoint_is_as_large_as_planned(root: Path, precision: str, stage: int, optimizer: str) -> None:
     words = (f"train.precision={precision}", f"train.zero_stage={stage}", f"optim={optimizer}")
-    done = run(root, f"{precision}-{stage}", *words, "model.vocab_size=2048", "model.d_model=64")  # headers are small beside that
+    done = run(
+        root, f"{precision}-{stage}", *words, "model.vocab_size=2048", "model.d_model=64"
+    )  # headers are small beside that
     assert done.status == 0, done.output
     newest = manifest.read(manifest.folder_of(done.layout.checkpoints, done.last))
     written = sum(entry.bytes for entry in newest.files)
