@@ -14,15 +14,18 @@ import sys
 import time
 import zlib
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from hpc_llm.launch.steps import LocalStep, SrunStep, Step, StepSpec
 from hpc_llm.recovery import successor
 from hpc_llm.recovery.causes import ExitCode
+from hpc_llm.runs.attempts import Fence, Fenced
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Ledger
 from hpc_llm.slurm import client
+from hpc_llm.storage.patience import patiently
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOWEST_PORT = 10000
@@ -46,8 +49,8 @@ class Place(Protocol):
     def facts(self) -> dict[str, Any]:
         """What the ledger records about it."""
 
-    def start(self, spec: StepSpec, attempt: int, log: Path) -> Step:
-        """Start the ranks; `log` gets the launcher's own output."""
+    def start(self, spec: StepSpec, fence: Fence, log: Path) -> Step:
+        """Start the ranks of the fence's attempt; `log` gets the launcher's own output."""
 
     def enough_without(self, nodes: Collection[str]) -> bool:
         """Whether its remaining nodes suffice without these."""
@@ -64,8 +67,11 @@ class Place(Protocol):
     def time_is_up(self, signals: Collection[int]) -> bool:
         """Whether `signals` say that the time limit is near, after which the job can be requeued."""
 
-    def come_back(self) -> str | None:
-        """After the ranks have saved and exited because time is up: have the run restarted; how, or None."""
+    def come_back(self, fence: Fence) -> str | None:
+        """After the ranks have saved and exited because time is up: have the run restarted; how, or None.
+
+        Not where a newer attempt than the fence's exists.
+        """
 
     def hand_over(self, run: RunLayout, book: Ledger) -> bool:
         """Whether another place, without the bad nodes, takes over when this one ends."""
@@ -89,7 +95,7 @@ class LocalPlace:
     def facts(self) -> dict[str, Any]:
         return {"host": os.uname().nodename, "pid": os.getpid()}
 
-    def start(self, spec: StepSpec, attempt: int, log: Path) -> Step:
+    def start(self, spec: StepSpec, fence: Fence, log: Path) -> Step:
         return LocalStep(spec, ExitCode.STOPPED, pick_port(f"{log}/{os.getpid()}"))
 
     def enough_without(self, nodes: Collection[str]) -> bool:
@@ -107,7 +113,7 @@ class LocalPlace:
     def time_is_up(self, signals: Collection[int]) -> bool:
         return False
 
-    def come_back(self) -> str | None:
+    def come_back(self, fence: Fence) -> str | None:
         return None
 
     def hand_over(self, run: RunLayout, book: Ledger) -> bool:
@@ -148,7 +154,7 @@ class SlurmPlace:
         here = {"host": os.uname().nodename, "pid": os.getpid()}
         return {**here, "job": self.job, "restarts": self.restarts, "nodes": list(self.hosts)}
 
-    def start(self, spec: StepSpec, attempt: int, log: Path) -> Step:
+    def start(self, spec: StepSpec, fence: Fence, log: Path) -> Step:
         tasks_per_node = spec.world_size // len(self.hosts)
         options = [
             *("--overlap", f"--nodes={len(self.hosts)}", f"--ntasks={spec.world_size}"),
@@ -161,7 +167,7 @@ class SlurmPlace:
         place = {"MASTER_ADDR": address, "MASTER_PORT": str(pick_port(f"{log}/{self.job}")), "HPC_LLM_HOLD": "1"}
         if address.startswith("127."):
             place["GLOO_SOCKET_IFNAME"] = place["NCCL_SOCKET_IFNAME"] = "lo"
-        return SrunStep(spec, ExitCode.STOPPED, options, place, log, self._signal_tasks)
+        return SrunStep(spec, ExitCode.STOPPED, options, place, log, partial(self._signal_tasks, fence))
 
     def _master_address(self) -> str:
         """Address of the first rank's node, retried while it cannot be resolved; its name if it never can."""
@@ -191,10 +197,12 @@ class SlurmPlace:
             there = {node for job in client.show(self.job) for node in client.hostnames(job.node_list)}
         return [node for node in self._usable if node in there and node not in nodes]
 
-    def _signal_tasks(self, name: str) -> bool:
+    def _signal_tasks(self, fence: Fence, name: str) -> bool:
+        """By the job's number, which may be another attempt's by now: not behind the fence, nor where none is seen."""
         try:
+            fence.check()
             client.signal_steps(self.job, name)
-        except client.SlurmError:
+        except (Fenced, OSError, client.SlurmError):
             return False
         return True
 
@@ -208,9 +216,9 @@ class SlurmPlace:
     def time_is_up(self, signals: Collection[int]) -> bool:
         return signal.SIGUSR2 in signals
 
-    def come_back(self) -> str | None:
+    def come_back(self, fence: Fence) -> str | None:
         """Requeue this job or array task, unless it is being ended: a user's scancel is final."""
-        return client.requeue_own(self.job, patience_s=PATIENCE_S)
+        return client.requeue_own(self.job, patience_s=PATIENCE_S, ours=lambda: not patiently(fence.tripped))
 
     def hand_over(self, run: RunLayout, book: Ledger) -> bool:
         with contextlib.suppress(*successor.FAILURES):

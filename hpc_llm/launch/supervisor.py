@@ -60,10 +60,13 @@ class Supervisor:
                 return BUSY
             if self._over():
                 return 0
-            while True:
-                cause, decision = self._attempt()
+            number: int | None = self._patiently(lambda: attempts.claim(self.layout))
+            while number is not None:
+                cause, decision = self._attempt(number)
                 if not decision.restart or self.signals:
                     return self._leave(cause)
+                number = self._after(number)
+            return self._leave(Cause.FENCED)
 
     def _over(self) -> bool:
         """Whether there is nothing left to do: for a job that Slurm has queued again, also where the run was ended."""
@@ -82,8 +85,15 @@ class Supervisor:
                 self._sleep(HEARTBEAT_S)
         return _exit_status(cause)
 
-    def _attempt(self) -> tuple[Cause, Decision]:
-        number = self._patiently(lambda: attempts.claim(self.layout))
+    def _after(self, number: int) -> int | None:
+        """The number of a restart in this place; None where another has taken it, and with it the run."""
+        try:
+            return self._patiently(lambda: attempts.follow(self.layout, number))
+        except attempts.Fenced as error:
+            _say(self.layout.supervisor_log(number), f"{_now()} {error}")
+            return None
+
+    def _attempt(self, number: int) -> tuple[Cause, Decision]:
         book = ledger.SupervisorLedger(self.layout.ledger, f"supervisor-{number:04d}", self._sleep)
         log = self.layout.supervisor_log(number)
         began, step_before = time.time(), self._patiently(lambda: newest_step(self.layout.checkpoints))
@@ -101,7 +111,8 @@ class Supervisor:
             "checkpoint_step": self._patiently(lambda: newest_step(self.layout.checkpoints)),
             "gpu_hours": round(hours, 6),
         }
-        self._patiently(lambda: self._remember(ended, ending.cause, step_before))
+        if ending.cause is not Cause.FENCED:  # the metrics may be another attempt's, of another plan
+            self._patiently(lambda: self._remember(ended, ending.cause, step_before))
         decision = self._patiently(lambda: self._decide(ended))
         _say(log, f"{_now()} {ending.cause}, exit codes by rank {end.exit_codes}; {decision.why}")
         if ending.failure:
@@ -112,12 +123,15 @@ class Supervisor:
     def _train(self, spec: StepSpec, number: int, log: Path, vigil: Vigil, until: float) -> StepEnd:
         """The ranks of an attempt, from their start to their end."""
         try:
-            step = self.place.start(spec, number, log)
+            step = self.place.start(spec, attempts.Fence(self.layout, number), log)
         except OSError as error:
             return never_started(spec, error)
         return vigil.keep(step, until, self._sleep)
 
     def _judge(self, number: int, end: StepEnd, vigil: Vigil) -> Ending:
+        """What ended the attempt; a newer one is reason enough, whatever became of ranks that Slurm has given up."""
+        if attempts.Fence(self.layout, number).tripped():
+            return Ending(Cause.FENCED, end, None, None)
         ending = judge(
             self.layout,
             number,
@@ -151,10 +165,13 @@ class Supervisor:
         if restart and decision.nodes:
             book.write("excluded", nodes=list(decision.nodes), why="left out of this allocation")
             self.place.leave_out(decision.nodes)
+        fence = attempts.Fence(self.layout, ended["attempt"])
+        elsewhere = decision.action in (Action.REQUEUE, Action.REQUEUE_EXCLUDING)
+        if not elsewhere or self._patiently(fence.tripped):
+            return
         if decision.action is Action.REQUEUE_EXCLUDING and self.place.hand_over(self.layout, book):
             return
-        elsewhere = decision.action in (Action.REQUEUE, Action.REQUEUE_EXCLUDING)
-        if elsewhere and (how := self.place.come_back()):
+        if how := self.place.come_back(fence):
             book.write("requeued", attempt=ended["attempt"], how=how)
             attention.call(self.layout)
 
@@ -164,8 +181,12 @@ class Supervisor:
         return seconds_left(history, Budgets.of(self.config.run, self.config.recovery), self._gpus)
 
     def _history(self, number: int, events: Sequence[ledger.Event], newest_checkpoint: int) -> list[Ended]:
-        """The attempts of the submission that attempt `number` is of; one that came later is none of its business."""
-        ours = [event for event in events if event.facts.get("after_attempt", 0) < number]
+        """The attempts up to `number` of the submission that it is of; what came later is none of its business."""
+        ours = [
+            event
+            for event in events
+            if event.facts.get("after_attempt", 0) < number and event.facts.get("attempt", 0) <= number
+        ]
         return attempts_since_submission(ours, newest_checkpoint, self.plan.world_size, self._gpus)
 
     def _decide(self, ended: dict[str, Any]) -> Decision:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from hpc_llm.runs.layout import RunLayout
 
 
@@ -28,14 +26,30 @@ def claim(layout: RunLayout) -> int:
         return number
 
 
+def follow(layout: RunLayout, number: int) -> int:
+    """Take the number after `number`, the caller's own; Fenced if another process has taken it."""
+    try:
+        layout.attempt(number + 1).mkdir()
+    except FileExistsError:
+        raise _fenced(layout, number) from None
+    return number + 1
+
+
+def _fenced(layout: RunLayout, number: int) -> Fenced:
+    return Fenced(f"attempt {number} is not the newest any more: {layout.attempt(number + 1)} exists")
+
+
 class Fence:
     """Checks, before anything is written for the run, that attempt `number` is still the newest."""
 
     def __init__(self, layout: RunLayout, number: int) -> None:
-        self.number = number
-        self._successor: Path = layout.attempt(number + 1)
+        self.number, self._layout = number, layout
+
+    def tripped(self) -> bool:
+        """Whether a newer attempt exists. Numbers are taken without gaps, so one look is enough."""
+        return self._layout.attempt(self.number + 1).exists()
 
     def check(self) -> None:
-        """Fenced once a newer attempt exists. Numbers are taken without gaps, so one look is enough."""
-        if self._successor.exists():
-            raise Fenced(f"attempt {self.number} is not the newest any more: {self._successor} exists")
+        """Fenced once a newer attempt exists."""
+        if self.tripped():
+            raise _fenced(self._layout, self.number)

@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hpc_llm.slurm import records
@@ -121,15 +121,18 @@ def own_address(environment: Mapping[str, str]) -> str:
     return f"{array}_{task}" if array and task else environment["SLURM_JOB_ID"]
 
 
-def requeue_own(address: str, *, patience_s: float = 120.0) -> str | None:
+def requeue_own(address: str, *, patience_s: float = 120.0, ours: Callable[[], bool] = lambda: True) -> str | None:
     """Requeue the job that this process runs in; how, or None if it is being ended or Slurm refuses.
+
+    ours: whether the job of this address is still this process's own, asked before every try: one that Slurm has given
+    up with its node may by now run elsewhere, under the same address.
 
     COMPLETING means a scancel or a preemption, which Slurm ends in its own way; so does a running grace time
     (PreemptTime). Retried for `patience_s` while slurmctld is down, and while a signal is on its way to the job's
     steps, such as that of an abort a moment ago.
     """
     deadline = time.monotonic() + patience_s
-    while True:
+    while ours():
         try:
             job = next(iter(show(address)), None)
             if job is None or job.ending:
@@ -144,6 +147,7 @@ def requeue_own(address: str, *, patience_s: float = 120.0) -> str | None:
         if time.monotonic() >= deadline:
             return None
         time.sleep(_AGAIN_S)
+    return None
 
 
 def node_address(host: str) -> str:

@@ -13,8 +13,11 @@ import pytest
 from hpc_llm.launch import place
 from hpc_llm.launch.place import SlurmPlace
 from hpc_llm.recovery import successor
+from hpc_llm.runs import attempts
+from hpc_llm.runs.attempts import Fence
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Ledger
+from hpc_llm.slurm import client
 
 SCONTROL = """#!/bin/sh
 case "$*" in
@@ -64,6 +67,21 @@ def test_a_place_that_could_not_ask_asks_again_and_at_last_takes_the_name(
     assert here._master_address() == "n1"
     away.unlink()
     assert here._master_address() == "10.0.0.1"
+
+
+def test_behind_the_fence_slurm_is_told_nothing_of_the_job(
+    tmp_path: Path, away: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number may be that of a healthy attempt: Slurm requeues a job under its own."""
+    here, run = allocation(), RunLayout(tmp_path / "run")
+    fence = Fence(run, attempts.claim(run))
+    (tmp_path / "scancel").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "scancel").chmod(0o755)
+    assert here._signal_tasks(fence, "KILL")
+    attempts.claim(run)
+    monkeypatch.setattr(client, "show", lambda address: pytest.fail("asked"))
+    assert not here._signal_tasks(fence, "KILL")
+    assert here.come_back(fence) is None
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), ValueError("half a line")])

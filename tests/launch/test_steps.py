@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from hpc_llm.launch.steps import STOP_SIGNAL, LocalStep, StepEnd, StepSpec
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.recovery import facts, logs
 from hpc_llm.recovery.causes import Cause, ExitCode
-from hpc_llm.runs import freeze, ledger
+from hpc_llm.runs import attempts, freeze, ledger
+from hpc_llm.runs.attempts import Fence
 from hpc_llm.runs.layout import RunLayout
 from tests.configs import make_config
 from tests.runs.machine import in_child
@@ -586,7 +587,7 @@ class Allocation(LocalPlace):
     parental = False
     time_is_up = SlurmPlace.time_is_up
 
-    def come_back(self) -> str:
+    def come_back(self, fence: Fence) -> str:
         return "requeue"
 
 
@@ -602,6 +603,40 @@ def test_a_crash_while_the_time_limit_is_near_takes_the_job_back_to_the_queue(
     ended = {"attempt": 1, "cause": "crash", "first_failed": 0, "checkpoint_step": 0, "gpu_hours": 0.1}
     dying._conclude(book, ended, Cause.CRASH, dying._decide(ended))
     assert [said["how"] for said in story.facts("requeued")] == again
+    assert facts.read(story.layout).facts.final is None
+
+
+class Lost(Allocation):
+    """Of a Slurm that has given this node up and starts the same job elsewhere: while attempt 1 runs, or later."""
+
+    outlives_nodes = True
+
+    def __init__(self, layout: RunLayout, later: bool, time_is_up: bool) -> None:
+        self.layout, self.later, self.time_is_up = layout, later, lambda signals: time_is_up  # type: ignore
+
+    def start(self, spec: StepSpec, fence: Fence, log: Path) -> Any:
+        if not self.later and fence.number == 1:
+            attempts.claim(self.layout)
+        return super().start(spec, fence, log)
+
+    def enough_without(self, nodes: Collection[str]) -> bool:
+        """Asked when the end has been judged."""
+        if self.later:
+            attempts.claim(self.layout)
+        return False
+
+
+@pytest.mark.parametrize(("later", "cause"), [(False, "fenced"), (True, "crash")])
+@pytest.mark.parametrize("time_is_up", [False, True])
+def test_a_supervisor_that_slurm_has_given_up_leaves_the_run_to_the_job_that_has_it(
+    run: Any, later: bool, cause: str, time_is_up: bool
+) -> None:
+    story = run("leave(3)")
+    place = Lost(story.layout, later, time_is_up)
+    assert in_child(supervisor.Supervisor(story.layout.path, place).run) == (0, 1)
+    assert story.causes == [cause]
+    assert attempts.newest(story.layout) == 2, "the other one, which may go on"
+    assert not story.facts("requeued")
     assert facts.read(story.layout).facts.final is None
 
 

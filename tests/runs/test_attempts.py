@@ -51,6 +51,15 @@ def test_the_fence_trips_once_a_newer_attempt_exists(tmp_path: Path) -> None:
     Fence(layout, successor).check()
 
 
+def test_whoever_goes_on_takes_the_very_next_number_or_none(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    first = attempts.claim(layout)
+    assert attempts.follow(layout, first) == 2
+    with pytest.raises(Fenced, match="attempt 1 is not the newest any more"):
+        attempts.follow(layout, first)
+    assert attempts.newest(layout) == 2
+
+
 def test_of_attempts_that_race_exactly_the_newest_may_write(tmp_path: Path) -> None:
     layout = RunLayout(tmp_path)
     numbers = all_at_once(6, lambda _: attempts.claim(layout))

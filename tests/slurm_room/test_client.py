@@ -189,6 +189,20 @@ def test_a_job_to_which_a_signal_is_on_its_way_requeues_itself_after_that(
     assert states == []
 
 
+def test_a_job_that_became_anothers_while_slurmctld_was_away_is_not_requeued(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = [True, False]
+
+    def away(address: str) -> list[records.Job]:
+        raise SlurmUnavailable("away")
+
+    monkeypatch.setattr(client, "show", away)
+    monkeypatch.setattr(client, "_AGAIN_S", 0.01)
+    assert client.requeue_own("12", ours=lambda: ours.pop(0)) is None
+    assert ours == []
+
+
 def test_a_requeue_waits_for_slurmctld_to_come_back(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[str] = []
 
