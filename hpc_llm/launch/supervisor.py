@@ -27,7 +27,7 @@ from hpc_llm.launch.vigil import Vigil
 from hpc_llm.planning.experience import Limit, Speed
 from hpc_llm.recovery import facts
 from hpc_llm.recovery.causes import Cause, ExitCode
-from hpc_llm.recovery.history import attempts_since_submission
+from hpc_llm.recovery.history import attempts_since_submission, since_submission
 from hpc_llm.recovery.policy import Action, Budgets, Cluster, Decision, Ended, decide, exhausted, seconds_left
 from hpc_llm.runs import attempts, attention, freeze, ledger, lock
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
@@ -181,12 +181,8 @@ class Supervisor:
         return seconds_left(history, Budgets.of(self.config.run, self.config.recovery), self._gpus)
 
     def _history(self, number: int, events: Sequence[ledger.Event], newest_checkpoint: int) -> list[Ended]:
-        """The attempts up to `number` of the submission that it is of; what came later is none of its business."""
-        ours = [
-            event
-            for event in events
-            if event.facts.get("after_attempt", 0) < number and event.facts.get("attempt", 0) <= number
-        ]
+        """The attempts up to `number` of the submission that it is of."""
+        ours = _up_to(number, events)
         return attempts_since_submission(ours, newest_checkpoint, self.plan.world_size, self._gpus)
 
     def _decide(self, ended: dict[str, Any]) -> Decision:
@@ -213,9 +209,14 @@ class Supervisor:
     def _place_ends(self) -> bool:
         return any(self.place.ends_with(number) for number in self.signals)
 
-    def _micro_batch(self) -> int:
-        """Sequences per rank and pass: the plan's, or what an attempt left that had too little GPU memory."""
-        ends = [event.facts for event in ledger.read(self.layout.ledger) if event.event == "ended"]
+    def _micro_batch(self, number: int) -> int:
+        """Sequences per rank and pass: the plan's, or what an attempt left that had too little GPU memory.
+
+        Of this submission's attempts alone: the plan of a later one may be for larger GPUs, and has been made with
+        what is remembered of the same ones.
+        """
+        events = since_submission(_up_to(number, ledger.read(self.layout.ledger)))
+        ends = [event.facts for event in events if event.event == "ended"]
         return min([self.plan.micro_batch, *(end["micro_batch"] for end in ends if "micro_batch" in end)])
 
     def _remember(self, ended: dict[str, Any], cause: Cause, first_step: int) -> None:
@@ -225,12 +226,12 @@ class Supervisor:
         """
         plan, way = self.plan, (self.plan.zero_stage, self.plan.activation_checkpointing)
         known = Remembered(RootLayout.of(self.layout), self.config, plan.attention, plan.compile)
+        micro_batch = self._micro_batch(ended["attempt"])
         if speed := steady_tokens_per_second(self.layout, first_step):
-            known.note_speed(*way, self._micro_batch(), Speed(speed, plan.world_size, self.layout.name))
+            known.note_speed(*way, micro_batch, Speed(speed, plan.world_size, self.layout.name))
         if cause is Cause.GPU_OUT_OF_MEMORY:
-            before = self._micro_batch()
-            ended["micro_batch"] = max(1, before // 2)
-            ended["halved"] = ended["micro_batch"] < before
+            ended["micro_batch"] = max(1, micro_batch // 2)
+            ended["halved"] = ended["micro_batch"] < micro_batch
             known.note_limit(*way, Limit(ended["micro_batch"], self.layout.name))
 
     def _spec(self, number: int) -> StepSpec:
@@ -239,7 +240,7 @@ class Supervisor:
         command = [cluster.python or sys.executable, "-m", "hpc_llm.train", str(self.layout.path)]
         environment = {**cluster.exports, "HPC_LLM_ATTEMPT": str(number)}
         environment["HPC_LLM_RENDEZVOUS"] = f"{self.layout.path}/{number}"
-        environment["HPC_LLM_MICRO_BATCH"] = str(self._micro_batch())
+        environment["HPC_LLM_MICRO_BATCH"] = str(self._micro_batch(number))
         if self.place.parental:
             environment["HPC_LLM_SUPERVISOR"] = str(os.getpid())
         return StepSpec(
@@ -263,6 +264,15 @@ class Supervisor:
         if "HPC_LLM_PARENT" in os.environ:  # after the handlers: the parent may be dead already
             die_with_parent(int(os.environ["HPC_LLM_PARENT"]), signal.SIGTERM)
         yield
+
+
+def _up_to(number: int, events: Sequence[ledger.Event]) -> list[ledger.Event]:
+    """What attempt `number` goes by: a submission or an attempt that came later is none of its business."""
+    return [
+        event
+        for event in events
+        if event.facts.get("after_attempt", 0) < number and event.facts.get("attempt", 0) <= number
+    ]
 
 
 def _say(log: Path, text: str) -> None:

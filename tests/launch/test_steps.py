@@ -649,6 +649,21 @@ def test_a_submission_that_comes_while_an_attempt_runs_does_not_take_its_end_awa
     assert not running._decide(ended).restart
 
 
+def test_a_halved_micro_batch_is_that_of_its_submission(run: Any) -> None:
+    """The plan of the next one may be for larger GPUs, or follow a train.micro_batch that its user gave."""
+    code = ExitCode.GPU_OUT_OF_MEMORY
+    ranks = f"""print(os.environ["HPC_LLM_MICRO_BATCH"], flush=True); leave({code}) if ATTEMPT == 1 else done()"""
+    story = run(ranks, 1, "train.global_batch=8", "train.micro_batch=4")
+    assert story.status() == 0
+    said = [story.layout.rank_log(attempt, 0).read_text() for attempt in (1, 2)]
+    assert said == ["4\n", "2\n"]
+    later = supervisor.Supervisor(story.layout.path, LocalPlace())
+    assert later._spec(3).environment["HPC_LLM_MICRO_BATCH"] == "2"
+    ledger.Ledger(story.layout.ledger, "submit").write("submitted", after_attempt=2)
+    assert later._spec(2).environment["HPC_LLM_MICRO_BATCH"] == "2", "of an attempt that it came after"
+    assert later._spec(3).environment["HPC_LLM_MICRO_BATCH"] == "4"
+
+
 def test_two_supervisors_never_train_one_run(run: Any, pipe: Pipe) -> None:
     story = run("tell('ready'); wait(); leave(80)")
     first = story.supervise()
