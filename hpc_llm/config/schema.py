@@ -203,7 +203,7 @@ class ClusterConfig:
     reservation: str | None = None
     gpu_request: str = "gpus-per-node"  # the site's dialect: gpus-per-node, gres, gres:TYPE, none
     cpus_per_gpu: int | None = None
-    threads_per_rank: int | None = None  # OMP threads; null: cpus_per_gpu, locally cores ÷ ranks
+    threads_per_rank: int | None = None  # OMP threads; null: cpus_per_gpu, or cores of a node ÷ ranks on it
     mem: str | None = None  # per node, Slurm's spelling; "0" is all; null requests none
     time_min: int | None = None  # wall-clock limit of one job, minutes
     signal_lead_s: int | Auto = "auto"  # notice before the limit, in which the run saves (planning.walltime)

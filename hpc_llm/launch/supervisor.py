@@ -236,7 +236,8 @@ class Supervisor:
 
     def _spec(self, number: int) -> StepSpec:
         world_size, cluster = self.plan.world_size, self.config.cluster
-        cores = len(os.sched_getaffinity(0)) // world_size
+        ranks_here = world_size // max(1, len(self.place.hosts))
+        cores = len(os.sched_getaffinity(0)) // ranks_here
         command = [cluster.python or sys.executable, "-m", "hpc_llm.train", str(self.layout.path)]
         environment = {**cluster.exports, "HPC_LLM_ATTEMPT": str(number)}
         environment["HPC_LLM_RENDEZVOUS"] = f"{self.layout.path}/{number}"

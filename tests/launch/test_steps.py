@@ -664,6 +664,16 @@ def test_a_halved_micro_batch_is_that_of_its_submission(run: Any) -> None:
     assert later._spec(3).environment["HPC_LLM_MICRO_BATCH"] == "4"
 
 
+@pytest.mark.parametrize(("hosts", "threads"), [((), 2), (("n1", "n2"), 4)])
+def test_the_cores_of_a_node_are_shared_by_its_ranks(
+    run: Any, monkeypatch: pytest.MonkeyPatch, hosts: tuple[str, ...], threads: int
+) -> None:
+    story, place = run("done()", 4), LocalPlace()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    place.hosts = hosts
+    assert supervisor.Supervisor(story.layout.path, place)._spec(1).threads_per_rank == threads
+
+
 def test_two_supervisors_never_train_one_run(run: Any, pipe: Pipe) -> None:
     story = run("tell('ready'); wait(); leave(80)")
     first = story.supervise()
