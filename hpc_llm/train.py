@@ -135,7 +135,7 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
     with _kept():
         from hpc_llm.training import loop
 
-    with devices.process_group(place, device):
+    with devices.process_group(place, device, config.recovery.start_timeout_s):
         given = os.environ.get("HPC_LLM_ATTEMPT")
         number = devices.broadcast((int(given) if given else attempts.claim(layout)) if place.rank == 0 else 0)
         attempt = loop.Attempt(

@@ -4,6 +4,7 @@
 checkpoints/step-00001000/
   mp_rank_00_model_states.pt, …    what the ranks wrote, fsynced and hashed
   manifest.json                    renamed into place last
+checkpoints/step-00001000.reshaped/  the same for another number of ranks, while they load it
 ```
 """
 
@@ -22,6 +23,7 @@ from hpc_llm.storage.files import fsync_directory, sha256_file, write_json
 FORMAT = 1
 NAME = "manifest.json"
 REJECTED = "manifest.rejected.json"
+_RESHAPED = ".reshaped"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,16 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 def folders(checkpoints: Path) -> list[Path]:
     """Folders of checkpoints, with or without a manifest; anything else in the folder is ignored."""
     return [path for path in checkpoints.glob("step-[0-9]*") if path.name.removeprefix("step-").isdecimal()]
+
+
+def reshaped_of(folder: Path) -> Path:
+    """Where the checkpoint in `folder` lies for another number of ranks, while they load it."""
+    return folder.with_name(folder.name + _RESHAPED)
+
+
+def reshaped(checkpoints: Path) -> list[Path]:
+    """Folders of `reshaped_of`."""
+    return list(checkpoints.glob(f"step-[0-9]*{_RESHAPED}"))
 
 
 def steps(checkpoints: Path) -> list[int]:

@@ -9,22 +9,22 @@ import contextlib
 import io
 import shutil
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from hpc_llm.checkpoint import manifest
 from hpc_llm.checkpoint.choose import Gather
-
-_SUFFIX = ".reshaped"
 
 
 @contextlib.contextmanager
-def universal(folder: Path, rank: int, gather: Gather) -> Iterator[Path]:
+def universal(folder: Path, rank: int, gather: Gather, beat: Callable[[], None]) -> Iterator[Path]:
     """The verified checkpoint in `folder` as a universal one, in a folder that exists only inside the `with` block.
 
-    Made by rank 0 while all others wait; OSError or ValueError, the same on every rank, if it cannot be made.
+    Made by rank 0 while all others wait, with a `beat` for every file that it has done: of a large model it may take
+    longer than recovery.start_timeout_s. OSError or ValueError, the same on every rank, if it cannot be made.
     """
-    target = folder.with_name(folder.name + _SUFFIX)
-    error = gather(_convert(folder, target) if rank == 0 else None)[0]
+    target = manifest.reshaped_of(folder)
+    error = gather(_convert(folder, target, beat) if rank == 0 else None)[0]
     if error is not None:
         raise error
     try:
@@ -35,7 +35,19 @@ def universal(folder: Path, rank: int, gather: Gather) -> Iterator[Path]:
             shutil.rmtree(target, ignore_errors=True)
 
 
-def _convert(folder: Path, target: Path) -> Exception | None:
+class _Said(io.StringIO):
+    """What the converter says, a bar of its progress among it: with each word it is a step further."""
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        super().__init__()
+        self._beat = beat
+
+    def write(self, text: str) -> int:
+        self._beat()
+        return super().write(text)
+
+
+def _convert(folder: Path, target: Path, beat: Callable[[], None]) -> Exception | None:
     from deepspeed.checkpoint import ds_to_universal
 
     shutil.rmtree(target, ignore_errors=True)
@@ -48,7 +60,7 @@ def _convert(folder: Path, target: Path) -> Exception | None:
         strict=True,
         inject_missing_state=True,
     )
-    said = io.StringIO()
+    said = _Said(beat)
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             ds_to_universal.main(words)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from hpc_llm.checkpoint.manifest import NAME, folder_of, folders, steps
+from hpc_llm.checkpoint.manifest import NAME, folder_of, folders, reshaped, steps
 
 
 def to_delete(present: Iterable[int], keep: int, permanent_every: int | None) -> list[int]:
@@ -19,6 +19,7 @@ def to_delete(present: Iterable[int], keep: int, permanent_every: int | None) ->
 def prune(checkpoints: Path, keep: int, permanent_every: int | None) -> list[int]:
     """Delete what `to_delete` names, and folders without a manifest older than the newest checkpoint.
 
+    Called after a save, when no rank reads a reshaped checkpoint any more: those that are left are of killed attempts.
     The manifest is deleted first, so an interrupted deletion leaves no checkpoint that looks valid.
     """
     present = steps(checkpoints)
@@ -28,6 +29,8 @@ def prune(checkpoints: Path, keep: int, permanent_every: int | None) -> list[int
     for folder in folders(checkpoints):
         if not (folder / NAME).exists() and present and folder < folder_of(checkpoints, present[-1]):
             remove(folder)
+    for folder in reshaped(checkpoints):
+        remove(folder)
     return gone
 
 

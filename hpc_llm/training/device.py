@@ -7,6 +7,7 @@ import ctypes
 import os
 import socket
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,8 @@ import torch.distributed as dist
 from hpc_llm.config.errors import InputError
 from hpc_llm.slurm.environment import RankEnvironment
 
+_ATTEMPT = "HPC_LLM_RENDEZVOUS"  # set by the supervisor: a name of this attempt
+_WATCHED = timedelta(days=7)  # longer than any silence that a supervisor lets pass
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 
 
@@ -57,15 +60,21 @@ def keep_memory(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def process_group(place: RankEnvironment, device: torch.device) -> Iterator[None]:
-    """torch.distributed over all ranks: NCCL between GPUs, Gloo between CPUs."""
+def process_group(place: RankEnvironment, device: torch.device, patience_s: float = 1800.0) -> Iterator[None]:
+    """torch.distributed over all ranks: NCCL between GPUs, Gloo between CPUs.
+
+    patience_s: how long ranks wait for one of them where no supervisor watches them.
+    """
     if place.master_port == 0:
         with socket.socket() as probe:
             probe.bind((place.master_addr, 0))
             place = RankEnvironment(**{**vars(place), "master_port": probe.getsockname()[1]})
     place.export(os.environ)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, store=_store(place))
+    # All wait while rank 0 reshapes a checkpoint or a slow disk takes one; torch's NCCL would abort them after 600 s.
+    # How long a silence is a hang depends on what they do and usually take for it, which their supervisor knows.
+    timeout = _WATCHED if _ATTEMPT in os.environ else timedelta(seconds=patience_s)
+    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, store=_store(place), timeout=timeout)
     yield
     dist.destroy_process_group()
 
@@ -76,7 +85,7 @@ def _store(place: RankEnvironment) -> dist.Store | None:
     Otherwise two runs that chose the same port at the same moment would mix: rank 1 of one joined rank 0 of the other,
     and together they found no valid checkpoint (seen with two clusters on one machine).
     """
-    name = os.environ.get("HPC_LLM_RENDEZVOUS")
+    name = os.environ.get(_ATTEMPT)
     if name is None:
         return None
     server = dist.TCPStore(

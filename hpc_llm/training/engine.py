@@ -192,9 +192,10 @@ class Engine:
         folder = folder_of(checkpoints, step)
         self._engine.save_checkpoint(str(checkpoints), tag=folder.name, save_latest=False)
 
-    def load(self, checkpoints: Path, manifest: Manifest, rank: int) -> None:
+    def load(self, checkpoints: Path, manifest: Manifest, rank: int, beat: Callable[[], None]) -> None:
         """Restore weights and optimizer from a verified checkpoint, of this or another world size and ZeRO stage.
 
+        `beat` is called as it goes on, where rank 0 takes long over it.
         InputError if precision or optimizer differ, or if the stages store states differently: 1 and 2 are alike, 0
         and 3 are not.
         """
@@ -215,7 +216,7 @@ class Engine:
         if written == wanted or self._zero_stage == 0:  # at stage 0 every rank has everything
             self._load(folder, vouched, rank, universal=False)
             return
-        with reshape.universal(folder, rank, gather_objects) as whole:
+        with reshape.universal(folder, rank, gather_objects, beat) as whole:
             made = set(whole.rglob("*.pt"))  # by ourselves, from files that the manifest names
             self._load(whole, made, rank, universal=True)
 

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,8 @@ class Trainer:
             log.info("starting at step 0 of %d", self.plan.steps)
             return 0
         check_begun(chosen.manifest.phases, plan.phases, chosen.manifest.step)
-        self.engine.load(attempt.checkpoints, chosen.manifest, attempt.rank)
+        beat = partial(attempt.beat, 0, Phase.STARTING)
+        self.engine.load(attempt.checkpoints, chosen.manifest, attempt.rank, beat)
         self._saved_step = chosen.manifest.step
         log.info("going on from the checkpoint of step %d of %d", self._saved_step, self.plan.steps)
         attempt.record("resumed", attempt=attempt.number, step=self._saved_step)

@@ -113,6 +113,14 @@ def test_what_somebody_puts_beside_checkpoints_is_not_pruned(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-00000010.bak", "step-00000020"]
 
 
+def test_what_a_killed_attempt_had_reshaped_goes_with_the_next_save(tmp_path: Path) -> None:
+    for step in (10, 20):
+        shutil.copytree(checkpoint(tmp_path, step), manifest.reshaped_of(folder_of(tmp_path, step)))
+    assert steps(tmp_path) == [10, 20]
+    assert prune(tmp_path, 2, None) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000020"]
+
+
 def test_a_checkpoint_that_is_gone_already_is_no_error(tmp_path: Path) -> None:
     remove(folder_of(tmp_path, 10))
     assert prune(tmp_path, 1, None) == []
