@@ -50,7 +50,7 @@ def judge(
 ) -> Ending:  # fmt: skip
     """The ending of an attempt whose step has ended. `signals`: those that the supervisor has received.
 
-    let_go: whether the ranks exited because they had waited in vain for the job to end.
+    let_go: whether the ranks exited because of a notice that the job ends, and it does not.
     hours_spent: whether the supervisor asked the ranks to stop because run.max_gpu_hours was spent.
     outlives_nodes: whether the allocation survives the loss of a node; if not, Slurm says what happened.
     steps: the length of the run. It is complete when a checkpoint says so, whatever exit codes its ranks returned.

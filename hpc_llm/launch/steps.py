@@ -187,7 +187,9 @@ class SrunStep:
         self._take_output()
         exits = srun_exits(self._said.decode(errors="replace"))
         if code is None:
-            if any(_failed(number, self._stop_code) for _, number in exits) and self._deadline is None:
+            # Not for a SIGTERM: in a preemption's grace the job, killed by us, is not requeued (seen on Slurm 22.05).
+            failed = [number for _, number in exits if _failed(number, self._stop_code) and number != -signal.SIGTERM]
+            if failed and self._deadline is None:
                 self._deadline = time.monotonic() + AFTER_FAILURE_S
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self.kill()
@@ -274,6 +276,8 @@ def srun_end(text: str, code: int, world_size: int, stop_code: int) -> StepEnd:
     """How a step ended whose srun printed `text` and exited with `code`.
 
     An srun that lost a node with all its ranks can exit with 0 (seen on Slurm 22.05): that says nothing about them.
+    Ranks that die of SIGTERM before all others have not failed: it is Slurm's word for the end of the job, and once
+    they train they listen to it.
     """
     lost = tuple(dict.fromkeys(_NODE_LOST.findall(text)))
     if code == 0 and not lost:
@@ -286,7 +290,8 @@ def srun_end(text: str, code: int, world_size: int, stop_code: int) -> StepEnd:
     if not _failed(first[1], stop_code):
         return StepEnd(codes, None, lost)
     of_their_own = [one for one in others if one[1] not in _ENDED_BY_SLURM and _failed(one[1], stop_code)]
-    return StepEnd(codes, origin(dict([first, *of_their_own])), lost)
+    failed = origin(dict([first, *of_their_own]))
+    return StepEnd(codes, None if failed is not None and codes[failed] == -signal.SIGTERM else failed, lost)
 
 
 def srun_exits(text: str) -> list[tuple[int, int]]:

@@ -137,7 +137,7 @@ class Supervisor:
             number,
             end,
             hang=vigil.hang,
-            let_go=vigil.let_go,
+            let_go=vigil.let_go or self._told_in_vain(end),
             in_slurm=not self.place.parental,
             outlives_nodes=self.place.outlives_nodes,
             signals=self.signals,
@@ -148,6 +148,11 @@ class Supervisor:
         )
         bear_witness(self.layout, number, ending, self.place.hosts, self.plan.world_size)
         return ending
+
+    def _told_in_vain(self, end: StepEnd) -> bool:
+        """Whether ranks died of a SIGTERM before they listened to it, and the job is not being ended: by a person's."""
+        unheard = end.first_failed is None and -signal.SIGTERM in end.exit_codes.values()
+        return unheard and not self.place.going()
 
     def _conclude(self, book: ledger.Ledger, ended: dict[str, Any], cause: Cause, decision: Decision) -> None:
         """Write the end down, and have the run started elsewhere where that was decided."""

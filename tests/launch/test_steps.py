@@ -25,6 +25,7 @@ import pytest
 from hpc_llm.launch import steps, supervisor
 from hpc_llm.launch.place import LocalPlace, SlurmPlace
 from hpc_llm.launch.steps import STOP_SIGNAL, LocalStep, StepEnd, StepSpec
+from hpc_llm.launch.vigil import Vigil
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.recovery import facts, logs
 from hpc_llm.recovery.causes import Cause, ExitCode
@@ -227,6 +228,19 @@ def test_srun_names_the_rank_that_had_a_reason_and_not_those_that_slurm_ended() 
     assert steps.srun_end(said, 1, 3, STOPPED) == StepEnd({0: 1, 1: 86, 2: -signal.SIGKILL}, first_failed=1)
     ended = lost + "srun: error: n2: task 1: Killed\n"
     assert steps.srun_end(ended, 1, 2, STOPPED) == StepEnd({0: 1, 1: -signal.SIGKILL}, first_failed=0)
+
+
+def test_ranks_that_slurm_told_of_the_end_before_they_listened_have_not_failed() -> None:
+    """A preemption while they start: those that lost them end with errors of their own."""
+    told = "srun: error: n1: tasks 0-1: Terminated\n"
+    codes = {0: -signal.SIGTERM, 1: -signal.SIGTERM}
+    assert steps.srun_end(told, 143, 2, STOPPED) == StepEnd(codes, first_failed=None)
+    followed = told + "srun: error: n2: task 2: Exited with exit code 1\nsrun: error: n3: task 3: Killed\n"
+    assert steps.srun_end(followed, 143, 4, STOPPED).first_failed is None
+    reason = told + "srun: error: n2: task 2: Exited with exit code 86\n"
+    assert steps.srun_end(reason, 143, 3, STOPPED).first_failed == 2
+    ended = "srun: error: n2: task 2: Exited with exit code 1\n" + told
+    assert steps.srun_end(ended, 1, 3, STOPPED).first_failed == 2
 
 
 def test_while_all_ranks_run_there_is_nothing_to_wait_for_but_them(started: Any, pipe: Pipe) -> None:
@@ -662,6 +676,18 @@ def test_a_halved_micro_batch_is_that_of_its_submission(run: Any) -> None:
     ledger.Ledger(story.layout.ledger, "submit").write("submitted", after_attempt=2)
     assert later._spec(2).environment["HPC_LLM_MICRO_BATCH"] == "2", "of an attempt that it came after"
     assert later._spec(3).environment["HPC_LLM_MICRO_BATCH"] == "4"
+
+
+@pytest.mark.parametrize(("going", "cause"), [(True, "lost"), (False, "killed"), (None, "killed")])
+def test_a_notice_that_the_ranks_did_not_hear_counts_if_the_job_is_ending(
+    run: Any, going: bool | None, cause: str
+) -> None:
+    story, place = run("done()"), Allocation()
+    place.going = lambda: going  # type: ignore[method-assign]
+    watched = supervisor.Supervisor(story.layout.path, place)
+    book = ledger.SupervisorLedger(story.layout.ledger, "supervisor-0001", lambda seconds: None)
+    vigil = Vigil(story.layout, place, watched.config.recovery, book, 1, [])
+    assert watched._judge(1, StepEnd({0: -signal.SIGTERM}, None), vigil).cause == cause
 
 
 @pytest.mark.parametrize(("hosts", "threads"), [((), 2), (("n1", "n2"), 4)])

@@ -66,6 +66,20 @@ def test_a_run_preempted_with_grace_saves_waits_is_requeued_and_expedited(runs: 
     assert runs.status()["preempted"]["restarts"] == 1
 
 
+@pytest.mark.parametrize("ranks", ["*", "0"])
+def test_a_preemption_while_ranks_start_is_no_crash(runs: SlurmRuns, ranks: str) -> None:
+    """Their container, or Python with its imports, dies of the notice. Starting them again in the grace is in vain."""
+    begun = runs.slurm.work / f"{runs.root.parent.name}.begun"
+    starter = f'[[ $HPC_LLM_ATTEMPT-$SLURM_PROCID = 1-{ranks} ]] || exec "$@"; touch {begun}; exec sleep 300'
+    words = (f"cluster.wrapper=[bash,-c,'{starter}',starter]", "recovery.max_crashes=0", "train.duration=20steps")
+    run = runs.submit("early", *words)
+    runs.until(begun.exists, "ranks that start")
+    runs.slurm.tool("preempt", runs.job_of(run))
+    done = runs.finish(run, steps=20)
+    assert [end["cause"] for end in done.named("ended")] == ["preempted", "completed"]
+    assert [facts["restarts"] for facts in done.named("started")] == [0, 1]
+
+
 def test_a_run_preempted_without_grace_is_requeued_too_and_in_a_federation(
     make_slurm: Callable[..., SlurmCluster], tmp_path: Path, plain: Finished
 ) -> None:
