@@ -105,9 +105,9 @@ def test_a_thousand_runs_fit_one_script_and_its_parts_know_their_runs() -> None:
 def test_runs_that_need_different_notice_share_an_array_with_the_longest() -> None:
     configs = sweep("run.root=/r", "run.name=s", "cluster=a100x8", "model=mpt-125m,mpt-30b")
     plans = [make_plan(config, None) for config in configs]
-    assert [plan.signal_lead_s for plan in plans] == [300, 4200]
+    assert [plan.signal_lead_s for plan in plans] == [300, 4080]
     (part,) = divide(configs, plans, 1001)
-    assert "#SBATCH --signal=B:USR2@4200\n" in part.text
+    assert "#SBATCH --signal=B:USR2@4080\n" in part.text
 
 
 def test_an_experiment_may_be_a_sweep_which_the_users_words_add_to() -> None:

@@ -43,7 +43,7 @@ def test_every_preset_has_time_to_save_before_its_limit(model: str, cluster: str
 
 
 def test_a_limit_that_leaves_no_time_to_train_is_refused() -> None:
-    with pytest.raises(InputError, match=r"cluster\.time_min=30: .* set cluster\.time_min above 70, or") as raised:
+    with pytest.raises(InputError, match=r"cluster\.time_min=30: .* set cluster\.time_min above 68, or") as raised:
         make_plan(make_config("model=mpt-30b", "cluster=a100x8", "cluster.time_min=30"), None)
     assert len(raised.value.problems) == 1
 
@@ -52,7 +52,7 @@ def test_a_notice_that_is_given_is_obeyed_and_the_plan_says_what_it_may_need() -
     config = make_config("model=mpt-30b", "cluster=a100x8", "cluster.signal_lead_s=200")
     plan = make_plan(config, None)
     assert plan.signal_lead_s == 200
-    assert "notice 200 s before (given); it may need 4,161 s" in render(config, plan)
+    assert "notice 200 s before (given); it may need 4,041 s" in render(config, plan)
 
 
 def test_spare_nodes_are_paid_for() -> None:
