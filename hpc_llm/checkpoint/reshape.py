@@ -20,8 +20,8 @@ from hpc_llm.checkpoint.choose import Gather
 def universal(folder: Path, rank: int, gather: Gather, beat: Callable[[], None]) -> Iterator[Path]:
     """The verified checkpoint in `folder` as a universal one, in a folder that exists only inside the `with` block.
 
-    Made by rank 0 while all others wait, with a `beat` for every file that it has done: of a large model it may take
-    longer than recovery.start_timeout_s. OSError or ValueError, the same on every rank, if it cannot be made.
+    Made by rank 0 while all others wait, with a `beat` for every word that the converter says: it may take longer than
+    recovery.start_timeout_s. OSError or ValueError, the same on every rank, if it cannot be made.
     """
     target = manifest.reshaped_of(folder)
     error = gather(_convert(folder, target, beat) if rank == 0 else None)[0]

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from hpc_llm.launch.steps import LocalStep, SrunStep, Step, StepSpec
 from hpc_llm.recovery import successor
 from hpc_llm.recovery.causes import ExitCode
-from hpc_llm.runs.attempts import Fence, Fenced
+from hpc_llm.runs.attempts import Fence
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Ledger
 from hpc_llm.slurm import client
@@ -198,11 +198,11 @@ class SlurmPlace:
         return [node for node in self._usable if node in there and node not in nodes]
 
     def _signal_tasks(self, fence: Fence, name: str) -> bool:
-        """By the job's number, which may be another attempt's by now: not behind the fence, nor where none is seen."""
+        """By the job's number, which may be another attempt's by now: Fenced then. False where that is not seen."""
         try:
             fence.check()
             client.signal_steps(self.job, name)
-        except (Fenced, OSError, client.SlurmError):
+        except (OSError, client.SlurmError):
             return False
         return True
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hpc_llm.recovery.causes import ExitCode, origin
+from hpc_llm.runs.attempts import Fenced
 
 AFTER_FAILURE_S = 5.0  # for the other ranks to print their own errors before they are killed
 AFTER_STOP_S = 120.0  # from the first rank that exits as asked to the last
@@ -151,7 +152,8 @@ class SrunStep:
     """One task per GPU over the allocation's nodes, started by srun, which ends all tasks when one fails.
 
     When srun ends a step, it waits KillWait (30 s) for ranks that are busy saving or stuck; `signal_tasks`, which
-    sends a signal by name to all tasks and says whether Slurm accepted it, shortens that to AFTER_FAILURE_S.
+    sends a signal by name to all tasks and says whether Slurm accepted it, shortens that to AFTER_FAILURE_S. It raises
+    Fenced where the run is another attempt's.
 
     An srun that got no step (slurmctld is down, or has not noticed that the last step is over) is restarted for
     PATIENCE_S: the run itself has not failed.
@@ -225,15 +227,23 @@ class SrunStep:
 
     def abort(self) -> None:
         self._asked = True
-        self._signal_tasks("ABRT")
-        self._signal_tasks("CONT")
+        with contextlib.suppress(Fenced):
+            self._signal_tasks("ABRT")
+            self._signal_tasks("CONT")
         self._deadline = time.monotonic() + AFTER_ABORT_S
 
     def kill(self) -> None:
-        """Kill through Slurm, since tasks outlive an srun that is killed. Repeated until they are gone."""
+        """Kill through Slurm, since tasks outlive an srun that is killed. Repeated until they are gone.
+
+        Behind the fence srun alone: its tasks end with the job of this supervisor, if they are still Slurm's.
+        """
         self._asked, self._deadline = True, time.monotonic() + AFTER_FAILURE_S
-        if self._process.poll() is None:
+        if self._process.poll() is not None:
+            return
+        try:
             self._signal_tasks("KILL")
+        except Fenced:
+            self._process.kill()
 
     def _take_output(self) -> None:
         """Read srun's new output, for the log and for `poll`."""

@@ -76,6 +76,11 @@ def choices(
             yield Choice(zero_stage, checkpointing, size, estimate(config, zero_stage, checkpointing, size))
 
 
+def possible(config: RunConfig, saved: Saved) -> bool:
+    """Whether the user's settings leave a way to train that can load what is saved."""
+    return bool(_modes(config, saved))
+
+
 def _modes(config: RunConfig, saved: Saved | None) -> list[tuple[int, bool]]:
     train = config.train
     stages = (train.zero_stage,) if train.zero_stage != "auto" else saved.stages if saved else (1, 2, 3)

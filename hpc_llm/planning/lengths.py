@@ -30,8 +30,11 @@ class Lengths:
     rungs: list[int]  # steps at which successive halving judges
 
 
-def lengths(config: RunConfig, tokens_per_epoch: int | None) -> Lengths:
-    """Every duration of `config` in steps; InputError lists all that are invalid."""
+def lengths(config: RunConfig, tokens_per_epoch: int | None, *, begun: bool = False) -> Lengths:
+    """Every duration of `config` in steps; InputError lists all that are invalid.
+
+    begun: whether the run has a checkpoint, so that what would begin after its end cannot be changed any more.
+    """
     train, checkpoint = config.train, config.checkpoint
     problems: list[str] = []
     tokens = max(1, train.global_batch * train.seq_len)  # the plan refuses a batch below 1 on its own
@@ -72,7 +75,8 @@ def lengths(config: RunConfig, tokens_per_epoch: int | None) -> Lengths:
         seq_lens=_seq_lens(config, steps),
         rungs=[steps("halving.rungs", text) for text in config.halving.rungs],
     )
-    problems += [] if problems else [*_rung_problems(config, result), *_late_problems(config, result)]
+    if not problems:
+        problems += [*_rung_problems(config, result), *([] if begun else _late_problems(config, result))]
     if problems:
         raise InputError(problems)
     return result

@@ -9,7 +9,7 @@ from hpc_llm.config import checks, computing
 from hpc_llm.config.errors import InputError, nearest
 from hpc_llm.config.schema import ClusterConfig, RunConfig
 from hpc_llm.planning.batch import accumulation, rows_per_rank
-from hpc_llm.planning.choice import Saved, choose
+from hpc_llm.planning.choice import Saved, choose, possible
 from hpc_llm.planning.experience import NONE, Experience
 from hpc_llm.planning.hardware import GIB, GPUS, Gpu, gpu_of
 from hpc_llm.planning.interval import expected_save_s, interval_s, mtbf_s
@@ -119,7 +119,7 @@ def make_plan(
     length, choice = None, None
     epochs: dict[str, float] = {}
     try:
-        length = lengths(config, _epoch_tokens(config, data) if data else None)
+        length = lengths(config, _epoch_tokens(config, data) if data else None, begun=saved is not None)
         if data is not None and not problems:
             problems += _heldout_problems(config, data, length)
             epochs = _source_epochs(config, data, length)
@@ -191,15 +191,24 @@ def make_plan(
 
 
 def _stage_problems(config: RunConfig, saved: Saved | None) -> list[str]:
-    given = config.train.zero_stage
-    if saved is None or given == "auto" or given in saved.stages:
+    given, train = config.train.zero_stage, config.train
+    if saved is None:
         return []
-    return [f"train.zero_stage={given}: {_loads(saved)}; give that, or auto"]
+    if given != "auto" and given not in saved.stages:
+        return [f"train.zero_stage={given}: {_loads(saved)}; give that, or auto"]
+    if _countable(config) and given == "auto" and not possible(config, saved):
+        return [
+            f"train.precision={train.precision} optim={config.optim.name}: {_loads(saved)}, where these do not run; "
+            "give those that it was trained with"
+        ]
+    return []
 
 
 def _too_large(config: RunConfig, usable: int, saved: Saved | None) -> str | None:
     if saved is None or choose(config, usable) is None:
         return refusal(config, usable)
+    if not possible(config, saved):
+        return None
     return (
         f"train.zero_stage=auto: {_loads(saved)}, which needs more than the {usable / GIB:.1f} GiB usable per GPU; "
         "go on with more nodes, or on GPUs with more memory"
@@ -227,8 +236,8 @@ def _too_long(config: RunConfig, zero_stage: int) -> list[str]:
 
 
 def _epoch_tokens(config: RunConfig, data: DataFacts) -> int:
-    """Positions of all samples, or the tokens where samples are not counted yet."""
-    return sum(data.samples.values()) * config.train.seq_len if data.samples else data.tokens
+    """Positions of all samples, or the tokens where samples are not counted yet, or there is none."""
+    return sum(data.samples.values()) * config.train.seq_len or data.tokens
 
 
 def _source_epochs(config: RunConfig, data: DataFacts, length: Lengths) -> dict[str, float]:

@@ -71,7 +71,8 @@ def process_group(place: RankEnvironment, device: torch.device, patience_s: floa
             place = RankEnvironment(**{**vars(place), "master_port": probe.getsockname()[1]})
     place.export(os.environ)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    # All wait while rank 0 reshapes a checkpoint or a slow disk takes one; torch's NCCL would abort them after 600 s.
+    # All wait while rank 0 reshapes or publishes a checkpoint; torch's NCCL would abort them after 600 s, as it still
+    # does in the group that DeepSpeed makes for gradients and weights.
     # How long a silence is a hang depends on what they do and usually take for it, which their supervisor knows.
     timeout = _WATCHED if _ATTEMPT in os.environ else timedelta(seconds=patience_s)
     dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, store=_store(place), timeout=timeout)

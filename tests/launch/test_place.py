@@ -80,7 +80,8 @@ def test_behind_the_fence_slurm_is_told_nothing_of_the_job(
     assert here._signal_tasks(fence, "KILL")
     attempts.claim(run)
     monkeypatch.setattr(client, "show", lambda address: pytest.fail("asked"))
-    assert not here._signal_tasks(fence, "KILL")
+    with pytest.raises(attempts.Fenced):
+        here._signal_tasks(fence, "KILL")
     assert here.come_back(fence) is None
 
 

@@ -355,6 +355,23 @@ def test_a_step_that_slurm_does_not_start_yet_is_asked_for_again(srun: Any, wake
     assert (tmp_path / "log").read_text().count("Unable to create step") == 3
 
 
+def test_behind_the_fence_srun_is_killed_and_no_task_by_the_jobs_number(
+    tmp_path: Path, wake: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job may be the living attempt's; ranks that hang in a collective would keep the supervisor for ever."""
+
+    def fenced(name: str) -> bool:
+        raise attempts.Fenced("another attempt")
+
+    (tmp_path / "srun").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    step = steps.SrunStep(spec(tmp_path, ""), STOPPED, [], {}, tmp_path / "log", fenced)
+    monkeypatch.setattr(steps, "AFTER_ABORT_S", 0.0)
+    step.abort()
+    assert finished(step, wake).exit_codes == {0: -signal.SIGKILL}
+
+
 def test_a_log_that_cannot_be_written_is_no_end_of_a_step(
     srun: Any, wake: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

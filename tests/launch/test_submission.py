@@ -43,6 +43,23 @@ def test_a_machine_on_which_no_such_stage_fits_is_refused(tmp_path: Path) -> Non
         submission.examine(saved(tmp_path / "fewer", large["a100x8"], 2))
 
 
+def test_settings_that_cannot_load_the_checkpoint_are_named(tmp_path: Path) -> None:
+    for cluster, name in (("+cluster=a100x8", "gpu"), ("cluster.device=cpu", "cpu")):  # memory known, and unknown
+        config = make_config(cluster, "model=mpt-125m", "train.precision=bf16", "dry_run=true")
+        with pytest.raises(InputError) as raised:
+            submission.examine(saved(tmp_path / name, config, 0))
+        (problem,) = raised.value.problems
+        assert problem.startswith("train.precision=bf16 optim=torch_adam: the run's checkpoint of step 11 can be")
+
+
+def test_a_run_that_has_begun_keeps_what_would_begin_after_its_end(tmp_path: Path) -> None:
+    words = ("+cluster=a100x8", "model=mpt-125m", "train.duration=100steps", "train.seq_len_warmup={64: 500steps}")
+    config = make_config(*words, "dry_run=true")
+    with pytest.raises(InputError, match="would begin after 500 steps"):
+        submission.examine(config)
+    assert submission.examine(saved(tmp_path, config, 1)).steps == 100
+
+
 def test_another_stage_that_is_asked_for_is_refused(tmp_path: Path) -> None:
     asked = make_config("+cluster=a100x8", "model=mpt-125m", "train.zero_stage=3", "dry_run=true")
     with pytest.raises(InputError, match=r"train\.zero_stage=3: .* step 11 can be loaded at stage 1 or 2 alone"):
