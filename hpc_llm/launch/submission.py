@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_llm.checkpoint.errors import ManifestError
-from hpc_llm.checkpoint.manifest import folder_of, newest_step, read
+from hpc_llm.checkpoint.manifest import folder_of, newest_step, read, steps
 from hpc_llm.config import computing
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
@@ -42,7 +42,8 @@ def examine_all(configs: Sequence[RunConfig]) -> list[RunPlan]:
         except InputError as error:
             problems.update(dict.fromkeys(error.problems))
     if not problems and not configs[0].dry_run:
-        problems.update(dict.fromkeys(preflight.room_problems(list(zip(configs, plans, strict=True)))))
+        room = preflight.room_problems(list(zip(configs, plans, strict=True)), lambda run: steps(run.checkpoints))
+        problems.update(dict.fromkeys(room))
     if problems:
         lines = list(problems)
         more = [f"… and {len(lines) - _MOST_PROBLEMS} more"] if len(lines) > _MOST_PROBLEMS else []

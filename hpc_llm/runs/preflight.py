@@ -7,7 +7,7 @@ import grp
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from hpc_llm.config.schema import RunConfig
@@ -68,14 +68,20 @@ def python_problems(config: RunConfig) -> list[str]:
     return [f"cluster.python={python}: a program on PATH, or the whole path of one, is expected; null is this Python"]
 
 
-def room_problems(runs: Sequence[tuple[RunConfig, RunPlan]]) -> list[str]:
-    """Too little free space for the checkpoints that the runs keep, plus the one that each is writing."""
+def room_problems(
+    runs: Sequence[tuple[RunConfig, RunPlan]], saved: Callable[[RunLayout], Collection[int]]
+) -> list[str]:
+    """Too little free space for the checkpoints that the runs keep, plus the one that each is writing.
+
+    saved: the steps of the checkpoints that a run has already.
+    """
     needed: dict[str, int] = {}
     for config, plan in runs:
-        size = plan.checkpoint_bytes * (config.checkpoint.keep + 1)
+        size = plan.checkpoint_bytes * (config.checkpoint.keep + 1 + _permanent(config, plan, saved))
         needed[config.run.root] = needed.get(config.run.root, 0) + size
-    keep = runs[0][0].checkpoint.keep
-    of = f"the checkpoints of {len(runs)} runs" if len(runs) > 1 else f"checkpoint.keep={keep} checkpoints"
+    keep, permanent = runs[0][0].checkpoint.keep, _permanent(*runs[0], saved)
+    of = f"checkpoint.keep={keep} checkpoints" + (f", {permanent} of checkpoint.permanent_every" if permanent else "")
+    of = f"the checkpoints of {len(runs)} runs" if len(runs) > 1 else of
     written = "those being written" if len(runs) > 1 else "the one being written"
     found = []
     for root, size in needed.items():
@@ -86,6 +92,13 @@ def room_problems(runs: Sequence[tuple[RunConfig, RunPlan]]) -> list[str]:
                 "choose another run.root or free space"
             )
     return found
+
+
+def _permanent(config: RunConfig, plan: RunPlan, saved: Callable[[RunLayout], Collection[int]]) -> int:
+    """How many checkpoints are yet to be written that stay for good."""
+    if not (every := plan.permanent_every_steps):
+        return 0
+    return max(0, plan.steps // every - sum(step % every == 0 for step in saved(freeze.layout_for(config))))
 
 
 def _root_problems(root: Path) -> list[str]:

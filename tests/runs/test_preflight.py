@@ -16,6 +16,7 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.launch.submission import examine
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.runs import preflight
+from hpc_llm.runs.layout import RunLayout
 from tests.configs import make_config
 from tests.runs.machine import as_nobody, folder_of_root, in_child, limit_file_size
 
@@ -119,15 +120,29 @@ def test_an_interpreter_that_is_not_there_is_refused_where_the_run_stays_here(
     assert preflight.python_problems(make_config("cluster=a100x8", "cluster.python=/there/python")) == []
 
 
+def nothing(_: RunLayout) -> list[int]:
+    """Steps of the checkpoints of a run that has none."""
+    return []
+
+
 def test_room_for_the_checkpoints_is_asked_for(tmp_path: Path) -> None:
     config = run(tmp_path)
     plan = make_plan(config, None)
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    assert preflight.room_problems([(config, replace(plan, checkpoint_bytes=free // 4))]) == []
-    (line,) = preflight.room_problems([(config, replace(plan, checkpoint_bytes=free))])
+    assert preflight.room_problems([(config, replace(plan, checkpoint_bytes=free // 4))], nothing) == []
+    (line,) = preflight.room_problems([(config, replace(plan, checkpoint_bytes=free))], nothing)
     assert line.startswith(f"run.root={tmp_path}: ")
     assert "needed for checkpoint.keep=2 checkpoints and the one being written" in line
     keeping_one = replace(config, checkpoint=replace(config.checkpoint, keep=1))
     plan = replace(plan, checkpoint_bytes=free // 5 * 2)
-    assert preflight.room_problems([(keeping_one, plan)]) == []
-    assert len(preflight.room_problems([(config, plan)])) == 1
+    assert preflight.room_problems([(keeping_one, plan)], nothing) == []
+    assert len(preflight.room_problems([(config, plan)], nothing)) == 1
+
+
+def test_checkpoints_that_stay_for_good_take_room_until_they_are_written(tmp_path: Path) -> None:
+    config = run(tmp_path)
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    plan = replace(make_plan(config, None), steps=100, permanent_every_steps=50, checkpoint_bytes=free // 4)
+    (line,) = preflight.room_problems([(config, plan)], nothing)
+    assert "checkpoint.keep=2 checkpoints, 2 of checkpoint.permanent_every and the one being written" in line
+    assert preflight.room_problems([(config, plan)], lambda _: [40, 50, 100]) == []
