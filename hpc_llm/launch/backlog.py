@@ -125,6 +125,7 @@ def settle(root: Path, queue: Sequence[QueuedJob]) -> None:
     """Note the arrays that are queued though their senders could not record it."""
     for backlog in _read(root):
         if number := _found(backlog, queue):
+            _drop_removed(backlog)
             backlog.note(number)
 
 
@@ -157,9 +158,10 @@ def go_on(root: Path) -> Iterator[str]:
 
 
 def _next(backlog: Backlog, queue: Sequence[QueuedJob]) -> Iterator[str]:
-    if number := _found(backlog, queue):
-        backlog.note(number)
+    number = _found(backlog, queue)
     _drop_removed(backlog)
+    if number:
+        backlog.note(number)
     live = [job for job in queue if job.live]
     soon = time.time() - backlog.refused_at < _AGAIN_S
     if not backlog.tasks or (soon and len(live) >= backlog.full_at):

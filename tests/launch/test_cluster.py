@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,18 @@ def test_an_array_of_which_not_all_runs_could_be_noted_is_sent_once(slurm: Slurm
         assert list(backlog.go_on(tmp_path)) == []
     assert [job.address for job in slurm.jobs] == ["12_0", "12_1", "12_2"]
     assert [set(submissions(freeze.layout_for(each))) for each in configs] == [{"12_0"}, {"12_1"}, {"12_2"}]
+
+
+def test_a_run_that_was_removed_before_it_was_noted_keeps_nobody_from_submitting(slurm: Slurm, tmp_path: Path) -> None:
+    configs = runs(tmp_path, "a", "b", sweep="rates")
+    removed = freeze.layout_for(configs[1])
+    with over_quota(removed.ledger), pytest.raises(sending.Unrecorded):
+        cluster.submit(configs, ["-m"])
+    shutil.rmtree(removed.path)
+    (other,) = runs(tmp_path, "other")
+    assert len(cluster.submit([other], []).jobs) == 1
+    assert set(submissions(freeze.layout_for(configs[0]))) == {"12_0"}
+    assert not removed.path.exists()
 
 
 def test_an_array_that_the_watchdog_could_not_note_is_not_sent_again(
