@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-import filelock
 import numpy as np
 
 from hpc_llm.config.errors import InputError
@@ -16,6 +15,7 @@ from hpc_llm.data.crew import OnProgress
 from hpc_llm.data.manifest import Manifest, Shard, read_manifest
 from hpc_llm.data.packing import Packed, pack
 from hpc_llm.storage.files import write_atomic
+from hpc_llm.storage.locks import locked
 
 _FORMAT = 1
 _HEADER = 6  # format, seq_len, start of the SHA-256 of the shard's index, rows, pieces, positions in use
@@ -35,7 +35,7 @@ def ensure(directory: Path, seq_len: int, on_progress: OnProgress | None = None)
     size, done = np.dtype(manifest.dtype).itemsize, 0
     total = size * sum(shard.tokens for shard in shards)
     try:
-        with filelock.FileLock(directory / ".pack.lock"):
+        with locked(directory / ".pack.lock"):
             for shard in shards:
                 if _missing(directory, shard, seq_len):
                     _write(directory, shard, seq_len)

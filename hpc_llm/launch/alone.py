@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.runs import lock
+from hpc_llm.storage.locks import locked
 
 SILENT_S = 2.0  # a wait that lasts longer is told of
 PATIENCE_S = 120.0  # another submission, or a pass of the watchdog, takes seconds
@@ -18,29 +18,14 @@ PATIENCE_S = 120.0  # another submission, or a pass of the watchdog, takes secon
 
 @contextlib.contextmanager
 def alone(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock file within. InputError if another process does for PATIENCE_S; `busy` says what is under way.
-
-    Where the file system has no locks, this process goes on without.
-    """
-    held = FileLock(path)
-    try:
-        _wait(held, busy)
-    except OSError as error:
-        if error.errno not in lock.NO_LOCKS:
-            raise
-        lock.tell(path, error)
-    try:
+    """Hold the lock file within. InputError if another process does for PATIENCE_S; `busy` says what is under way."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(path, SILENT_S))
+        except Timeout:
+            print(f"{busy}; waiting {PATIENCE_S:.0f} s for it at most", file=sys.stderr)
+            try:
+                held.enter_context(locked(path, PATIENCE_S))
+            except Timeout:
+                raise InputError(f"{busy}, and was not over in {PATIENCE_S:.0f} s; try again") from None
         yield
-    finally:
-        held.release()
-
-
-def _wait(held: FileLock, busy: str) -> None:
-    with contextlib.suppress(Timeout):
-        held.acquire(timeout=SILENT_S)
-        return
-    print(f"{busy}; waiting {PATIENCE_S:.0f} s for it at most", file=sys.stderr)
-    try:
-        held.acquire(timeout=PATIENCE_S)
-    except Timeout:
-        raise InputError(f"{busy}, and was not over in {PATIENCE_S:.0f} s; try again") from None

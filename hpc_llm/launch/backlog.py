@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.launch import chain, sending
@@ -28,6 +28,7 @@ from hpc_llm.runs.layout import RootLayout, RunLayout, SweepLayout
 from hpc_llm.slurm import client
 from hpc_llm.slurm.records import QueuedJob
 from hpc_llm.storage.files import write_atomic
+from hpc_llm.storage.locks import locked
 
 _AGAIN_S = 600.0  # a limit may have been raised, or others' jobs may fill the same account
 _FINEST = 8  # arrays are halved down to 1/8 of the first that fitted
@@ -140,7 +141,7 @@ def go_on(root: Path) -> Iterator[str]:
     """Submit what there is room for now; a line for each array. SlurmUnavailable: unknown, the next pass asks again."""
     if not any(RootLayout(root).backlog.glob("*.json")):
         return
-    with contextlib.suppress(Timeout), FileLock(RootLayout(root).submit_lock, timeout=0):
+    with contextlib.suppress(Timeout), locked(RootLayout(root).submit_lock, timeout=0):
         queue = client.queued()
         for backlog in _read(root):
             try:

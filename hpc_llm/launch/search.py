@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from hpc_llm.config.compose import Space, compose_space
 from hpc_llm.config.errors import InputError
@@ -35,6 +35,7 @@ from hpc_llm.runs import freeze
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.slurm.client import SlurmError
 from hpc_llm.storage.files import write_atomic
+from hpc_llm.storage.locks import locked
 from hpc_llm.trackers import jsonl
 
 _MOST_KEYS = 4  # named in a line
@@ -148,7 +149,7 @@ def go_on(root: Path) -> Iterator[str]:
     """Submit the next trials of every search below `root`; a line for each that got any, or could not."""
     for path in sorted(RootLayout(root).searches.glob("*.json")):
         try:
-            with FileLock(path.with_suffix(".lock"), timeout=0):
+            with locked(path.with_suffix(".lock"), timeout=0):
                 yield from _next(_read(path))
         except Timeout:
             continue  # its user is at it

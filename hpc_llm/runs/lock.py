@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.storage.no_locks import NO_LOCKS, tell
 
 HELD = "another process is training this run"
-# Lustre mounted without `flock`, and NFS whose lock service is down.
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-_told: set[Path] = set()
 
 
 @contextlib.contextmanager
@@ -61,10 +57,3 @@ def _locks(file: IO[str], how: int) -> bool:
     except (BlockingIOError, PermissionError):  # EACCES: some file systems say so
         return False
     return True
-
-
-def tell(path: Path, error: OSError) -> None:
-    """Of a file system without locks, once per process."""
-    if path not in _told:
-        _told.add(path)
-        print(f"{path}: no locks here ({error.strerror}); going on without: start no second one", file=sys.stderr)

@@ -14,9 +14,9 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder.builder import OpBuilder
-from filelock import FileLock
 
 from hpc_llm.storage import operators
+from hpc_llm.storage.locks import locked
 
 _BUILDERS = {
     "fused_adam": "FusedAdamBuilder",
@@ -54,7 +54,7 @@ def build(name: str, device: str) -> Path:
     library = operators.library(name, architecture(device))
     folder = library.parent.parent
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with FileLock(folder / f"{name}.lock"):
+    with locked(folder / f"{name}.lock"):
         if not library.exists():
             if shutil.which(os.environ.get("CXX", "c++")) is None:
                 raise RuntimeError("no C++ compiler (c++, or what $CXX names) is on PATH")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -156,3 +157,19 @@ def test_what_fails_before_sbatch_leaves_nothing(slurm: Slurm, tmp_path: Path, m
         cluster.submit(runs(tmp_path, "one"), [])
     assert not (tmp_path / "one").exists()
     assert slurm.jobs == []
+
+
+def test_what_waits_is_submitted_where_a_file_system_has_no_locks(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(backlog, "fill", lambda *_: iter(()))  # no room
+        cluster.submit(runs(tmp_path, "a", "b", sweep="rates"), ["-m"])
+    monkeypatch.setattr(backlog, "_AGAIN_S", 0.0)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert len(list(backlog.go_on(tmp_path))) == 1
+    assert slurm.jobs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,14 @@ WEIGHTS = st.fixed_dictionaries({name: st.sampled_from([0.0, 0.1, 0.25, 1.0]) fo
     lambda weights: any(weights.values())
 )
 
+RUNS: dict[str, st.SearchStrategy[Any]] = {
+    "sources": SOURCES,
+    "draws": st.lists(WEIGHTS, min_size=1, max_size=4),
+    "starts": st.lists(st.integers(1, 100), min_size=3, max_size=3, unique=True).map(sorted),
+    "batch": st.integers(1, 24),
+    "steps": st.integers(1, 120),
+}
+
 
 def phases_at(draws: list[dict[str, float]], starts: list[int]) -> list[Phase]:
     return [Phase(start, weights) for start, weights in zip([0, *starts], draws, strict=False)]
@@ -36,13 +45,7 @@ def counts(parts: list[Stage], steps: int) -> list[tuple[int, ...]]:
     return [*found, parts[-1].before(steps)]
 
 
-@given(
-    sources=SOURCES,
-    draws=st.lists(WEIGHTS, min_size=1, max_size=4),
-    starts=st.lists(st.integers(1, 100), min_size=3, max_size=3, unique=True).map(sorted),
-    batch=st.integers(1, 24),
-    steps=st.integers(1, 120),
-)
+@given(**RUNS)
 @settings(max_examples=200, deadline=None)
 def test_counts_go_on_across_phases_and_stop_at_caps(
     sources: tuple[Source, ...], draws: list[dict[str, float]], starts: list[int], batch: int, steps: int
@@ -68,14 +71,7 @@ def test_counts_go_on_across_phases_and_stop_at_caps(
         assert all(total <= source.cap for total, source in zip(after, sources, strict=True))
 
 
-@given(
-    sources=SOURCES,
-    draws=st.lists(WEIGHTS, min_size=1, max_size=4),
-    starts=st.lists(st.integers(1, 100), min_size=3, max_size=3, unique=True).map(sorted),
-    batch=st.integers(1, 24),
-    steps=st.integers(1, 120),
-    more=st.integers(1, 5),
-)
+@given(**RUNS, more=st.integers(1, 5))
 @settings(max_examples=100, deadline=None)
 def test_further_steps_change_nothing_before_them(
     sources: tuple[Source, ...], draws: list[dict[str, float]], starts: list[int], batch: int, steps: int, more: int
