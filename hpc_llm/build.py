@@ -1,7 +1,8 @@
-"""`python -m hpc_llm.build [optim=NAME] [+cluster=NAME]`: compile DeepSpeed's operator once, for all ranks.
+"""`python -m hpc_llm.build [optim=NAME] [+cluster=NAME]`: compile DeepSpeed's operator once, for
+all ranks.
 
-Run it where the compiler is (a login node); for GPUs that this machine lacks, name their architecture
-in TORCH_CUDA_ARCH_LIST.
+Run it where the compiler is (a login node); for GPUs that this machine lacks, name their
+architecture in TORCH_CUDA_ARCH_LIST.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def _build(optimizer: str, wanted: str, quiet: bool) -> int:
 
         kind = choose_device(wanted, local_rank=0).type
     from hpc_llm.storage import operators
-    from hpc_llm.training import ops
+    from hpc_llm.zero import kernels
 
     kind = "cpu" if optimizer in ("cpu_adam", "cpu_lion") else kind
     operator = operators.needed(optimizer, kind)
@@ -43,15 +44,18 @@ def _build(optimizer: str, wanted: str, quiet: bool) -> int:
         if not quiet:
             print(f"optim={optimizer} is torch's own: nothing to compile")
         return 0
-    library = operators.library(operator, ops.architecture(kind))
+    library = operators.library(operator, kernels.architecture(kind))
     if library.exists() and quiet:
         return 0
     if not library.exists():
         print(f"compiling DeepSpeed's {operator} (once, about a minute)", flush=True)
     try:
-        ops.build(operator, kind)
+        kernels.build(operator, kind)
     except (RuntimeError, OSError) as error:
-        print(f"build: {operator} could not be compiled: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(
+            f"build: {operator} could not be compiled: {str(error).splitlines()[0]}",
+            file=sys.stderr,
+        )
         return 1
     print(f"{operator} is ready: {library}", flush=True)
     return 0

@@ -14,27 +14,47 @@ from hpc_llm.runs.layout import RunLayout, SweepLayout
 
 
 def main(words: list[str] | None = None) -> int:
-    """A line per combination of the swept keys, the winner and whether it is one, the scaling fit of a ladder."""
+    """A line per combination of the swept keys, the winner and whether it is one, the scaling fit
+    of a ladder.
+    """
     return verbs.run("compare", _compare, words, hydra=False)
 
 
 def _compare(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m hpc_llm.compare", description=__doc__)
-    parser.add_argument("paths", type=Path, nargs="+", metavar="SWEEP_OR_RUN", help="folders of sweeps, or of runs")
+    parser.add_argument(
+        "paths", type=Path, nargs="+", metavar="SWEEP_OR_RUN", help="folders of sweeps, or of runs"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="a line per combination, numbers in full")
     form.add_argument("--json", action="store_true", help="everything, for scripts")
     form.add_argument("--markdown", action="store_true", help="a table for a paper")
-    parser.add_argument("--baseline", metavar="KEY=VALUE,…", help="what p is against (default: the first combination)")
-    parser.add_argument("--against", choices=("parameters", "compute"), help="of a ladder (default: parameters)")
-    parser.add_argument("--next", type=float, metavar="SIZE", help="predict the loss there (default: one rung further)")
+    parser.add_argument(
+        "--baseline",
+        metavar="KEY=VALUE,…",
+        help="what p is against (default: the first combination)",
+    )
+    parser.add_argument(
+        "--against", choices=("parameters", "compute"), help="of a ladder (default: parameters)"
+    )
+    parser.add_argument(
+        "--next",
+        type=float,
+        metavar="SIZE",
+        help="predict the loss there (default: one rung further)",
+    )
     given = parser.parse_args(words)
     if given.next is not None and not (math.isfinite(given.next) and given.next > 0):
-        raise InputError(f"--next {given.next}: a positive number of parameters or FLOPs is expected, such as 1.3e9")
+        raise InputError(
+            f"--next {given.next}: a positive number of parameters or FLOPs is expected, such as "
+            "1.3e9"
+        )
     from hpc_llm.sweeps import report, results
 
     runs = [results.read(layout) for layout in dict.fromkeys(_layouts(given.paths))]
-    found = report.of(runs, baseline=given.baseline, against=given.against or "parameters", next_size=given.next)
+    found = report.of(
+        runs, baseline=given.baseline, against=given.against or "parameters", next_size=given.next
+    )
     if not found.ladders:
         _refuse_of_a_ladder({"--against": given.against, "--next": given.next})
     if given.json:
@@ -50,15 +70,20 @@ def _refuse_of_a_ladder(flags: dict[str, object]) -> None:
     """InputError for a flag without effect on runs that are no ladder."""
     for flag, value in flags.items():
         if value is not None:
-            raise InputError(f"{flag} {value}: is for a ladder, and these runs differ in no size; leave it out")
+            raise InputError(
+                f"{flag} {value}: is for a ladder, and these runs differ in no size; leave it out"
+            )
 
 
 def _layouts(paths: Sequence[Path]) -> Iterator[RunLayout]:
     for path in paths:
-        run, below = RunLayout(path.resolve()), SweepLayout(path.resolve()).runs()
+        run = RunLayout(path.resolve())
+        below = SweepLayout(path.resolve()).runs()
         if not run.config.exists() and not below:
             what = "no runs lie in it" if path.is_dir() else "no such folder"
-            raise InputError(f"{path}: {what}; give the folder of a sweep (<root>/<sweep>) or of a run")
+            raise InputError(
+                f"{path}: {what}; give the folder of a sweep (<root>/<sweep>) or of a run"
+            )
         yield from [run] if run.config.exists() else below
 
 

@@ -1,7 +1,8 @@
-"""`python -m hpc_llm.freeze +cluster=NAME [key=value…]`: freeze a run and print its directory, without submitting it.
+"""`python -m hpc_llm.freeze +cluster=NAME [key=value…]`: freeze a run and print its directory,
+without submitting it.
 
-For batch scripts written by hand (sbatch/train.sbatch): they freeze when the job first starts, and then become the
-run's supervisor.
+For batch scripts written by hand (sbatch/train.sbatch): they freeze when the job first starts, and
+then become the run's supervisor.
 """
 
 from __future__ import annotations
@@ -23,15 +24,20 @@ def main(words: list[str] | None = None) -> int:
 
 def _freeze(words: list[str]) -> int:
     from hpc_llm.config.compose import compose
-    from hpc_llm.launch import cluster
+    from hpc_llm.submission import cluster
 
     config = compose(words)
     if config.cluster.launcher != "slurm":
-        raise InputError(f"cluster={config.cluster.name}: freeze is for Slurm jobs; give +cluster=NAME")
-    # A batch script written by hand has in its header what submit would take from the configuration.
+        raise InputError(
+            f"cluster={config.cluster.name}: freeze is for Slurm jobs; give +cluster=NAME"
+        )
+    # A batch script written by hand has in its header what submit would take from the
+    # configuration.
     job = {name.replace("SLURM_JOB_", "SBATCH_"): value for name, value in os.environ.items()}
     config = cluster.with_site_defaults(config, job)
-    if "SLURM_JOB_ID" in os.environ and not any(word.lstrip("+").startswith("cluster.time_min=") for word in words):
+    if "SLURM_JOB_ID" in os.environ and not any(
+        word.lstrip("+").startswith("cluster.time_min=") for word in words
+    ):
         config = _with_own_limit(config)
     layout = cluster.freeze_here(config, words)
     print(layout.path)
@@ -39,13 +45,17 @@ def _freeze(words: list[str]) -> int:
 
 
 def _with_own_limit(config: RunConfig) -> RunConfig:
-    """With the time limit of the job that this process runs in, so that a watchdog's resubmission has it too."""
+    """With the time limit of the job that this process runs in, so that a watchdog's resubmission
+    has it too.
+    """
     from hpc_llm.slurm import client
 
     with contextlib.suppress(client.SlurmUnavailable, client.SlurmRefused):
         for job in client.show(client.own_address(os.environ)):
             minutes = None if job.time_limit_s is None else max(1, int(job.time_limit_s) // 60)
-            return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, time_min=minutes))
+            return dataclasses.replace(
+                config, cluster=dataclasses.replace(config.cluster, time_min=minutes)
+            )
     return config
 
 

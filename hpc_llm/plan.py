@@ -1,4 +1,6 @@
-"""`python -m hpc_llm.plan [+cluster=NAME] [key=value…]`: what a run will need; nothing is written."""
+"""`python -m hpc_llm.plan [+cluster=NAME] [key=value…]`: what a run will need; nothing is
+written.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ import sys
 from hpc_llm.config import verbs
 from hpc_llm.config.compose import compose_sweep, searches
 from hpc_llm.config.errors import InputError
-from hpc_llm.launch import sweep
-from hpc_llm.launch.submission import examine_all
 from hpc_llm.planning.render import render_all
+from hpc_llm.submission import arrays
+from hpc_llm.submission.examine import examine_all
 
 
 def main(words: list[str] | None = None) -> int:
@@ -20,10 +22,16 @@ def main(words: list[str] | None = None) -> int:
 
 def _plan(words: list[str]) -> int:
     if searches(words):
-        raise InputError("search.trials: what a search chooses is planned by `python -m hpc_llm.submit … dry_run=true`")
-    configs = sweep.named(compose_sweep([*words, "dry_run=true"]))
+        raise InputError(
+            "search.trials: what a search chooses is planned by `python -m hpc_llm.submit … "
+            "dry_run=true`"
+        )
+    configs = arrays.name_runs(compose_sweep([*words, "dry_run=true"]))
     if configs[0].test_only:
-        raise InputError("test_only=true: asks Slurm, and a plan asks nobody; give it to `python -m hpc_llm.submit`")
+        raise InputError(
+            "test_only=true: asks Slurm, and a plan asks nobody; give it to `python -m "
+            "hpc_llm.submit`"
+        )
     plans = examine_all(configs)
     if configs[0].json:
         documents = [dataclasses.asdict(plan) for plan in plans]

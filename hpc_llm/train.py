@@ -1,4 +1,6 @@
-"""`python -m hpc_llm.train RUN_DIR`: one rank of one attempt. Under the supervisor, srun, torchrun, or alone."""
+"""`python -m hpc_llm.train RUN_DIR`: one rank of one attempt. Under the supervisor, srun, torchrun,
+or alone.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,8 @@ from hpc_llm.checkpoint.errors import NoValidCheckpoint, SaveFailed
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data.manifest import check_digests
-from hpc_llm.launch import allocator
-from hpc_llm.launch.parent import die_with_parent
 from hpc_llm.planning.plan import RunPlan, with_micro_batch
-from hpc_llm.recovery import accounting, errors
+from hpc_llm.recovery import accounting, failures
 from hpc_llm.recovery.causes import ExitCode
 from hpc_llm.runs import attempts, freeze, ledger
 from hpc_llm.runs.heartbeat import Heart, Phase
@@ -31,6 +31,8 @@ from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.slurm import environment
 from hpc_llm.slurm.environment import RankEnvironment
 from hpc_llm.storage.files import restrict_access
+from hpc_llm.storage.parent import die_with_parent
+from hpc_llm.training import allocator
 from hpc_llm.training.stop import Diverged, Outcome, StopFlag
 
 log = logging.getLogger("hpc_llm")
@@ -40,7 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     """Train; the exit code is one of recovery.causes.ExitCode."""
     words = sys.argv[1:] if argv is None else argv
     if len(words) != 1 or words[0].startswith("-"):
-        print("usage: python -m hpc_llm.train RUN_DIR (a folder made by python -m hpc_llm.submit)", file=sys.stderr)
+        print(
+            "usage: python -m hpc_llm.train RUN_DIR (a folder made by python -m hpc_llm.submit)",
+            file=sys.stderr,
+        )
         return ExitCode.CONFIG_ERROR
     layout = RunLayout(Path(words[0]).absolute())
     if _on_a_cpu(layout):
@@ -55,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"train: {error}", file=sys.stderr)
         return ExitCode.CONFIG_ERROR
     logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s rank {place.rank} %(levelname)s %(message)s", force=True
+        level=logging.INFO,
+        format=f"%(asctime)s rank {place.rank} %(levelname)s %(message)s",
+        force=True,
     )
     try:
         outcome = _train(layout, place, stop)
@@ -67,7 +74,9 @@ def main(argv: list[str] | None = None) -> int:
         log.exception("rank %d failed", place.rank)
         return _crash_code(error)
     if outcome is Outcome.HELD:
-        log.info("saved; waiting for Slurm to end the job, or for the supervisor's word that it does")
+        log.info(
+            "saved; waiting for Slurm to end the job, or for the supervisor's word that it does"
+        )
         stop.wait_while_held()
     return ExitCode.COMPLETED if outcome is Outcome.FINISHED else ExitCode.STOPPED
 
@@ -92,7 +101,7 @@ def _exit_code(error: Exception) -> ExitCode:
 
 def _crash_code(error: Exception) -> ExitCode:
     """Out of memory is told apart, of a GPU and of a host."""
-    if errors.names_gpu_memory(error):
+    if failures.names_gpu_memory(error):
         return ExitCode.GPU_OUT_OF_MEMORY
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
         return ExitCode.OUT_OF_MEMORY
@@ -101,9 +110,12 @@ def _crash_code(error: Exception) -> ExitCode:
 
 def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome:
     """One attempt; how it ended unless it failed."""
-    config, plan = freeze.read_config(layout), freeze.read_plan(layout)
+    config = freeze.read_config(layout)
+    plan = freeze.read_plan(layout)
     restrict_access(config.run.group)
-    plan = with_micro_batch(plan, config, int(os.environ.get("HPC_LLM_MICRO_BATCH", plan.micro_batch)))
+    plan = with_micro_batch(
+        plan, config, int(os.environ.get("HPC_LLM_MICRO_BATCH", plan.micro_batch))
+    )
     if config.checkpoint.every == "auto":
         plan = replace(plan, checkpoint_every_s=_interval_s(layout, plan))
     if place.world_size != plan.world_size:
@@ -114,7 +126,8 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
     check_digests(Path(plan.data_directory), plan.data_digests)
     beat = _heart(layout, place)
     if plan.compile or plan.attention == "flex":
-        # torch's own place is a folder of the node's /tmp. Its keys name device, versions and source.
+        # torch's own place is a folder of the node's /tmp. Its keys name device, versions and
+        # source.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(RootLayout.of(layout).compiled))
     # torch takes seconds to import: a user's mistakes are reported before.
     with _kept():
@@ -123,13 +136,15 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
     device = devices.choose_device(config.cluster.device, place.local_rank)
     if device.type == "cpu" and plan.attention in ("flex", "flash"):
         raise InputError(
-            f"train.attention={plan.attention} was planned for a GPU, and torch sees none here; set cluster.device=cpu"
+            f"train.attention={plan.attention} was planned for a GPU, and torch sees none here; "
+            "set cluster.device=cpu"
         )
     if plan.compile or plan.attention == "flex":
         need_compiler(device.type)
     if device.type == "cpu" and not allocator.another_in_use():
         log.info(
-            "without tcmalloc (gperftools' libtcmalloc_minimal.so.4) glibc's heap may grow to twice the planned memory"
+            "without tcmalloc (gperftools' libtcmalloc_minimal.so.4) glibc's heap may grow to "
+            "twice the planned memory"
         )
     devices.keep_memory(device)
     with _kept():
@@ -137,7 +152,9 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
 
     with devices.process_group(place, device, config.recovery.start_timeout_s):
         given = os.environ.get("HPC_LLM_ATTEMPT")
-        number = devices.broadcast((int(given) if given else attempts.claim(layout)) if place.rank == 0 else 0)
+        number = devices.broadcast(
+            (int(given) if given else attempts.claim(layout)) if place.rank == 0 else 0
+        )
         attempt = loop.Attempt(
             number=number,
             rank=place.rank,
@@ -162,9 +179,11 @@ def _train(layout: RunLayout, place: RankEnvironment, stop: StopFlag) -> Outcome
 
 @contextlib.contextmanager
 def _kept() -> Iterator[None]:
-    """What is imported within is there for good: garbage collections neither run nor look at it later.
+    """What is imported within is there for good: garbage collections neither run nor look at it
+    later.
 
-    Walking all of torch takes 0.1 s, which DeepSpeed asks for some six times as it sets up, and Python as it exits.
+    Walking all of torch takes 0.1 s, which DeepSpeed asks for some six times as it sets up, and
+    Python as it exits.
     """
     gc.disable()
     yield
@@ -173,17 +192,24 @@ def _kept() -> Iterator[None]:
 
 
 def need_compiler(device: str) -> None:
-    """torch.compile calls a compiler of the node: on a GPU for C, against Python's headers, on a CPU for C++."""
-    known = {"cuda": [os.environ.get("CC"), "gcc", "clang"], "cpu": [os.environ.get("CXX"), "g++"]}[device]
+    """torch.compile calls a compiler of the node: on a GPU for C, against Python's headers, on a
+    CPU for C++.
+    """
+    known = {"cuda": [os.environ.get("CC"), "gcc", "clang"], "cpu": [os.environ.get("CXX"), "g++"]}[
+        device
+    ]
     names = [name for name in known if name]
-    missing = "" if any(shutil.which(name) for name in names) else f"a compiler ({' or '.join(names)})"
+    missing = (
+        "" if any(shutil.which(name) for name in names) else f"a compiler ({' or '.join(names)})"
+    )
     headers = Path(sysconfig.get_path("include"))
     if device == "cuda" and not (headers / "Python.h").exists():
         missing = missing or f"Python's headers ({headers}/Python.h)"
     if missing:
         raise InputError(
-            f"train.compile and train.attention=flex, which `auto` chooses on GPUs, need {missing} where the run is; "
-            "provide it by cluster.setup, or set train.compile=false train.attention=sdpa"
+            "train.compile and train.attention=flex, which `auto` chooses on GPUs, need "
+            f"{missing} where the run is; provide it by cluster.setup, or set train.compile=false "
+            "train.attention=sdpa"
         )
 
 
@@ -209,14 +235,22 @@ def _interval_s(layout: RunLayout, plan: RunPlan) -> float:
 def _known_steps(layout: RunLayout) -> int:
     """The newest step that the ledger knows to have been saved; 0 for none."""
     events = ledger.read(layout.ledger)
-    return max((event.facts["step"] for event in events if event.event == "checkpointed"), default=0)
+    return max(
+        (event.facts["step"] for event in events if event.event == "checkpointed"), default=0
+    )
 
 
 def _skipped(layout: RunLayout, config: RunConfig) -> list[int]:
-    """Steps of the data's order that earlier attempts diverged in, where these are to be left out."""
+    """Steps of the data's order that earlier attempts diverged in, where these are to be left
+    out.
+    """
     if config.recovery.on_divergence != "skip":
         return []
-    return [event.facts["data_step"] for event in ledger.read(layout.ledger) if event.event == "diverged"]
+    return [
+        event.facts["data_step"]
+        for event in ledger.read(layout.ledger)
+        if event.event == "diverged"
+    ]
 
 
 def _recorder(layout: RunLayout, number: int, rank: int) -> Callable[..., None]:
@@ -228,5 +262,6 @@ if __name__ == "__main__":
     status = main()
     logging.shutdown()
     sys.stdout.flush()
-    # Not sys.exit: after all is done and saved, destructors of the process group may still hang on a dead peer.
+    # Not sys.exit: after all is done and saved, destructors of the process group may still hang on
+    # a dead peer.
     os._exit(status)

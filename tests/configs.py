@@ -15,7 +15,9 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 @cache
 def make_config(*words: str) -> RunConfig:
-    """The frozen configuration of `words`, for example `make_config("model=mpt-7b", "train.zero_stage=1")`."""
+    """The frozen configuration of `words`, for example `make_config("model=mpt-7b",
+    "train.zero_stage=1")`.
+    """
     return compose(list(words))
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+pytest_plugins = ["tests.corpus"]
+
 # First, so that no worker is left with one when the others are done.
 LONGEST = ("test_survival.py", "test_slurm_sweep.py", "test_storm.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="also the forms that take an hour: a hundred faults")
+    parser.addoption(
+        "--long", action="store_true", help="also the forms that take an hour: a hundred faults"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,4 +1,6 @@
-"""Imports run one way: the contracts of pyproject.toml hold, they see what breaks them, and real processes agree."""
+"""Imports run one way: the contracts of pyproject.toml hold, they see what breaks them, and real
+processes agree.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,26 @@ from tests.runs.machine import REPOSITORY, python
 
 # file → a line that breaks the contract of that name
 VIOLATIONS = {
-    "Imports run one way, and every room has its place": ("config/errors.py", "import hpc_llm.planning.batch"),
-    "Nothing that runs on a login node or in the batch shell imports torch": ("storage/files.py", "import torch"),
+    "Imports run one way, and every room has its place": (
+        "config/errors.py",
+        "import hpc_llm.planning.batch",
+    ),
+    "Nothing that runs on a login node or in the batch shell imports torch": (
+        "storage/files.py",
+        "import torch",
+    ),
     "The supervisor needs the standard library alone": ("recovery/policy.py", "import rich"),
     "One file imports Hydra": ("config/checks.py", "import omegaconf"),
-    "DeepSpeed stays in training and behind checkpoints": ("trackers/tensorboard.py", "import deepspeed"),
-    "One file imports submitit": ("launch/steps.py", "import submitit"),
-    "The model knows its configuration and torch": ("model/loss.py", "import hpc_llm.slurm.environment"),
-    "Plan, script text, order, causes and policy are functions of data": ("planning/batch.py", "import random"),
+    "DeepSpeed stays in zero": ("trackers/tensorboard.py", "import deepspeed"),
+    "One file imports submitit": ("supervise/steps.py", "import submitit"),
+    "The model knows its configuration and torch": (
+        "model/loss.py",
+        "import hpc_llm.slurm.environment",
+    ),
+    "Plan, script text, order, causes and policy are functions of data": (
+        "planning/batch.py",
+        "import random",
+    ),
     "Nothing unpickles": ("data/shards.py", "import pickle"),
 }
 
@@ -31,7 +45,9 @@ def lint_imports(folder: Path, cache: Path) -> subprocess.CompletedProcess[str]:
     """The command that a developer runs, in `folder`."""
     program = Path(sys.executable).parent / "lint-imports"
     command = [str(program), "--no-logo", "--cache-dir", str(cache)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_the_contracts_hold(tmp_path: Path) -> None:
@@ -79,16 +95,21 @@ def test_a_login_node_never_waits_for_torch(tmp_path: Path, verb: str) -> None:
 
 
 def test_the_foreground_of_a_local_run_never_waits_for_torch(tmp_path: Path) -> None:
-    program = "import sys, hpc_llm.launch.local; print('torch' in sys.modules, 'deepspeed' in sys.modules)"
+    program = (
+        "import sys, hpc_llm.submission.local; print('torch' in sys.modules, 'deepspeed' "
+        "in sys.modules)"
+    )
     assert python("-c", program, cwd=tmp_path).stdout == "False False\n"
 
 
 def test_the_supervisor_starts_with_nothing_but_python(tmp_path: Path) -> None:
-    """No site-packages, no checkout: the run's snapshot of the code, on a node outside any container."""
+    """No site-packages, no checkout: the run's snapshot of the code, on a node outside any
+    container.
+    """
     snapshot = snapshot_code(tmp_path)
     program = (
         f"import json, sys; sys.path.insert(0, {str(snapshot)!r})\n"
-        "import hpc_llm.launch.supervisor\n"
+        "import hpc_llm.supervise.supervisor\n"
         "print(json.dumps([getattr(module, '__file__', None) for module in sys.modules.values()]))"
     )
     command = [sys.executable, "-I", "-S", "-c", program]

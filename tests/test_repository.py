@@ -1,8 +1,9 @@
-"""The README's drawings are the repository and the run directory as they are; what is tracked is fit to publish.
+"""The README's drawings are the repository and the run directory as they are; what is tracked is
+fit to publish.
 
-A drawing is a fenced block whose first line is `hpc_llm/` or `<root>/…`. In it every line begins with the names
-of entries, one or two spaces between them, and says what they are after three spaces or more. Two spaces of
-indentation are one folder deeper; `<…>` stands for any name.
+A drawing is a fenced block whose first line is `hpc_llm/` or `<root>/…`. In it every line begins
+with the names of entries, one or two spaces between them, and says what they are after three spaces
+or more. Two spaces of indentation are one folder deeper; `<…>` stands for any name.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def entries(block: str) -> Iterator[Entry]:
 
 def tracked() -> list[str]:
     """Paths of the files that git tracks."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     return [name for name in listed.stdout.split("\0") if name]
 
 
@@ -94,7 +97,13 @@ def test_a_drawing_is_read_as_it_is_meant() -> None:
     assert drawing(text, "nothing/") == ""
     found = list(entries(EXAMPLE))
     assert [entry.path for entry in found] == [
-        *("hpc_llm/", "hpc_llm/submit.py", "hpc_llm/plan.py", "hpc_llm/config/", "hpc_llm/config/compose.py"),
+        *(
+            "hpc_llm/",
+            "hpc_llm/submit.py",
+            "hpc_llm/plan.py",
+            "hpc_llm/config/",
+            "hpc_llm/config/compose.py",
+        ),
         *("hpc_llm/conf", "docs/", "README.md", "setup.cfg"),
     ]
     assert mentioned(found[3].says) == ["schema.py"]
@@ -111,7 +120,9 @@ def test_every_path_in_the_readmes_tree_exists() -> None:
     wrong = []
     for entry in entries(drawing(README, "hpc_llm/")):
         here = REPOSITORY / entry.path
-        if not here.exists() or (here.is_dir() != entry.path.endswith("/") and not here.is_symlink()):
+        if not here.exists() or (
+            here.is_dir() != entry.path.endswith("/") and not here.is_symlink()
+        ):
             wrong.append(entry.path)
         for name in mentioned(entry.says):
             if not any((folder / name).exists() for folder in (here, here.parent, REPOSITORY)):
@@ -166,7 +177,14 @@ def test_git_ignores_no_source() -> None:
         if path.is_file() and "__pycache__" not in path.parts
     ]
     command = ["git", "check-ignore", "--no-index", "--stdin"]
-    done = subprocess.run(command, cwd=REPOSITORY, input="\n".join(source), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        input="\n".join(source),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout.splitlines() == []
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs tcmalloc, which ranks on CPUs use where they find it (hpc_llm/launch/allocator.py), as root on Debian or
+# Installs tcmalloc, which ranks on CPUs use where they find it (hpc_llm/training/allocator.py), as root on Debian or
 # Ubuntu. Does nothing where it is present; elsewhere it says what is left out and exits with 0.
 set -euo pipefail
 

@@ -19,33 +19,44 @@ Gather = Callable[[Any], list[Any]]  # one object per rank → the list of all, 
 
 @dataclass(frozen=True)
 class Choice:
-    """manifest: of the checkpoint to load, None to start at zero; rejected: newer ones and what is wrong with them."""
+    """manifest: of the checkpoint to load, None to start at zero; rejected: newer ones and what is
+    wrong with them.
+    """
 
     manifest: Manifest | None
     rejected: list[tuple[int, str]]
 
 
-def newest_valid(checkpoints: Path, known_steps: int, rank: int, world_size: int, gather: Gather) -> Choice:
-    """Verify checkpoints from the newest back, each rank its share of the files, until one is valid for all ranks.
+def newest_valid(
+    checkpoints: Path, known_steps: int, rank: int, world_size: int, gather: Gather
+) -> Choice:
+    """Verify checkpoints from the newest back, each rank its share of the files, until one is valid
+    for all ranks.
 
     known_steps: the newest step that the run's ledger has as saved; 0 for none.
-    File-system errors are retried for minutes, once for all checkpoints together; if an older checkpoint can then be
-    read, the newer one counts as damaged. NoValidCheckpoint if there should be one and there is none: a run never
-    silently starts from zero. OSError on every rank if there may be one that could not be read.
+    File-system errors are retried for minutes, once for all checkpoints together; if an older
+    checkpoint can then be read, the newer one counts as damaged. NoValidCheckpoint if there should
+    be one and there is none: a run never silently starts from zero. OSError on every rank if there
+    may be one that could not be read.
     """
     # Rank 0 lists the folder: on a network file system other ranks may see a different state of it.
-    present: list[int] = _together(lambda: manifest.steps(checkpoints) if rank == 0 else [], rank, gather)[0]
+    present: list[int] = _together(
+        lambda: manifest.steps(checkpoints) if rank == 0 else [], rank, gather
+    )[0]
     rejected: list[tuple[int, str]] = []
     unread: OSError | None = None
     for step in reversed(present):
         folder = manifest.folder_of(checkpoints, step)
         try:
-            shares = _together(partial(_my_share, folder, rank, world_size), rank, gather, patient=unread is None)
+            shares = _together(
+                partial(_my_share, folder, rank, world_size), rank, gather, patient=unread is None
+            )
         except OSError as error:
             unread = error
             rejected.append((step, str(error)))
             continue
-        found, problems = shares[rank][0], [problem for _, share in shares for problem in share]
+        found = shares[rank][0]
+        problems = [problem for _, share in shares for problem in share]
         if not problems and found is not None:
             _together(partial(_reject, checkpoints, rejected if rank == 0 else []), rank, gather)
             return Choice(found, rejected)
@@ -56,8 +67,8 @@ def newest_valid(checkpoints: Path, known_steps: int, rank: int, world_size: int
     if present or known_steps:
         reasons = "".join(f"\n  step {step}: {why}" for step, why in rejected)
         raise NoValidCheckpoint(
-            f"no valid checkpoint in {checkpoints}, though step {max([known_steps, *present])} was saved; "
-            f"bring one back, or choose another run.name to start anew{reasons}"
+            f"no valid checkpoint in {checkpoints}, though step {max([known_steps, *present])} "
+            f"was saved; bring one back, or choose another run.name to start anew{reasons}"
         )
     return Choice(None, rejected)
 
@@ -76,8 +87,11 @@ def _my_share(folder: Path, rank: int, world_size: int) -> tuple[Manifest | None
 
 
 def _together(look: Callable[[], T], rank: int, gather: Gather, patient: bool = True) -> list[T]:
-    """What `look` returns on every rank, or the first error of any rank on all: no rank is left waiting."""
-    mine, error = None, None
+    """What `look` returns on every rank, or the first error of any rank on all: no rank is left
+    waiting.
+    """
+    mine = None
+    error = None
     try:
         mine = patiently(look) if patient else look()
     except OSError as problem:

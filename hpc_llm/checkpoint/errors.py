@@ -12,7 +12,9 @@ class NoValidCheckpoint(Exception):
 
 
 class SaveFailed(Exception):
-    """A checkpoint could not be written on some rank; `full` if for lack of space. All ranks raise it."""
+    """A checkpoint could not be written on some rank; `full` if for lack of space. All ranks raise
+    it.
+    """
 
     def __init__(self, message: str, full: bool) -> None:
         super().__init__(message)

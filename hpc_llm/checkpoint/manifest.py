@@ -48,12 +48,16 @@ class Manifest:
     optimizer: str  # the implementation that wrote the states
     versions: dict[str, str]
     files: list[FileEntry]
-    phases: list[dict[str, Any]] = field(default_factory=list)  # mixtures trained with so far (planning.mixture)
+    phases: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # mixtures trained with so far (planning.mixture)
     format: int = FORMAT
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The ZeRO stages that can load it: 1 and 2 store their states alike, 0 and 3 each in a way of its own."""
+        """The ZeRO stages that can load it: 1 and 2 store their states alike, 0 and 3 each in a way
+        of its own.
+        """
         return (1, 2) if self.zero_stage in (1, 2) else (self.zero_stage,)
 
 
@@ -62,8 +66,14 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 
 def folders(checkpoints: Path) -> list[Path]:
-    """Folders of checkpoints, with or without a manifest; anything else in the folder is ignored."""
-    return [path for path in checkpoints.glob("step-[0-9]*") if path.name.removeprefix("step-").isdecimal()]
+    """Folders of checkpoints, with or without a manifest; anything else in the folder is
+    ignored.
+    """
+    return [
+        path
+        for path in checkpoints.glob("step-[0-9]*")
+        if path.name.removeprefix("step-").isdecimal()
+    ]
 
 
 def reshaped_of(folder: Path) -> Path:
@@ -78,7 +88,11 @@ def reshaped(checkpoints: Path) -> list[Path]:
 
 def steps(checkpoints: Path) -> list[int]:
     """Steps of the checkpoints that have a manifest, ascending. Nothing is verified."""
-    return sorted(int(path.name.removeprefix("step-")) for path in folders(checkpoints) if (path / NAME).exists())
+    return sorted(
+        int(path.name.removeprefix("step-"))
+        for path in folders(checkpoints)
+        if (path / NAME).exists()
+    )
 
 
 def newest_step(checkpoints: Path) -> int:
@@ -94,10 +108,14 @@ def publish(folder: Path, manifest: Manifest) -> None:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of `folder`; ManifestError says what is wrong with it; OSError: it could not be read now."""
+    """The manifest of `folder`; ManifestError says what is wrong with it; OSError: it could not be
+    read now.
+    """
     try:
         fields = json.loads((folder / NAME).read_text())
-        manifest = Manifest(**{**fields, "files": [FileEntry(**entry) for entry in fields["files"]]})
+        manifest = Manifest(
+            **{**fields, "files": [FileEntry(**entry) for entry in fields["files"]]}
+        )
     except FileNotFoundError:
         raise ManifestError("no manifest") from None
     except (ValueError, TypeError, KeyError) as error:
@@ -106,7 +124,10 @@ def read(folder: Path) -> Manifest:
         raise ManifestError(f"format {manifest.format}, this program reads {FORMAT}")
     if manifest.step != int(folder.name.partition("-")[2]):
         raise ManifestError(f"manifest of step {manifest.step} in {folder.name}")
-    if any(entry.name in ("", "..") or Path(str(entry.name)).name != entry.name for entry in manifest.files):
+    if any(
+        entry.name in ("", "..") or Path(str(entry.name)).name != entry.name
+        for entry in manifest.files
+    ):
         raise ManifestError("a file name leads out of the folder")
     return manifest
 
@@ -131,7 +152,9 @@ def verify(folder: Path, entries: list[FileEntry]) -> list[str]:
 
 
 def reject(folder: Path) -> None:
-    """Remove the manifest: the checkpoint no longer exists; its files stay until the next save or pruning."""
+    """Remove the manifest: the checkpoint no longer exists; its files stay until the next save or
+    pruning.
+    """
     with contextlib.suppress(FileNotFoundError):
         (folder / NAME).rename(folder / REJECTED)
     fsync_directory(folder)

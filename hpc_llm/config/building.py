@@ -1,4 +1,6 @@
-"""Plain data → the dataclasses of the schema and back, reporting all errors at once; types in the user's terms."""
+"""Plain data → the dataclasses of the schema and back, reporting all errors at once; types in the
+user's terms.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], data: Mapping[str, Any]) -> T:
-    """`data` as a frozen dataclass of type `cls`; InputError lists every unknown, missing or ill-typed key."""
+    """`data` as a frozen dataclass of type `cls`; InputError lists every unknown, missing or
+    ill-typed key.
+    """
     problems: list[str] = []
     built = _build(cls, data, "", problems)
     if problems:
@@ -29,11 +33,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def completed(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain `data` of a config dataclass, as an older version wrote it, with the schema's defaults for what it lacks.
+    """Plain `data` of a config dataclass, as an older version wrote it, with the schema's defaults
+    for what it lacks.
 
     Nothing is checked, and a key that the schema has no more stays.
     """
-    hints, known = field_types(kind), dict[str, Any]()
+    hints = field_types(kind)
+    known = dict[str, Any]()
     for item in dataclasses.fields(kind):
         if item.name in data:
             known[item.name] = _completed_value(hints[item.name], data[item.name])
@@ -53,11 +59,15 @@ def _completed_value(annotation: Any, value: Any) -> Any:
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
     """What a key is unless given; dataclasses.MISSING where it must be given."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return (
+        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    )
 
 
 def chosen(config: Any) -> dict[str, Any]:
-    """`to_dict` without what is as it would be unless given: keys that a later version adds change nothing in it."""
+    """`to_dict` without what is as it would be unless given: keys that a later version adds change
+    nothing in it.
+    """
     items = {field: getattr(config, field.name) for field in dataclasses.fields(config)}
     given = {field.name: value for field, value in items.items() if value != default_of(field)}
     return {name: _chosen(value) for name, value in given.items()}
@@ -73,14 +83,21 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{a: {b: 1}} as {a.b: 1}: the keys as a command line spells them."""
     leaves = {}
     for key, value in tree.items():
-        leaves.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        leaves.update(
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return leaves
 
 
 def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """`key=before, now value` for every key in which two trees differ."""
-    old, new = flat(then), flat(now)
-    return [f"{key}={old.get(key)}, now {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+    old = flat(then)
+    new = flat(now)
+    return [
+        f"{key}={old.get(key)}, now {new.get(key)}"
+        for key in sorted(old | new)
+        if old.get(key) != new.get(key)
+    ]
 
 
 @functools.cache  # 0.3 ms per class, and a sweep builds a thousand configurations
@@ -91,13 +108,21 @@ def field_types(cls: type) -> dict[str, Any]:
 
 def section_class(annotation: Any) -> type | None:
     """The dataclass that an annotation such as `X` or `X | None` holds, if any."""
-    options = (annotation,) if typing.get_origin(annotation) is dict else typing.get_args(annotation) or (annotation,)
+    options = (
+        (annotation,)
+        if typing.get_origin(annotation) is dict
+        else typing.get_args(annotation) or (annotation,)
+    )
     return next((option for option in options if dataclasses.is_dataclass(option)), None)  # type: ignore[return-value]
 
 
 def named_class(annotation: Any) -> type | None:
     """The dataclass of the values of an annotation such as `dict[str, X]`, if any."""
-    return section_class(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else None
+    return (
+        section_class(typing.get_args(annotation)[1])
+        if typing.get_origin(annotation) is dict
+        else None
+    )
 
 
 def _build(cls: Any, data: Any, prefix: str, problems: list[str]) -> Any:
@@ -113,7 +138,9 @@ def _build(cls: Any, data: Any, prefix: str, problems: list[str]) -> Any:
         name = prefix + item.name
         if item.name in data and data[item.name] != "???":
             values[item.name] = _coerce(hints[item.name], data[item.name], name, problems)
-        elif item.name in data or (item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING):
+        elif item.name in data or (
+            item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        ):
             problems.append(f"{name}: missing; give it as {name}=…")
     return cls(**values) if not problems else None
 
@@ -128,7 +155,9 @@ def _coerce(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
         )
     named = named_class(kind)
     if named is not None and isinstance(value, Mapping):
-        return {str(key): _build(named, item, f"{name}.{key}.", problems) for key, item in value.items()}
+        return {
+            str(key): _build(named, item, f"{name}.{key}.", problems) for key, item in value.items()
+        }
     try:
         return _convert(kind, value)
     except (ValueError, OverflowError):
@@ -137,7 +166,8 @@ def _coerce(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
 
 
 def _convert(kind: Any, value: Any) -> Any:
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    args = typing.get_args(kind)
     if origin in (Union, types.UnionType):
         for option in args:
             try:
@@ -153,11 +183,18 @@ def _convert(kind: Any, value: Any) -> Any:
         return [_convert(args[0], item) for item in value]
     if origin is dict and isinstance(value, Mapping):
         words = {True: "true", False: "false"}  # cluster.sbatch.contiguous=true
-        items = ((key, words[item] if isinstance(item, bool) else item) for key, item in value.items())
+        items = (
+            (key, words[item] if isinstance(item, bool) else item) for key, item in value.items()
+        )
         return {str(key): _convert(args[1], item) for key, item in items}
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0:
+    if (
+        kind is int
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and value % 1 == 0
+    ):
         return int(value)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
@@ -168,7 +205,8 @@ def _convert(kind: Any, value: Any) -> Any:
 
 def describe(kind: Any) -> str:
     """A type in the user's terms."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    args = typing.get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(option) for option in args)
     if origin is Literal:
@@ -176,6 +214,15 @@ def describe(kind: Any) -> str:
     if origin is list:
         return f"a list ([a,b]) of {describe(args[0])}"
     if origin is dict:
-        return f"a mapping ({{key: value}}) to {'groups of keys' if named_class(kind) else describe(args[1])}"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
+        return (
+            f"a mapping ({{key: value}}) to "
+            f"{'groups of keys' if named_class(kind) else describe(args[1])}"
+        )
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        types.NoneType: "null",
+    }
     return names.get(kind, str(kind))

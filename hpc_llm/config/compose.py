@@ -1,17 +1,16 @@
 """Words of the command line → Hydra composition → RunConfig. The only file that imports Hydra.
 
-Hydra composes untyped; types, unknown keys and missing values are checked against the schema, so that
-the user sees every mistake at once.
+Hydra composes untyped; types, unknown keys and missing values are checked against the schema, so
+that the user sees every mistake at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,28 +24,38 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hpc_llm.config import building, completion, unspelt
+from hpc_llm.config import building, hydra_help
 from hpc_llm.config.errors import InputError, nearest
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.config.space import Dimension
 from hpc_llm.config.words import CONF, Words, force, groups_of, key_problem, plain_group
 
-OmegaConf.register_new_resolver("scale", lambda value, factor: float(value) * float(factor), replace=True)
+OmegaConf.register_new_resolver(
+    "scale", lambda value, factor: float(value) * float(factor), replace=True
+)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One run of a sweep: its configuration, and key → value of what the sweep varies, in the order given."""
+    """One run of a sweep: its configuration, and key → value of what the sweep varies, in the order
+    given.
+    """
 
     config: RunConfig
     swept: dict[str, str] = field(default_factory=dict)
 
 
 def compose(argv: Sequence[str]) -> RunConfig:
-    """The one configuration that `argv` describes; InputError lists all that is wrong with it, -m among it."""
+    """The one configuration that `argv` describes; InputError lists all that is wrong with it, -m
+    among it.
+    """
     if flags := [word for word in argv if word in ("-m", "--multirun")]:
-        raise InputError(f"{flags[0]}: a sweep is for submit and plan; here leave it out, and give each key one value")
-    words = dataclasses.replace(Words.parse(argv), remedy="submit and plan can; here give each key one value")
+        raise InputError(
+            f"{flags[0]}: a sweep is for submit and plan; here leave it out, and give each key "
+            "one value"
+        )
+    words = dataclasses.replace(
+        Words.parse(argv), remedy="submit and plan can; here give each key one value"
+    )
     return _composed(words)[0].config
 
 
@@ -56,7 +65,9 @@ def compose_all(argv: Sequence[str]) -> list[RunConfig]:
 
 
 def compose_sweep(argv: Sequence[str]) -> list[Choice]:
-    """As `compose_all`, each with what the sweep chose for it; InputError lists the mistakes of all of them."""
+    """As `compose_all`, each with what the sweep chose for it; InputError lists the mistakes of all
+    of them.
+    """
     return _composed(Words.parse(argv))
 
 
@@ -67,16 +78,26 @@ def _composed(words: Words) -> list[Choice]:
 
 
 def _with_named_sweep(words: Words) -> Words:
-    """The words with those that the chosen experiment sweeps (hydra.sweeper.params, as in Hydra) before the user's."""
-    chosen = [word.partition("=")[2] for word in words.overrides if word.partition("=")[0] == "experiment"]
+    """The words with those that the chosen experiment sweeps (hydra.sweeper.params, as in Hydra)
+    before the user's.
+    """
+    chosen = [
+        word.partition("=")[2] for word in words.overrides if word.partition("=")[0] == "experiment"
+    ]
     names = [
-        name for name in chosen[-1:] for name in name.split(",") if name in groups_of(words.config_dirs)["experiment"]
+        name
+        for name in chosen[-1:]
+        for name in name.split(",")
+        if name in groups_of(words.config_dirs)["experiment"]
     ]
     swept = {name: params for name in names if (params := _sweep_of(name, words))}
     if not swept:
         return words
     if len(names) > 1:
-        raise InputError(f"experiment={chosen[-1]}: {next(iter(swept))} is a sweep of its own; submit it by itself")
+        raise InputError(
+            f"experiment={chosen[-1]}: {next(iter(swept))} is a sweep of its own; submit it by "
+            "itself"
+        )
     if not words.multirun:
         raise InputError(f"experiment={names[0]}: it is a sweep; {words.remedy}")
     named = [f"{key}={values}" for key, values in swept[names[0]].items()]
@@ -86,14 +107,21 @@ def _with_named_sweep(words: Words) -> Words:
 def _sweep_of(experiment: str, words: Words) -> dict[str, str]:
     """Key → values in Hydra's sweep syntax, in the order that they vary."""
     try:
-        composed = hydra_compose("config", [f"experiment={experiment}", _search_path(words)], return_hydra_config=True)
+        composed = hydra_compose(
+            "config", [f"experiment={experiment}", _search_path(words)], return_hydra_config=True
+        )
     except (HydraException, OmegaConfBaseException):
         return {}  # composing the whole says what is wrong
-    return {str(key): str(values) for key, values in (composed.hydra.sweeper.get("params") or {}).items()}
+    return {
+        str(key): str(values)
+        for key, values in (composed.hydra.sweeper.get("params") or {}).items()
+    }
 
 
 def searches(argv: Sequence[str]) -> bool:
-    """Whether `argv` describes a search: search.trials is in its words, or in a preset of its sweep."""
+    """Whether `argv` describes a search: search.trials is in its words, or in a preset of its
+    sweep.
+    """
     words = Words.parse(argv)
     if (typed := _typed_trials(words)) is not None:
         return typed != "null"
@@ -113,98 +141,14 @@ def searches(argv: Sequence[str]) -> bool:
 
 def _typed_trials(words: Words) -> str | None:
     typed = [word.partition("=") for word in words.overrides]
-    return next((value for key, _, value in reversed(typed) if key.lstrip("+") == "search.trials"), None)
-
-
-ASKED = ("search", "dry_run", "test_only", "local", "json")  # how much of a search is wanted, and in which manner
-
-
-@dataclass(frozen=True)
-class Space:
-    """What a search may choose, and the rest.
-
-    templates: composed, with interpolations yet to be resolved, for each combination of the presets to choose among
-    (`model=a`, as JSON): all that a trial needs, whatever becomes of conf/ meanwhile.
-    """
-
-    dimensions: list[Dimension]
-    templates: dict[str, str]
-
-    def config(self, chosen: Mapping[str, Any]) -> RunConfig:
-        """The configuration with key → value of every dimension; InputError as `compose`."""
-        presets = [f"{one.key}={chosen[one.key]}" for one in self.dimensions if one.is_group]
-        composed = OmegaConf.create(self.templates[json.dumps(presets)])
-        assert isinstance(composed, DictConfig)
-        for one in self.dimensions:
-            if not one.is_group:
-                OmegaConf.update(composed, one.key, chosen[one.key], merge=True, force_add=True)
-        return _resolve(composed)
-
-    def asked_as(self, typed: Space) -> Space:
-        """This space, with what is ASKED of `typed`, which has the same dimensions."""
-        templates = {}
-        for chosen, text in self.templates.items():
-            composed, other = OmegaConf.create(text), OmegaConf.create(typed.templates[chosen])
-            for key in ASKED:
-                OmegaConf.update(composed, key, OmegaConf.select(other, key))
-            templates[chosen] = OmegaConf.to_yaml(composed)
-        return Space(self.dimensions, templates)
-
-
-def compose_space(argv: Sequence[str]) -> Space:
-    """The space that the words of a search describe: Hydra's sweep syntax, with interval(a, b), int(…), tag(log, …)."""
-    words = Words.parse(argv)
-    if not words.multirun:
-        raise InputError("search.trials: a search is a sweep; add -m")
-    with _hydra(words):
-        words = _with_named_sweep(words)
-        groups = groups_of(words.config_dirs)
-        overrides = _checked(words, search=True)
-        intervals = [one for one in overrides if isinstance(one.value(), IntervalSweep)]
-        columns = _columns([one for one in overrides if one not in intervals], words)
-        swept = [column for column in columns if column.swept]
-        fixed = [column.words[0] for column in columns if not column.swept]
-        dimensions = [_dimension(one, groups, _late_values(one, columns, words)) for one in swept]
-        dimensions += [_interval(one, columns, groups) for one in intervals]
-        presets = [[f"{one.key}={name}" for name in one.choices] for one in dimensions if one.is_group]
-        templates = {
-            json.dumps(chosen): OmegaConf.to_yaml(_compose_one([*fixed, *chosen], words))
-            for chosen in itertools.product(*presets)
-        }
-    if not dimensions:
-        raise InputError("search.trials: nothing to choose; give a key several values, or interval(low,high), with -m")
-    return Space(dimensions, templates)
-
-
-def _dimension(column: _Column, groups: Collection[str], values: Mapping[str, Any]) -> Dimension:
-    key = column.override.key_or_group
-    if key in groups:
-        return Dimension(key, True, [word.partition("=")[2] for word in column.words])
-    if not values:
-        raise InputError(
-            f"{column.override.input_line}: a search chooses numbers and words of keys that nothing else sets"
-        )
-    return Dimension(key, False, list(values.values()))
-
-
-def _interval(override: Override, columns: list[_Column], groups: Collection[str]) -> Dimension:
-    key, value = override.key_or_group, override.value()
-    assert isinstance(value, IntervalSweep)
-    others = {column.override.key_or_group for column in columns} - set(groups)
-    if key in groups or any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in others):
-        raise InputError(f"{override.input_line}: a search chooses numbers and words of keys that nothing else sets")
-    low, high = value.start, value.end
-    assert low is not None
-    assert high is not None
-    if not low < high or ("log" in value.tags and low <= 0):
-        raise InputError(
-            f"{override.input_line}: interval(low,high) with low below high is expected, above 0 with tag(log)"
-        )
-    return Dimension(key, False, [], low, high, log="log" in value.tags, whole=isinstance(low, int))
+    return next(
+        (value for key, _, value in reversed(typed) if key.lstrip("+") == "search.trials"), None
+    )
 
 
 def sound_part(argv: Sequence[str], problems: Sequence[str]) -> list[RunConfig]:
-    """What `argv` describes without the words that `problems` name, to look for further mistakes in the same go.
+    """What `argv` describes without the words that `problems` name, to look for further mistakes in
+    the same go.
 
     Empty where a preset is wrong: what its values would have meant for the others, nobody knows.
     """
@@ -212,7 +156,9 @@ def sound_part(argv: Sequence[str], problems: Sequence[str]) -> list[RunConfig]:
     if blamed & set(groups_of(Words.parse(argv).config_dirs)):
         return []
     try:
-        return compose_all([word for word in argv if word.partition("=")[0].lstrip("+~") not in blamed])
+        return compose_all(
+            [word for word in argv if word.partition("=")[0].lstrip("+~") not in blamed]
+        )
     except InputError:
         return []
 
@@ -224,10 +170,10 @@ def answer_as_hydra(argv: Sequence[str], program: str) -> None:
     import hydra
 
     if "install=bash" in argv:
-        print(completion.script(), end="")
+        print(hydra_help.completion_script(), end="")
         return
     if "COMP_LINE" in os.environ:
-        os.environ["COMP_LINE"] = completion.as_one_program(os.environ["COMP_LINE"])
+        os.environ["COMP_LINE"] = hydra_help.as_one_program(os.environ["COMP_LINE"])
     own = Path.cwd() / "conf"
     more = ["--config-dir", str(own)] if own.is_dir() and own.resolve() != CONF.resolve() else []
 
@@ -236,22 +182,28 @@ def answer_as_hydra(argv: Sequence[str], program: str) -> None:
     nothing.__module__ = program.rpartition(" ")[2]  # --help names the program after it
     sys.argv = [program, *more, *(_known_to_hydra(word) for word in argv)]
     with _further_keys() if {"--help", "-h"} & set(argv) else nullcontext():
-        hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")(nothing)()
+        hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")(
+            nothing
+        )()
 
 
 @contextmanager
 def _further_keys() -> Iterator[None]:
-    """What the schema has beyond the YAML files that Hydra shows, after its help, which ends the program."""
+    """What the schema has beyond the YAML files that Hydra shows, after its help, which ends the
+    program.
+    """
     with initialize_config_dir(config_dir=str(CONF.resolve()), version_base="1.3"):
         composed: Any = OmegaConf.to_container(hydra_compose("config"))
     try:
         yield
     finally:
-        print(unspelt.text(building.flat(composed)))
+        print(hydra_help.further_keys(building.flat(composed)))
 
 
 def _known_to_hydra(word: str) -> str:
-    """As `submit` takes it: `+group=x` as `group=x`, keys of the schema though no YAML file spells them out."""
+    """As `submit` takes it: `+group=x` as `group=x`, keys of the schema though no YAML file spells
+    them out.
+    """
     key, equals, _ = word.partition("=")
     known = equals and key_problem(key.lstrip("+")) is None
     return force(word) if known else plain_group(word, [CONF.resolve()])
@@ -259,19 +211,27 @@ def _known_to_hydra(word: str) -> str:
 
 @contextmanager
 def _hydra(words: Words) -> Iterator[None]:
-    with initialize_config_dir(config_dir=str(words.config_dirs[0]), version_base="1.3", job_name="hpc_llm"):
+    with initialize_config_dir(
+        config_dir=str(words.config_dirs[0]), version_base="1.3", job_name="hpc_llm"
+    ):
         yield
 
 
 def _checked(words: Words, *, search: bool = False) -> list[Override]:
     """The overrides with every unknown key, group or preset reported at once."""
     groups = groups_of(words.config_dirs)
-    parser, checked, good, problems = OverridesParser.create(), [], [], []
+    parser = OverridesParser.create()
+    checked = []
+    good = []
+    problems = []
     for word in words.overrides:
         try:
             override = parser.parse_override(word)
         except HydraException:
-            problems.append(f"{word!r}: key=value is expected, in Hydra's override syntax (quote values with spaces)")
+            problems.append(
+                f"{word!r}: key=value is expected, in Hydra's override syntax (quote values with "
+                "spaces)"
+            )
             continue
         override.config_loader = _Presets(groups)  # type: ignore[assignment]
         key = override.key_or_group
@@ -307,14 +267,19 @@ def _group_problem(override: Override, groups: dict[str, set[str]]) -> str | Non
     group = override.key_or_group
     if override.is_delete():
         return None
-    chosen: Any = list(override.sweep_string_iterator()) if override.is_sweep_override() else override.value()
+    chosen: Any = (
+        list(override.sweep_string_iterator()) if override.is_sweep_override() else override.value()
+    )
     if override.is_sweep_override() and any(name.startswith("[") for name in chosen):
         return None  # lists of presets are Hydra's to judge
     if chosen is None:
         return f"{group}=null: a preset is expected; allowed: {nearest('', groups[group], most=20)}"
     for name in chosen if isinstance(chosen, list) else [chosen]:
         if str(name) not in groups[group]:
-            return f"{group}={name}: no such preset; allowed: {nearest(str(name), groups[group], most=20)}"
+            return (
+                f"{group}={name}: no such preset; allowed: "
+                f"{nearest(str(name), groups[group], most=20)}"
+            )
     return None
 
 
@@ -336,22 +301,31 @@ def _columns(overrides: list[Override], words: Words) -> list[_Column]:
         typed = [override.input_line or ""]
         if override.is_sweep_override():
             if not words.multirun:
-                raise InputError(f"{override.input_line}: several values are a sweep; {words.remedy}")
-            typed = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+                raise InputError(
+                    f"{override.input_line}: several values are a sweep; {words.remedy}"
+                )
+            typed = [
+                f"{override.get_key_element()}={value}"
+                for value in override.sweep_string_iterator()
+            ]
         # As Hydra's sweeper: of a word given twice the last one counts, in the place of the first.
-        columns[override.get_key_element() if words.multirun else str(position)] = _Column(override, typed)
+        columns[override.get_key_element() if words.multirun else str(position)] = _Column(
+            override, typed
+        )
     return list(columns.values())
 
 
 def _compose_columns(columns: list[_Column], words: Words) -> list[Choice]:
     """Every combination, the last column fastest; InputError with the mistakes of all.
 
-    Hydra needs 40 to 140 ms a composition. So it composes once for every choice of presets, and what only sets a
-    value is set afterwards, in what it composed and before interpolations are resolved: the order Hydra has, too.
+    Hydra needs 40 to 140 ms a composition. So it composes once for every choice of presets, and
+    what only sets a value is set afterwards, in what it composed and before interpolations are
+    resolved: the order Hydra has, too.
     """
     late = [_late_values(column, columns, words) for column in columns]
     composed: dict[tuple[str, ...], DictConfig] = {}
-    choices, problems = [], []
+    choices = []
+    problems = []
     for chosen in itertools.product(*(column.words for column in columns)):
         early = tuple(word for word, values in zip(chosen, late, strict=True) if word not in values)
         try:
@@ -360,7 +334,11 @@ def _compose_columns(columns: list[_Column], words: Words) -> list[Choice]:
             for word, column, values in zip(chosen, columns, late, strict=True):
                 if word in values:
                     OmegaConf.update(
-                        composed[early], column.override.key_or_group, values[word], merge=True, force_add=True
+                        composed[early],
+                        column.override.key_or_group,
+                        values[word],
+                        merge=True,
+                        force_add=True,
                     )
             config = _resolve(composed[early])
         except InputError as error:
@@ -378,8 +356,11 @@ def _compose_columns(columns: list[_Column], words: Words) -> list[Choice]:
 
 
 def _late_values(column: _Column, columns: list[_Column], words: Words) -> dict[str, Any]:
-    """Word → value for a swept column of scalars whose key no other word touches; else empty, for Hydra to do."""
-    override, groups = column.override, groups_of(words.config_dirs)
+    """Word → value for a swept column of scalars whose key no other word touches; else empty, for
+    Hydra to do.
+    """
+    override = column.override
+    groups = groups_of(words.config_dirs)
     key = override.key_or_group
     others = [other.override.key_or_group for other in columns if other is not column]
     touched = (f"{other}." for other in others if other not in groups)
@@ -403,7 +384,8 @@ def _late_values(column: _Column, columns: list[_Column], words: Words) -> dict[
 def _compose_one(overrides: list[str], words: Words) -> DictConfig:
     groups = groups_of(words.config_dirs)
     lines = [
-        word if word.lstrip("+~").partition("=")[0].partition("@")[0] in groups else force(word) for word in overrides
+        word if word.lstrip("+~").partition("=")[0].partition("@")[0] in groups else force(word)
+        for word in overrides
     ]
     try:
         composed = hydra_compose("config", [*lines, _search_path(words)])

@@ -1,4 +1,5 @@
-"""How a step is computed if the user leaves it open: attention by device and shape, compilation, the loss.
+"""How a step is computed if the user leaves it open: attention by device and shape, compilation,
+the loss.
 
 Chosen by measurements (benchmarks/attention.md, loss.md, training.md). No torch here.
 """
@@ -7,8 +8,8 @@ from __future__ import annotations
 
 from hpc_llm.config.schema import RunConfig
 
-# Tokens up to which ALiBi is a stored bias. Above, n_heads·length² numbers outgrow a layer's activations, and on a CPU
-# folding is then no slower.
+# Tokens up to which ALiBi is a stored bias. Above, n_heads·length² numbers outgrow a layer's
+# activations, and on a CPU folding is then no slower.
 LONGEST_BIAS = 4096
 # Tokens up to which a CPU keeps the scores: twice as fast in bf16 and no slower in fp32.
 LONGEST_SCORES = 2048
@@ -17,14 +18,15 @@ LARGEST_FLASH_HEAD = 256  # flash-attn 2 for larger ones
 LONGEST_FOLDED = 65_536  # positions that two bf16 numbers represent exactly
 BLOCKS = 4
 SMALLEST_BLOCK = 128  # queries; smaller products are slower
-# Tokens whose logits an eager loss on a CPU holds at once: no slower than a whole pass, in half the memory. Compiled,
-# a whole pass takes no more memory than chunks.
+# Tokens whose logits an eager loss on a CPU holds at once: no slower than a whole pass, in half the
+# memory. Compiled, a whole pass takes no more memory than chunks.
 LOSS_CHUNK_ON_CPU = 2048
 
 
 def choose(config: RunConfig) -> str:
     """sdpa, blocked, folded, flex or flash."""
-    model, train = config.model, config.train
+    model = config.model
+    train = config.train
     if train.attention != "auto":
         return train.attention
     if not config.cluster.has_gpus:
@@ -36,13 +38,21 @@ def choose(config: RunConfig) -> str:
 
 
 def _masked(config: RunConfig) -> bool:
-    """Whether attention is more than causal. With ALiBi, torch's kernels take 1.4 to 1.9 times FlexAttention's time."""
+    """Whether attention is more than causal. With ALiBi, torch's kernels take 1.4 to 1.9 times
+    FlexAttention's time.
+    """
     model = config.model
-    return model.positions == "alibi" or model.sliding_window is not None or config.data.packing == "best_fit"
+    return (
+        model.positions == "alibi"
+        or model.sliding_window is not None
+        or config.data.packing == "best_fit"
+    )
 
 
 def compiles(config: RunConfig) -> bool:
-    """Whether blocks and loss are compiled with torch.compile: as `train.compile` says; if auto, on a GPU."""
+    """Whether blocks and loss are compiled with torch.compile: as `train.compile` says; if auto, on
+    a GPU.
+    """
     wanted = config.train.compile
     return config.cluster.has_gpus if wanted == "auto" else wanted
 
@@ -56,6 +66,8 @@ def loss_chunk(config: RunConfig) -> int | None:
 
 
 def blocks(length: int) -> list[tuple[int, int]]:
-    """Start and end of each block of queries whose attention is computed at once (model.backends.blocked)."""
+    """Start and end of each block of queries whose attention is computed at once
+    (model.backends.blocked).
+    """
     size = max(SMALLEST_BLOCK, -(-length // BLOCKS))
     return [(start, min(start + size, length)) for start in range(0, length, size)]

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from hpc_llm.config.errors import InputError
 
-UNITS = {"steps": "steps", "step": "steps", "tok": "tok", "ep": "ep", "s": "s", "min": "min", "h": "h"}
+UNITS = {
+    "steps": "steps",
+    "step": "steps",
+    "tok": "tok",
+    "ep": "ep",
+    "s": "s",
+    "min": "min",
+    "h": "h",
+}
 SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _PATTERN = re.compile(r"(\d+(?:\.\d*)?(?:[eE][+]?\d+)?)\s*([a-z]+)")
 
@@ -46,11 +54,20 @@ class Duration:
 
 
 def parse(text: str, allowed: tuple[str, ...], none: bool = False) -> Duration:
-    """`text` as a Duration in one of the `allowed` units; InputError says what is allowed. none: it may be 0."""
+    """`text` as a Duration in one of the `allowed` units; InputError says what is allowed. none: it
+    may be 0.
+    """
     match = _PATTERN.fullmatch(str(text).strip())
     unit = UNITS.get(match[2]) if match else None
     if match is None or unit not in allowed:
-        examples = {"steps": "4800steps", "tok": "1e9tok", "ep": "2ep", "s": "90s", "min": "20min", "h": "2h"}
+        examples = {
+            "steps": "4800steps",
+            "tok": "1e9tok",
+            "ep": "2ep",
+            "s": "90s",
+            "min": "20min",
+            "h": "2h",
+        }
         raise InputError("a number and its unit: " + ", ".join(examples[name] for name in allowed))
     duration = Duration(float(match[1]), unit)
     if (duration.amount == 0 and not none) or not math.isfinite(duration.amount):

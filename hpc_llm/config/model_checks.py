@@ -26,23 +26,35 @@ def _shapes(model: ModelConfig) -> Iterator[str]:
     if min(model.d_model, model.n_heads, model.kv_heads) <= 0:
         return
     if model.d_model % model.n_heads:
-        yield f"model.n_heads={model.n_heads}: a divisor of model.d_model={model.d_model} is expected"
+        yield (
+            f"model.n_heads={model.n_heads}: a divisor of model.d_model={model.d_model} is expected"
+        )
     elif model.positions == "rope" and model.head_size % 2:
         yield (
-            f"model.positions=rope: rotates pairs, so a head needs an even size, not {model.head_size} "
-            f"(model.d_model={model.d_model} ÷ model.n_heads={model.n_heads})"
+            "model.positions=rope: rotates pairs, so a head needs an even size, not "
+            f"{model.head_size} (model.d_model={model.d_model} ÷ model.n_heads={model.n_heads})"
         )
     if model.n_heads % model.kv_heads:
-        yield f"model.n_kv_heads={model.n_kv_heads}: a divisor of model.n_heads={model.n_heads} is expected, or null"
+        yield (
+            f"model.n_kv_heads={model.n_kv_heads}: a divisor of model.n_heads={model.n_heads} "
+            "is expected, or null"
+        )
 
 
 def _without_effect(config: RunConfig) -> Iterator[str]:
-    model, train = config.model, config.train
+    model = config.model
+    train = config.train
     for key, (other, needed) in _NEEDS.items():
         if getattr(model, key) != _DEFAULT[key] and getattr(model, other) != needed:
-            yield f"model.{key}={getattr(model, key):g}: has an effect with model.{other}={needed} alone"
+            yield (
+                f"model.{key}={getattr(model, key):g}: has an effect with model.{other}={needed} "
+                "alone"
+            )
     if model.d_ffn is not None and model.expansion_ratio != _DEFAULT["expansion_ratio"]:
-        yield f"model.expansion_ratio={model.expansion_ratio}: has no effect beside model.d_ffn={model.d_ffn}"
+        yield (
+            f"model.expansion_ratio={model.expansion_ratio}: has no effect beside "
+            f"model.d_ffn={model.d_ffn}"
+        )
     if model.norm == "layernorm" and train.precision == "fp32":
         yield (
             "model.norm=layernorm: has an effect with train.precision=bf16 alone; in fp32 it is "
@@ -50,39 +62,49 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
         )
     if model.sliding_window is not None and model.sliding_window >= train.seq_len:
         yield (
-            f"model.sliding_window={model.sliding_window}: has no effect on train.seq_len={train.seq_len}; "
-            "give fewer tokens, or null"
+            f"model.sliding_window={model.sliding_window}: has no effect on "
+            f"train.seq_len={train.seq_len}; give fewer tokens, or null"
         )
     rows = -(-train.global_batch // max(1, config.cluster.world_size))
-    largest_pass = train.seq_len * (rows if train.micro_batch == "auto" else min(rows, train.micro_batch))
+    largest_pass = train.seq_len * (
+        rows if train.micro_batch == "auto" else min(rows, train.micro_batch)
+    )
     if isinstance(train.loss_chunk, int) and train.loss_chunk >= largest_pass:
         yield (
-            f"train.loss_chunk={train.loss_chunk}: has no effect on {largest_pass} tokens, a whole pass of a rank; "
-            "give fewer, or null"
+            f"train.loss_chunk={train.loss_chunk}: has no effect on {largest_pass} tokens, a "
+            "whole pass of a rank; give fewer, or null"
         )
 
 
 def _attention(config: RunConfig) -> Iterator[str]:
-    wanted, device = config.train.attention, config.cluster.device
+    wanted = config.train.attention
+    device = config.cluster.device
     if wanted == "folded" and config.model.positions != "alibi":
         yield (
-            f"train.attention=folded: folds ALiBi into the heads, and model.positions={config.model.positions}; "
-            "use train.attention=auto"
+            "train.attention=folded: folds ALiBi into the heads, and "
+            f"model.positions={config.model.positions}; use train.attention=auto"
         )
     if wanted in ("flex", "flash") and device == "cpu":
-        yield f"train.attention={wanted}: needs a GPU to train, and cluster.device=cpu; use blocked, folded or auto"
+        yield (
+            f"train.attention={wanted}: needs a GPU to train, and cluster.device=cpu; use "
+            "blocked, folded or auto"
+        )
     size = config.model.d_model // max(1, config.model.n_heads)
     if wanted == "flex" and 0 < size < SMALLEST_FLEX_HEAD:
         yield (
-            f"train.attention=flex: has no kernel for heads of {size} (model.d_model ÷ model.n_heads), only from "
-            f"{SMALLEST_FLEX_HEAD} on; use train.attention=auto"
+            f"train.attention=flex: has no kernel for heads of {size} (model.d_model ÷ "
+            f"model.n_heads), only from {SMALLEST_FLEX_HEAD} on; use train.attention=auto"
         )
     if wanted == "flash" and size > LARGEST_FLASH_HEAD:
         yield (
-            f"train.attention=flash: has no kernel for heads of {size} (model.d_model ÷ model.n_heads), only up to "
-            f"{LARGEST_FLASH_HEAD}; use train.attention=auto"
+            f"train.attention=flash: has no kernel for heads of {size} (model.d_model ÷ "
+            f"model.n_heads), only up to {LARGEST_FLASH_HEAD}; use train.attention=auto"
         )
-    if wanted == "folded" and config.train.precision == "bf16" and config.train.seq_len > LONGEST_FOLDED:
+    if (
+        wanted == "folded"
+        and config.train.precision == "bf16"
+        and config.train.seq_len > LONGEST_FOLDED
+    ):
         yield (
             f"train.attention=folded: is exact in bf16 up to {LONGEST_FOLDED} tokens, and "
             f"train.seq_len={config.train.seq_len}; use train.attention=flex"
@@ -95,7 +117,8 @@ def _attention(config: RunConfig) -> Iterator[str]:
 
 
 def _muon(config: RunConfig) -> Iterator[str]:
-    optim, stage = config.optim, config.train.zero_stage
+    optim = config.optim
+    stage = config.train.zero_stage
     if optim.name != "muon":
         for key in ("muon_lr", "muon_momentum"):
             if (value := getattr(optim, key)) is not None:
@@ -108,6 +131,6 @@ def _muon(config: RunConfig) -> Iterator[str]:
         yield f"optim=muon: works with train.zero_stage=1 or 2, not {stage}"
     if optim.grad_clip != 0 and math.isfinite(optim.grad_clip):
         yield (
-            f"optim.grad_clip={optim.grad_clip:g}: DeepSpeed would clip Muon's updates, whose size is fixed, instead "
-            "of gradients; use optim.grad_clip=0 with optim=muon"
+            f"optim.grad_clip={optim.grad_clip:g}: DeepSpeed would clip Muon's updates, whose "
+            "size is fixed, instead of gradients; use optim.grad_clip=0 with optim=muon"
         )

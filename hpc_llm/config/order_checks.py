@@ -1,4 +1,6 @@
-"""Rules on the data and the order of training: sources, their mixture, packing, sequence lengths."""
+"""Rules on the data and the order of training: sources, their mixture, packing, sequence
+lengths.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ def problems(config: RunConfig) -> Iterator[str]:
     data = config.data
     if data.mask_boundaries and data.packing == "best_fit":
         yield (
-            "data.mask_boundaries=true: has no effect with data.packing=best_fit, where no target is in another "
-            "document; leave it out or use data.packing=concatenated"
+            "data.mask_boundaries=true: has no effect with data.packing=best_fit, where no target "
+            "is in another document; leave it out or use data.packing=concatenated"
         )
 
 
@@ -26,7 +28,10 @@ def _sources(config: RunConfig) -> Iterator[str]:
     sources = config.data.sources
     for name, source in sources.items():
         if source.max_epochs is not None and not 0 < source.max_epochs < math.inf:
-            yield f"data.sources.{name}.max_epochs={source.max_epochs:g}: a number above 0 is expected, or null"
+            yield (
+                f"data.sources.{name}.max_epochs={source.max_epochs:g}: a number above 0 is "
+                "expected, or null"
+            )
     weights = {name: source.weight for name, source in sources.items()}
     if sources:
         yield from _weights(weights, "data.sources.{}.weight", "data.sources")
@@ -35,12 +40,18 @@ def _sources(config: RunConfig) -> Iterator[str]:
 def _mixture(config: RunConfig) -> Iterator[str]:
     data = config.data
     if data.mixture and len(data.sources) < 2:
-        yield f"data.mixture: has no effect with one source ({data.source_names[0]}); name several in data.sources"
+        yield (
+            f"data.mixture: has no effect with one source ({data.source_names[0]}); name "
+            "several in data.sources"
+        )
         return
     for start, weights in data.mixture.items():
         for name in weights:
             if name not in data.sources:
-                yield f"data.mixture.{start}.{name}: no such source; allowed: {nearest(name, data.sources)}"
+                yield (
+                    f"data.mixture.{start}.{name}: no such source; allowed: "
+                    f"{nearest(name, data.sources)}"
+                )
         yield from _weights(weights, f"data.mixture.{start}.{{}}", f"data.mixture.{start}")
 
 
@@ -52,12 +63,16 @@ def _weights(weights: Mapping[str, float], key: str, whole: str) -> Iterator[str
 
 
 def _lengths(config: RunConfig) -> Iterator[str]:
-    train, before = config.train, 0
+    train = config.train
+    before = 0
     for text in train.seq_len_warmup:
         length = int(text) if text.isdecimal() else 0
         if not 0 < length < train.seq_len or train.seq_len % length:
             yield (
-                f"train.seq_len_warmup.{text}: a length that divides train.seq_len={train.seq_len} is expected: "
+                (
+                    f"train.seq_len_warmup.{text}: a length that divides "
+                    f"train.seq_len={train.seq_len} is expected: "
+                )
                 + ", ".join(map(str, _divisors(train.seq_len)))
             )
         elif length <= before:

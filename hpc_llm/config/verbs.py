@@ -13,7 +13,9 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.words import wants_hydra
 
 
-def run(verb: str, story: Callable[[list[str]], int], words: list[str] | None = None, hydra: bool = True) -> int:
+def run(
+    verb: str, story: Callable[[list[str]], int], words: list[str] | None = None, hydra: bool = True
+) -> int:
     """Run `story` on the arguments of the command line; its exit status.
 
     InputError becomes one line per mistake and status 2 (a traceback with HPC_LLM_DEBUG=1). With
@@ -42,7 +44,9 @@ def run(verb: str, story: Callable[[list[str]], int], words: list[str] | None = 
 
 
 def print_json(value: Any) -> None:
-    """`value` for scripts. A loss that diverged is null: JSON has no NaN, and jq and browsers refuse it."""
+    """`value` for scripts. A loss that diverged is null: JSON has no NaN, and jq and browsers
+    refuse it.
+    """
     print(json.dumps(_finite(value), indent=2, allow_nan=False))
 
 

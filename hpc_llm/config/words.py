@@ -1,4 +1,6 @@
-"""The arguments of a command line, before Hydra sees them: flags and overrides, existing presets and keys."""
+"""The arguments of a command line, before Hydra sees them: flags and overrides, existing presets
+and keys.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,28 @@ from hpc_llm.config.schema import RunConfig
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _TILDE = re.compile(r"(?<=[=,\[])~/")
 HYDRA_FLAGS = (
-    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i"),
-    *("--shell-completion", "-sc", "--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun"),
+    *(
+        "--help",
+        "-h",
+        "--hydra-help",
+        "--version",
+        "--cfg",
+        "-c",
+        "--resolve",
+        "--package",
+        "-p",
+        "--info",
+        "-i",
+    ),
+    *(
+        "--shell-completion",
+        "-sc",
+        "--config-name",
+        "-cn",
+        "--config-path",
+        "-cp",
+        "--experimental-rerun",
+    ),
 )
 
 
@@ -36,7 +58,9 @@ class Words:
         own = Path.cwd() / "conf"
         if own.is_dir() and own.resolve() not in directories:
             directories.append(own.resolve())
-        overrides, multirun, rest = [], False, iter(argv)
+        overrides = []
+        multirun = False
+        rest = iter(argv)
         for word in rest:
             if word in ("-m", "--multirun"):
                 multirun = True
@@ -49,7 +73,8 @@ class Words:
                 directories.append(Path(given).expanduser().resolve())
             elif word.startswith("-") and "=" not in word:
                 raise InputError(
-                    f"{word}: unknown flag; allowed: {nearest(word, ['-m', '--config-dir', *HYDRA_FLAGS])}"
+                    f"{word}: unknown flag; allowed: "
+                    f"{nearest(word, ['-m', '--config-dir', *HYDRA_FLAGS])}"
                 )
             else:
                 overrides.append(at_home(plain_group(word, directories)))
@@ -65,11 +90,17 @@ def plain_group(word: str, directories: list[Path]) -> str:
     """`+group=x` as `group=x`; any other word as it is."""
     key, equals, _ = word.partition("=")
     name = key.lstrip("+")
-    return word[len(key) - len(name) :] if equals and key.startswith("+") and name in groups_of(directories) else word
+    return (
+        word[len(key) - len(name) :]
+        if equals and key.startswith("+") and name in groups_of(directories)
+        else word
+    )
 
 
 def at_home(word: str) -> str:
-    """Expand `~/` at the start of a value: shells do not expand it after a dotted key, and Hydra would refuse it."""
+    """Expand `~/` at the start of a value: shells do not expand it after a dotted key, and Hydra
+    would refuse it.
+    """
     return _TILDE.sub(lambda _: f"{Path.home()}/", word)
 
 
@@ -97,7 +128,11 @@ def key_problem(key: str) -> str | None:
             prefix = ".".join(parts[:position]) + "." if position else ""
             everywhere = all_keys(RunConfig)
             same = [name for name in everywhere if name.rpartition(".")[2] == parts[-1]]
-            hint = f"did you mean {' or '.join(same)}?" if same else f"allowed: {nearest(part, fields)}"
+            hint = (
+                f"did you mean {' or '.join(same)}?"
+                if same
+                else f"allowed: {nearest(part, fields)}"
+            )
             return f"{key}: unknown key {prefix}{part}; {hint}"
         section = building.section_class(fields[part])
         if section is None and (section := building.named_class(fields[part])):
@@ -105,8 +140,13 @@ def key_problem(key: str) -> str | None:
                 return None  # all named entries, or one of them, given as a mapping
             named = True
         if section is None:
-            if position < len(parts) - 1 and not building.describe(fields[part]).startswith("a mapping"):
-                return f"{key}: {'.'.join(parts[: position + 1])} is {building.describe(fields[part])} and has no keys"
+            if position < len(parts) - 1 and not building.describe(fields[part]).startswith(
+                "a mapping"
+            ):
+                return (
+                    f"{key}: {'.'.join(parts[: position + 1])} is "
+                    f"{building.describe(fields[part])} and has no keys"
+                )
             return None
         kind = section
     return f"{key}: a group of keys; set one of them: {nearest('', building.field_types(kind))}"
@@ -122,5 +162,7 @@ def all_keys(kind: type, prefix: str = "") -> list[str]:
 
 
 def force(word: str) -> str:
-    """`key=value` as `++key=value`: which keys exist is decided by the schema, already checked, not by YAML files."""
+    """`key=value` as `++key=value`: which keys exist is decided by the schema, already checked, not
+    by YAML files.
+    """
     return word if word.startswith(("~", "hydra.", "+hydra.", "++")) else "++" + word.lstrip("+")

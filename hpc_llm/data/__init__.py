@@ -1,1 +1,1 @@
-"""From text to an exact stream of tokens: corpus → tokenizer → shards → order → loader."""
+"""Shards → batches: an exact stream of tokens, the same at any number of ranks."""

@@ -1,4 +1,6 @@
-"""What a step trains on, as text: the rows of its global batch, their sources and documents, decoded."""
+"""What a step trains on, as text: the rows of its global batch, their sources and documents,
+decoded.
+"""
 
 from __future__ import annotations
 
@@ -13,33 +15,43 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.data.manifest import read_manifest
 from hpc_llm.data.samples import IGNORED, Arrays
 from hpc_llm.data.stream import Stream, training
-from hpc_llm.data.tokenizer import Tokenizer, open_tokenizer
 from hpc_llm.planning.lengths import Lengths
 from hpc_llm.planning.plan import RunPlan
+from hpc_llm.text.tokenizer import Tokenizer, open_tokenizer
 
 _COUNT_WIDTH = 16  # characters before a document's text
 
 
 def lines(
-    config: RunConfig, plan: RunPlan | Lengths, directory: Path, step: int, num_rows: int, width: int
+    config: RunConfig,
+    plan: RunPlan | Lengths,
+    directory: Path,
+    step: int,
+    num_rows: int,
+    width: int,
 ) -> Iterator[str]:
-    """Optimizer step `step`, counted from 1 as in metrics.jsonl: its first `num_rows` rows, lines cut to `width`.
+    """Optimizer step `step`, counted from 1 as in metrics.jsonl: its first `num_rows` rows, lines
+    cut to `width`.
 
     InputError if the run has no such step, or its data cannot be read.
     """
     if not 1 <= step <= plan.steps:
         raise InputError(f"step={step}: from 1 to {plan.steps}, the steps of this run")
-    stream, manifest = training(config, plan, directory), read_manifest(directory)
+    stream = training(config, plan, directory)
+    manifest = read_manifest(directory)
     tokenizer = open_tokenizer((directory / manifest.tokenizer).read_bytes(), config.data.eos_token)
     yield _head(stream, step - 1, plan)
     rows = stream.mixture.step(step - 1)
     before = stream.mixture.stage(step - 1).before(step - 1)
     earlier = Counter[int]()  # rows of each source above
-    for number, (source, sample) in enumerate(zip(rows.sources.tolist(), rows.samples.tolist(), strict=True)):
+    for number, (source, sample) in enumerate(
+        zip(rows.sources.tolist(), rows.samples.tolist(), strict=True)
+    ):
         if number == num_rows:
             yield f"… and {len(rows.samples) - num_rows} more rows: rows=N shows N"
             return
-        name, size = stream.mixture.sources[source].name, stream.samples[source].num_samples
+        name = stream.mixture.sources[source].name
+        size = stream.samples[source].num_samples
         epoch = (before[source] + earlier[source]) // size + 1
         earlier[source] += 1
         yield f"row {number + 1}: {name}, sample {sample:,} of {size:,}, epoch {epoch}"
@@ -54,14 +66,20 @@ def lines(
 def _head(stream: Stream, step: int, plan: RunPlan | Lengths) -> str:
     stage = stream.mixture.stage(step)
     counts = Counter(stream.mixture.step(step).sources.tolist())
-    shares = ", ".join(f"{counts[number]} {source.name}" for number, source in enumerate(stream.mixture.sources))
+    shares = ", ".join(
+        f"{counts[number]} {source.name}" for number, source in enumerate(stream.mixture.sources)
+    )
     phase = f", phase {stage.phase + 1} of {len(plan.phases)}" if len(plan.phases) > 1 else ""
-    return f"step {step + 1:,} of {plan.steps:,}{phase}: {shares}; sequences of {stream.seq_len(step):,} tokens"
+    return (
+        f"step {step + 1:,} of {plan.steps:,}{phase}: {shares}; sequences of "
+        f"{stream.seq_len(step):,} tokens"
+    )
 
 
 def _documents(arrays: Arrays, eos_id: int) -> Iterator[list[int]]:
     """Token ids of each document, or part of one, in a row; the last target closes it."""
-    tokens, targets = arrays.tokens[0], arrays.targets[0]
+    tokens = arrays.tokens[0]
+    targets = arrays.targets[0]
     if arrays.documents is not None:
         for number in range(1, arrays.documents[0].max() + 1):
             own = arrays.documents[0] == number
@@ -76,7 +94,9 @@ def _documents(arrays: Arrays, eos_id: int) -> Iterator[list[int]]:
 
 def _document(ids: list[int], tokenizer: Tokenizer, width: int) -> str:
     room = max(10, width - _COUNT_WIDTH - 1)
-    text = tokenizer.decode(ids[: 4 * room]).replace("\n", "⏎").replace("\t", "→")  # a token has a character or more
+    text = (
+        tokenizer.decode(ids[: 4 * room]).replace("\n", "⏎").replace("\t", "→")
+    )  # a token has a character or more
     printable = "".join(letter if letter.isprintable() else "·" for letter in text)
     cut = len(printable) > room
     return f"{len(ids):>9,} tokens " + (printable[: room - 1] + "…" if cut else printable)

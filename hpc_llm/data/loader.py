@@ -1,4 +1,6 @@
-"""Batches as tensors: what one rank sees in each pass of an optimizer step. The only state is the step."""
+"""Batches as tensors: what one rank sees in each pass of an optimizer step. The only state is the
+step.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,23 @@ from hpc_llm.data.samples import Samples
 from hpc_llm.data.stream import Heldout, Stream
 from hpc_llm.planning.batch import accumulation, pass_rows
 
-_CHUNK_TOKENS = 1 << 18  # read at once: passing on less would cost more than reading it; 2 MB as int64
+_CHUNK_TOKENS = (
+    1 << 18
+)  # read at once: passing on less would cost more than reading it; 2 MB as int64
 _CHUNK_STEPS = 16  # at most, since small steps are read fast enough
 _CHUNKS_AHEAD = 2
 _NOTHING = -1  # a row that a pass lacks, or that lies beyond the end of the text
 
-Passes = list[tuple[torch.Tensor, ...]]  # per pass: tokens, targets int64, where packed documents int32; see Batches
+Passes = list[
+    tuple[torch.Tensor, ...]
+]  # per pass: tokens, targets int64, where packed documents int32; see Batches
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of each global batch a rank computes, pass by pass. It does not change the mathematics."""
+    """Which rows of each global batch a rank computes, pass by pass. It does not change the
+    mathematics.
+    """
 
     rank: int
     world_size: int
@@ -37,10 +45,14 @@ class Share:
         return accumulation(self.global_batch, self.world_size, self.micro_batch)
 
     def rows(self) -> np.ndarray:
-        """Rows of the global batch: int64 [num_passes, micro_batch], _NOTHING where the batch does not divide."""
+        """Rows of the global batch: int64 [num_passes, micro_batch], _NOTHING where the batch does
+        not divide.
+        """
         rows = np.full((self.num_passes, self.micro_batch), _NOTHING)
         for index, own in enumerate(rows):
-            first, end = pass_rows(self.global_batch, self.world_size, self.micro_batch, self.rank, index)
+            first, end = pass_rows(
+                self.global_batch, self.world_size, self.micro_batch, self.rank, index
+            )
             own[: end - first] = np.arange(first, end)
         return rows
 
@@ -54,15 +66,19 @@ class _Chunk:
 
 
 class Batches:
-    """Training batches of one rank: a function of (seed, step), with the next steps read ahead in a thread.
+    """Training batches of one rank: a function of (seed, step), with the next steps read ahead in a
+    thread.
 
-    A pass is tokens and targets, and with packing also documents, each [micro_batch, seq_len]. During sequence-length
-    warm-up each sample is seen as seq_len ÷ length sequences: [micro_batch · seq_len ÷ length, length].
-    `pinned` puts tensors into pinned memory, from which a GPU can copy by itself. Close it, or use it in a `with`.
+    A pass is tokens and targets, and with packing also documents, each [micro_batch, seq_len].
+    During sequence-length warm-up each sample is seen as seq_len ÷ length sequences: [micro_batch ·
+    seq_len ÷ length, length]. `pinned` puts tensors into pinned memory, from which a GPU can copy
+    by itself. Close it, or use it in a `with`.
     """
 
     def __init__(self, stream: Stream, share: Share, pinned: bool = False) -> None:
-        self._stream, self._rows, self._pinned = stream, share.rows(), pinned
+        self._stream = stream
+        self._rows = share.rows()
+        self._pinned = pinned
         step_tokens = self._rows.size * stream.samples[0].seq_len
         self._chunk_steps = min(max(1, _CHUNK_TOKENS // step_tokens), _CHUNK_STEPS)
         self._chunks: deque[_Chunk] = deque()  # in a row without gaps
@@ -99,7 +115,10 @@ class Batches:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -113,7 +132,10 @@ class Batches:
         ids = np.stack([rows.samples for rows in wanted])
         tensors = _read(self._stream.samples, sources, ids, self._rows, self._pinned)
         return [
-            [tuple(_cut(part, self._stream.seq_len(step)) for part in parts) for parts in zip(*passes, strict=True)]
+            [
+                tuple(_cut(part, self._stream.seq_len(step)) for part in parts)
+                for parts in zip(*passes, strict=True)
+            ]
             for step, *passes in zip(steps, *tensors, strict=True)
         ]
 
@@ -124,16 +146,24 @@ def heldout_batches(heldout: Heldout, share: Share) -> Iterator[Passes]:
     The last is filled up with IGNORED targets.
     """
     fill = (0, -len(heldout.rows.samples) % share.global_batch)
-    sources = np.pad(heldout.rows.sources, fill, constant_values=_NOTHING).reshape(-1, 1, share.global_batch)
+    sources = np.pad(heldout.rows.sources, fill, constant_values=_NOTHING).reshape(
+        -1, 1, share.global_batch
+    )
     ids = np.pad(heldout.rows.samples, fill).reshape(sources.shape)
     for batch in zip(sources, ids, strict=True):
-        yield list(zip(*(part[0] for part in _read(heldout.samples, *batch, share.rows(), False)), strict=True))
+        yield list(
+            zip(
+                *(part[0] for part in _read(heldout.samples, *batch, share.rows(), False)),
+                strict=True,
+            )
+        )
 
 
 def _read(
     samples: Sequence[Samples], sources: np.ndarray, ids: np.ndarray, rows: np.ndarray, pinned: bool
 ) -> list[torch.Tensor]:
-    """Sources and ids of global batches [steps, global_batch] → tokens, targets and, where packed, documents.
+    """Sources and ids of global batches [steps, global_batch] → tokens, targets and, where packed,
+    documents.
 
     Each is [steps, passes, micro_batch, seq_len].
     """
@@ -146,7 +176,9 @@ def _read(
             reader.read(own_ids[places], arrays, places)
     arrays = samples[0].finish(arrays, own_sources == _NOTHING)
     tensors = [
-        torch.from_numpy(array) for array in (arrays.tokens, arrays.targets, arrays.documents) if array is not None
+        torch.from_numpy(array)
+        for array in (arrays.tokens, arrays.targets, arrays.documents)
+        if array is not None
     ]
     if pinned:
         tensors = [tensor.contiguous().pin_memory() for tensor in tensors]

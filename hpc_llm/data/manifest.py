@@ -53,7 +53,9 @@ class SourceFacts:
     filtered: int  # documents that the source's own filters left out; they are not in
     tokens: dict[str, int]  # train, heldout
     text_bytes: int  # UTF-8 bytes of both splits
-    lengths: list[int]  # [i]: documents of 2^i to 2^(i+1) − 1 tokens, end of text included, both splits
+    lengths: list[
+        int
+    ]  # [i]: documents of 2^i to 2^(i+1) − 1 tokens, end of text included, both splits
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,17 @@ class Manifest:
     recipe: dict[str, Any]  # the settings that made these bytes
     library: str  # of the tokenizer, with its version
     sources: dict[str, SourceFacts]  # add up to `documents` and `tokens`
-    shards: dict[str, list[Shard]]  # train, heldout; those of a source in a row, sources sorted by name
+    shards: dict[
+        str, list[Shard]
+    ]  # train, heldout; those of a source in a row, sources sorted by name
 
     def __post_init__(self) -> None:
         """ValueError unless every document is accounted for and the counts of the shards add up."""
         for counts in (self.documents, *(source.documents for source in self.sources.values())):
-            if counts["in"] != counts["train"] + counts["heldout"] + counts["rejects"] + counts["duplicates"]:
+            if (
+                counts["in"]
+                != counts["train"] + counts["heldout"] + counts["rejects"] + counts["duplicates"]
+            ):
                 raise ValueError(f"documents do not add up: {counts}")
         for key, count in self.documents.items():
             if count != sum(source.documents[key] for source in self.sources.values()):
@@ -98,7 +105,9 @@ class Manifest:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Of each source, one of all that its tokens are and mean: two that are equal train the same."""
+        """Of each source, one of all that its tokens are and mean: two that are equal train the
+        same.
+        """
         return {name: self._digest(name) for name in self.sources}
 
     def _digest(self, source: str) -> str:
@@ -115,7 +124,9 @@ class Manifest:
     def from_dict(cls, values: dict[str, Any]) -> Manifest:
         """The reverse of dataclasses.asdict. ValueError, KeyError or TypeError where it is none."""
         sources = {name: SourceFacts(**each) for name, each in values["sources"].items()}
-        shards = {split: [Shard(**each) for each in every] for split, every in values["shards"].items()}
+        shards = {
+            split: [Shard(**each) for each in every] for split, every in values["shards"].items()
+        }
         return cls(**{**values, "sources": sources, "shards": shards})
 
     def to_json(self) -> str:
@@ -123,19 +134,26 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Manifest of prepared data. InputError if there is none, or it is damaged or of another version."""
+    """Manifest of prepared data. InputError if there is none, or it is damaged or of another
+    version.
+    """
     path = directory / MANIFEST
     try:
         values = json.loads(path.read_bytes())
         if values.get("version") != FORMAT_VERSION:
             raise InputError(
-                f"{path}: format {values.get('version')} is not {FORMAT_VERSION}; prepare again: {PREPARE}"
+                f"{path}: format {values.get('version')} is not {FORMAT_VERSION}; prepare again: "
+                f"{PREPARE}"
             )
         return Manifest.from_dict(values)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}: this data is not prepared; type: {PREPARE}") from None
+        raise InputError(
+            f"{path}: {error.strerror}: this data is not prepared; type: {PREPARE}"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: damaged ({error}); remove the folder and prepare again: {PREPARE}") from None
+        raise InputError(
+            f"{path}: damaged ({error}); remove the folder and prepare again: {PREPARE}"
+        ) from None
 
 
 def facts(directory: Path) -> DataFacts:
@@ -166,7 +184,9 @@ def tokenizer_file(content: bytes) -> str:
 
 
 def directory_for(config: RunConfig) -> Path:
-    """Folder of the shards of a run: data.out, or one below run.root that runs with the same recipe share."""
+    """Folder of the shards of a run: data.out, or one below run.root that runs with the same recipe
+    share.
+    """
     if config.data.out is not None:
         return Path(config.data.out).expanduser()
     told = {key: value for key, value in recipe(config.data).items() if value != _unless_given(key)}
@@ -175,7 +195,9 @@ def directory_for(config: RunConfig) -> Path:
 
 
 def recipe(config: DataConfig) -> dict[str, Any]:
-    """The settings that change the bytes of the shards; workers, out, weights and the limit on rejects do not."""
+    """The settings that change the bytes of the shards; workers, out, weights and the limit on
+    rejects do not.
+    """
     trained = config.tokenizer is None
     return {
         "format": FORMAT_VERSION,
@@ -199,24 +221,34 @@ def _sources(config: DataConfig) -> dict[str, Any]:
     for name, source in sorted(config.sources.items()):
         key = f"sources.{name}."
         below = Path(config.source or ".").expanduser()
-        found |= {f"{key}path": _absolute(str(below / Path(source.path).expanduser())), **_reading(source, key)}
+        found |= {
+            f"{key}path": _absolute(str(below / Path(source.path).expanduser())),
+            **_reading(source, key),
+        }
     return found
 
 
 def _reading(config: ReadingConfig, prefix: str) -> dict[str, Any]:
     values = {item.name: getattr(config, item.name) for item in dataclasses.fields(ReadingConfig)}
-    return {prefix + name: sorted(value) if name == "suffixes" else value for name, value in values.items()}
+    return {
+        prefix + name: sorted(value) if name == "suffixes" else value
+        for name, value in values.items()
+    }
 
 
 def _unless_given(key: str) -> Any:
-    """What a setting of reading is by default, so that one which a later version adds changes no recipe; else ''."""
+    """What a setting of reading is by default, so that one which a later version adds changes no
+    recipe; else ''.
+    """
     return _reading(ReadingConfig(), "").get(key.rpartition(".")[2], "")
 
 
 def check_recipe(manifest: Manifest, config: DataConfig, directory: Path) -> None:
     """InputError that names every setting in which prepared data differ from what is asked for."""
     wanted = recipe(config)
-    different = [key for key in wanted if wanted[key] != manifest.recipe.get(key, _unless_given(key))]
+    different = [
+        key for key in wanted if wanted[key] != manifest.recipe.get(key, _unless_given(key))
+    ]
     if different:
         raise InputError(
             f"data.{key}={wanted[key]}: {directory} was prepared with {manifest.recipe.get(key)}; "
@@ -231,8 +263,9 @@ def check_digests(directory: Path, planned: Mapping[str, str]) -> None:
     changed = [name for name, digest in planned.items() if found.get(name) != digest]
     if changed:
         raise InputError(
-            f"{directory}: prepared anew since this run was submitted, with other tokens of {', '.join(changed)}; "
-            "bring back the data that it began with, or train another run.name"
+            f"{directory}: prepared anew since this run was submitted, with other tokens of "
+            f"{', '.join(changed)}; bring back the data that it began with, or train another "
+            "run.name"
         )
 
 
@@ -241,7 +274,9 @@ def _absolute(path: str | None) -> str | None:
 
 
 def _content(path: str | None) -> str | None:
-    """Hash of a tokenizer's content where it can be read, else its path: where it lies does not change the bytes."""
+    """Hash of a tokenizer's content where it can be read, else its path: where it lies does not
+    change the bytes.
+    """
     if path is None:
         return None
     try:

@@ -19,23 +19,33 @@ from hpc_llm.data.order import sample_ids, shuffles
 from hpc_llm.planning.mixture import Source, Stage
 
 _HELDOUT_SEED = 0  # for good: losses of runs compare, whatever their seeds
-_BLOCK_SAMPLES = 4096  # worked out at once: a permutation of a few ids costs numpy's overhead many times over
+_BLOCK_SAMPLES = (
+    4096  # worked out at once: a permutation of a few ids costs numpy's overhead many times over
+)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of consecutive global batches, each [steps, global_batch] int64, or of held-out text, each [rows]."""
+    """Rows of consecutive global batches, each [steps, global_batch] int64, or of held-out text,
+    each [rows].
+    """
 
     sources: np.ndarray  # index of the source
     samples: np.ndarray  # id within it
 
 
 class Mixture:
-    """What makes up each step. Each source is its own stream of epochs, continued where the step before left it."""
+    """What makes up each step. Each source is its own stream of epochs, continued where the step
+    before left it.
+    """
 
-    def __init__(self, seed: int, sources: Sequence[Source], stages: Sequence[Stage], global_batch: int) -> None:
-        self.sources, self.stages = tuple(sources), tuple(stages)
-        self._seed, self._global_batch = seed, global_batch
+    def __init__(
+        self, seed: int, sources: Sequence[Source], stages: Sequence[Stage], global_batch: int
+    ) -> None:
+        self.sources = tuple(sources)
+        self.stages = tuple(stages)
+        self._seed = seed
+        self._global_batch = global_batch
         self._starts = [stage.start for stage in stages]
         self._block_steps = max(1, _BLOCK_SAMPLES // global_batch)
         self._block: tuple[int, Rows] | None = None
@@ -49,20 +59,30 @@ class Mixture:
         number, within = divmod(step, self._block_steps)
         block = self._block  # once, for several threads may ask
         if block is None or block[0] != number:
-            self._block = block = (number, self.steps(number * self._block_steps, self._block_steps))
+            self._block = block = (
+                number,
+                self.steps(number * self._block_steps, self._block_steps),
+            )
         return Rows(block[1].sources[within], block[1].samples[within])
 
     def steps(self, start: int, count: int) -> Rows:
         """Rows of steps start … start + count − 1."""
         if len(self.sources) == 1:
             ids = self._stream(0, start * self._global_batch, count * self._global_batch)
-            return Rows(np.zeros((count, self._global_batch), np.int64), ids.reshape(count, self._global_batch))
-        taken = np.array([self.stage(step).before(step) for step in range(start, start + count)], np.int64)
+            return Rows(
+                np.zeros((count, self._global_batch), np.int64),
+                ids.reshape(count, self._global_batch),
+            )
+        taken = np.array(
+            [self.stage(step).before(step) for step in range(start, start + count)], np.int64
+        )
         last = start + count - 1
         taken = np.vstack([taken, self.stage(last).before(last + 1)])  # [count + 1, sources]
         names = np.arange(len(self.sources))
         dealt = np.stack([np.repeat(names, counts) for counts in np.diff(taken, axis=0)])
-        sources = np.take_along_axis(dealt, shuffles(self._seed, start, count, self._global_batch), axis=1)
+        sources = np.take_along_axis(
+            dealt, shuffles(self._seed, start, count, self._global_batch), axis=1
+        )
         samples = np.empty_like(sources)
         for source, (first, end) in enumerate(zip(taken[0], taken[-1], strict=True)):
             if end > first:
@@ -75,25 +95,34 @@ class Mixture:
 
 
 def heldout_rows(sources: Sequence[Source], weights: Mapping[str, float], most: int) -> Rows:
-    """The first `most` rows of the held-out text of `sources`, or all there are; fewer rows are a beginning of more.
+    """The first `most` rows of the held-out text of `sources`, or all there are; fewer rows are a
+    beginning of more.
 
-    Any beginning has the sources in proportion to their `weights` (above 0), by the method of Webster and Sainte-Laguë;
-    a source that has no row left gives its turns to the others. Its rows come in a fixed keyed permutation.
+    Any beginning has the sources in proportion to their `weights` (above 0), by the method of
+    Webster and Sainte-Laguë; a source that has no row left gives its turns to the others. Its rows
+    come in a fixed keyed permutation.
     """
     paces = [1 / Fraction(str(weights[source.name])) for source in sources]
     whole = math.lcm(*(pace.denominator for pace in paces))
     turns = heapq.merge(
-        *(_turns(number, int(pace * whole), sources[number].num_samples) for number, pace in enumerate(paces))
+        *(
+            _turns(number, int(pace * whole), sources[number].num_samples)
+            for number, pace in enumerate(paces)
+        )
     )
     taken = np.array([number for _, number in islice(turns, most)], np.int64)
     samples = np.empty_like(taken)
     for number, source in enumerate(sources):
         own = np.flatnonzero(taken == number)
         if len(own):
-            samples[own] = sample_ids(_HELDOUT_SEED, 0, len(own), source.num_samples, f" heldout {source.name}")
+            samples[own] = sample_ids(
+                _HELDOUT_SEED, 0, len(own), source.num_samples, f" heldout {source.name}"
+            )
     return Rows(taken, samples)
 
 
 def _turns(number: int, pace: int, count: int) -> Iterator[tuple[int, int]]:
-    """When the rows of source `number` are due, at odd multiples of its `pace`: exact, in whole numbers."""
+    """When the rows of source `number` are due, at odd multiples of its `pace`: exact, in whole
+    numbers.
+    """
     return ((pace * turn, number) for turn in range(1, 2 * count, 2))

@@ -10,15 +10,17 @@ import math
 
 import numpy as np
 
-_ROUNDS = 6  # even; Luby and Rackoff need 4 for random round functions, two more help very small domains
+_ROUNDS = (
+    6  # even; Luby and Rackoff need 4 for random round functions, two more help very small domains
+)
 
 
 def sample_ids(seed: int, start: int, count: int, num_samples: int, stream: str = "") -> np.ndarray:
     """Ids at positions start … start + count − 1 of the endless stream of epochs: int64 [count].
 
-    Every epoch of `num_samples` positions visits every id in [0, num_samples) exactly once, in an order that differs
-    for each epoch and each `stream` (a source's name). A batch holds a sample twice only if it straddles epochs.
-    `num_samples` is from 1 to 2^62.
+    Every epoch of `num_samples` positions visits every id in [0, num_samples) exactly once, in an
+    order that differs for each epoch and each `stream` (a source's name). A batch holds a sample
+    twice only if it straddles epochs. `num_samples` is from 1 to 2^62.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples}: at least 1 is needed")
@@ -28,18 +30,23 @@ def sample_ids(seed: int, start: int, count: int, num_samples: int, stream: str 
         epoch, first = divmod(start + done, num_samples)
         length = min(count - done, num_samples - first)
         positions = np.arange(first, first + length, dtype=np.uint64)
-        ids[done : done + length] = _permute(positions, num_samples, _round_keys(seed, epoch, stream))
+        ids[done : done + length] = _permute(
+            positions, num_samples, _round_keys(seed, epoch, stream)
+        )
         done += length
     return ids
 
 
 def shuffles(seed: int, start: int, count: int, size: int) -> np.ndarray:
-    """A permutation of range(size) for each of the steps start … start + count − 1: int64 [count, size].
+    """A permutation of range(size) for each of the steps start … start + count − 1: int64 [count,
+    size].
 
     Sorts random keys, so it is for global batches, not for data.
     """
     key = _round_keys(seed, 0, " rows")[0]  # no source's name begins with a space
-    positions = np.arange(start * size, (start + count) * size, dtype=np.uint64).reshape(count, size)
+    positions = np.arange(start * size, (start + count) * size, dtype=np.uint64).reshape(
+        count, size
+    )
     return np.argsort(_mixed(positions, key), axis=1, kind="stable")
 
 
@@ -52,9 +59,10 @@ def _round_keys(seed: int, epoch: int, stream: str = "") -> np.ndarray:
 def _permute(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
     """A permutation of [0, size) at `positions`: uint64 [n] → uint64 [n].
 
-    Generalised Feistel network on [a] × [b] with a·b ≥ size, and cycle walking for values at or above `size`:
-    Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, methods 3 and 2.
-    With a = ⌈√size⌉ fewer than one value in a is walked again; splitting the bits in half would walk up to 3 in 4.
+    Generalised Feistel network on [a] × [b] with a·b ≥ size, and cycle walking for values at or
+    above `size`: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, methods 3
+    and 2. With a = ⌈√size⌉ fewer than one value in a is walked again; splitting the bits in half
+    would walk up to 3 in 4.
     """
     a = math.isqrt(size - 1) + 1
     b = -(-size // a)
@@ -73,14 +81,17 @@ def _feistel(values: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray
     halves = [left, right]
     for number, key in enumerate(keys):
         turn = number % 2
-        size, half = sizes[turn], halves[turn]
+        size = sizes[turn]
+        half = halves[turn]
         half += _below(halves[1 - turn], key, size)
         half -= (half >= size) * size
     return halves[1] * sizes[0] + halves[0]
 
 
 def _below(values: np.ndarray, key: np.uint64, size: np.uint64) -> np.ndarray:
-    """Keyed pseudo-random numbers in [0, size), size ≤ 2^31: the upper half scaled (Lemire, TOMACS 2019)."""
+    """Keyed pseudo-random numbers in [0, size), size ≤ 2^31: the upper half scaled (Lemire, TOMACS
+    2019).
+    """
     mixed = _mixed(values, key)
     mixed >>= np.uint64(32)
     mixed *= size
@@ -89,7 +100,9 @@ def _below(values: np.ndarray, key: np.uint64, size: np.uint64) -> np.ndarray:
 
 
 def _mixed(values: np.ndarray, key: np.uint64) -> np.ndarray:
-    """Keyed pseudo-random uint64: the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    """Keyed pseudo-random uint64: the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA
+    2014).
+    """
     mixed: np.ndarray = values ^ key
     mixed ^= mixed >> np.uint64(30)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)

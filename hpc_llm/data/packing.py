@@ -1,8 +1,10 @@
-"""Documents → rows of `capacity` positions by best fit: few documents are cut, and there is little padding. Pure.
+"""Documents → rows of `capacity` positions by best fit: few documents are cut, and there is little
+padding. Pure.
 
-A position is a pair of a token and the next one, its target: a document of n tokens has n − 1. Longer documents are
-cut into pieces of `capacity` positions and a remainder; only remainders are packed, the longest first, each into the
-fullest row that has room (Ding et al., "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
+A position is a pair of a token and the next one, its target: a document of n tokens has n − 1.
+Longer documents are cut into pieces of `capacity` positions and a remainder; only remainders are
+packed, the longest first, each into the fullest row that has room (Ding et al., "Fewer Truncations
+Improve Language Modeling", arXiv 2404.10830).
 """
 
 from __future__ import annotations
@@ -11,12 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WINDOW_DOCUMENTS = 1 << 18  # packed together: more would not fill rows better, and memory stays bounded
+WINDOW_DOCUMENTS = (
+    1 << 18
+)  # packed together: more would not fill rows better, and memory stays bounded
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Piece p has `sizes[p]` positions starting at token `starts[p]`; row r holds the pieces ends[r−1]:ends[r]."""
+    """Piece p has `sizes[p]` positions starting at token `starts[p]`; row r holds the pieces
+    ends[r−1]:ends[r].
+    """
 
     starts: np.ndarray  # int64 [pieces]
     sizes: np.ndarray  # int64 [pieces]
@@ -24,7 +30,9 @@ class Packed:
 
 
 def pack(offsets: np.ndarray, capacity: int, window: int = WINDOW_DOCUMENTS) -> Packed:
-    """Rows for documents that begin at `offsets` (int [documents + 1], the end last); single tokens are left out."""
+    """Rows for documents that begin at `offsets` (int [documents + 1], the end last); single tokens
+    are left out.
+    """
     parts = [
         _pack_window(offsets[first : first + window + 1].astype(np.int64), capacity)
         for first in range(0, len(offsets) - 1, window)
@@ -41,10 +49,11 @@ def pack(offsets: np.ndarray, capacity: int, window: int = WINDOW_DOCUMENTS) -> 
 
 
 def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
-    """Indices of `sizes` (each from 1 to capacity) row by row, best-fit decreasing; equal sizes in their order.
+    """Indices of `sizes` (each from 1 to capacity) row by row, best-fit decreasing; equal sizes in
+    their order.
 
-    Rows are kept in lists by the room they have left, and the bits of one integer say which lists are not empty: the
-    lowest bit at or above a size is the best fit.
+    Rows are kept in lists by the room they have left, and the bits of one integer say which lists
+    are not empty: the lowest bit at or above a size is the best fit.
     """
     rows: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
@@ -59,7 +68,8 @@ def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
                 rooms ^= 1 << room
             rows[row].append(piece)
         else:
-            room, row = capacity, len(rows)
+            room = capacity
+            row = len(rows)
             rows.append([piece])
         if left := room - size:
             by_room[left].append(row)
@@ -79,6 +89,9 @@ def _pack_window(offsets: np.ndarray, capacity: int) -> Packed:
         np.concatenate([whole_starts, offsets[pieces] + whole[pieces] * capacity]),
         np.concatenate([np.full(len(whole_starts), capacity), sizes[pieces] % capacity]),
         np.concatenate(
-            [np.arange(1, len(whole_starts) + 1), len(whole_starts) + np.cumsum([len(row) for row in rows])]
+            [
+                np.arange(1, len(whole_starts) + 1),
+                len(whole_starts) + np.cumsum([len(row) for row in rows]),
+            ]
         ).astype(np.int64),
     )

@@ -1,28 +1,33 @@
-"""Indexes of packed rows: one file beside each shard and for each sequence length, written once, memory-mapped.
+"""Indexes of packed rows: one file beside each shard and for each sequence length, written once,
+memory-mapped.
 
-<stem>.pack-<seq_len>   little-endian uint64: header [6], ends [rows], starts [pieces], sizes [pieces] (packing.Packed)
+<stem>.pack-<seq_len>   little-endian uint64: header [6], ends [rows], starts [pieces], sizes
+[pieces] (packing.Packed)
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.data.crew import OnProgress
 from hpc_llm.data.manifest import Manifest, Shard, read_manifest
 from hpc_llm.data.packing import Packed, pack
 from hpc_llm.storage.files import write_atomic
 from hpc_llm.storage.locks import locked
 
 _FORMAT = 1
-_HEADER = 6  # format, seq_len, start of the SHA-256 of the shard's index, rows, pieces, positions in use
+_HEADER = (
+    6  # format, seq_len, start of the SHA-256 of the shard's index, rows, pieces, positions in use
+)
 
 
 def ensure(directory: Path, seq_len: int, on_progress: OnProgress | None = None) -> None:
-    """Pack every shard of prepared data that is not yet packed for `seq_len`; one process at a time.
+    """Pack every shard of prepared data that is not yet packed for `seq_len`; one process at a
+    time.
 
     on_progress gets bytes of shards, and 0 tokens.
 
@@ -32,7 +37,8 @@ def ensure(directory: Path, seq_len: int, on_progress: OnProgress | None = None)
     shards = [shard for split in manifest.shards.values() for shard in split]
     if not any(_missing(directory, shard, seq_len) for shard in shards):
         return
-    size, done = np.dtype(manifest.dtype).itemsize, 0
+    size = np.dtype(manifest.dtype).itemsize
+    done = 0
     total = size * sum(shard.tokens for shard in shards)
     try:
         with locked(directory / ".pack.lock"):
@@ -44,33 +50,45 @@ def ensure(directory: Path, seq_len: int, on_progress: OnProgress | None = None)
                     on_progress(f"packing rows of {seq_len} tokens", done, total, 0)
     except OSError as error:
         raise InputError(
-            f"data.packing=best_fit: {directory} cannot be written ({error.strerror}); "
-            "ask its owner to prepare it with the same keys, or copy it to a folder of yours and name that as data.out"
+            f"data.packing=best_fit: {directory} cannot be written ({error.strerror}); ask its "
+            "owner to prepare it with the same keys, or copy it to a folder of yours and name "
+            "that as data.out"
         ) from None
 
 
 def open_pack(directory: Path, shard: Shard, seq_len: int) -> Packed:
-    """The packed rows of a shard, memory-mapped. InputError if they are missing or belong to another shard."""
+    """The packed rows of a shard, memory-mapped. InputError if they are missing or belong to
+    another shard.
+    """
     path = _path(directory, shard, seq_len)
     if _missing(directory, shard, seq_len):
-        raise InputError(f"{path}: missing or damaged; pack again: python -m hpc_llm.prepare data.packing=best_fit …")
+        raise InputError(
+            f"{path}: missing or damaged; pack again: python -m hpc_llm.prepare "
+            "data.packing=best_fit …"
+        )
     words = np.asarray(np.memmap(path, "<u8", mode="r"))
-    rows, pieces = int(words[3]), int(words[4])
+    rows = int(words[3])
+    pieces = int(words[4])
     ends, starts, sizes = np.split(words[_HEADER:], [rows, rows + pieces])
     return Packed(starts, sizes, ends)
 
 
 def wasted(directory: Path, manifest: Manifest, split: str, seq_len: int) -> float:
-    """Fraction of positions of packed rows that are padding, from the headers only. OSError if they are missing."""
+    """Fraction of positions of packed rows that are padding, from the headers only. OSError if they
+    are missing.
+    """
     rows = used = 0
     for shard in manifest.shards[split]:
         header = _header(_path(directory, shard, seq_len))
-        rows, used = rows + int(header[3]), used + int(header[5])
+        rows = rows + int(header[3])
+        used = used + int(header[5])
     return 1 - used / (rows * seq_len) if rows else 0.0
 
 
 def num_rows(directory: Path, manifest: Manifest, split: str, seq_len: int) -> dict[str, int]:
-    """Packed rows of each source, from the headers only. OSError or ValueError if they are missing or cut off."""
+    """Packed rows of each source, from the headers only. OSError or ValueError if they are missing
+    or cut off.
+    """
     counts = dict.fromkeys(manifest.sources, 0)
     for shard in manifest.shards[split]:
         counts[shard.source] += int(_header(_path(directory, shard, seq_len))[3])
@@ -80,9 +98,18 @@ def num_rows(directory: Path, manifest: Manifest, split: str, seq_len: int) -> d
 def _write(directory: Path, shard: Shard, seq_len: int) -> None:
     offsets = np.fromfile((directory / shard.file).with_suffix(".idx"), "<u8")
     packed = pack(offsets, seq_len)
-    header = [_FORMAT, seq_len, _fingerprint(shard), len(packed.ends), len(packed.starts), int(packed.sizes.sum())]
+    header = [
+        _FORMAT,
+        seq_len,
+        _fingerprint(shard),
+        len(packed.ends),
+        len(packed.starts),
+        int(packed.sizes.sum()),
+    ]
     words = [np.array(header, "<u8"), packed.ends, packed.starts, packed.sizes]
-    write_atomic(_path(directory, shard, seq_len), b"".join(part.astype("<u8").tobytes() for part in words))
+    write_atomic(
+        _path(directory, shard, seq_len), b"".join(part.astype("<u8").tobytes() for part in words)
+    )
 
 
 def _missing(directory: Path, shard: Shard, seq_len: int) -> bool:
@@ -91,7 +118,10 @@ def _missing(directory: Path, shard: Shard, seq_len: int) -> bool:
     with contextlib.suppress(OSError, ValueError):
         header = _header(path)
         size = 8 * (_HEADER + int(header[3]) + 2 * int(header[4]))
-        return header[:3].tolist() != [_FORMAT, seq_len, _fingerprint(shard)] or path.stat().st_size != size
+        return (
+            header[:3].tolist() != [_FORMAT, seq_len, _fingerprint(shard)]
+            or path.stat().st_size != size
+        )
     return True
 
 
@@ -108,3 +138,8 @@ def _path(directory: Path, shard: Shard, seq_len: int) -> Path:
 
 def _fingerprint(shard: Shard) -> int:
     return int(shard.index_sha256[:16], 16)
+
+
+OnProgress = Callable[
+    [str, int, int, int], None
+]  # stage, bytes of text done, total bytes (0: not known), tokens

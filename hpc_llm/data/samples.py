@@ -1,4 +1,6 @@
-"""Samples of one source as arrays: windows of concatenated documents, or packed rows of whole ones."""
+"""Samples of one source as arrays: windows of concatenated documents, or packed rows of whole
+ones.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,18 @@ IGNORED = -100  # target of a position that does not count, as in torch's cross_
 
 @dataclass(frozen=True)
 class Arrays:
-    """Rows of samples, each [rows, seq_len]; rows without data have tokens 0 and targets IGNORED."""
+    """Rows of samples, each [rows, seq_len]; rows without data have tokens 0 and targets
+    IGNORED.
+    """
 
     tokens: np.ndarray  # int64
     targets: np.ndarray  # int64: the token after each token, or IGNORED
-    documents: np.ndarray | None = None  # int32: which document of its row a position belongs to, from 1; padding 0
-    buffer: np.ndarray | None = None  # [rows, seq_len + 1] where tokens and targets are views of one
+    documents: np.ndarray | None = (
+        None  # int32: which document of its row a position belongs to, from 1; padding 0
+    )
+    buffer: np.ndarray | None = (
+        None  # [rows, seq_len + 1] where tokens and targets are views of one
+    )
 
 
 class Samples(Protocol):
@@ -33,7 +41,9 @@ class Samples(Protocol):
         """Rows to read into."""
 
     def read(self, ids: np.ndarray, arrays: Arrays, rows: np.ndarray) -> None:
-        """Samples `ids` (int [n], each in [0, num_samples)) into `rows` (int [n]) of what `blank` gave."""
+        """Samples `ids` (int [n], each in [0, num_samples)) into `rows` (int [n]) of what `blank`
+        gave.
+        """
 
     def finish(self, arrays: Arrays, empty: np.ndarray) -> Arrays:
         """The rows that were read; nothing was read into those of `empty` (bool [rows])."""
@@ -44,7 +54,8 @@ class Concatenated:
 
     def __init__(self, shards: ShardSet, seq_len: int, mask_boundaries: bool = False) -> None:
         self.seq_len = seq_len
-        self._shards, self._eos = shards, shards.manifest.eos_id if mask_boundaries else None
+        self._shards = shards
+        self._eos = shards.manifest.eos_id if mask_boundaries else None
         self.num_samples = shards.num_samples(seq_len)
 
     def blank(self, num_rows: int) -> Arrays:
@@ -79,7 +90,9 @@ class BestFit:
 
     def blank(self, num_rows: int) -> Arrays:
         shape = (num_rows, self.seq_len)
-        return Arrays(np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64), np.zeros(shape, np.int32))
+        return Arrays(
+            np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64), np.zeros(shape, np.int32)
+        )
 
     def read(self, ids: np.ndarray, arrays: Arrays, rows: np.ndarray) -> None:
         numbers = np.searchsorted(self._rows_up_to, ids, side="right") - 1
@@ -87,7 +100,8 @@ class BestFit:
             self._read_row(number, sample - int(self._rows_up_to[number]), arrays, row)
 
     def _read_row(self, number: int, packed_row: int, arrays: Arrays, row: int) -> None:
-        pack, tokens = self._packs[number], self._tokens[number]
+        pack = self._packs[number]
+        tokens = self._tokens[number]
         assert arrays.documents is not None
         first = int(pack.ends[packed_row - 1]) if packed_row else 0
         pieces = slice(first, int(pack.ends[packed_row]))

@@ -14,7 +14,9 @@ from numpy.lib.stride_tricks import as_strided
 from hpc_llm.config.errors import InputError
 from hpc_llm.data.manifest import PREPARE, Manifest, Shard, read_manifest
 
-SHARD_TOKENS = 256_000_000  # half a GB in uint16: few files, since inodes are scarce on parallel file systems
+SHARD_TOKENS = (
+    256_000_000  # half a GB in uint16: few files, since inodes are scarce on parallel file systems
+)
 
 
 def dtype_for(vocab_size: int) -> np.dtype:
@@ -31,7 +33,10 @@ class ShardFile:
     """One shard being written: `name`.bin and, at the end, `name`.idx in a folder."""
 
     def __init__(self, directory: Path, name: str, source: str, dtype: np.dtype) -> None:
-        self._directory, self._name, self._source, self._dtype = directory, name, source, dtype
+        self._directory = directory
+        self._name = name
+        self._source = source
+        self._dtype = dtype
         self._file = (directory / f"{name}.bin").open("wb", buffering=1 << 20)
         self._digest = hashlib.sha256()
         self._offsets = array("Q", [0])
@@ -42,7 +47,9 @@ class ShardFile:
         return self._offsets[-1]
 
     def append(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int) -> None:
-        """Append documents of `lengths` (int [k]) tokens, contiguous in `tokens` (int [sum of lengths])."""
+        """Append documents of `lengths` (int [k]) tokens, contiguous in `tokens` (int [sum of
+        lengths]).
+        """
         content = np.ascontiguousarray(tokens, self._dtype).view(np.uint8).data
         self._file.write(content)
         self._digest.update(content)
@@ -71,16 +78,24 @@ class ShardFile:
 class ShardWriter:
     """Documents of one split of one source, appended into shards of at most `shard_tokens` tokens.
 
-    A longer document gets its own shard. Use it in a `with`: when that ends, files are complete and fsynced, and
-    `shards` lists them.
+    A longer document gets its own shard. Use it in a `with`: when that ends, files are complete and
+    fsynced, and `shards` lists them.
     """
 
     def __init__(
-        self, directory: Path, split: str, source: str, vocab_size: int, shard_tokens: int = SHARD_TOKENS
+        self,
+        directory: Path,
+        split: str,
+        source: str,
+        vocab_size: int,
+        shard_tokens: int = SHARD_TOKENS,
     ) -> None:
         self.dtype = dtype_for(vocab_size)
         self.shards: list[Shard] = []
-        self._directory, self._split, self._source, self._shard_tokens = directory, split, source, shard_tokens
+        self._directory = directory
+        self._split = split
+        self._source = source
+        self._shard_tokens = shard_tokens
         self._file: ShardFile | None = None
 
     def __enter__(self) -> ShardWriter:
@@ -90,7 +105,9 @@ class ShardWriter:
         self.close()
 
     def append(self, tokens: np.ndarray, text_bytes: int) -> None:
-        """One document: ids [n], its end-of-text token included; `text_bytes` of UTF-8 gave them."""
+        """One document: ids [n], its end-of-text token included; `text_bytes` of UTF-8 gave
+        them.
+        """
         if self._file is not None and self._file.num_tokens + tokens.size > self._shard_tokens:
             self.close()
         if self._file is None:
@@ -108,12 +125,18 @@ class ShardWriter:
 class ShardSet:
     """Tokens of one split, of all sources or of one, memory-mapped.
 
-    Sample i at a sequence length is seq_len + 1 consecutive tokens of one shard; samples of a shard start every
-    seq_len tokens, so that each token is a target exactly once, except a shard's first and its last few.
+    Sample i at a sequence length is seq_len + 1 consecutive tokens of one shard; samples of a shard
+    start every seq_len tokens, so that each token is a target exactly once, except a shard's first
+    and its last few.
     """
 
-    def __init__(self, directory: Path, split: str, manifest: Manifest, source: str | None = None) -> None:
-        self.directory, self.split, self.manifest, self.source = directory, split, manifest, source
+    def __init__(
+        self, directory: Path, split: str, manifest: Manifest, source: str | None = None
+    ) -> None:
+        self.directory = directory
+        self.split = split
+        self.manifest = manifest
+        self.source = source
         self.shards = [shard for shard in manifest.shards[split] if source in (None, shard.source)]
         self.num_tokens = sum(shard.tokens for shard in self.shards)
         dtype = np.dtype(manifest.dtype).newbyteorder("<")
@@ -138,19 +161,26 @@ class ShardSet:
         self.gather_into(out, np.arange(len(sample_ids)), sample_ids, seq_len)
         return out
 
-    def gather_into(self, out: np.ndarray, rows: np.ndarray, sample_ids: np.ndarray, seq_len: int) -> None:
+    def gather_into(
+        self, out: np.ndarray, rows: np.ndarray, sample_ids: np.ndarray, seq_len: int
+    ) -> None:
         """As `gather`, into `rows` (int [n], ascending) of `out` (int64 [any, seq_len + 1])."""
         windows, ends = self._windows(seq_len)
-        if len(windows) == 1:  # twice as fast as row by row, and faster still without looking up shards
+        if (
+            len(windows) == 1
+        ):  # twice as fast as row by row, and faster still without looking up shards
             out[... if len(rows) == len(out) else rows] = windows[0][sample_ids]
             return
         numbers = np.searchsorted(ends, sample_ids, side="right") - 1
         places = sample_ids - ends[numbers]
-        for row, number, place in zip(rows.tolist(), numbers.tolist(), places.tolist(), strict=True):
+        for row, number, place in zip(
+            rows.tolist(), numbers.tolist(), places.tolist(), strict=True
+        ):
             out[row] = windows[number][place]
 
     def _windows(self, seq_len: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Samples of each shard as overlapping views [samples, seq_len + 1], and how many come before each and in all.
+        """Samples of each shard as overlapping views [samples, seq_len + 1], and how many come
+        before each and in all.
 
         The second is int64 [shards + 1].
         """
@@ -170,14 +200,18 @@ def _map(directory: Path, shard: Shard, dtype: np.dtype) -> np.ndarray:
     try:
         num_bytes = path.stat().st_size
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; remove {directory} and prepare again: {PREPARE}") from None
+        raise InputError(
+            f"{path}: {error.strerror}; remove {directory} and prepare again: {PREPARE}"
+        ) from None
     expected = shard.tokens * dtype.itemsize
     if num_bytes != expected:
         raise InputError(
-            f"{path}: has {num_bytes} bytes, its manifest says {expected}; "
-            f"remove {directory} and prepare again: {PREPARE}"
+            f"{path}: has {num_bytes} bytes, its manifest says {expected}; remove {directory} and "
+            f"prepare again: {PREPARE}"
         )
-    return np.asarray(np.memmap(path, dtype, mode="r"))  # a plain array: slicing a memmap costs several times more
+    return np.asarray(
+        np.memmap(path, dtype, mode="r")
+    )  # a plain array: slicing a memmap costs several times more
 
 
 def _sync(file: BinaryIO) -> None:

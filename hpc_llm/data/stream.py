@@ -1,4 +1,6 @@
-"""From a frozen run to what it trains on: the samples of every source, and the mixture that orders them."""
+"""From a frozen run to what it trains on: the samples of every source, and the mixture that orders
+them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from hpc_llm.planning.plan import RunPlan, no_heldout, sources_of
 
 @dataclass(frozen=True)
 class Stream:
-    """Training samples of a run in their order. The only state is the step; the stages say which phase contains it."""
+    """Training samples of a run in their order. The only state is the step; the stages say which
+    phase contains it.
+    """
 
     mixture: Mixture
     samples: list[Samples]  # of each source
@@ -38,15 +42,19 @@ class Heldout:
     samples: list[Samples]  # of each source that is evaluated
 
 
-def training(config: RunConfig, plan: RunPlan | Lengths, directory: Path, num_skipped: int = 0) -> Stream:
-    """The stream of a run on the data in `directory`, for `num_skipped` steps more where so many of it are left out.
+def training(
+    config: RunConfig, plan: RunPlan | Lengths, directory: Path, num_skipped: int = 0
+) -> Stream:
+    """The stream of a run on the data in `directory`, for `num_skipped` steps more where so many of
+    it are left out.
 
     InputError if it is missing or too small, or the mixture is not possible.
     """
     seq_len = config.train.seq_len
     manifest = read_manifest(directory)
     samples = {
-        name: _samples(config, ShardSet(directory, "train", manifest, name)) for name in config.data.source_names
+        name: _samples(config, ShardSet(directory, "train", manifest, name))
+        for name in config.data.source_names
     }
     if not any(each.num_samples for each in samples.values()):
         raise too_short(directory, manifest.tokens["train"], seq_len)
@@ -56,10 +64,14 @@ def training(config: RunConfig, plan: RunPlan | Lengths, directory: Path, num_sk
     return Stream(mixture, list(samples.values()), plan.seq_lens)
 
 
-def _stages(plan: RunPlan | Lengths, sources: list[Source], batch: int, num_skipped: int) -> list[Stage]:
-    """The stages of the plan's steps and of those in place of skipped ones, which begin no phase after the plan's end.
+def _stages(
+    plan: RunPlan | Lengths, sources: list[Source], batch: int, num_skipped: int
+) -> list[Stage]:
+    """The stages of the plan's steps and of those in place of skipped ones, which begin no phase
+    after the plan's end.
 
-    Where every source reaches its cap, the last stage goes on beyond them: a run is not stopped for that so late.
+    Where every source reaches its cap, the last stage goes on beyond them: a run is not stopped for
+    that so late.
     """
     phases = [phase for phase in plan.phases if phase.start < plan.steps]
     for more in range(num_skipped, 0, -1):
@@ -69,14 +81,19 @@ def _stages(plan: RunPlan | Lengths, sources: list[Source], batch: int, num_skip
 
 
 def heldout(config: RunConfig, plan: RunPlan, directory: Path) -> Heldout:
-    """The rows that a run evaluates: no run.seed and no machine is in them. InputError if there are none."""
-    manifest, weights = read_manifest(directory), evaluated(plan.phases, plan.steps)
+    """The rows that a run evaluates: no run.seed and no machine is in them. InputError if there are
+    none.
+    """
+    manifest = read_manifest(directory)
+    weights = evaluated(plan.phases, plan.steps)
     names = [name for name in config.data.source_names if name in weights]
     samples = [_samples(config, ShardSet(directory, "heldout", manifest, name)) for name in names]
     sources = [Source(name, each.num_samples) for name, each in zip(names, samples, strict=True)]
     rows = heldout_rows(sources, weights, config.train.eval_batches * config.train.global_batch)
     if not len(rows.samples):
-        raise InputError(no_heldout(str(directory), names, manifest.tokens["heldout"], config.train.seq_len))
+        raise InputError(
+            no_heldout(str(directory), names, manifest.tokens["heldout"], config.train.seq_len)
+        )
     return Heldout(rows, samples)
 
 

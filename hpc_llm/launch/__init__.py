@@ -1,1 +1,1 @@
-"""From a frozen run to running ranks: the batch script, the supervisor, the step."""
+"""Names that batch scripts copied by users still call; what they did lives in supervise/ now."""

@@ -1,4 +1,6 @@
-"""Self-attention: projections, modifications of queries and keys, and a backend that mixes the values."""
+"""Self-attention: projections, modifications of queries and keys, and a backend that mixes the
+values.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,15 @@ from hpc_llm.model.positions import Rotation, rotate
 
 
 class Attention(nn.Module):
-    """One fused projection for queries, keys and values; several query heads may share a head of keys and values."""
+    """One fused projection for queries, keys and values; several query heads may share a head of
+    keys and values.
+    """
 
     def __init__(self, config: ModelConfig, backend: Backend) -> None:
         super().__init__()
-        self._backend, self._head, self._clip = backend, config.head_size, config.clip_qkv
+        self._backend = backend
+        self._head = config.head_size
+        self._clip = config.clip_qkv
         self._widths = [config.d_model, *[config.kv_heads * config.head_size] * 2]
         self.Wqkv = Linear(config.d_model, sum(self._widths), bias=config.bias)
         self.out_proj = Linear(config.d_model, config.d_model, bias=config.bias)
@@ -26,15 +32,21 @@ class Attention(nn.Module):
         self.k_ln = make_norm(config, self._widths[1]) if config.qk_ln else None
 
     def forward(self, x_BSD: Tensor, shared: Any, angles: Rotation | None) -> Tensor:
-        """`shared` is the backend's state for this pass; `angles` are given if positions are rotations."""
+        """`shared` is the backend's state for this pass; `angles` are given if positions are
+        rotations.
+        """
         qkv = self.Wqkv(x_BSD)
         if self._clip is not None:
             qkv = qkv.clamp(-self._clip, self._clip)
         q, k, v = qkv.split(self._widths, dim=-1)
         if self.q_ln is not None and self.k_ln is not None:
-            q, k = self.q_ln(q), self.k_ln(k)
-        q, k, v = (x.unflatten(-1, (-1, self._head)).transpose(1, 2) for x in (q, k, v))  # each [B, heads, S, head]
+            q = self.q_ln(q)
+            k = self.k_ln(k)
+        q, k, v = (
+            x.unflatten(-1, (-1, self._head)).transpose(1, 2) for x in (q, k, v)
+        )  # each [B, heads, S, head]
         if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+            q = rotate(q, angles)
+            k = rotate(k, angles)
         mixed = self._backend.attend(q, k, v, shared)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))

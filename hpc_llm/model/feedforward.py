@@ -1,4 +1,6 @@
-"""The feed-forward half of a block: GELU as in MPT, or SwiGLU (Shazeer, arXiv 2002.05202) as in Llama."""
+"""The feed-forward half of a block: GELU as in MPT, or SwiGLU (Shazeer, arXiv 2002.05202) as in
+Llama.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Initial weights: a function of (seed, parameter name), independent of the number of ranks and order of modules."""
+"""Initial weights: a function of (seed, parameter name), independent of the number of ranks and
+order of modules.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,13 @@ _RESIDUAL = ("out_proj.weight", "down_proj.weight")  # the two that write into t
 
 
 def initialise_all(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """`initialise` for all parameters of `model`, on as many threads as torch uses, since drawing uses only one."""
+    """`initialise` for all parameters of `model`, on as many threads as torch uses, since drawing
+    uses only one.
+    """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        named = sorted(model.named_parameters(), key=lambda one: -one[1].numel())  # the longest first
+        named = sorted(
+            model.named_parameters(), key=lambda one: -one[1].numel()
+        )  # the longest first
         list(pool.map(lambda one: initialise(one[0], one[1], config, seed), named))
 
 
@@ -24,8 +30,8 @@ def initialise_all(model: nn.Module, config: ModelConfig, seed: int) -> None:
 def initialise(name: str, parameter: Tensor, config: ModelConfig, seed: int) -> None:
     """Fill `parameter` in place: ones for norms, zeros for biases, else normal(0, init_std).
 
-    With scale_residual_init projections into the residual stream are scaled by 1/sqrt(2·n_layers) (GPT-2). Drawn on
-    the CPU, so that every device starts from the same numbers.
+    With scale_residual_init projections into the residual stream are scaled by 1/sqrt(2·n_layers)
+    (GPT-2). Drawn on the CPU, so that every device starts from the same numbers.
     """
     if parameter.dim() == 1:
         parameter.fill_(0.0 if name.endswith(".bias") else 1.0)

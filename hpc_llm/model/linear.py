@@ -1,12 +1,12 @@
 """Matrix products on CPUs, each computed the fastest way; everywhere else they are torch's.
 
-fp32 on AMD: torch's own products use MKL, which stays with AVX2 on processors other than Intel's: on an EPYC with
-AVX-512 a oneDNN product takes less than half the time. In fp32 torch uses oneDNN only for convolutions, so here a
-product is a convolution over one pixel.
+fp32 on AMD: torch's own products use MKL, which stays with AVX2 on processors other than Intel's:
+on an EPYC with AVX-512 a oneDNN product takes less than half the time. In fp32 torch uses oneDNN
+only for convolutions, so here a product is a convolution over one pixel.
 
-bf16 if oneDNN has no kernel for it (x86 without AVX-512): torch then multiplies in plain loops, at 7 GFLOP/s per core
-of an EPYC, while MKL reaches 70 in fp32. There, fp32 copies are multiplied and the result is rounded, just as a bf16
-product with fp32 sums would do.
+bf16 if oneDNN has no kernel for it (x86 without AVX-512): torch then multiplies in plain loops, at
+7 GFLOP/s per core of an EPYC, while MKL reaches 70 in fp32. There, fp32 copies are multiplied and
+the result is rounded, just as a bf16 product with fp32 sums would do.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-IMAGES = 16  # the rows are split into this many: with fewer, and one thread, torch convolves without oneDNN
+# the rows are split into this many: with fewer, and one thread, torch convolves without oneDNN
+IMAGES = 16
 
 
 def _mkl_is_slow() -> bool:
     """Whether this is a processor with AVX-512 that MKL does not use."""
     cpuinfo = Path("/proc/cpuinfo")
     amd = cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()
-    return amd and torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
+    return (
+        amd
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and torch.backends.mkldnn.is_available()
+    )
 
 
 def _bf16_is_slow() -> bool:
@@ -49,7 +54,13 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x · weightᵀ: [..., k] and [n, k] → [..., n]."""
     num_rows = x.shape[:-1].numel()
-    if MKL_IS_SLOW and x.is_cpu and x.dtype == torch.float32 and num_rows > 0 and num_rows % IMAGES == 0:
+    if (
+        MKL_IS_SLOW
+        and x.is_cpu
+        and x.dtype == torch.float32
+        and num_rows > 0
+        and num_rows % IMAGES == 0
+    ):
         product: Tensor = _Product.apply(x.reshape(num_rows, -1), weight)
         return product.unflatten(0, x.shape[:-1])
     if _rather_in_fp32(x):
@@ -78,13 +89,17 @@ class _InFp32(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x, y), wanted, grad = ctx.saved_tensors, ctx.needs_input_grad, grad.float()
+        (x, y) = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        grad = grad.float()
         x_grad = (grad @ y.float()).to(x.dtype) if wanted[0] else None
         return x_grad, (grad.mT @ x.float()).to(y.dtype) if wanted[1] else None
 
 
 class _Product(torch.autograd.Function):
-    """Saves the parameter itself, not a view: ZeRO 3 frees its values between forward and backward."""
+    """Saves the parameter itself, not a view: ZeRO 3 frees its values between forward and
+    backward.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_NK: Tensor, weight_MK: Tensor) -> Tensor:
@@ -93,15 +108,16 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_NM: Tensor) -> tuple[Tensor | None, ...]:
-        (x_NK, weight_MK), wanted = ctx.saved_tensors, ctx.needs_input_grad
+        (x_NK, weight_MK) = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
         return (
             _product_input_grad(grad_NM, x_NK, weight_MK) if wanted[0] else None,
             _product_weight_grad(grad_NM, x_NK, weight_MK) if wanted[1] else None,
         )
 
 
-# Custom operators, which torch.compile leaves as they are: otherwise it would change the layout around each product,
-# which would take twice as long.
+# Custom operators, which torch.compile leaves as they are: otherwise it would change the layout
+# around each product, which would take twice as long.
 @torch.library.custom_op("hpc_llm::product", mutates_args=())
 def _product(x_NK: Tensor, weight_MK: Tensor) -> Tensor:
     return _rows(F.conv2d(_images(x_NK), weight_MK[:, :, None, None]))
@@ -132,8 +148,11 @@ def _(grad_NM: Tensor, x_NK: Tensor, weight_MK: Tensor) -> Tensor:
     return weight_MK.new_empty(weight_MK.shape)
 
 
-def _gradients(grad_NM: Tensor, x_NK: Tensor, weight_MK: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
-    images, weight = _images(x_NK), weight_MK[:, :, None, None]
+def _gradients(
+    grad_NM: Tensor, x_NK: Tensor, weight_MK: Tensor, wanted: list[bool]
+) -> tuple[Tensor, ...]:
+    images = _images(x_NK)
+    weight = weight_MK[:, :, None, None]
     grads: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
         _images(grad_NM), images, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, wanted
     )

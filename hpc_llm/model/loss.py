@@ -18,7 +18,9 @@ IGNORED = -100  # a target that does not count
 
 
 def readout(x_D: Tensor, weight_VD: Tensor, config: ModelConfig) -> Tensor:
-    """Logits of hidden states [..., d_model]: [..., vocab_size], scaled and capped as the model says."""
+    """Logits of hidden states [..., d_model]: [..., vocab_size], scaled and capped as the model
+    says.
+    """
     logits = linear(x_D, weight_VD)
     if config.logit_scale != 1.0:
         logits = logits * config.logit_scale
@@ -28,10 +30,11 @@ def readout(x_D: Tensor, weight_VD: Tensor, config: ModelConfig) -> Tensor:
 
 
 def summed_cross_entropy(logits_NV: Tensor, targets_N: Tensor, z_loss: float = 0.0) -> Tensor:
-    """Sum of -log p(target) in nats over all targets except IGNORED; fp32 scalar, 0 if all are ignored.
+    """Sum of -log p(target) in nats over all targets except IGNORED; fp32 scalar, 0 if all are
+    ignored.
 
-    Only the gradient includes that of z_loss · log²Z (PaLM, arXiv 2204.02311, section 5): the reported value stays a
-    cross-entropy, comparable with runs without it.
+    Only the gradient includes that of z_loss · log²Z (PaLM, arXiv 2204.02311, section 5): the
+    reported value stays a cross-entropy, comparable with runs without it.
     """
     logits_NV = logits_NV.float()
     loss = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
@@ -49,7 +52,9 @@ def readout_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, config: Mod
 
 @functools.cache
 def compiled_readout_loss() -> Callable[..., Tensor]:
-    """readout_loss in one kernel apart from its matrix products: no fp32 copy of the logits is ever stored."""
+    """readout_loss in one kernel apart from its matrix products: no fp32 copy of the logits is ever
+    stored.
+    """
     return torch.compile(readout_loss, **for_each_shape())
 
 
@@ -61,7 +66,9 @@ def summed_loss(
     chunk: int | None,
     compiled: bool = False,
 ) -> Tensor:
-    """readout_loss; with `chunk`, logits of at most that many tokens exist at once. A single chunk is no chunking."""
+    """readout_loss; with `chunk`, logits of at most that many tokens exist at once. A single chunk
+    is no chunking.
+    """
     loss_of = compiled_readout_loss() if compiled else readout_loss
     if chunk is None or chunk >= len(x_ND):
         return loss_of(x_ND, weight_VD, targets_N, config)
@@ -72,7 +79,9 @@ def summed_loss(
 
 
 class _Chunked(torch.autograd.Function):
-    """Computes each chunk's gradient while its logits exist: nothing is computed twice, and no logits are kept."""
+    """Computes each chunk's gradient while its logits exist: nothing is computed twice, and no
+    logits are kept.
+    """
 
     @staticmethod
     def forward(
@@ -85,7 +94,8 @@ class _Chunked(torch.autograd.Function):
         loss_of: Callable[..., Tensor],
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=x_ND.device)
-        x_grads, weight_grad = [], None
+        x_grads = []
+        weight_grad = None
         weight = weight_VD.detach().requires_grad_()
         for part, targets in zip(x_ND.split(chunk), targets_N.split(chunk), strict=True):
             x = part.detach().requires_grad_()
@@ -103,6 +113,11 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_grad, weight_grad = ctx.saved_tensors
-        # In fp32, as the plain loss scales its logits' gradient: `grad` in bf16 would be off by up to 0.4 %. In place:
-        # a second matrix of the vocabulary in fp32 would be the largest thing of all.
-        return (x_grad.float() * grad).to(x_grad.dtype), weight_grad.mul_(grad).to(ctx.weight_dtype), *[None] * 4
+        # In fp32, as the plain loss scales its logits' gradient: `grad` in bf16 would be off by up
+        # to 0.4 %. In place: a second matrix of the vocabulary in fp32 would be the largest thing
+        # of all.
+        return (
+            (x_grad.float() * grad).to(x_grad.dtype),
+            weight_grad.mul_(grad).to(ctx.weight_dtype),
+            *[None] * 4,
+        )

@@ -9,11 +9,15 @@ from hpc_llm.config.schema import ModelConfig
 
 
 class Fp32LayerNorm(nn.LayerNorm):
-    """LayerNorm computed in fp32 throughout, rounded once at the end; torch's own works on bf16 inputs and outputs."""
+    """LayerNorm computed in fp32 throughout, rounded once at the end; torch's own works on bf16
+    inputs and outputs.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), bias, self.eps).to(x.dtype)
+        return F.layer_norm(
+            x.float(), self.normalized_shape, self.weight.float(), bias, self.eps
+        ).to(x.dtype)
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:

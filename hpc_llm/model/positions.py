@@ -1,6 +1,8 @@
-"""How a model knows a token's position: linear biases (ALiBi), rotation (RoPE), or learned positions.
+"""How a model knows a token's position: linear biases (ALiBi), rotation (RoPE), or learned
+positions.
 
-ALiBi: Press et al., arXiv 2108.12409. RoPE: Su et al., arXiv 2104.09864, in the half-rotation of Hugging Face.
+ALiBi: Press et al., arXiv 2108.12409. RoPE: Su et al., arXiv 2104.09864, in the half-rotation of
+Hugging Face.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [length, head/2], fp
 def alibi_slopes(n_heads: int, bias_max: float = 8.0) -> Tensor:
     """Slope per head, [n_heads], fp32: 2^(-i·bias_max/P) for P the next power of two.
 
-    If n_heads is not a power of two, the odd indices come first, then the even ones, cut to n_heads, as in MPT.
-    Computed in integers: inside `deepspeed.zero.Init` a new float tensor is bf16, exact only up to 256.
+    If n_heads is not a power of two, the odd indices come first, then the even ones, cut to
+    n_heads, as in MPT. Computed in integers: inside `deepspeed.zero.Init` a new float tensor is
+    bf16, exact only up to 256.
     """
     power = 2 ** math.ceil(math.log2(n_heads))
     slopes = torch.pow(2.0, -torch.arange(1, power + 1).float() * bias_max / power)
@@ -27,14 +30,20 @@ def alibi_slopes(n_heads: int, bias_max: float = 8.0) -> Tensor:
 
 @functools.cache
 def slopes_on(n_heads: int, bias_max: float, device: torch.device) -> Tensor:
-    """alibi_slopes, copied to `device` once: each copy makes the host wait, and a buffer would be rounded to bf16."""
+    """alibi_slopes, copied to `device` once: each copy makes the host wait, and a buffer would be
+    rounded to bf16.
+    """
     return alibi_slopes(n_heads, bias_max).to(device)
 
 
 def alibi_bias(n_heads: int, seq_len: int, bias_max: float = 8.0) -> Tensor:
-    """Additive mask, [1, n_heads, seq_len, seq_len], fp32: -slope·distance to the past, -inf to the future."""
+    """Additive mask, [1, n_heads, seq_len, seq_len], fp32: -slope·distance to the past, -inf to the
+    future.
+    """
     position = torch.arange(seq_len)
-    distance = position[None, :] - position[:, None]  # [query, key], ≤ 0 for the past; integers, see alibi_slopes
+    distance = (
+        position[None, :] - position[:, None]
+    )  # [query, key], ≤ 0 for the past; integers, see alibi_slopes
     bias = alibi_slopes(n_heads, bias_max)[:, None, None] * distance.float()
     return bias.masked_fill(distance > 0, float("-inf"))[None]
 
@@ -45,19 +54,27 @@ def rotation(length: int, head_size: int, theta: float, device: torch.device) ->
     Computed for every pass, since a buffer would be rounded to bf16 with the model.
     """
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
-    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), 1.0 / theta**exponents)
+    angles = torch.outer(
+        torch.arange(length, dtype=torch.float32, device=device), 1.0 / theta**exponents
+    )
     return angles.cos(), angles.sin()
 
 
 def rotate(x_BHSd: Tensor, angles: Rotation) -> Tensor:
-    """Each pair (x[i], x[i + d/2]) rotated by the angle of its position; computed in fp32, returned in x's dtype."""
+    """Each pair (x[i], x[i + d/2]) rotated by the angle of its position; computed in fp32, returned
+    in x's dtype.
+    """
     cos, sin = angles
     first, second = x_BHSd.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BHSd.dtype)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(
+        x_BHSd.dtype
+    )
 
 
 def places(length: int, documents_BS: Tensor | None, device: torch.device) -> Tensor:
-    """Position of each token in its document, [batch, length] int64, or [length] without documents."""
+    """Position of each token in its document, [batch, length] int64, or [length] without
+    documents.
+    """
     place_S = torch.arange(length, device=device)
     if documents_BS is None:
         return place_S

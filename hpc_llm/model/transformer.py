@@ -1,4 +1,5 @@
-"""A decoder-only transformer, pre-norm, in the shapes of MPT, Llama and anything in between (config ModelConfig).
+"""A decoder-only transformer, pre-norm, in the shapes of MPT, Llama and anything in between (config
+ModelConfig).
 
 Parameter names are those of Hugging Face's MptForCausalLM below `transformer.`, if it has them.
 """
@@ -36,10 +37,12 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens and targets, each [batch, length] int64, length ≤ seq_len → summed loss (see model.loss).
+    """Tokens and targets, each [batch, length] int64, length ≤ seq_len → summed loss (see
+    model.loss).
 
-    With documents, [batch, length] int, each document is treated as if it were alone. `attention` names a backend
-    (model.backends); `loss_chunk` is the number of tokens whose logits exist at once.
+    With documents, [batch, length] int, each document is treated as if it were alone. `attention`
+    names a backend (model.backends); `loss_chunk` is the number of tokens whose logits exist at
+    once.
     """
 
     constant: Tensor | None
@@ -53,19 +56,36 @@ class Transformer(nn.Module):
         loss_chunk: int | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.activation_checkpointing, self.loss_chunk = config, activation_checkpointing, loss_chunk
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
+        self.loss_chunk = loss_chunk
         self._compiled = False
         self._backend = make_backend(attention, config, seq_len)
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
-        self.wpe = nn.Embedding(config.max_seq_len, config.d_model) if config.positions == "learned" else None
+        self.wpe = (
+            nn.Embedding(config.max_seq_len, config.d_model)
+            if config.positions == "learned"
+            else None
+        )
         self.blocks = nn.ModuleList(Block(config, self._backend) for _ in range(config.n_layers))
         self.norm_f = make_norm(config, config.d_model)
-        self.lm_head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = (
+            None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        )
         self.register_buffer("constant", self._backend.constant, persistent=False)
 
-    def forward(self, tokens_BS: Tensor, targets_BS: Tensor, documents_BS: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens_BS: Tensor, targets_BS: Tensor, documents_BS: Tensor | None = None
+    ) -> Tensor:
         x_ND = self.hidden(tokens_BS, documents_BS).flatten(0, 1)
-        return summed_loss(x_ND, self.output_matrix, targets_BS.flatten(), self.config, self.loss_chunk, self._compiled)
+        return summed_loss(
+            x_ND,
+            self.output_matrix,
+            targets_BS.flatten(),
+            self.config,
+            self.loss_chunk,
+            self._compiled,
+        )
 
     def logits(self, tokens_BS: Tensor, documents_BS: Tensor | None = None) -> Tensor:
         """Unnormalised log-probabilities of the next token, [batch, length, vocab_size]."""
@@ -73,8 +93,11 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens_BS: Tensor, documents_BS: Tensor | None = None) -> Tensor:
         """What the output matrix is applied to, [batch, length, d_model]."""
-        length, device = tokens_BS.shape[1], tokens_BS.device
-        if self.constant is not None and self.constant.is_floating_point():  # DeepSpeed leaves buffers in fp32
+        length = tokens_BS.shape[1]
+        device = tokens_BS.device
+        if (
+            self.constant is not None and self.constant.is_floating_point()
+        ):  # DeepSpeed leaves buffers in fp32
             self.constant = self.constant.to(self.wte.weight.dtype)
         shared = self._backend.shared(self.constant, tokens_BS, documents_BS)
         angles = None
@@ -96,7 +119,9 @@ class Transformer(nn.Module):
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def compile_parts(self) -> None:
-        """Compile one block for all blocks (quick to compile, with checkpointing outside it), and the loss."""
+        """Compile one block for all blocks (quick to compile, with checkpointing outside it), and
+        the loss.
+        """
         self._compiled = True
         for block in self.blocks:
             compile_forward(block)

@@ -11,12 +11,14 @@ FOLDED_EXTRA = 8  # head dimensions that carry ALiBi (model.backends.folded)
 
 
 def mask_elements(config: RunConfig, backend: str, micro_batch: int) -> int:
-    """Numbers in attention's mask, for all layers; folded and SDPA store one, FlexAttention and flash-attn none.
+    """Numbers in attention's mask, for all layers; folded and SDPA store one, FlexAttention and
+    flash-attn none.
 
-    SDPA's ALiBi is one additive bias [heads, s, s], and with packed documents one more for every sequence. Other
-    masks [s, s] are boolean and become numbers of the compute dtype in the kernel.
+    SDPA's ALiBi is one additive bias [heads, s, s], and with packed documents one more for every
+    sequence. Other masks [s, s] are boolean and become numbers of the compute dtype in the kernel.
     """
-    model, documents = config.model, config.data.packing == "best_fit"
+    model = config.model
+    documents = config.data.packing == "best_fit"
     square = config.train.seq_len**2
     if backend in ("flex", "flash"):
         return 0
@@ -35,17 +37,24 @@ class Activations:
 
 
 def activation_bytes(
-    model: ModelConfig, seq_len: int, compute: int, checkpointing: bool, backend: str = "sdpa", on_cpu: bool = False
+    model: ModelConfig,
+    seq_len: int,
+    compute: int,
+    checkpointing: bool,
+    backend: str = "sdpa",
+    on_cpu: bool = False,
 ) -> Activations:
     """Activations of one sequence; `compute` is the bytes of a number.
 
-    Korthikanti et al. (arXiv 2205.05198, eq. 1) count s·b·h·(34 + 5·a·s/h) bytes per layer. Without dropout its
-    masks go (2·s·b·h); fused attention keeps no s² scores, only its output, which the 34 hold already. That is
-    (8 + 2e)·s·d elements: inputs of two norms, of attention and MLP (4), q, k, v (3), attention's output (1), and
-    the input and output of GELU (2e). Other shapes: see below. Checkpointing keeps a layer's input and recomputes one
-    layer at a time. Backward through one MLP holds its activations' gradients.
+    Korthikanti et al. (arXiv 2205.05198, eq. 1) count s·b·h·(34 + 5·a·s/h) bytes per layer. Without
+    dropout its masks go (2·s·b·h); fused attention keeps no s² scores, only its output, which the
+    34 hold already. That is (8 + 2e)·s·d elements: inputs of two norms, of attention and MLP (4),
+    q, k, v (3), attention's output (1), and the input and output of GELU (2e). Other shapes: see
+    below. Checkpointing keeps a layer's input and recomputes one layer at a time. Backward through
+    one MLP holds its activations' gradients.
     """
-    norm, ffn = _norm_width(model, compute, on_cpu), _ffn_width(model)
+    norm = _norm_width(model, compute, on_cpu)
+    ffn = _ffn_width(model)
     layer = 2 * (norm + model.d_model) + _attention_width(model, backend, seq_len) + ffn
     ends = model.d_model + norm  # embedding's output and what the last norm keeps
     each = model.d_model if checkpointing else layer
@@ -55,7 +64,9 @@ def activation_bytes(
 
 
 def _norm_width(model: ModelConfig, compute: int, on_cpu: bool) -> int:
-    """Elements per token that a norm keeps: its input, or an fp32 copy of it; torch's RMSNorm is not fused on a CPU."""
+    """Elements per token that a norm keeps: its input, or an fp32 copy of it; torch's RMSNorm is
+    not fused on a CPU.
+    """
     if model.norm == "layernorm":
         return model.d_model * 4 // compute
     if model.norm == "rmsnorm" and on_cpu:
@@ -64,14 +75,21 @@ def _norm_width(model: ModelConfig, compute: int, on_cpu: bool) -> int:
 
 
 def _attention_width(model: ModelConfig, backend: str, seq_len: int) -> int:
-    """Elements per token that attention keeps: q, k, v and its output, and q, k and v before they were modified."""
-    heads, shared, size = model.n_heads, model.kv_heads, model.head_size
-    projected, turned = (heads + 2 * shared) * size, (heads + shared) * size
+    """Elements per token that attention keeps: q, k, v and its output, and q, k and v before they
+    were modified.
+    """
+    heads = model.n_heads
+    shared = model.kv_heads
+    size = model.head_size
+    projected = (heads + 2 * shared) * size
+    turned = (heads + shared) * size
     changed = turned if model.positions == "rope" or model.qk_ln else 0
     clipped = projected if model.clip_qkv is not None else 0
     if backend == "folded":
         return clipped + changed + (2 * heads + 2 * shared) * (size + FOLDED_EXTRA)
-    if backend == "blocked":  # copies of all three, scaled queries, and every block's probabilities of what it sees
+    if (
+        backend == "blocked"
+    ):  # copies of all three, scaled queries, and every block's probabilities of what it sees
         probabilities = sum((end - start) * end for start, end in computing.blocks(seq_len))
         return clipped + changed + projected + heads * size + heads * probabilities // seq_len
     masked = backend == "sdpa" and (model.positions == "alibi" or model.sliding_window is not None)

@@ -1,8 +1,9 @@
 """Batch arithmetic: which rank computes which rows of the global batch in which pass.
 
-Ranks hold contiguous rows, so that the order over (rank, pass) is the order of the global batch at any number
-of ranks. Counts need not be divisible: ranks differ by at most one row, and the last pass of a rank may be shorter
-or empty. Every rank makes the same number of passes (collectives must match); short ones are padded with masked rows.
+Ranks hold contiguous rows, so that the order over (rank, pass) is the order of the global batch at
+any number of ranks. Counts need not be divisible: ranks differ by at most one row, and the last
+pass of a rank may be shorter or empty. Every rank makes the same number of passes (collectives must
+match); short ones are padded with masked rows.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ def accumulation(global_batch: int, world_size: int, micro_batch: int) -> int:
     return -(-rows_per_rank(global_batch, world_size) // micro_batch)
 
 
-def pass_rows(global_batch: int, world_size: int, micro_batch: int, rank: int, index: int) -> tuple[int, int]:
-    """Half-open range of global-batch rows that `rank` computes in pass `index`; empty if it has none left."""
+def pass_rows(
+    global_batch: int, world_size: int, micro_batch: int, rank: int, index: int
+) -> tuple[int, int]:
+    """Half-open range of global-batch rows that `rank` computes in pass `index`; empty if it has
+    none left.
+    """
     first = rank * global_batch // world_size
     end = (rank + 1) * global_batch // world_size
     start = min(first + index * micro_batch, end)
@@ -33,7 +38,10 @@ def pass_rows(global_batch: int, world_size: int, micro_batch: int, rank: int, i
 
 def padded_rows(global_batch: int, world_size: int, micro_batch: int) -> int:
     """Masked rows that all ranks compute in one step, in addition to the real ones."""
-    return accumulation(global_batch, world_size, micro_batch) * micro_batch * world_size - global_batch
+    return (
+        accumulation(global_batch, world_size, micro_batch) * micro_batch * world_size
+        - global_batch
+    )
 
 
 def most_sequences(seq_len: int) -> int:
@@ -44,10 +52,13 @@ def most_sequences(seq_len: int) -> int:
 def microbatch_candidates(rows: int, cap: int) -> list[int]:
     """Micro-batches worth trying for `rows` rows per rank, best first.
 
-    Only the smallest size for each number of passes is worth it: more would be padding. Larger sizes come first,
-    except that a divisor of `rows` at least half as large precedes them, because it needs no padding at all.
+    Only the smallest size for each number of passes is worth it: more would be padding. Larger
+    sizes come first, except that a divisor of `rows` at least half as large precedes them, because
+    it needs no padding at all.
     """
-    left = sorted({-(-rows // passes) for passes in range(1, rows + 1)} & set(range(1, cap + 1)), reverse=True)
+    left = sorted(
+        {-(-rows // passes) for passes in range(1, rows + 1)} & set(range(1, cap + 1)), reverse=True
+    )
     ordered = []
     while left:
         largest = left[0]

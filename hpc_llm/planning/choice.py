@@ -1,4 +1,6 @@
-"""ZeRO stage, activation checkpointing and micro-batch: what the user fixed is kept, the rest is chosen."""
+"""ZeRO stage, activation checkpointing and micro-batch: what the user fixed is kept, the rest is
+chosen.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from hpc_llm.planning.memory import MemoryEstimate, estimate
 # Cheapest first: ZeRO-2 adds traffic only with accumulation, checkpointing a third of the FLOPs,
 # ZeRO-3 half as much traffic again and hooks on every module.
 CHEAPEST_FIRST = ((1, False), (2, False), (1, True), (2, True), (3, False), (3, True))
-STAGE_0 = ((0, False), (0, True))  # used only if the user asks for it, or did when the run was saved
+STAGE_0 = (
+    (0, False),
+    (0, True),
+)  # used only if the user asks for it, or did when the run was saved
 CAP_WITHOUT_LIMIT = 8  # sequences per pass if memory is not known
 
 
@@ -48,17 +53,22 @@ class Saved:
 def choose(
     config: RunConfig, usable: int | None, experience: Experience = NONE, saved: Saved | None = None
 ) -> Choice | None:
-    """The cheapest choice within `usable` bytes per rank, with the largest micro-batch; None if nothing fits.
+    """The cheapest choice within `usable` bytes per rank, with the largest micro-batch; None if
+    nothing fits.
 
-    `experience` keeps a micro-batch chosen here (but not one given by the user) below what has failed before. A stage
-    that is chosen here can load what is `saved`.
+    `experience` keeps a micro-batch chosen here (but not one given by the user) below what has
+    failed before. A stage that is chosen here can load what is `saved`.
     """
     found = choices(config, usable, experience, saved)
-    return next((choice for choice in found if usable is None or choice.memory.total <= usable), None)
+    return next(
+        (choice for choice in found if usable is None or choice.memory.total <= usable), None
+    )
 
 
 def smallest(config: RunConfig) -> Choice | None:
-    """The choice that needs the least memory, whether it fits or not; None if no setting is allowed at all."""
+    """The choice that needs the least memory, whether it fits or not; None if no setting is allowed
+    at all.
+    """
     return min(choices(config, 0), key=lambda choice: choice.memory.total, default=None)
 
 
@@ -68,12 +78,16 @@ def choices(
     """All choices that the user's settings leave open, best first."""
     rows = rows_per_rank(config.train.global_batch, config.cluster.world_size)
     fixed = config.train.micro_batch
-    cap, tried = (CAP_WITHOUT_LIMIT, 1) if usable is None else (most_sequences(config.train.seq_len), None)
+    cap, tried = (
+        (CAP_WITHOUT_LIMIT, 1) if usable is None else (most_sequences(config.train.seq_len), None)
+    )
     for zero_stage, checkpointing in _modes(config, saved):
         limit = experience.limit(zero_stage, checkpointing) if fixed == "auto" else None
         most = min(cap, limit.micro_batch) if limit else cap
         for size in microbatch_candidates(rows, most)[:tried] if fixed == "auto" else [fixed]:
-            yield Choice(zero_stage, checkpointing, size, estimate(config, zero_stage, checkpointing, size))
+            yield Choice(
+                zero_stage, checkpointing, size, estimate(config, zero_stage, checkpointing, size)
+            )
 
 
 def possible(config: RunConfig, saved: Saved) -> bool:
@@ -83,13 +97,17 @@ def possible(config: RunConfig, saved: Saved) -> bool:
 
 def _modes(config: RunConfig, saved: Saved | None) -> list[tuple[int, bool]]:
     train = config.train
-    stages = (train.zero_stage,) if train.zero_stage != "auto" else saved.stages if saved else (1, 2, 3)
+    stages = (
+        (train.zero_stage,) if train.zero_stage != "auto" else saved.stages if saved else (1, 2, 3)
+    )
     # DeepSpeed refuses bf16 with fp32 accumulation, and offloading, at stage 0.
     stage_0 = stages == (0,) and train.precision == "fp32" and not config.optim.offloaded
     return [
         (stage, checkpointing)
         for stage, checkpointing in (STAGE_0 if stage_0 else CHEAPEST_FIRST)
-        if not (config.optim.name == "muon" and stage == 3)  # its matrices would have to be gathered (config.checks)
+        if not (
+            config.optim.name == "muon" and stage == 3
+        )  # its matrices would have to be gathered (config.checks)
         and stage in stages
         and train.activation_checkpointing in ("auto", checkpointing)
     ]

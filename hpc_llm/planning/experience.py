@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limit:
-    """The most sequences per rank and pass still worth trying, and the run that had to halve a larger number."""
+    """The most sequences per rank and pass still worth trying, and the run that had to halve a
+    larger number.
+    """
 
     micro_batch: int
     run: str
@@ -29,7 +31,9 @@ class Experience:
         """How large a micro-batch may be."""
         return None
 
-    def speed(self, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> Speed | None:
+    def speed(
+        self, zero_stage: int, activation_checkpointing: bool, micro_batch: int
+    ) -> Speed | None:
         """Measured speed of a run with these settings."""
         return None
 

@@ -18,7 +18,9 @@ class Gpu:
 
 
 def gpu_of(cluster: ClusterConfig) -> Gpu | None:
-    """The GPU from the table, with values from the cluster config taking precedence; None if either is not known."""
+    """The GPU from the table, with values from the cluster config taking precedence; None if either
+    is not known.
+    """
     if cluster.gpu is None or cluster.device == "cpu":
         return None
     known = GPUS.get(cluster.gpu)
@@ -27,7 +29,8 @@ def gpu_of(cluster: ClusterConfig) -> Gpu | None:
     return Gpu(peak, memory) if peak and memory else None
 
 
-# Peaks: NVIDIA's data sheets for A100 and H100/H200 SXM, dense. Earlier GPUs have no bf16 tensor cores.
+# Peaks: NVIDIA's data sheets for A100 and H100/H200 SXM, dense. Earlier GPUs have no bf16 tensor
+# cores.
 GPUS = {
     "a100-40gb": Gpu(312.0, 39.4),
     "a100-80gb": Gpu(312.0, 79.1),

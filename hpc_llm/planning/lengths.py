@@ -1,4 +1,6 @@
-"""Durations in optimizer steps: of the run, its warm-up, and the periods of evaluation and checkpoints."""
+"""Durations in optimizer steps: of the run, its warm-up, and the periods of evaluation and
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ STEPS_OR_TOKENS = ("steps", "tok")
 
 @dataclass(frozen=True)
 class Lengths:
-    """Periods of a run; of the two of checkpoints one is set, and none for checkpoint.every=auto."""
+    """Periods of a run; of the two of checkpoints one is set, and none for
+    checkpoint.every=auto.
+    """
 
     steps: int
     tokens_per_step: int
@@ -33,11 +37,15 @@ class Lengths:
 def lengths(config: RunConfig, tokens_per_epoch: int | None, *, begun: bool = False) -> Lengths:
     """Every duration of `config` in steps; InputError lists all that are invalid.
 
-    begun: whether the run has a checkpoint, so that what would begin after its end cannot be changed any more.
+    begun: whether the run has a checkpoint, so that what would begin after its end cannot be
+    changed any more.
     """
-    train, checkpoint = config.train, config.checkpoint
+    train = config.train
+    checkpoint = config.checkpoint
     problems: list[str] = []
-    tokens = max(1, train.global_batch * train.seq_len)  # the plan refuses a batch below 1 on its own
+    tokens = max(
+        1, train.global_batch * train.seq_len
+    )  # the plan refuses a batch below 1 on its own
 
     def read(key: str, text: str, allowed: tuple[str, ...]) -> Duration | None:
         try:
@@ -52,11 +60,16 @@ def lengths(config: RunConfig, tokens_per_epoch: int | None, *, begun: bool = Fa
 
     duration = read("train.duration", train.duration, (*STEPS_OR_TOKENS, "ep"))
     auto = checkpoint.every == "auto"
-    every = None if auto else read("checkpoint.every", checkpoint.every, (*STEPS_OR_TOKENS, "s", "min", "h"))
+    every = (
+        None
+        if auto
+        else read("checkpoint.every", checkpoint.every, (*STEPS_OR_TOKENS, "s", "min", "h"))
+    )
     if duration and duration.unit == "ep" and tokens_per_epoch is None:
         problems.append(
-            f"train.duration={train.duration!r}: the length of an epoch is not known before the data is prepared; "
-            f"run `python -m hpc_llm.prepare data={config.data.name}`, or give steps or tok"
+            f"train.duration={train.duration!r}: the length of an epoch is not known before the "
+            f"data is prepared; run `python -m hpc_llm.prepare data={config.data.name}`, or give "
+            "steps or tok"
         )
         duration = None
     result = Lengths(
@@ -76,7 +89,10 @@ def lengths(config: RunConfig, tokens_per_epoch: int | None, *, begun: bool = Fa
         rungs=[steps("halving.rungs", text) for text in config.halving.rungs],
     )
     if not problems:
-        problems += [*_rung_problems(config, result), *([] if begun else _late_problems(config, result))]
+        problems += [
+            *_rung_problems(config, result),
+            *([] if begun else _late_problems(config, result)),
+        ]
     if problems:
         raise InputError(problems)
     return result
@@ -85,9 +101,15 @@ def lengths(config: RunConfig, tokens_per_epoch: int | None, *, begun: bool = Fa
 def _rung_problems(config: RunConfig, found: Lengths) -> Iterator[str]:
     said = f"halving.rungs={','.join(config.halving.rungs)}"
     if any(after <= before for before, after in itertools.pairwise([0, *found.rungs, found.steps])):
-        yield f"{said}: increasing, above 0 and before the run's end ({found.steps} steps) are expected"
+        yield (
+            f"{said}: increasing, above 0 and before the run's end ({found.steps} steps) are "
+            "expected"
+        )
     if any(rung % found.eval_every_steps for rung in found.rungs):
-        yield f"{said}: rungs lie at evaluations, every {found.eval_every_steps} steps (train.eval_every)"
+        yield (
+            f"{said}: rungs lie at evaluations, every {found.eval_every_steps} steps "
+            "(train.eval_every)"
+        )
 
 
 def _late_problems(config: RunConfig, found: Lengths) -> Iterator[str]:
@@ -95,27 +117,35 @@ def _late_problems(config: RunConfig, found: Lengths) -> Iterator[str]:
     end = f"but the run ends after {found.steps} (train.duration={config.train.duration})"
     for key, phase in zip(config.data.mixture, found.phases[1:], strict=True):
         if phase.start >= found.steps:
-            yield f"data.mixture.{key}: would begin after {phase.start} steps, {end}; begin it earlier or leave it out"
+            yield (
+                f"data.mixture.{key}: would begin after {phase.start} steps, {end}; begin it "
+                "earlier or leave it out"
+            )
     warmup = config.train.seq_len_warmup
     for (length, duration), (start, longer) in zip(warmup.items(), found.seq_lens[1:], strict=True):
         if start >= found.steps:
             yield (
-                f"train.seq_len_warmup.{length}={duration}: sequences of {longer} would begin after {start} steps, "
-                f"{end}; make it shorter"
+                f"train.seq_len_warmup.{length}={duration}: sequences of {longer} would begin "
+                f"after {start} steps, {end}; make it shorter"
             )
 
 
 def phases(config: RunConfig) -> list[Phase]:
     """Only the phases of the mixture. InputError if one is invalid."""
-    tokens, problems = config.train.global_batch * config.train.seq_len, list[str]()
+    tokens = config.train.global_batch * config.train.seq_len
+    problems = list[str]()
     found = _phases(config, lambda _, text: parse(text, STEPS_OR_TOKENS).steps(tokens), problems)
     if problems:
         raise InputError(problems)
     return found
 
 
-def _phases(config: RunConfig, steps: Callable[[str, str], int], problems: list[str]) -> list[Phase]:
-    """The sources' own weights, then each mixture of data.mixture from the first step after its start."""
+def _phases(
+    config: RunConfig, steps: Callable[[str, str], int], problems: list[str]
+) -> list[Phase]:
+    """The sources' own weights, then each mixture of data.mixture from the first step after its
+    start.
+    """
     data = config.data
     own = {name: source.weight for name, source in data.sources.items()} or {data.name: 1.0}
     phases = [Phase(0, own)]
@@ -123,7 +153,10 @@ def _phases(config: RunConfig, steps: Callable[[str, str], int], problems: list[
         key = f"data.mixture.{start}"
         phase = Phase(steps(key, start), dict(weights))
         if phase.start <= phases[-1].start and not problems:
-            problems.append(f"{key}: begins with step {phase.start}, no later than the phase before it; order them")
+            problems.append(
+                f"{key}: begins with step {phase.start}, no later than the phase before it; "
+                "order them"
+            )
         phases.append(phase)
     return phases
 
@@ -134,8 +167,11 @@ def length_at(seq_lens: Sequence[tuple[int, int]], step: int) -> int:
 
 
 def _seq_lens(config: RunConfig, steps: Callable[[str, str], int]) -> list[tuple[int, int]]:
-    """Stages of the sequence length; the length of each warm-up stage is rounded up to whole steps."""
-    stages, start = [], 0
+    """Stages of the sequence length; the length of each warm-up stage is rounded up to whole
+    steps.
+    """
+    stages = []
+    start = 0
     for length, duration in config.train.seq_len_warmup.items():
         stages.append((start, int(length) if length.isdecimal() else 0))
         start += steps(f"train.seq_len_warmup.{length}", duration)

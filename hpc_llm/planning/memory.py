@@ -1,6 +1,7 @@
 """Bytes per rank, part by part. What DeepSpeed holds is taken from its 0.19.8 source (runtime/).
 
-N is the number of parameters, W the number of ranks, s·b·d one layer's activation of `micro_batch` sequences.
+N is the number of parameters, W the number of ranks, s·b·d one layer's activation of `micro_batch`
+sequences.
 """
 
 from __future__ import annotations
@@ -16,14 +17,23 @@ from hpc_llm.planning.hardware import GIB
 from hpc_llm.planning.parameters import COMPUTE_BYTES, FP32_BYTES, MOMENTS, parameter_count
 
 USABLE_FRACTION = 0.92  # of a GPU's memory; the rest is fragmentation
-CONTEXT_BYTES = int(1.5 * GIB)  # CUDA context with its loaded kernels, cuBLAS workspace, NCCL channels
-CPU_PROCESS_BYTES = int(0.12 * GIB)  # growth of a process beyond its imports, whatever it trains (benchmarks/memory.md)
-CPU_HEAP = 0.15  # of activations and logits: overhead of tcmalloc, measured there too (launch.allocator)
-BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default reduce_bucket_size, and what it flattens at stage 0
+CONTEXT_BYTES = int(
+    1.5 * GIB
+)  # CUDA context with its loaded kernels, cuBLAS workspace, NCCL channels
+CPU_PROCESS_BYTES = int(
+    0.12 * GIB
+)  # growth of a process beyond its imports, whatever it trains (benchmarks/memory.md)
+CPU_HEAP = (
+    0.15  # of activations and logits: overhead of tcmalloc, measured there too (launch.allocator)
+)
+BUCKET_ELEMENTS = (
+    500_000_000  # DeepSpeed's default reduce_bucket_size, and what it flattens at stage 0
+)
 LEAST_BUCKET = 2**22  # elements; 8 MB of bf16 are sent at about the same speed per byte as more
 BUCKETS_IN_A_PASS = 16
 LIVE_ELEMENTS = 1_000_000_000  # ZeRO-3's max_live_parameters and sub_group_size
-# Cross-entropy without a compiler: log-probabilities, their gradient and the logits' gradient, each in fp32.
+# Cross-entropy without a compiler: log-probabilities, their gradient and the logits' gradient, each
+# in fp32.
 LOSS_BYTES = 3 * FP32_BYTES
 
 
@@ -50,13 +60,23 @@ class MemoryEstimate:
 
     @property
     def tensors(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buckets
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.logits
+            + self.buckets
+        )
 
 
-def estimate(config: RunConfig, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> MemoryEstimate:
+def estimate(
+    config: RunConfig, zero_stage: int, activation_checkpointing: bool, micro_batch: int
+) -> MemoryEstimate:
     """The peak of one rank over a step: the moment that takes the most."""
     return max(
-        moments(config, zero_stage, activation_checkpointing, micro_batch).values(), key=lambda moment: moment.total
+        moments(config, zero_stage, activation_checkpointing, micro_batch).values(),
+        key=lambda moment: moment.total,
     )
 
 
@@ -65,22 +85,30 @@ def moments(
 ) -> dict[Moment, MemoryEstimate]:
     """What one rank holds at four moments of a step.
 
-    At the loss all activations and the logits exist; when backward begins, one layer's temporaries and the gradient of
-    the output's matrix instead of the logits; when it ends, all gradients and one layer; then the optimizer steps.
+    At the loss all activations and the logits exist; when backward begins, one layer's temporaries
+    and the gradient of the output's matrix instead of the logits; when it ends, all gradients and
+    one layer; then the optimizer steps.
     """
-    model, precision, world = config.model, config.train.precision, config.cluster.world_size
+    model = config.model
+    precision = config.train.precision
+    world = config.cluster.world_size
     offloaded = config.optim.offloaded
     on_cpu = config.cluster.device == "cpu"
-    count, matrix = parameter_count(model), model.vocab_size * model.d_model
+    count = parameter_count(model)
+    matrix = model.vocab_size * model.d_model
     compute = COMPUTE_BYTES[precision]
     states = optimizer_bytes(count, world, zero_stage, precision, MOMENTS[config.optim.name])
     backend = computing.choose(config)
-    sequence = activation_bytes(model, config.train.seq_len, compute, activation_checkpointing, backend, on_cpu)
+    sequence = activation_bytes(
+        model, config.train.seq_len, compute, activation_checkpointing, backend, on_cpu
+    )
     mask = mask_elements(config, backend, micro_batch) * compute
     tokens = micro_batch * config.train.seq_len
-    # first: the output matrix's gradient. It exists when backward begins, and with chunks already at the loss.
+    # first: the output matrix's gradient. It exists when backward begins, and with chunks already
+    # at the loss.
     compiled = computing.compiles(config)
-    # Compiled, the logits' gradient replaces the logits; if bf16 products are computed in fp32, these are copies.
+    # Compiled, the logits' gradient replaces the logits; if bf16 products are computed in fp32,
+    # these are copies.
     one_logit = compute + FP32_BYTES * (on_cpu and precision == "bf16")
     chunk = computing.loss_chunk(config)
     if chunk is None or chunk >= tokens:
@@ -88,15 +116,21 @@ def moments(
         logits = tokens * model.vocab_size * (one_logit if compiled else LOSS_BYTES)
     else:
         first = (compute + FP32_BYTES) * matrix
-        logits = model.vocab_size * chunk * (one_logit if compiled else compute + LOSS_BYTES) + first
+        logits = (
+            model.vocab_size * chunk * (one_logit if compiled else compute + LOSS_BYTES) + first
+        )
     several = accumulation(config.train.global_batch, world, micro_batch) > 1
     found = gradient_bytes(count, matrix, world, zero_stage, precision, offloaded, several)
-    # The embedding's gradient, and its sum with the output's, if the others are not reduced and freed by then.
+    # The embedding's gradient, and its sum with the output's, if the others are not reduced and
+    # freed by then.
     twice = 2 * compute * matrix if model.tied and zero_stage < 2 else 0
-    in_fp32 = FP32_BYTES * matrix if on_cpu and precision == "bf16" else 0  # a product of bf16 (model.linear)
+    in_fp32 = (
+        FP32_BYTES * matrix if on_cpu and precision == "bf16" else 0
+    )  # a product of bf16 (model.linear)
     bucket = bucket_bytes(count, world, zero_stage, precision, offloaded)
     weights, own = weight_bytes(count, world, zero_stage, compute)
-    kept, layer = micro_batch * sequence.kept + mask, micro_batch * sequence.layer + mask
+    kept = micro_batch * sequence.kept + mask
+    layer = micro_batch * sequence.layer + mask
     common = MemoryEstimate(
         weights=weights,
         gradients=found.held,
@@ -123,9 +157,12 @@ def moments(
             activations=layer,
             logits=0,
             buckets=bucket.always + bucket.backward,
-            overhead=common.overhead + (bucket.always if on_cpu and zero_stage == 3 else 0),  # Gloo's copy
+            overhead=common.overhead
+            + (bucket.always if on_cpu and zero_stage == 3 else 0),  # Gloo's copy
         ),
-        replace(common, moment="step", weights=own, gradients=found.step, activations=mask, logits=0),
+        replace(
+            common, moment="step", weights=own, gradients=found.step, activations=mask, logits=0
+        ),
     )
     return {one.moment: one for one in found_at}
 
@@ -156,19 +193,31 @@ class Gradients:
 
 
 def gradient_bytes(
-    count: int, matrix: int, world_size: int, zero_stage: int, precision: str, offloaded: bool, several_passes: bool
+    count: int,
+    matrix: int,
+    world_size: int,
+    zero_stage: int,
+    precision: str,
+    offloaded: bool,
+    several_passes: bool,
 ) -> Gradients:
-    """Gradients of the compute dtype and their fp32 sums; `matrix` elements form a separate group of the optimizer.
+    """Gradients of the compute dtype and their fp32 sums; `matrix` elements form a separate group
+    of the optimizer.
 
     - fp32, stage 0: one full gradient, and at the end a flat copy of up to a bucket to reduce.
     - fp32, stage 1: one full gradient; with several passes also their sum.
-    - bf16, stage 1 (BF16_Optimizer, immediate_grad_update; training.reduction): a full fp32 sum; a bf16 gradient is
+    - bf16, stage 1 (BF16_Optimizer, immediate_grad_update; training.reduction): a full fp32 sum; a
+      bf16 gradient is
       freed as soon as it is added.
-    - stage 2: a part, and with several passes its fp32 sum; in the step also a group's fp32 copy. In bf16 the sum
-      exists with one pass too, and in the step only it and the last bucket. Offloaded, fp32 is in host memory.
+    - stage 2: a part, and with several passes its fp32 sum; in the step also a group's fp32 copy.
+      In bf16 the sum
+      exists with one pass too, and in the step only it and the last bucket. Offloaded, fp32 is in
+      host memory.
     - stage 3: a flat fp32 part; then the copy of the sub-group in the step.
     """
-    part, compute, sums = shard(count, world_size), COMPUTE_BYTES[precision], FP32_BYTES * several_passes
+    part = shard(count, world_size)
+    compute = COMPUTE_BYTES[precision]
+    sums = FP32_BYTES * several_passes
     group = shard(max(matrix, count - matrix), world_size)
     if zero_stage == 0:
         whole = FP32_BYTES * count
@@ -185,13 +234,19 @@ def gradient_bytes(
         return Gradients(sums * part, (compute + sums) * part, stepping + FP32_BYTES * group)
     if offloaded:
         return Gradients(0, 0, 0)
-    return Gradients(FP32_BYTES * part, FP32_BYTES * part, FP32_BYTES * (part + min(part, LIVE_ELEMENTS)))
+    return Gradients(
+        FP32_BYTES * part, FP32_BYTES * part, FP32_BYTES * (part + min(part, LIVE_ELEMENTS))
+    )
 
 
-def optimizer_bytes(count: int, world_size: int, zero_stage: int, precision: str, moments: int) -> int:
-    """Moments and master weights in fp32: 12 bytes per parameter with Adam, 8 with Lion; in parts from stage 1 on.
+def optimizer_bytes(
+    count: int, world_size: int, zero_stage: int, precision: str, moments: int
+) -> int:
+    """Moments and master weights in fp32: 12 bytes per parameter with Adam, 8 with Lion; in parts
+    from stage 1 on.
 
-    Plain fp32 at stage 0 updates the weights themselves; the ZeRO optimizers clone their part in fp32 too.
+    Plain fp32 at stage 0 updates the weights themselves; the ZeRO optimizers clone their part in
+    fp32 too.
     """
     master = 0 if zero_stage == 0 and precision == "fp32" else 1
     elements = count if zero_stage == 0 else shard(count, world_size)
@@ -199,9 +254,11 @@ def optimizer_bytes(count: int, world_size: int, zero_stage: int, precision: str
 
 
 def bucket_elements(count: int) -> int:
-    """`reduce_bucket_size` for DeepSpeed: its default, but small enough for several buckets per backward pass.
+    """`reduce_bucket_size` for DeepSpeed: its default, but small enough for several buckets per
+    backward pass.
 
-    A bucket is reduced when it is full; one that held the whole model would be full only when backward is over.
+    A bucket is reduced when it is full; one that held the whole model would be full only when
+    backward is over.
     """
     return min(BUCKET_ELEMENTS, max(count // BUCKETS_IN_A_PASS, LEAST_BUCKET), count)
 
@@ -214,13 +271,16 @@ class Buckets:
     backward: int  # and more while it goes on
 
 
-def bucket_bytes(count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool) -> Buckets:
+def bucket_bytes(
+    count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool
+) -> Buckets:
     """A bucket from ZeRO-2 on, two with several ranks (overlap_comm).
 
-    Stage 3 keeps its buckets all the time, and copies one of bf16 to fp32. At stage 1 bf16 reduces in place; fp32 and
-    offloaded runs use the optimizer of stage 2, with an fp32 bucket.
+    Stage 3 keeps its buckets all the time, and copies one of bf16 to fp32. At stage 1 bf16 reduces
+    in place; fp32 and offloaded runs use the optimizer of stage 2, with an fp32 bucket.
     """
-    compute, elements = COMPUTE_BYTES[precision], bucket_elements(count)
+    compute = COMPUTE_BYTES[precision]
+    elements = bucket_elements(count)
     if zero_stage == 1:
         return Buckets(0, FP32_BYTES * elements if precision == "fp32" or offloaded else 0)
     if zero_stage == 2:

@@ -1,4 +1,6 @@
-"""Which mixture holds from which step: phases as configured, and the stages into which caps divide them."""
+"""Which mixture holds from which step: phases as configured, and the stages into which caps divide
+them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ class Source:
     @property
     def cap(self) -> float:
         """Samples that may be taken from it, repeats included."""
-        return math.inf if self.max_epochs is None else math.floor(_exact(self.max_epochs) * self.num_samples)
+        return (
+            math.inf
+            if self.max_epochs is None
+            else math.floor(_exact(self.max_epochs) * self.num_samples)
+        )
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps with constant shares, starting at `start`, when `seen` samples of each source have been taken."""
+    """Steps with constant shares, starting at `start`, when `seen` samples of each source have been
+    taken.
+    """
 
     start: int
     seen: tuple[int, ...]
@@ -50,35 +58,46 @@ class Stage:
 
 
 def begun(phases: Sequence[Phase], step: int) -> list[dict[str, Any]]:
-    """The phases that begin before `step`, as plain data: what a checkpoint has been trained with."""
+    """The phases that begin before `step`, as plain data: what a checkpoint has been trained
+    with.
+    """
     return [asdict(phase) for phase in phases if phase.start < step]
 
 
 def check_begun(trained: list[dict[str, Any]], phases: Sequence[Phase], step: int) -> None:
-    """InputError if the checkpoint of `step` was `trained` with phases other than those that begin before `step`."""
+    """InputError if the checkpoint of `step` was `trained` with phases other than those that begin
+    before `step`.
+    """
     if trained and trained != begun(phases, step):
         before = {f"{phase['start']}steps": phase["weights"] for phase in trained if phase["start"]}
         raise InputError(
-            f"data.mixture: the checkpoint of step {step} was trained with other weights; give those it had before "
-            f"({before or trained[0]['weights']}) and new ones from {step}steps on"
+            f"data.mixture: the checkpoint of step {step} was trained with other weights; give "
+            f"those it had before ({before or trained[0]['weights']}) and new ones from "
+            f"{step}steps on"
         )
 
 
 def evaluated(phases: Sequence[Phase], steps: int) -> dict[str, float]:
-    """Weights above 0 of the phase in which a run of `steps` ends: the sources that make up its held-out loss."""
+    """Weights above 0 of the phase in which a run of `steps` ends: the sources that make up its
+    held-out loss.
+    """
     last = [phase for phase in phases if phase.start < max(steps, 1)][-1]
     return {name: weight for name, weight in last.weights.items() if weight > 0}
 
 
-def stages(phases: Sequence[Phase], sources: Sequence[Source], batch: int, steps: int) -> list[Stage]:
+def stages(
+    phases: Sequence[Phase], sources: Sequence[Source], batch: int, steps: int
+) -> list[Stage]:
     """The stages of `steps` global batches of `batch` samples.
 
-    They depend only on the phases before them, so a phase added later changes nothing before its start. A source that
-    reaches its cap gives what is left of it to one more batch; from then on its share goes to the others of the phase
-    in proportion. InputError if a source has no sample or too small a weight, or no source is left.
+    They depend only on the phases before them, so a phase added later changes nothing before its
+    start. A source that reaches its cap gives what is left of it to one more batch; from then on
+    its share goes to the others of the phase in proportion. InputError if a source has no sample or
+    too small a weight, or no source is left.
     """
     found: list[Stage] = []
-    step, seen = 0, (0,) * len(sources)
+    step = 0
+    seen = (0,) * len(sources)
     ends = [*(phase.start for phase in phases[1:]), steps]
     for index, (phase, end) in enumerate(zip(phases, ends, strict=True)):
         while step < min(end, steps):
@@ -92,7 +111,8 @@ def stages(phases: Sequence[Phase], sources: Sequence[Source], batch: int, steps
                 counts = _last_batch(weights, sources, seen, batch, step, steps)
                 shares = Shares([Fraction(count, batch) for count in counts], batch)
                 found.append(Stage(step, seen, shares, index))
-                step, seen = step + 1, tuple(taken + count for taken, count in zip(seen, counts, strict=True))
+                step = step + 1
+                seen = tuple(taken + count for taken, count in zip(seen, counts, strict=True))
     ends = [*(stage.start for stage in found[1:]), steps]
     return [stage for stage, end in zip(found, ends, strict=True) if stage.start < end]
 
@@ -114,8 +134,8 @@ def _shares(weights: list[Fraction], sources: Sequence[Source], batch: int) -> S
     for source, weight in zip(sources, weights, strict=True):
         if weight and source.num_samples == 0:
             raise InputError(
-                f"data: source {source.name} has less text than one sample of train.seq_len tokens; "
-                "give it more text, lower train.seq_len, or set its weight to 0"
+                f"data: source {source.name} has less text than one sample of train.seq_len "
+                "tokens; give it more text, lower train.seq_len, or set its weight to 0"
             )
     try:
         return Shares(weights, batch)
@@ -128,10 +148,13 @@ def _shares(weights: list[Fraction], sources: Sequence[Source], batch: int) -> S
 
 def _batches_within(shares: Shares, rooms: Sequence[float], most: int) -> int:
     """Batches, at most `most`, in which no source uses more than its room."""
-    low, high = 0, most  # `low` fits; counts never fall, so halving finds the last that does
+    low = 0
+    high = most  # `low` fits; counts never fall, so halving finds the last that does
     for weight, room in zip(shares.weights, rooms, strict=True):
         if weight and room < math.inf:
-            high = min(high, math.ceil((int(room) + 2) / (weight * shares.batch)))  # counts are exact within 2
+            high = min(
+                high, math.ceil((int(room) + 2) / (weight * shares.batch))
+            )  # counts are exact within 2
     while low < high:
         middle = (low + high + 1) // 2
         fits = all(count <= room for count, room in zip(shares.before(middle), rooms, strict=True))
@@ -140,13 +163,21 @@ def _batches_within(shares: Shares, rooms: Sequence[float], most: int) -> int:
 
 
 def _last_batch(
-    weights: Sequence[Fraction], sources: Sequence[Source], seen: Sequence[int], batch: int, step: int, steps: int
+    weights: Sequence[Fraction],
+    sources: Sequence[Source],
+    seen: Sequence[int],
+    batch: int,
+    step: int,
+    steps: int,
 ) -> list[int]:
-    """A batch in which a source gives no more than it has left, and the others fill the rest in proportion."""
+    """A batch in which a source gives no more than it has left, and the others fill the rest in
+    proportion.
+    """
     rooms = [source.cap - taken for source, taken in zip(sources, seen, strict=True)]
     whole = math.lcm(*(weight.denominator for weight in weights))
     parts = [int(weight * whole) for weight in weights]
-    counts, open_ = [0] * len(sources), {index for index, part in enumerate(parts) if part}
+    counts = [0] * len(sources)
+    open_ = {index for index, part in enumerate(parts) if part}
     while True:
         if not open_:
             raise _used_up(sources, step, steps)
@@ -164,8 +195,8 @@ def _last_batch(
 def _used_up(sources: Sequence[Source], step: int, steps: int) -> InputError:
     capped = ", ".join(source.name for source in sources if source.cap < math.inf)
     return InputError(
-        f"data: at step {step:,} of {steps:,} every source of the mixture has reached its max_epochs ({capped}); "
-        "raise max_epochs, prepare more text, or lower train.duration"
+        f"data: at step {step:,} of {steps:,} every source of the mixture has reached its "
+        f"max_epochs ({capped}); raise max_epochs, prepare more text, or lower train.duration"
     )
 
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from hpc_llm.config.schema import ModelConfig
 
-# Adam keeps two fp32 moments per parameter, Lion one (arXiv 2302.06675), but DeepSpeed's for CPUs two (0.19.8,
-# ops/lion/cpu_lion.py: the second is never used). Muon keeps one of hidden matrices and two of the rest: counted as
-# two.
-MOMENTS = {"fused_adam": 2, "cpu_adam": 2, "torch_adam": 2, "fused_lion": 1, "cpu_lion": 2, "muon": 2}
+# Adam keeps two fp32 moments per parameter, Lion one (arXiv 2302.06675), but DeepSpeed's for CPUs
+# two (0.19.8, ops/lion/cpu_lion.py: the second is never used). Muon keeps one of hidden matrices
+# and two of the rest: counted as two.
+MOMENTS = {
+    "fused_adam": 2,
+    "cpu_adam": 2,
+    "torch_adam": 2,
+    "fused_lion": 1,
+    "cpu_lion": 2,
+    "muon": 2,
+}
 FP32_BYTES = 4
 COMPUTE_BYTES = {"bf16": 2, "fp32": 4}
 
@@ -19,8 +26,12 @@ def parameter_count(model: ModelConfig) -> int:
 
 
 def _block(model: ModelConfig) -> int:
-    """Wqkv [d + 2·kv, d], out_proj [d, d], FFN up (SwiGLU: gate and up) [f or 2f, d] and down [d, f], norms."""
-    d, kv, f = model.d_model, model.kv_heads * model.head_size, model.ffn_size
+    """Wqkv [d + 2·kv, d], out_proj [d, d], FFN up (SwiGLU: gate and up) [f or 2f, d] and down [d,
+    f], norms.
+    """
+    d = model.d_model
+    kv = model.kv_heads * model.head_size
+    f = model.ffn_size
     rows = [d + 2 * kv, d, 2 * f if model.ffn == "swiglu" else f]
     weights = sum(rows) * d + d * f
     biases = sum(rows) + d if model.bias else 0
@@ -40,10 +51,10 @@ def _places(model: ModelConfig) -> int:
 def flops_per_token(model: ModelConfig, seq_len: int) -> float:
     """FLOPs of forward and backward per trained token: 6·N + 12·L·d·s.
 
-    The count of PaLM (arXiv 2204.02311, appendix B) and of LLM Foundry's benchmark tables: attention as if it were
-    not causal, recomputation by activation checkpointing not counted. N leaves out tables that are only looked up:
-    learned positions, and the embedding if the output has its own matrix. With a sliding window s is at most
-    its length.
+    The count of PaLM (arXiv 2204.02311, appendix B) and of LLM Foundry's benchmark tables:
+    attention as if it were not causal, recomputation by activation checkpointing not counted. N
+    leaves out tables that are only looked up: learned positions, and the embedding if the output
+    has its own matrix. With a sliding window s is at most its length.
     """
     looked_up = _places(model) + (0 if model.tied else model.vocab_size * model.d_model)
     seen = min(seq_len, model.sliding_window or seq_len)
@@ -53,8 +64,9 @@ def flops_per_token(model: ModelConfig, seq_len: int) -> float:
 def checkpoint_bytes(parameters: int, optimizer: str, precision: str, zero_stage: int) -> int:
     """Bytes of one checkpoint: weights, their fp32 master copy, and the optimizer's moments.
 
-    Measured with Adam, bytes per parameter in fp32: 12.1 at stage 0, 16.1 at 1 and 2, 12.1 at 3; in bf16 14.1 at 1 and
-    2, 12.1 at 3. Stage 0 has no master copy (bf16 cannot be had there), and stage 3 stores nothing else of the weights.
+    Measured with Adam, bytes per parameter in fp32: 12.1 at stage 0, 16.1 at 1 and 2, 12.1 at 3; in
+    bf16 14.1 at 1 and 2, 12.1 at 3. Stage 0 has no master copy (bf16 cannot be had there), and
+    stage 3 stores nothing else of the weights.
     """
     weights = COMPUTE_BYTES[precision] if zero_stage < 3 else 0
     master = FP32_BYTES if zero_stage > 0 else 0

@@ -1,4 +1,6 @@
-"""RunConfig + facts about its data → RunPlan: every number the job needs that the user did not give."""
+"""RunConfig + facts about its data → RunPlan: every number the job needs that the user did not
+give.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,20 @@ class DataFacts:
     tokens: int  # training tokens
     heldout_tokens: int
     vocab_size: int  # pieces of the tokenizer, unpadded
-    unigram_entropy: float  # nats per token: held-out text under the training text's unigram distribution
+    unigram_entropy: (
+        float  # nats per token: held-out text under the training text's unigram distribution
+    )
     source_tokens: dict[str, int] = field(default_factory=dict)  # training tokens of each source
-    samples: dict[str, int] = field(default_factory=dict)  # of training text by source; empty: not known (not packed)
+    samples: dict[str, int] = field(
+        default_factory=dict
+    )  # of training text by source; empty: not known (not packed)
     heldout_samples: dict[str, int] = field(default_factory=dict)  # the same of held-out text
-    padding: float | None = None  # fraction of the positions of packed rows; None where nothing is packed
-    digests: dict[str, str] = field(default_factory=dict)  # of each source's tokens, and what they mean
+    padding: float | None = (
+        None  # fraction of the positions of packed rows; None where nothing is packed
+    )
+    digests: dict[str, str] = field(
+        default_factory=dict
+    )  # of each source's tokens, and what they mean
 
 
 @dataclass(frozen=True)
@@ -75,20 +85,30 @@ class RunPlan:
     tokens_per_second: float | None  # over all ranks
     wall_hours: float | None
     gpu_hours: float | None
-    notice_s: float  # from the signal before a time limit until the run has saved and left, at the worst
-    signal_lead_s: int | None  # seconds before the limit at which Slurm sends it; None without a limit
+    notice_s: (
+        float  # from the signal before a time limit until the run has saved and left, at the worst
+    )
+    signal_lead_s: (
+        int | None
+    )  # seconds before the limit at which Slurm sends it; None without a limit
     jobs: int | None  # Slurm time limits that the run will need
     # data
     data_directory: str
     unigram_entropy: float | None
-    padding: float | None  # fraction of the positions that best-fit packing leaves empty; None: not packed (yet)
+    padding: (
+        float | None
+    )  # fraction of the positions that best-fit packing leaves empty; None: not packed (yet)
     phases: list[Phase]  # mixtures, the first from step 0
     seq_lens: list[tuple[int, int]]  # first step, sequence length from then on
-    source_epochs: dict[str, float]  # how often each source is read in all; empty before the data is prepared
+    source_epochs: dict[
+        str, float
+    ]  # how often each source is read in all; empty before the data is prepared
     rungs: list[int]  # steps at which successive halving judges the run
     # what runs alike have shown
     halved_by: str | None = None  # the run for which more than this micro-batch was too much
-    timed_by: str | None = None  # the run that was so fast; None where tokens_per_second rests on cluster.expected_mfu
+    timed_by: str | None = (
+        None  # the run that was so fast; None where tokens_per_second rests on cluster.expected_mfu
+    )
     data_digests: dict[str, str] = field(default_factory=dict)  # by source; ranks refuse other data
 
 
@@ -108,18 +128,22 @@ def make_plan(
 ) -> RunPlan:
     """The plan of `config`. InputError lists everything that cannot work, all at once.
 
-    `data` is None before preparation. `memory_available` is a GPU's memory in bytes where it was measured;
-    else cluster.gpu says it, and on a CPU it is unknown. `experience` is that of runs alike; `saved` what this very run
-    must be able to load.
+    `data` is None before preparation. `memory_available` is a GPU's memory in bytes where it was
+    measured; else cluster.gpu says it, and on a CPU it is unknown. `experience` is that of runs
+    alike; `saved` what this very run must be able to load.
     """
-    cluster, train = config.cluster, config.train
+    cluster = config.cluster
+    train = config.train
     gpu = gpu_of(cluster)
     usable = _usable(gpu, memory_available)
     problems = [*checks.problems(config), *_problems(config, data), *_stage_problems(config, saved)]
-    length, choice = None, None
+    length = None
+    choice = None
     epochs: dict[str, float] = {}
     try:
-        length = lengths(config, _epoch_tokens(config, data) if data else None, begun=saved is not None)
+        length = lengths(
+            config, _epoch_tokens(config, data) if data else None, begun=saved is not None
+        )
         if data is not None and not problems:
             problems += _heldout_problems(config, data, length)
             epochs = _source_epochs(config, data, length)
@@ -127,7 +151,11 @@ def make_plan(
         problems += error.problems
     if _countable(config):
         choice = choose(config, usable, experience, saved)
-        if choice is None and usable is not None and (sentence := _too_large(config, usable, saved)):
+        if (
+            choice is None
+            and usable is not None
+            and (sentence := _too_large(config, usable, saved))
+        ):
             problems.append(sentence)
     if choice is not None:
         problems += _too_long(config, choice.zero_stage)
@@ -141,7 +169,8 @@ def make_plan(
     # An MFU is a share of the bf16 peak: it says nothing about fp32.
     peak = gpu.peak_tflops if gpu and train.precision == "bf16" else None
     way = (choice.zero_stage, choice.activation_checkpointing)
-    limit, speed = experience.limit(*way), experience.speed(*way, choice.micro_batch)
+    limit = experience.limit(*way)
+    speed = experience.speed(*way, choice.micro_batch)
     time = walltime(cluster, peak, flops, tokens, speed)
     needed_s = _notice_s(config, time, length.tokens_per_step, num_bytes)
     lead = _signal_lead_s(config, needed_s)
@@ -191,15 +220,16 @@ def make_plan(
 
 
 def _stage_problems(config: RunConfig, saved: Saved | None) -> list[str]:
-    given, train = config.train.zero_stage, config.train
+    given = config.train.zero_stage
+    train = config.train
     if saved is None:
         return []
     if given != "auto" and given not in saved.stages:
         return [f"train.zero_stage={given}: {_loads(saved)}; give that, or auto"]
     if _countable(config) and given == "auto" and not possible(config, saved):
         return [
-            f"train.precision={train.precision} optim={config.optim.name}: {_loads(saved)}, where these do not run; "
-            "give those that it was trained with"
+            f"train.precision={train.precision} optim={config.optim.name}: {_loads(saved)}, where "
+            "these do not run; give those that it was trained with"
         ]
     return []
 
@@ -210,8 +240,8 @@ def _too_large(config: RunConfig, usable: int, saved: Saved | None) -> str | Non
     if not possible(config, saved):
         return None
     return (
-        f"train.zero_stage=auto: {_loads(saved)}, which needs more than the {usable / GIB:.1f} GiB usable per GPU; "
-        "go on with more nodes, or on GPUs with more memory"
+        f"train.zero_stage=auto: {_loads(saved)}, which needs more than the {usable / GIB:.1f} "
+        "GiB usable per GPU; go on with more nodes, or on GPUs with more memory"
     )
 
 
@@ -221,8 +251,14 @@ def _loads(saved: Saved) -> str:
 
 
 def _too_long(config: RunConfig, zero_stage: int) -> list[str]:
-    """DeepSpeed 0.19.8 counts elements in 32 bits in csrc/lion/multi_tensor_lion.cu: it would skip most of a part."""
-    if config.optim.name != "fused_lion" or config.cluster.device == "cpu" or zero_stage not in (1, 2):
+    """DeepSpeed 0.19.8 counts elements in 32 bits in csrc/lion/multi_tensor_lion.cu: it would skip
+    most of a part.
+    """
+    if (
+        config.optim.name != "fused_lion"
+        or config.cluster.device == "cpu"
+        or zero_stage not in (1, 2)
+    ):
         return []  # elsewhere it goes through weights one by one, or in DeepSpeed's sub-groups
     matrix = config.model.vocab_size * config.model.d_model
     count = parameter_count(config.model) - matrix  # those that decay are a flat group of their own
@@ -230,25 +266,30 @@ def _too_long(config: RunConfig, zero_stage: int) -> list[str]:
     if part < _LION_ELEMENTS:
         return []
     return [
-        f"optim=fused_lion: its kernel takes fewer than {_LION_ELEMENTS:,} weights per GPU, and these are {part:,}; "
-        "use more GPUs, train.zero_stage=3 or optim=torch_adam"
+        f"optim=fused_lion: its kernel takes fewer than {_LION_ELEMENTS:,} weights per GPU, and "
+        f"these are {part:,}; use more GPUs, train.zero_stage=3 or optim=torch_adam"
     ]
 
 
 def _epoch_tokens(config: RunConfig, data: DataFacts) -> int:
-    """Positions of all samples, or the tokens where samples are not counted yet, or there is none."""
+    """Positions of all samples, or the tokens where samples are not counted yet, or there is
+    none.
+    """
     return sum(data.samples.values()) * config.train.seq_len or data.tokens
 
 
 def _source_epochs(config: RunConfig, data: DataFacts, length: Lengths) -> dict[str, float]:
-    """Times that the run reads each source, over all phases; InputError where the mixture cannot be had.
+    """Times that the run reads each source, over all phases; InputError where the mixture cannot be
+    had.
 
-    From the number of tokens where samples are not counted yet: rows leave some positions empty, so the run itself may
-    end up a bit above.
+    From the number of tokens where samples are not counted yet: rows leave some positions empty, so
+    the run itself may end up a bit above.
     """
     if not data.source_tokens or length.steps == 0:
         return {}
-    counts = data.samples or {name: tokens // config.train.seq_len for name, tokens in data.source_tokens.items()}
+    counts = data.samples or {
+        name: tokens // config.train.seq_len for name, tokens in data.source_tokens.items()
+    }
     sources = sources_of(config, counts)
     last = stages(length.phases, sources, config.train.global_batch, length.steps)[-1]
     taken = last.before(length.steps)
@@ -269,22 +310,30 @@ def _heldout_problems(config: RunConfig, data: DataFacts, length: Lengths) -> li
 def sources_of(config: RunConfig, num_samples: Mapping[str, int]) -> list[Source]:
     """The sources of a run with the samples that each has, in the order of their names."""
     return [
-        Source(name, num_samples[name], config.data.sources[name].max_epochs if name in config.data.sources else None)
+        Source(
+            name,
+            num_samples[name],
+            config.data.sources[name].max_epochs if name in config.data.sources else None,
+        )
         for name in config.data.source_names
     ]
 
 
 def no_heldout(directory: str, names: Sequence[str], tokens: int, seq_len: int) -> str:
-    """That the sources that a run evaluates have no sample of held-out text; `tokens` are held out of all sources."""
+    """That the sources that a run evaluates have no sample of held-out text; `tokens` are held out
+    of all sources.
+    """
     return (
-        f"train.seq_len={seq_len}: the heldout text of {', '.join(names)} in {directory} has no sample of "
-        f"{seq_len + 1} tokens (all sources have {tokens}); prepare more text, "
-        "raise data.heldout_fraction, or lower train.seq_len"
+        f"train.seq_len={seq_len}: the heldout text of {', '.join(names)} in {directory} has no "
+        f"sample of {seq_len + 1} tokens (all sources have {tokens}); prepare more text, raise "
+        "data.heldout_fraction, or lower train.seq_len"
     )
 
 
 def _save_every_s(config: RunConfig, given: float | None, num_bytes: int) -> float | None:
-    """For checkpoint.every=auto Daly's interval before anything is measured; each attempt takes it anew."""
+    """For checkpoint.every=auto Daly's interval before anything is measured; each attempt takes it
+    anew.
+    """
     if config.checkpoint.every != "auto":
         return given
     nodes = config.cluster.nodes
@@ -295,20 +344,24 @@ def _notice_s(config: RunConfig, time: Walltime, tokens_per_step: int, num_bytes
     """Where nothing is known of the machine's speed, without its steps."""
     step_s = tokens_per_step / time.tokens_per_second if time.tokens_per_second else 0.0
     evaluation_s = config.train.eval_batches * step_s / 3  # forward alone
-    return round(notice_s(step_s, expected_save_s(num_bytes, config.cluster.nodes), evaluation_s), 1)
+    return round(
+        notice_s(step_s, expected_save_s(num_bytes, config.cluster.nodes), evaluation_s), 1
+    )
 
 
 def _signal_lead_s(config: RunConfig, needed_s: float) -> int | None:
     """InputError where a job would have to save before it has begun."""
-    limit_min, given = config.cluster.time_min, config.cluster.signal_lead_s
+    limit_min = config.cluster.time_min
+    given = config.cluster.signal_lead_s
     if limit_min is None:
         return None
     if given != "auto":
         return given
     if (lead := lead_s(limit_min, needed_s)) >= limit_min * 60:
         raise InputError(
-            f"cluster.time_min={limit_min}: steps, an evaluation and saves take {needed_s / 60:,.0f} min of notice "
-            f"before it; set cluster.time_min above {lead // 60}, or cluster.signal_lead_s if you know better"
+            f"cluster.time_min={limit_min}: steps, an evaluation and saves take "
+            f"{needed_s / 60:,.0f} min of notice before it; set cluster.time_min above "
+            f"{lead // 60}, or cluster.signal_lead_s if you know better"
         )
     return lead
 
@@ -326,7 +379,9 @@ def _usable(gpu: Gpu | None, measured: int | None) -> int | None:
 
 def _countable(config: RunConfig) -> bool:
     """Whether every rank gets a row and every size is above 0, so that memory can be counted."""
-    model, train, world = config.model, config.train, config.cluster.world_size
+    model = config.model
+    train = config.train
+    world = config.cluster.world_size
     sizes = (
         model.d_model,
         model.n_heads,
@@ -337,12 +392,18 @@ def _countable(config: RunConfig) -> bool:
         train.seq_len,
         world,
     )
-    return min(sizes) > 0 and train.global_batch >= world and (train.micro_batch == "auto" or train.micro_batch > 0)
+    return (
+        min(sizes) > 0
+        and train.global_batch >= world
+        and (train.micro_batch == "auto" or train.micro_batch > 0)
+    )
 
 
 def _problems(config: RunConfig, data: DataFacts | None) -> Iterator[str]:
     """What the configuration and its machine or its data do not agree on, one sentence each."""
-    cluster, train, world = config.cluster, config.train, config.cluster.world_size
+    cluster = config.cluster
+    train = config.train
+    world = config.cluster.world_size
     own = (cluster.gpu_memory_gib, cluster.gpu_peak_tflops)
     if cluster.gpu is not None and cluster.gpu not in GPUS and None in own:
         yield (
@@ -350,13 +411,20 @@ def _problems(config: RunConfig, data: DataFacts | None) -> Iterator[str]:
             "cluster.gpu_memory_gib and cluster.gpu_peak_tflops (bf16, dense) too, or null"
         )
     if cluster.gpu is None and own != (None, None):
-        yield "cluster.gpu_memory_gib, cluster.gpu_peak_tflops: have an effect with cluster.gpu=NAME alone"
+        yield (
+            "cluster.gpu_memory_gib, cluster.gpu_peak_tflops: have an effect with "
+            "cluster.gpu=NAME alone"
+        )
     if cluster.gpu is None and cluster.expected_mfu is not None:
-        yield f"cluster.expected_mfu={cluster.expected_mfu}: has an effect with cluster.gpu=NAME alone"
+        yield (
+            f"cluster.expected_mfu={cluster.expected_mfu}: has an effect with cluster.gpu=NAME "
+            "alone"
+        )
     if train.global_batch < world:
         yield (
-            f"train.global_batch={train.global_batch}: at least one sequence for each of the {world} ranks "
-            f"({cluster.nodes} × {cluster.gpus_per_node}) is needed; raise it or lower cluster.nodes"
+            f"train.global_batch={train.global_batch}: at least one sequence for each of the "
+            f"{world} ranks ({cluster.nodes} × {cluster.gpus_per_node}) is needed; raise it or "
+            "lower cluster.nodes"
         )
     elif (
         train.micro_batch != "auto"
@@ -367,14 +435,16 @@ def _problems(config: RunConfig, data: DataFacts | None) -> Iterator[str]:
             f"train.micro_batch={train.micro_batch}: at most {rows}, a rank's sequences of "
             f"train.global_batch={train.global_batch} over {world} ranks; or auto"
         )
-    lead, limit = cluster.signal_lead_s, cluster.time_min
+    lead = cluster.signal_lead_s
+    limit = cluster.time_min
     if limit is not None and lead != "auto" and limit * 60 <= lead:
         yield (
-            f"cluster.signal_lead_s={lead}: below {limit * 60}, the seconds of cluster.time_min={limit}, is allowed; "
-            "or auto"
+            f"cluster.signal_lead_s={lead}: below {limit * 60}, the seconds of "
+            f"cluster.time_min={limit}, is allowed; or auto"
         )
     if data is not None and data.vocab_size > config.model.vocab_size:
         yield (
-            f"model.vocab_size={config.model.vocab_size}: at least {data.vocab_size}, the pieces of the tokenizer "
-            f"in {data.directory}; set model.vocab_size={checks.padded_vocab(data.vocab_size)}"
+            f"model.vocab_size={config.model.vocab_size}: at least {data.vocab_size}, the pieces "
+            f"of the tokenizer in {data.directory}; set "
+            f"model.vocab_size={checks.padded_vocab(data.vocab_size)}"
         )

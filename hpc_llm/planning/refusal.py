@@ -1,4 +1,6 @@
-"""What to report when a run does not fit: the shortfall, and the nearest settings that fit by the same calculation."""
+"""What to report when a run does not fit: the shortfall, and the nearest settings that fit by the
+same calculation.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,11 @@ from hpc_llm.planning.batch import rows_per_rank
 from hpc_llm.planning.choice import Choice, choose, smallest
 from hpc_llm.planning.hardware import GIB
 
-KNOBS = ("activation_checkpointing", "micro_batch", "zero_stage")  # of train, the least intrusive first
+KNOBS = (
+    "activation_checkpointing",
+    "micro_batch",
+    "zero_stage",
+)  # of train, the least intrusive first
 MOST_OTHER_KNOBS = 2
 # What computes the same in host memory.
 OFFLOADED: dict[str, Literal["cpu_adam", "cpu_lion"]] = {
@@ -33,27 +39,35 @@ class Suggestion:
 
 
 def refusal(config: RunConfig, usable: int) -> str | None:
-    """One sentence on why `config` does not fit into `usable` bytes per rank; None if no setting is allowed."""
+    """One sentence on why `config` does not fit into `usable` bytes per rank; None if no setting is
+    allowed.
+    """
     best = smallest(config)
     if best is None:
         return None
     words = " ".join(f"{key}={value}" for key, value in best.words.items())
-    found = " or ".join(f"`{suggestion.overrides}`{suggestion.note}" for suggestion in suggestions(config, usable))
+    found = " or ".join(
+        f"`{suggestion.overrides}`{suggestion.note}" for suggestion in suggestions(config, usable)
+    )
     remedy = (
         f"these fit: {found}"
         if found
         else (
-            "neither ZeRO-3, offloading nor a rank per sequence fits: shorten train.seq_len or choose a smaller model"
+            "neither ZeRO-3, offloading nor a rank per sequence fits: shorten train.seq_len or "
+            "choose a smaller model"
         )
     )
     return (
-        f"model={config.model.name}: {best.memory.total / GIB:.1f} GiB per GPU are needed even with {words}, "
-        f"{(best.memory.total - usable) / GIB:.1f} GiB more than the {usable / GIB:.1f} GiB usable; {remedy}"
+        f"model={config.model.name}: {best.memory.total / GIB:.1f} GiB per GPU are needed even "
+        f"with {words}, {(best.memory.total - usable) / GIB:.1f} GiB more than the "
+        f"{usable / GIB:.1f} GiB usable; {remedy}"
     )
 
 
 def suggestions(config: RunConfig, usable: int) -> list[Suggestion]:
-    """Ways to make `config` fit, nearest first: settings, logits in chunks, optimizer in host memory, more nodes."""
+    """Ways to make `config` fit, nearest first: settings, logits in chunks, optimizer in host
+    memory, more nodes.
+    """
     return [
         *_other_knobs(config, usable),
         *_chunked_loss(config, usable),
@@ -83,7 +97,9 @@ def _chunked_loss(config: RunConfig, usable: int) -> Iterator[Suggestion]:
     chunked = replace(config, train=replace(train, loss_chunk=LOSS_CHUNK))
     for knobs in ((), _fixed(config)):
         choice = choose(_released(chunked, knobs), usable)
-        if choice and choice.micro_batch * train.seq_len > LOSS_CHUNK:  # else smaller passes help, not chunks
+        if (
+            choice and choice.micro_batch * train.seq_len > LOSS_CHUNK
+        ):  # else smaller passes help, not chunks
             yield Suggestion(_changed(config, choice, knobs, f"train.loss_chunk={LOSS_CHUNK}"))
             return
 
@@ -97,7 +113,8 @@ def _offloaded(config: RunConfig, usable: int) -> Iterator[Suggestion]:
         if choice := choose(_released(moved, knobs), usable):
             host = choice.memory.host * config.cluster.gpus_per_node / GIB
             yield Suggestion(
-                _changed(config, choice, knobs, f"optim={optimizer}"), f" ({host:,.0f} GiB of host memory per node)"
+                _changed(config, choice, knobs, f"optim={optimizer}"),
+                f" ({host:,.0f} GiB of host memory per node)",
             )
             return
 
@@ -105,7 +122,11 @@ def _offloaded(config: RunConfig, usable: int) -> Iterator[Suggestion]:
 def _more_nodes(config: RunConfig, usable: int) -> Iterator[Suggestion]:
     """The smallest number of nodes of the same kind; at most one rank per sequence."""
     cluster = config.cluster
-    most = cluster.nodes if cluster.launcher == "local" else config.train.global_batch // cluster.gpus_per_node
+    most = (
+        cluster.nodes
+        if cluster.launcher == "local"
+        else config.train.global_batch // cluster.gpus_per_node
+    )
     for knobs in ((), _fixed(config)):
         for nodes in range(cluster.nodes + 1, most + 1):
             larger = _released(replace(config, cluster=replace(cluster, nodes=nodes)), knobs)
@@ -116,7 +137,9 @@ def _more_nodes(config: RunConfig, usable: int) -> Iterator[Suggestion]:
 
 def _has_rows(config: RunConfig) -> bool:
     size = config.train.micro_batch
-    return size == "auto" or size <= rows_per_rank(config.train.global_batch, config.cluster.world_size)
+    return size == "auto" or size <= rows_per_rank(
+        config.train.global_batch, config.cluster.world_size
+    )
 
 
 def _fixed(config: RunConfig) -> tuple[str, ...]:
@@ -131,4 +154,6 @@ def _released(config: RunConfig, knobs: tuple[str, ...]) -> RunConfig:
 def _changed(config: RunConfig, choice: Choice, knobs: tuple[str, ...], *first: str) -> str:
     """Overrides for those of `knobs` whose chosen value differs from the user's."""
     differing = [knob for knob in knobs if getattr(config.train, knob) != getattr(choice, knob)]
-    return " ".join([*first, *(f"train.{knob}={choice.words[f'train.{knob}']}" for knob in differing)])
+    return " ".join(
+        [*first, *(f"train.{knob}={choice.words[f'train.{knob}']}" for knob in differing)]
+    )

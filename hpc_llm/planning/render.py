@@ -1,4 +1,6 @@
-"""The plan as a plain-text table of at most 25 lines, to be checked by an engineer before the job is queued."""
+"""The plan as a plain-text table of at most 25 lines, to be checked by an engineer before the job
+is queued.
+"""
 
 from __future__ import annotations
 
@@ -32,28 +34,48 @@ def render_all(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> str:
     texts = [render(config, plan) for config, plan in zip(configs, plans, strict=True)]
     if len(texts) == 1:
         return texts[0]
-    return "\n\n".join(f"# {config.run.name}\n{text}" for config, text in zip(configs, texts, strict=True))
+    return "\n\n".join(
+        f"# {config.run.name}\n{text}" for config, text in zip(configs, texts, strict=True)
+    )
 
 
 def _what(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
-    model, cluster, optim = config.model, config.cluster, config.optim
+    model = config.model
+    cluster = config.cluster
+    optim = config.optim
     yield (
         "model",
-        f"{model.name}: {_count(plan.parameters)} parameters, {plan.flops_per_token / 1e9:,.3g} GFLOP per token",
+        (
+            f"{model.name}: {_count(plan.parameters)} parameters, "
+            f"{plan.flops_per_token / 1e9:,.3g} GFLOP per token"
+        ),
     )
     ranks = "rank" if plan.gpus_per_node == 1 else "ranks"
     nodes = "1 node" if plan.nodes == 1 else f"{plan.nodes} nodes"
     yield (
         "machine",
-        f"{cluster.name}: {nodes} × {plan.gpus_per_node} {cluster.gpu or ranks}, {config.train.precision}",
+        (
+            f"{cluster.name}: {nodes} × {plan.gpus_per_node} {cluster.gpu or ranks}, "
+            f"{config.train.precision}"
+        ),
     )
     yield (
         "optimizer",
-        f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, warm-up {plan.warmup_steps:,} steps{_late(plan)}",
+        (
+            f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, warm-up {plan.warmup_steps:,} "
+            f"steps{_late(plan)}"
+        ),
     )
-    yield "data", f"{config.data.name}" + (f" in {plan.data_directory}" if plan.data_directory else "")
+    yield (
+        "data",
+        f"{config.data.name}" + (f" in {plan.data_directory}" if plan.data_directory else ""),
+    )
     if config.data.packing == "best_fit":
-        padding = "padding not known before it is packed" if plan.padding is None else f"{plan.padding:.2%} padding"
+        padding = (
+            "padding not known before it is packed"
+            if plan.padding is None
+            else f"{plan.padding:.2%} padding"
+        )
         yield "", f"documents packed by best fit, {padding}"
     if config.data.sources:
         yield from _mixture(config, plan)
@@ -66,17 +88,30 @@ def _mixture(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     """One line per phase with its shares, and how often each source is read."""
     for start, phase in zip(["", *config.data.mixture], plan.phases, strict=True):
         total = sum(phase.weights.values())
-        shares = ", ".join(f"{name} {weight / total:.3g}" for name, weight in phase.weights.items() if weight)
-        yield ("mixture" if phase.start == 0 else ""), f"from step {phase.start:,}{_rounded(start, plan)}: {shares}"
+        shares = ", ".join(
+            f"{name} {weight / total:.3g}" for name, weight in phase.weights.items() if weight
+        )
+        yield (
+            ("mixture" if phase.start == 0 else ""),
+            f"from step {phase.start:,}{_rounded(start, plan)}: {shares}",
+        )
     if plan.source_epochs:
-        yield "", "epochs: " + ", ".join(f"{name} {epochs:.3g}" for name, epochs in plan.source_epochs.items())
+        yield (
+            "",
+            "epochs: "
+            + ", ".join(f"{name} {epochs:.3g}" for name, epochs in plan.source_epochs.items()),
+        )
 
 
 def _rounded(start: str, plan: RunPlan) -> str:
     """Notes if a phase begins later than requested, at the next whole step."""
     if not start or parse(start, STEPS_OR_TOKENS).unit == "steps":
         return ""
-    return f" ({start}, rounded up)" if parse(start, STEPS_OR_TOKENS).amount % plan.tokens_per_step else f" ({start})"
+    return (
+        f" ({start}, rounded up)"
+        if parse(start, STEPS_OR_TOKENS).amount % plan.tokens_per_step
+        else f" ({start})"
+    )
 
 
 def _batch(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
@@ -84,7 +119,10 @@ def _batch(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     padded = padded_rows(train.global_batch, plan.world_size, plan.micro_batch)
     product = f"ranks {plan.world_size} × micro {plan.micro_batch} × passes {plan.accumulation}"
     note = f" − {padded} masked rows (uneven)" if padded else ""
-    yield "global batch", f"{train.global_batch:,} sequences of {train.seq_len:,} tokens = {product}{note}"
+    yield (
+        "global batch",
+        f"{train.global_batch:,} sequences of {train.seq_len:,} tokens = {product}{note}",
+    )
     less = f", more was too much for {plan.halved_by}" if plan.halved_by else ""
     yield "micro-batch", f"{plan.micro_batch} {_origin(train.micro_batch)}{less}"
     yield "ZeRO stage", f"{plan.zero_stage} {_origin(train.zero_stage)}"
@@ -94,27 +132,50 @@ def _batch(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     yield "compiled", f"{'yes' if plan.compile else 'no'} {_origin(train.compile)}"
     tokens = plan.micro_batch * train.seq_len
     if plan.loss_chunk is not None and (plan.loss_chunk < tokens or train.loss_chunk != "auto"):
-        idle = f", no fewer than a pass's {tokens:,}: no effect" if plan.loss_chunk >= tokens else ""
-        yield "loss", f"logits of {plan.loss_chunk:,} tokens at once {_origin(train.loss_chunk)}{idle}"
+        idle = (
+            f", no fewer than a pass's {tokens:,}: no effect" if plan.loss_chunk >= tokens else ""
+        )
+        yield (
+            "loss",
+            f"logits of {plan.loss_chunk:,} tokens at once {_origin(train.loss_chunk)}{idle}",
+        )
 
 
 def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
-    yield "length", f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens = {_count(plan.tokens)} tokens"
+    yield (
+        "length",
+        f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens = {_count(plan.tokens)} tokens",
+    )
     if len(plan.seq_lens) > 1:
         lengths = ", ".join(f"{length:,} from step {start:,}" for start, length in plan.seq_lens)
         yield "", f"sequences of {lengths}"
     every = _period(plan)
     every += f" {_origin('auto')}" if config.checkpoint.every == "auto" else ""
-    yield "checkpoint", f"{_gib(plan.checkpoint_bytes)} every {every}, {config.checkpoint.keep} kept"
+    yield (
+        "checkpoint",
+        f"{_gib(plan.checkpoint_bytes)} every {every}, {config.checkpoint.keep} kept",
+    )
     if plan.permanent_every_steps:
         number = plan.steps // plan.permanent_every_steps
         size = _gib(number * plan.checkpoint_bytes)
-        yield "", f"one for good every {plan.permanent_every_steps:,} steps too, {number:,} in all: {size}"
-    yield "evaluation", f"every {plan.eval_every_steps:,} steps, {config.train.eval_batches} global batches"
+        yield (
+            "",
+            (
+                f"one for good every {plan.permanent_every_steps:,} steps too, {number:,} in all: "
+                f"{size}"
+            ),
+        )
+    yield (
+        "evaluation",
+        f"every {plan.eval_every_steps:,} steps, {config.train.eval_batches} global batches",
+    )
     if plan.rungs:
         yield (
             "halving",
-            f"best {config.halving.keep:.0%} go on at steps {', '.join(f'{rung:,}' for rung in plan.rungs)}",
+            (
+                f"best {config.halving.keep:.0%} go on at steps "
+                f"{', '.join(f'{rung:,}' for rung in plan.rungs)}"
+            ),
         )
 
 
@@ -137,18 +198,33 @@ _MOMENTS = {
 
 
 def _memory(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
-    memory, available = plan.memory, plan.memory_available
+    memory = plan.memory
+    available = plan.memory_available
     limit = "of an unknown amount"
     if available is not None:
-        limit = f"of {_gib(available)} usable ({USABLE_FRACTION:.0%} of {config.cluster.gpu or 'this machine'})"
+        limit = (
+            f"of {_gib(available)} usable ({USABLE_FRACTION:.0%} of "
+            f"{config.cluster.gpu or 'this machine'})"
+        )
     yield "memory per rank", f"{_gib(memory.total)} {limit}, most {_MOMENTS[memory.moment]}"
-    for part in ("weights", "gradients", "optimizer", "activations", "logits", "buckets", "overhead"):
+    for part in (
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "logits",
+        "buckets",
+        "overhead",
+    ):
         if getattr(memory, part):
             yield "", f"{_gib(getattr(memory, part)):>10}  {part}"
     if memory.host:
         yield (
             "",
-            f"{_gib(memory.host):>10}  in host memory (optimizer), {_gib(memory.host * plan.gpus_per_node)} per node",
+            (
+                f"{_gib(memory.host):>10}  in host memory (optimizer), "
+                f"{_gib(memory.host * plan.gpus_per_node)} per node"
+            ),
         )
 
 
@@ -164,11 +240,17 @@ def _time(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
     yield "throughput", f"{plan.tokens_per_second:,.0f} tokens/s, {each:,.0f} per {unit}, {basis}"
     yield (
         "wall time",
-        f"{_hours(plan.wall_hours)}, {plan.gpu_hours:,.{0 if plan.gpu_hours >= 10 else 1}f} {unit}-hours, {basis}",
+        (
+            f"{_hours(plan.wall_hours)}, {plan.gpu_hours:,.{0 if plan.gpu_hours >= 10 else 1}f} "
+            f"{unit}-hours, {basis}"
+        ),
     )
     if plan.jobs is not None:
         limits = "time limit" if plan.jobs == 1 else "time limits"
-        yield "jobs", f"{plan.jobs:,} {limits} of {config.cluster.time_min:,} min{_notice(config, plan)}"
+        yield (
+            "jobs",
+            f"{plan.jobs:,} {limits} of {config.cluster.time_min:,} min{_notice(config, plan)}",
+        )
 
 
 def _notice(config: RunConfig, plan: RunPlan) -> str:
@@ -183,11 +265,19 @@ def _notice(config: RunConfig, plan: RunPlan) -> str:
 def _unknown_time(config: RunConfig, plan: RunPlan) -> str:
     if config.train.precision == "fp32":
         return "an MFU is a share of the bf16 peak, and this run is fp32"
-    return "needs cluster.expected_mfu" if plan.peak_tflops else "needs cluster.gpu and cluster.expected_mfu"
+    return (
+        "needs cluster.expected_mfu"
+        if plan.peak_tflops
+        else "needs cluster.gpu and cluster.expected_mfu"
+    )
 
 
 def _late(plan: RunPlan) -> str:
-    return " (longer than the run: lr never reaches its peak)" if plan.warmup_steps > plan.steps else ""
+    return (
+        " (longer than the run: lr never reaches its peak)"
+        if plan.warmup_steps > plan.steps
+        else ""
+    )
 
 
 def _origin(given: object) -> str:
@@ -199,9 +289,19 @@ def _gib(size: int) -> str:
 
 
 def _hours(hours: float) -> str:
-    return f"{hours / 24:,.1f} days" if hours >= 48 else f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"
+    return (
+        f"{hours / 24:,.1f} days"
+        if hours >= 48
+        else f"{hours:,.1f} h"
+        if hours >= 1
+        else f"{hours * 60:,.1f} min"
+    )
 
 
 def _count(number: float) -> str:
-    scale, unit = next((s, u) for s, u in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1, "")) if number >= s or s == 1)
+    scale, unit = next(
+        (s, u)
+        for s, u in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1, ""))
+        if number >= s or s == 1
+    )
     return f"{number / scale:,.4g}{unit}" if unit else f"{number:,.0f}"

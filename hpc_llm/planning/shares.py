@@ -1,4 +1,6 @@
-"""How many samples of each source the first n global batches hold: exact, and at the same cost for any n."""
+"""How many samples of each source the first n global batches hold: exact, and at the same cost for
+any n.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +15,30 @@ MOST_CYCLE = 1000  # global batches within which every source must appear
 class Shares:
     """Apportionment of global batches of `batch` samples to sources by `weights`.
 
-    After every global batch the count of each source differs from weight × samples by less than 1 if every source
-    has at least one sample per batch, or if a cycle of at most MOST_CYCLE batches holds whole numbers of all; else by
-    less than 2. Counts add up and never decrease.
+    After every global batch the count of each source differs from weight × samples by less than 1
+    if every source has at least one sample per batch, or if a cycle of at most MOST_CYCLE batches
+    holds whole numbers of all; else by less than 2. Counts add up and never decrease.
 
-    Every `cycle` batches counts are rounded by largest remainders. Within a cycle the u-th sample of a source with m
-    samples has the window of batches of its fluid schedule, ((u − 1)·cycle/m, u·cycle/m), rounded outwards, and the
-    earliest deadline goes first: a schedule exists (the fluid one, and flows with integer capacities have integer
-    solutions), and for equal jobs this rule finds it (Baruah et al., "Proportionate Progress", Algorithmica 1996).
+    Every `cycle` batches counts are rounded by largest remainders. Within a cycle the u-th sample
+    of a source with m samples has the window of batches of its fluid schedule, ((u − 1)·cycle/m,
+    u·cycle/m), rounded outwards, and the earliest deadline goes first: a schedule exists (the fluid
+    one, and flows with integer capacities have integer solutions), and for equal jobs this rule
+    finds it (Baruah et al., "Proportionate Progress", Algorithmica 1996).
     """
 
     def __init__(self, weights: Sequence[Fraction], batch: int) -> None:
-        """Sources with weight 0 are left out. ValueError if no weight is above 0, or one is below `least_weight`."""
+        """Sources with weight 0 are left out. ValueError if no weight is above 0, or one is below
+        `least_weight`.
+        """
         total = sum(weights, Fraction(0))
         if total <= 0 or min(weights) < 0:
             raise ValueError("weights must not be negative, and one above 0")
         self.weights = tuple(weight / total for weight in weights)
         self.batch = batch
         whole = math.lcm(*(weight.denominator for weight in self.weights))
-        self._parts = [int(weight * whole) for weight in self.weights]  # integers: ten times faster than fractions
+        self._parts = [
+            int(weight * whole) for weight in self.weights
+        ]  # integers: ten times faster than fractions
         used = [weight for weight in self.weights if weight]
         if min(used) < least_weight(batch):
             raise ValueError(f"a weight below {float(least_weight(batch)):g} of the whole")
@@ -45,9 +52,12 @@ class Shares:
 
     def _cycle_rows(self, cycle: int) -> list[tuple[int, ...]]:
         """`before` of each batch of a cycle."""
-        first, end = (self._rounded(number * self.cycle * self.batch) for number in (cycle, cycle + 1))
+        first, end = (
+            self._rounded(number * self.cycle * self.batch) for number in (cycle, cycle + 1)
+        )
         counts = [after - before for before, after in zip(first, end, strict=True)]
-        rows, done = [tuple(first)], [0] * len(counts)
+        rows = [tuple(first)]
+        done = [0] * len(counts)
         for batches in range(1, self.cycle):
             due = [count * batches // self.cycle for count in counts]
             done = [max(have, least) for have, least in zip(done, due, strict=True)]
@@ -66,11 +76,15 @@ class Shares:
 
 
 def largest_remainders(parts: Sequence[int], samples: int) -> list[int]:
-    """`samples` apportioned in proportion to `parts`: floors, and one more for the largest remainders."""
+    """`samples` apportioned in proportion to `parts`: floors, and one more for the largest
+    remainders.
+    """
     whole = sum(parts)
     exact = [divmod(part * samples, whole) for part in parts]
     counts = [count for count, _ in exact]
-    order = sorted(range(len(parts)), key=lambda source: -exact[source][1])  # stable: the first of equal ones
+    order = sorted(
+        range(len(parts)), key=lambda source: -exact[source][1]
+    )  # stable: the first of equal ones
     for source in order[: samples - sum(counts)]:
         counts[source] += 1
     return counts
@@ -82,10 +96,11 @@ def least_weight(batch: int) -> Fraction:
 
 
 def _cycle(used: Sequence[Fraction], batch: int) -> int:
-    """Global batches from one rounding to the next: one if every batch has a sample of every source.
+    """Global batches from one rounding to the next: one if every batch has a sample of every
+    source.
 
-    Else the fewest that hold whole numbers of all; if that is more than MOST_CYCLE, the fewest that hold one sample of
-    the rarest.
+    Else the fewest that hold whole numbers of all; if that is more than MOST_CYCLE, the fewest that
+    hold one sample of the rarest.
     """
     rarest = math.ceil(1 / (min(used) * batch))
     if rarest == 1:

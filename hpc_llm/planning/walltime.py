@@ -1,4 +1,6 @@
-"""Time and GPU-hours: as measured in a comparable run, or at a given fraction of the machine's peak."""
+"""Time and GPU-hours: as measured in a comparable run, or at a given fraction of the machine's
+peak.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,13 @@ def walltime(
     tokens: int,
     measured: Speed | None = None,
 ) -> Walltime:
-    """A measured speed is used as it is for each rank; without one tokens/s = W · peak · MFU ÷ FLOPs per token.
+    """A measured speed is used as it is for each rank; without one tokens/s = W · peak · MFU ÷
+    FLOPs per token.
 
     MFU is then cluster.expected_mfu, of the bf16 dense peak.
     """
-    mfu, peak = cluster.expected_mfu, None if peak_tflops is None else cluster.world_size * peak_tflops * 1e12
+    mfu = cluster.expected_mfu
+    peak = None if peak_tflops is None else cluster.world_size * peak_tflops * 1e12
     if measured is not None:
         tokens_per_second = measured.tokens_per_second / measured.world_size * cluster.world_size
         mfu = None if peak is None else tokens_per_second * flops_per_token / peak
@@ -54,8 +58,9 @@ def walltime(
 def notice_s(step_s: float, save_s: float, evaluation_s: float = 0.0) -> float:
     """Seconds from Slurm's signal until a run has saved and exited, in the worst case.
 
-    The signal arrives during a step, the ranks tell each other with the next, and read it with the one after, since
-    numbers lag a step (training.loop). An evaluation and a save may be due in between; the last save comes on top.
+    The signal arrives during a step, the ranks tell each other with the next, and read it with the
+    one after, since numbers lag a step (training.loop). An evaluation and a save may be due in
+    between; the last save comes on top.
     """
     return NOTICE_STEPS * step_s + evaluation_s + 2 * save_s + NOTICE_MARGIN_S
 
@@ -63,11 +68,14 @@ def notice_s(step_s: float, save_s: float, evaluation_s: float = 0.0) -> float:
 def lead_s(time_min: int, needed_s: float) -> int:
     """Seconds of notice that cluster.signal_lead_s=auto requests from Slurm.
 
-    What is needed, in whole minutes, and no less than five minutes or half of the time limit, whichever is less.
+    What is needed, in whole minutes, and no less than five minutes or half of the time limit,
+    whichever is less.
     """
     return max(math.ceil(needed_s / 60) * 60, min(LEAST_LEAD_S, time_min * 30))
 
 
 def jobs(seconds: float, time_min: int, lead_s: int) -> int:
-    """Slurm time limits that `seconds` of training take, each shortened by the lead in which the run saves."""
+    """Slurm time limits that `seconds` of training take, each shortened by the lead in which the
+    run saves.
+    """
     return math.ceil(seconds / (time_min * 60 - lead_s))

@@ -1,1 +1,3 @@
-"""What ended an attempt, and what to do about it: in the allocation (policy) and outside it (watch, loop)."""
+"""What ended an attempt and what to do about it: the policy that supervisor, watchdog and status
+share.
+"""

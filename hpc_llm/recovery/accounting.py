@@ -1,8 +1,10 @@
-"""Where a run's time went, from its ledger: productive, or lost to queue, start-up, saves, repeated steps, detection.
+"""Where a run's time went, from its ledger: productive, or lost to queue, start-up, saves, repeated
+steps, detection.
 
-ETTR as in arXiv 2410.21680 ("Revisiting Reliability in Large-Scale Machine Learning Research Clusters", section 2.5):
-productive time ÷ time in which the run was scheduled or waited to be. Time is productive while training makes progress
-towards a checkpoint that the run keeps; saves, start-up and repeated steps are not productive.
+ETTR as in arXiv 2410.21680 ("Revisiting Reliability in Large-Scale Machine Learning Research
+Clusters", section 2.5): productive time ÷ time in which the run was scheduled or waited to be. Time
+is productive while training makes progress towards a checkpoint that the run keeps; saves, start-up
+and repeated steps are not productive.
 """
 
 from __future__ import annotations
@@ -16,9 +18,17 @@ from hpc_llm.planning import interval
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.ledger import Event
 
-# Ends that interrupt training; a time limit is expected, and a job that never began interrupts nothing.
+# Ends that interrupt training; a time limit is expected, and a job that never began interrupts
+# nothing.
 _INTERRUPTIONS = {
-    *(Cause.CRASH, Cause.KILLED, Cause.HANG, Cause.OUT_OF_MEMORY, Cause.NODE_FAILURE, Cause.ORPHANED),
+    *(
+        Cause.CRASH,
+        Cause.KILLED,
+        Cause.HANG,
+        Cause.OUT_OF_MEMORY,
+        Cause.NODE_FAILURE,
+        Cause.ORPHANED,
+    ),
     *(Cause.PREEMPTED, Cause.LOST, Cause.UNKNOWN),
 }
 
@@ -50,21 +60,28 @@ class Account:
         return self.productive_s / held_s if held_s > 0 else None
 
     def __add__(self, other: Account) -> Account:
-        return Account(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Account(
+            *(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True))
+        )
 
     def __mul__(self, weight: float) -> Account:
         return Account(*(value * weight for value in astuple(self)))
 
 
-def account(events: Sequence[Event], *, until: float | None, first_step_at: float | None = None) -> Account:
-    """Where the time of a run went, from its first submission (or attempt, if it was not submitted) to its end.
+def account(
+    events: Sequence[Event], *, until: float | None, first_step_at: float | None = None
+) -> Account:
+    """Where the time of a run went, from its first submission (or attempt, if it was not submitted)
+    to its end.
 
-    until: the present, for a run that waits or trains; None for one that is over. first_step_at: when the run's very
-    first step was done, which is not in the ledger.
+    until: the present, for a run that waits or trains; None for one that is over. first_step_at:
+    when the run's very first step was done, which is not in the ledger.
     """
     attempts = _attempts(events, until, first_step_at)
     began = min((event.time for event in events if event.event == "submitted"), default=None)
-    total, before, place = Account(), began, None
+    total = Account()
+    before = began
+    place = None
     for attempt in attempts:
         if before is not None and attempt.start > before:
             gap = attempt.start - before
@@ -73,7 +90,8 @@ def account(events: Sequence[Event], *, until: float | None, first_step_at: floa
             elif began is not None:
                 total += Account(queue_s=gap)
         total += attempt.account()
-        before, place = attempt.end, attempt.place
+        before = attempt.end
+        place = attempt.place
     if until is not None and began is not None and before is not None and until > before:
         total += Account(queue_s=until - before)
     return total
@@ -102,8 +120,12 @@ class _Attempt:
         )
 
 
-def _attempts(events: Sequence[Event], until: float | None, first_step_at: float | None = None) -> list[_Attempt]:
-    started = sorted((event for event in events if event.event == "started"), key=lambda event: event.time)
+def _attempts(
+    events: Sequence[Event], until: float | None, first_step_at: float | None = None
+) -> list[_Attempt]:
+    started = sorted(
+        (event for event in events if event.event == "started"), key=lambda event: event.time
+    )
     own: dict[int, list[Event]] = {}
     for event in events:
         number = event.facts.get("attempt") or _number(event.writer)
@@ -114,13 +136,17 @@ def _attempts(events: Sequence[Event], until: float | None, first_step_at: float
         newest = position + 1 == len(started)
         latest = until if newest else started[position + 1].time
         mine = own[event.facts["attempt"]]
-        if first_step_at is not None and event.time <= first_step_at < (latest or first_step_at + 1):
+        if first_step_at is not None and event.time <= first_step_at < (
+            latest or first_step_at + 1
+        ):
             mine = [Event(first_step_at, "training", "", {}), *mine]
         found.append(_attempt(event, mine, latest, running=newest and until is not None))
     return found
 
 
-def _attempt(started: Event, own: Sequence[Event], latest: float | None, *, running: bool) -> _Attempt:
+def _attempt(
+    started: Event, own: Sequence[Event], latest: float | None, *, running: bool
+) -> _Attempt:
     start = started.time
     by_itself = [event.time for event in own if not event.writer.startswith("watchdog")]
     ended = next((event for event in own if event.event == "ended"), None)
@@ -134,21 +160,33 @@ def _attempt(started: Event, own: Sequence[Event], latest: float | None, *, runn
     training = _within(start, _first(own, ("resumed", "training")) or start, end)
     saves = [event for event in own if event.event == "checkpointed"]
     good = ended is not None and ended.facts.get("cause") == Cause.COMPLETED
-    kept = end if good or (running and ended is None) else max((event.time for event in saves), default=training)
+    kept = (
+        end
+        if good or (running and ended is None)
+        else max((event.time for event in saves), default=training)
+    )
     saved = _within(training, kept, end)
-    silent_s = next((float(event.facts.get("silent_s", 0.0)) for event in own if event.event == "hang"), 0.0)
+    silent_s = next(
+        (float(event.facts.get("silent_s", 0.0)) for event in own if event.event == "hang"), 0.0
+    )
     told = ended is not None and not ended.writer.startswith("watchdog")
     last_word = end - silent_s if told or running or good else max(by_itself, default=start)
     silent = _within(saved, last_word, end)
     stall_s = sum(float(event.facts.get("seconds", 0.0)) for event in saves)
     facts = started.facts
-    place = (facts.get("job"), facts.get("restarts")) if facts.get("job") else (facts.get("host"), facts.get("pid"))
+    place = (
+        (facts.get("job"), facts.get("restarts"))
+        if facts.get("job")
+        else (facts.get("host"), facts.get("pid"))
+    )
     return _Attempt(place, start, training, saved, silent, end, stall_s)
 
 
 def _first(events: Iterable[Event], names: tuple[str, ...]) -> float | None:
     """The earliest of the first-named kind that there is."""
-    kinds: Mapping[str, list[float]] = {name: [e.time for e in events if e.event == name] for name in names}
+    kinds: Mapping[str, list[float]] = {
+        name: [e.time for e in events if e.event == name] for name in names
+    }
     return next((min(times) for times in kinds.values() if times), None)
 
 
@@ -164,10 +202,17 @@ def _number(writer: str) -> int | None:
 def gpu_hours(events: Sequence[Event], held_gpus: int) -> float:
     """What all attempts have held, as each recorded it, for its machine may have been another one.
 
-    For one that has not, because it goes on or Slurm ended it: from its start to its last sign, on `held_gpus`.
+    For one that has not, because it goes on or Slurm ended it: from its start to its last sign, on
+    `held_gpus`.
     """
-    started = sorted((event for event in events if event.event == "started"), key=lambda event: event.time)
-    recorded = {event.facts.get("attempt"): event.facts.get("gpu_hours") for event in events if event.event == "ended"}
+    started = sorted(
+        (event for event in events if event.event == "started"), key=lambda event: event.time
+    )
+    recorded = {
+        event.facts.get("attempt"): event.facts.get("gpu_hours")
+        for event in events
+        if event.event == "ended"
+    }
     hours = 0.0
     for event, attempt in zip(started, _attempts(events, until=None), strict=True):
         found = recorded.get(event.facts["attempt"])
@@ -178,18 +223,32 @@ def gpu_hours(events: Sequence[Event], held_gpus: int) -> float:
 def restarts_by_cause(events: Sequence[Event]) -> dict[str, int]:
     """How the attempts ended that another one followed."""
     started = {event.facts["attempt"] for event in events if event.event == "started"}
-    ended = {event.facts.get("attempt"): event.facts.get("cause") for event in events if event.event == "ended"}
+    ended = {
+        event.facts.get("attempt"): event.facts.get("cause")
+        for event in events
+        if event.event == "ended"
+    }
     causes = [str(ended.get(number, Cause.LOST)) for number in sorted(started)[:-1]]
     return {cause: causes.count(cause) for cause in sorted(set(causes))}
 
 
-def checkpoint_interval_s(events: Sequence[Event], *, num_nodes: int, checkpoint_bytes: int, now: float) -> float:
-    """Daly's interval from this run's own saves and interruptions; estimates replace what is not measured yet."""
+def checkpoint_interval_s(
+    events: Sequence[Event], *, num_nodes: int, checkpoint_bytes: int, now: float
+) -> float:
+    """Daly's interval from this run's own saves and interruptions; estimates replace what is not
+    measured yet.
+    """
     saves = [float(event.facts["seconds"]) for event in events if event.event == "checkpointed"]
-    save_s = statistics.median(saves) if saves else interval.expected_save_s(checkpoint_bytes, num_nodes)
+    save_s = (
+        statistics.median(saves) if saves else interval.expected_save_s(checkpoint_bytes, num_nodes)
+    )
     attempts = _attempts(events, now)
     trained_s = sum(attempt.end - attempt.training for attempt in attempts)
-    ended = {event.facts.get("attempt"): event.facts.get("cause") for event in events if event.event == "ended"}
+    ended = {
+        event.facts.get("attempt"): event.facts.get("cause")
+        for event in events
+        if event.event == "ended"
+    }
     started = sorted(event.facts["attempt"] for event in events if event.event == "started")
     causes = [Cause(ended.get(number, Cause.LOST)) for number in started[:-1]]
     failures = sum(cause in _INTERRUPTIONS for cause in causes)

@@ -31,7 +31,9 @@ class Cause(str, enum.Enum):
     TIME_LIMIT = "time-limit"
     PREEMPTED = "preempted"
     NODE_FAILURE = "node-failure"  # Slurm lost a node of the job
-    LAUNCH_FAILED = "launch-failed"  # Slurm could not start the job, or it ended before an attempt began
+    LAUNCH_FAILED = (
+        "launch-failed"  # Slurm could not start the job, or it ended before an attempt began
+    )
     ORPHANED = "orphaned"  # Slurm says RUNNING, but its supervisor is gone
     CRASH = "crash"
     KILLED = "killed"  # SIGKILL from outside: out of memory on the host, or killed by a person
@@ -79,9 +81,10 @@ def classify(exit_codes: Mapping[int, int], first_failed: int | None) -> Cause:
 def origin(failed: Mapping[int, int]) -> int | None:
     """The rank whose failure the others followed; None if none failed.
 
-    failed: exit codes by rank, in the order in which they were noticed, of ranks that left by themselves. A rank that
-    has lost a peer leaves a few milliseconds after it (6 to 60 with Gloo on one machine), and may be noticed before it;
-    it then leaves with CRASHED or an abort. A rank that had a reason of its own therefore goes before these.
+    failed: exit codes by rank, in the order in which they were noticed, of ranks that left by
+    themselves. A rank that has lost a peer leaves a few milliseconds after it (6 to 60 with Gloo on
+    one machine), and may be noticed before it; it then leaves with CRASHED or an abort. A rank that
+    had a reason of its own therefore goes before these.
     """
     reasons = (rank for rank, code in failed.items() if code in _BY_CODE or code in _FAULTS)
     return next(reasons, next(iter(failed), None))

@@ -14,13 +14,18 @@ READMITTED = "readmitted"  # the ledger's word for nodes that are left out no lo
 
 
 def attempts_since_submission(
-    events: Sequence[Event], newest_checkpoint: int, world_size: int | None = None, held_gpus: int = 0
+    events: Sequence[Event],
+    newest_checkpoint: int,
+    world_size: int | None = None,
+    held_gpus: int = 0,
 ) -> list[Ended]:
-    """One Ended per attempt of the last submission, and one per job of it that never began, oldest first.
+    """One Ended per attempt of the last submission, and one per job of it that never began, oldest
+    first.
 
-    An attempt that says nothing of its end was lost with its node or killed by Slurm. newest_checkpoint:
-    the newest valid step now, for the last attempt. With `world_size` the node of the rank that failed first is known,
-    with `held_gpus`, spare nodes' among them, the hours of attempts that say nothing of their end.
+    An attempt that says nothing of its end was lost with its node or killed by Slurm.
+    newest_checkpoint: the newest valid step now, for the last attempt. With `world_size` the node
+    of the rank that failed first is known, with `held_gpus`, spare nodes' among them, the hours of
+    attempts that say nothing of their end.
     """
     since = since_submission(events)
     started = {event.facts["attempt"]: event for event in since if event.event == "started"}
@@ -28,10 +33,14 @@ def attempts_since_submission(
     found: list[tuple[float, Ended]] = []
     for number, successor in zip_longest(sorted(started), sorted(started)[1:]):
         facts = ended.get(number, {})
-        after = newest_checkpoint if successor is None else started[successor].facts["checkpoint_step"]
+        after = (
+            newest_checkpoint if successor is None else started[successor].facts["checkpoint_step"]
+        )
         hosts = started[number].facts.get("nodes") or []
         node = facts.get("node")
-        if node is None and facts.get("cause") != Cause.HANG:  # there all are aborted, and who is first says nothing
+        if (
+            node is None and facts.get("cause") != Cause.HANG
+        ):  # there all are aborted, and who is first says nothing
             node = node_of(facts.get("first_failed"), hosts, world_size)
         end = Ended(
             cause=Cause(facts.get("cause", Cause.LOST)),
@@ -43,14 +52,20 @@ def attempts_since_submission(
             halved=facts.get("halved", False),
         )
         found.append((started[number].time, end))
-    found += [(event.time, _never_began(since, event)) for event in since if _is_launch_failure(event)]
+    found += [
+        (event.time, _never_began(since, event)) for event in since if _is_launch_failure(event)
+    ]
     return [end for _, end in sorted(found, key=lambda pair: pair[0])]
 
 
 def since_submission(events: Sequence[Event]) -> list[Event]:
-    """What happened after the last `submitted`. Of attempts their numbers tell, where they can: clocks differ."""
+    """What happened after the last `submitted`. Of attempts their numbers tell, where they can:
+    clocks differ.
+    """
     submitted = max(
-        (event for event in events if event.event == "submitted"), key=lambda event: event.time, default=None
+        (event for event in events if event.event == "submitted"),
+        key=lambda event: event.time,
+        default=None,
     )
     if submitted is None:
         return list(events)
@@ -68,7 +83,10 @@ def _first_attempt(submitted: Event, events: Sequence[Event]) -> int | None:
     if "after_attempt" in submitted.facts:
         return int(submitted.facts["after_attempt"]) + 1
     started = [event.facts for event in events if event.event == "started"]
-    return min((each["attempt"] for each in started if each.get("job") == submitted.facts.get("job", "")), default=None)
+    return min(
+        (each["attempt"] for each in started if each.get("job") == submitted.facts.get("job", "")),
+        default=None,
+    )
 
 
 def _is_launch_failure(event: Event) -> bool:
@@ -78,11 +96,20 @@ def _is_launch_failure(event: Event) -> bool:
 def _never_began(events: Sequence[Event], event: Event) -> Ended:
     nodes = event.facts.get("nodes") or []
     hours = event.facts.get("gpu_hours", 0.0)
-    return Ended(Cause.LAUNCH_FAILED, 0, 0, hours, nodes[0] if nodes else None, _left_out(events, event.time, nodes))
+    return Ended(
+        Cause.LAUNCH_FAILED,
+        0,
+        0,
+        hours,
+        nodes[0] if nodes else None,
+        _left_out(events, event.time, nodes),
+    )
 
 
 def _left_out(events: Sequence[Event], since: float, nodes: Sequence[str | None]) -> bool:
-    """Whether any of `nodes` was excluded, before or after `since`, and not given back before that time."""
+    """Whether any of `nodes` was excluded, before or after `since`, and not given back before that
+    time.
+    """
     given_back = dict.fromkeys(nodes, 0.0)
     for event in events:
         if event.event == READMITTED and event.time < since:
@@ -95,7 +122,9 @@ def _left_out(events: Sequence[Event], since: float, nodes: Sequence[str | None]
 
 
 def node_of(rank: int | None, hosts: Sequence[str], world_size: int | None) -> str | None:
-    """Where a rank ran: ranks lie in blocks on the hosts of a step. None where that is not known."""
+    """Where a rank ran: ranks lie in blocks on the hosts of a step. None where that is not
+    known.
+    """
     if rank is None or not world_size or not hosts:
         return None
     place = rank * len(hosts) // world_size

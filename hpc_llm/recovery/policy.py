@@ -10,8 +10,6 @@ from dataclasses import dataclass, fields, replace
 from hpc_llm.config.schema import RecoveryConfig, RunSection
 from hpc_llm.recovery.causes import Cause
 
-SUCCESSOR_LEAVES = 75  # exit status of recovery.successor in a job that has nothing to do (EX_TEMPFAIL)
-
 
 class Action(str, enum.Enum):
     """What is done about a run; its value is the ledger's word for it."""
@@ -23,7 +21,8 @@ class Action(str, enum.Enum):
     REQUEUE_EXCLUDING = "requeued-excluding"
     RESUBMIT = "resubmitted"
     RELEASE = "released"  # a job that Slurm holds
-    EXPEDITE = "expedited"  # StartTime=now+3 skips the wait after a requeue (121 s); plain `now` loses jobs
+    # StartTime=now+3 skips the wait after a requeue (121 s); plain `now` loses jobs
+    EXPEDITE = "expedited"
     STOP = "given-up"
     FREE = "freed"  # end the job of a run that successive halving has stopped
     WITHDRAW = "withdrawn"  # a queued job that has nothing left to do
@@ -32,17 +31,35 @@ class Action(str, enum.Enum):
 
 AGAIN = frozenset(
     {
-        *(Action.RESTART_STEP, Action.RESTART_WITHOUT_NODE, Action.REQUEUE, Action.REQUEUE_EXCLUDING),
+        *(
+            Action.RESTART_STEP,
+            Action.RESTART_WITHOUT_NODE,
+            Action.REQUEUE,
+            Action.REQUEUE_EXCLUDING,
+        ),
         *(Action.RESUBMIT, Action.RELEASE, Action.EXPEDITE),
     }
 )  # after any of these the run continues
 
 IN_PLACE = frozenset(
-    {Cause.CRASH, Cause.KILLED, Cause.HANG, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY, Cause.DIVERGED}
+    {
+        Cause.CRASH,
+        Cause.KILLED,
+        Cause.HANG,
+        Cause.OUT_OF_MEMORY,
+        Cause.GPU_OUT_OF_MEMORY,
+        Cause.DIVERGED,
+    }
 )  # the allocation is still there
 ELSEWHERE = frozenset(
     {
-        *(Cause.TIME_LIMIT, Cause.PREEMPTED, Cause.NODE_FAILURE, Cause.LAUNCH_FAILED, Cause.ORPHANED),
+        *(
+            Cause.TIME_LIMIT,
+            Cause.PREEMPTED,
+            Cause.NODE_FAILURE,
+            Cause.LAUNCH_FAILED,
+            Cause.ORPHANED,
+        ),
         *(Cause.LOST, Cause.UNKNOWN),
     }
 )  # the allocation is gone, or going
@@ -51,7 +68,9 @@ FINAL = frozenset(set(Cause) - IN_PLACE - ELSEWHERE)
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of one attempt. The steps are those of the newest checkpoint at its start and at its end; 0 for none."""
+    """The end of one attempt. The steps are those of the newest checkpoint at its start and at its
+    end; 0 for none.
+    """
 
     cause: Cause
     start_step: int
@@ -59,7 +78,8 @@ class Ended:
     gpu_hours: float
     node: str | None = None  # the node that the evidence points at
     node_excluded: bool = False  # whether that node was excluded afterwards
-    halved: bool = False  # the next attempt uses half the micro-batch; halving ends at 1, so it needs no budget
+    # the next attempt uses half the micro-batch; halving ends at 1, so it needs no budget
+    halved: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,11 @@ class Budgets:
     @staticmethod
     def of(run: RunSection, recovery: RecoveryConfig) -> Budgets:
         """The budgets of a run's configuration."""
-        given = {item.name: getattr(recovery, item.name) for item in fields(Budgets) if item.name != "max_gpu_hours"}
+        given = {
+            item.name: getattr(recovery, item.name)
+            for item in fields(Budgets)
+            if item.name != "max_gpu_hours"
+        }
         if recovery.on_divergence != "skip":
             given["max_divergences"] = 0
         return Budgets(**given, max_gpu_hours=run.max_gpu_hours)
@@ -90,7 +114,8 @@ class Cluster:
     """What is known about the machine when an attempt has ended."""
 
     bad_nodes: frozenset[str] = frozenset()  # to be excluded, by the evidence of all runs
-    enough_left: bool = False  # whether this allocation has enough nodes without the bad ones and the one that failed
+    # whether this allocation has enough nodes without the bad ones and the one that failed
+    enough_left: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,8 +128,13 @@ class Decision:
     cause: Cause | None = None
 
     def elsewhere(self) -> Decision:
-        """The same decision when the allocation is about to end, so that restarting the step in it would be useless."""
-        there = {Action.RESTART_STEP: Action.REQUEUE, Action.RESTART_WITHOUT_NODE: Action.REQUEUE_EXCLUDING}
+        """The same decision when the allocation is about to end, so that restarting the step in it
+        would be useless.
+        """
+        there = {
+            Action.RESTART_STEP: Action.REQUEUE,
+            Action.RESTART_WITHOUT_NODE: Action.REQUEUE_EXCLUDING,
+        }
         return replace(self, action=there.get(self.action, self.action))
 
     @property
@@ -128,8 +158,12 @@ _ACCOUNTS = {
     Cause.CRASH: _CRASHES,
     Cause.KILLED: _CRASHES,
     Cause.HANG: _Account("max_hangs", "hang", "hangs"),
-    Cause.OUT_OF_MEMORY: _Account("max_out_of_memory", "lack of memory", "times out of host memory"),
-    Cause.GPU_OUT_OF_MEMORY: _Account("max_out_of_memory", "lack of GPU memory", "times out of GPU memory"),
+    Cause.OUT_OF_MEMORY: _Account(
+        "max_out_of_memory", "lack of memory", "times out of host memory"
+    ),
+    Cause.GPU_OUT_OF_MEMORY: _Account(
+        "max_out_of_memory", "lack of GPU memory", "times out of GPU memory"
+    ),
     Cause.DIVERGED: _Account("max_divergences", "divergence", "divergences"),
     Cause.NODE_FAILURE: _NODES,
     Cause.ORPHANED: _NODES,
@@ -138,9 +172,14 @@ _ACCOUNTS = {
 }  # the others are limited only by progress and hours
 
 
-def decide(history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None = None) -> Decision:
-    """What to do after the last of `history`, the attempts since the user's last submission, oldest first."""
-    last, cluster = history[-1], cluster or Cluster()
+def decide_inside(
+    history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None = None
+) -> Decision:
+    """What to do after the last of `history`, the attempts since the user's last submission, oldest
+    first.
+    """
+    last = history[-1]
+    cluster = cluster or Cluster()
     if last.cause is Cause.HOURS_SPENT:
         return Decision(Action.STOP, _hours(budgets), cause=last.cause)
     if last.cause in FINAL or (last.cause is Cause.DIVERGED and budgets.max_divergences == 0):
@@ -148,7 +187,11 @@ def decide(history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None =
     if spent := exhausted(history, budgets):
         return Decision(Action.STOP, f"{last.cause}: {spent}", cause=last.cause)
     died_here = last.cause is Cause.NODE_FAILURE and cluster.enough_left
-    bad = (last.node,) if last.node is not None and (last.node in cluster.bad_nodes or died_here) else ()
+    bad = (
+        (last.node,)
+        if last.node is not None and (last.node in cluster.bad_nodes or died_here)
+        else ()
+    )
     why = f"{_count(history, budgets)}: starting again from step {last.checkpoint_step}"
     if bad and cluster.enough_left and (died_here or last.cause in IN_PLACE):
         return Decision(Action.RESTART_WITHOUT_NODE, f"{why} without {last.node}", bad, last.cause)
@@ -158,7 +201,9 @@ def decide(history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None =
 
 
 def seconds_left(history: Sequence[Ended], budgets: Budgets, num_gpus: int) -> float:
-    """How long an attempt on `num_gpus` may train after `history` before run.max_gpu_hours is spent."""
+    """How long an attempt on `num_gpus` may train after `history` before run.max_gpu_hours is
+    spent.
+    """
     if budgets.max_gpu_hours is None:
         return math.inf
     return max(0.0, budgets.max_gpu_hours - sum(end.gpu_hours for end in history)) * 3600 / num_gpus
@@ -172,11 +217,13 @@ def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:
     stuck = _without_progress(history)
     if stuck > 0 and stuck >= budgets.max_no_progress:
         return (
-            f"{stuck} attempts in a row left no newer checkpoint (recovery.max_no_progress={budgets.max_no_progress})"
+            f"{stuck} attempts in a row left no newer checkpoint "
+            f"(recovery.max_no_progress={budgets.max_no_progress})"
         )
     charges = [account for end in history if (account := _account(end))]
     for account in dict.fromkeys(charges):
-        limit, used = getattr(budgets, account.budget), charges.count(account)
+        limit = getattr(budgets, account.budget)
+        used = charges.count(account)
         if limit is not None and used > limit:
             return f"{used} {account.many} (recovery.{account.budget}={limit})"
     return None
@@ -187,7 +234,9 @@ def _hours(budgets: Budgets) -> str:
 
 
 def _account(end: Ended) -> _Account | None:
-    """One bad node must not use up a run's retries: once it is excluded, its failures are charged to nodes."""
+    """One bad node must not use up a run's retries: once it is excluded, its failures are charged
+    to nodes.
+    """
     if end.halved:
         return None
     account = _ACCOUNTS.get(end.cause)
@@ -198,23 +247,29 @@ def _count(history: Sequence[Ended], budgets: Budgets) -> str:
     account = _account(history[-1])
     if account is None:
         return str(history[-1].cause)
-    used, limit = sum(_account(end) == account for end in history), getattr(budgets, account.budget)
+    used = sum(_account(end) == account for end in history)
+    limit = getattr(budgets, account.budget)
     return f"{account.one} {used}" + ("" if limit is None else f" of at most {limit}")
 
 
 def _without_progress(history: Sequence[Ended]) -> int:
-    """How many attempts in a row, at the end of `history`, left no newer checkpoint than they found.
+    """How many attempts in a row, at the end of `history`, left no newer checkpoint than they
+    found.
 
-    Failures of a node that is now excluded, jobs that never began, and micro-batches that are still being halved say
-    nothing about the run: they have other limits.
+    Failures of a node that is now excluded, jobs that never began, and micro-batches that are still
+    being halved say nothing about the run: they have other limits.
     """
     moved = [
         end.checkpoint_step > end.start_step
         for end in history
-        if end.checkpoint_step > end.start_step or not _beside_the_point(end)
+        if end.checkpoint_step > end.start_step or not _says_nothing_about_progress(end)
     ]
     return next((count for count, one in enumerate(reversed(moved)) if one), len(moved))
 
 
-def _beside_the_point(end: Ended) -> bool:
-    return end.halved or end.cause is Cause.LAUNCH_FAILED or (end.node_excluded and _account(end) is not None)
+def _says_nothing_about_progress(end: Ended) -> bool:
+    return (
+        end.halved
+        or end.cause is Cause.LAUNCH_FAILED
+        or (end.node_excluded and _account(end) is not None)
+    )

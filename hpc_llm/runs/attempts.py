@@ -1,8 +1,12 @@
-"""Only one attempt writes: every attempt takes its number by creating a folder, and the newest number wins."""
+"""Only one attempt writes: every attempt takes its number by creating a folder, and the newest
+number wins.
+"""
 
 from __future__ import annotations
 
 from hpc_llm.runs.layout import RunLayout
+
+TRAINED_ELSEWHERE = "another process is training this run"
 
 
 class Fenced(Exception):
@@ -11,7 +15,10 @@ class Fenced(Exception):
 
 def newest(layout: RunLayout) -> int:
     """The newest attempt's number; 0 before the first."""
-    return max((int(entry.name) for entry in layout.attempts.glob("[0-9]*") if entry.name.isdecimal()), default=0)
+    return max(
+        (int(entry.name) for entry in layout.attempts.glob("[0-9]*") if entry.name.isdecimal()),
+        default=0,
+    )
 
 
 def claim(layout: RunLayout) -> int:
@@ -36,14 +43,17 @@ def follow(layout: RunLayout, number: int) -> int:
 
 
 def _fenced(layout: RunLayout, number: int) -> Fenced:
-    return Fenced(f"attempt {number} is not the newest any more: {layout.attempt(number + 1)} exists")
+    return Fenced(
+        f"attempt {number} is not the newest any more: {layout.attempt(number + 1)} exists"
+    )
 
 
 class Fence:
     """Checks, before anything is written for the run, that attempt `number` is still the newest."""
 
     def __init__(self, layout: RunLayout, number: int) -> None:
-        self.number, self._layout = number, layout
+        self.number = number
+        self._layout = layout
 
     def tripped(self) -> bool:
         """Whether a newer attempt exists. Numbers are taken without gaps, so one look is enough."""

@@ -1,6 +1,7 @@
 """What plans only estimate and runs have measured, kept below the root for later comparable runs.
 
-One file for each model, machine and way to compute a step. Standard library only: the supervisor writes it.
+One file for each model, machine and way to compute a step. Standard library only: the supervisor
+writes it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Remembered(Experience):
 
     def __init__(self, root: RootLayout, config: RunConfig, attention: str, compiled: bool) -> None:
         self._folder = root.experience
-        model, train, cluster = config.model, config.train, config.cluster
+        model = config.model
+        train = config.train
+        cluster = config.cluster
         self._cluster = cluster
         self._alike = [
             {key: value for key, value in asdict(model).items() if key != "name"},
@@ -45,10 +48,14 @@ class Remembered(Experience):
             return Limit(max(1, int(plain["micro_batch"])), str(plain["run"]))
         return None
 
-    def speed(self, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> Speed | None:
+    def speed(
+        self, zero_stage: int, activation_checkpointing: bool, micro_batch: int
+    ) -> Speed | None:
         plain = self._read(self._speed(zero_stage, activation_checkpointing, micro_batch))
         with contextlib.suppress(KeyError, TypeError, ValueError):
-            found = Speed(float(plain["tokens_per_second"]), int(plain["world_size"]), str(plain["run"]))
+            found = Speed(
+                float(plain["tokens_per_second"]), int(plain["world_size"]), str(plain["run"])
+            )
             return found if found.tokens_per_second > 0 and found.world_size > 0 else None
         return None
 
@@ -56,15 +63,21 @@ class Remembered(Experience):
         """A larger micro-batch was too much for a GPU."""
         self._write(self._limit(zero_stage, activation_checkpointing), asdict(limit))
 
-    def note_speed(self, zero_stage: int, activation_checkpointing: bool, micro_batch: int, speed: Speed) -> None:
+    def note_speed(
+        self, zero_stage: int, activation_checkpointing: bool, micro_batch: int, speed: Speed
+    ) -> None:
         """Record a run's speed; the newest counts."""
         self._write(self._speed(zero_stage, activation_checkpointing, micro_batch), asdict(speed))
 
     def _limit(self, *way: Any) -> Path:
-        return self._file("micro_batch", self._cluster.nodes, *way)  # what ZeRO leaves to a rank depends on all
+        return self._file(
+            "micro_batch", self._cluster.nodes, *way
+        )  # what ZeRO leaves to a rank depends on all
 
     def _speed(self, *way: Any) -> Path:
-        return self._file("speed", *(getattr(self._cluster, key) for key in ("name", "constraint")), *way)
+        return self._file(
+            "speed", *(getattr(self._cluster, key) for key in ("name", "constraint")), *way
+        )
 
     def _file(self, kind: str, *facts: Any) -> Path:
         """The file's name is a hash of everything that its content depends on."""

@@ -44,7 +44,13 @@ _MACHINE_KEYS = (
         "halving",
         "search",
     ),
-    *("data.out", "data.workers", "train.micro_batch", "train.activation_checkpointing", "train.eval_every"),
+    *(
+        "data.out",
+        "data.workers",
+        "train.micro_batch",
+        "train.activation_checkpointing",
+        "train.eval_every",
+    ),
     *("train.attention", "train.loss_chunk", "train.compile"),
     *("train.zero_stage", "dry_run", "test_only", "local", "json"),
 )
@@ -56,7 +62,9 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
 
 def digest_of(configs: Sequence[RunConfig]) -> str:
-    """Eight characters that the same words always give, whatever keys a later version has besides."""
+    """Eight characters that the same words always give, whatever keys a later version has
+    besides.
+    """
     told = [_of_learning(building.chosen(config)) for config in configs]
     told = [{section: keys for section, keys in each.items() if keys} for each in told]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
@@ -86,17 +94,21 @@ def root_of(config: RunConfig) -> Path:
 
 
 def layout_for(config: RunConfig) -> RunLayout:
-    """Where this configuration's run lies, or would: <root>/<name>, in a sweep <root>/<sweep>/<name>."""
+    """Where this configuration's run lies, or would: <root>/<name>, in a sweep
+    <root>/<sweep>/<name>.
+    """
     return RunLayout(root_of(config) / (config.run.sweep or "") / run_name(config))
 
 
 def differences(config: RunConfig, layout: RunLayout) -> list[str]:
     """The keys in which `config` asks for another training than the run already frozen there.
 
-    Phases of the mixture that begin after the newest checkpoint may be another's: what was seen stays as it was.
+    Phases of the mixture that begin after the newest checkpoint may be another's: what was seen
+    stays as it was.
     """
     earlier = read_config(layout)
-    there, here = identity(earlier), identity(config)
+    there = identity(earlier)
+    here = identity(config)
     if _same_so_far(earlier, config, layout):
         there["data"].pop("mixture")
         here["data"].pop("mixture")
@@ -104,9 +116,13 @@ def differences(config: RunConfig, layout: RunLayout) -> list[str]:
 
 
 def _same_so_far(earlier: RunConfig, config: RunConfig, layout: RunLayout) -> bool:
-    """Whether both mixtures have the same phases up to the newest checkpoint that the ledger knows of."""
+    """Whether both mixtures have the same phases up to the newest checkpoint that the ledger knows
+    of.
+    """
     events = ledger.read(layout.ledger)
-    step = max((event.facts["step"] for event in events if event.event == "checkpointed"), default=0)
+    step = max(
+        (event.facts["step"] for event in events if event.event == "checkpointed"), default=0
+    )
     return step > 0 and begun(phases(earlier), step) == begun(phases(config), step)
 
 
@@ -120,15 +136,18 @@ class Frozen:
 
 
 def freeze(config: RunConfig, plan: RunPlan) -> RunLayout:
-    """Make the run directory, whole or not at all; an existing run of the same identity gets the new machine.
+    """Make the run directory, whole or not at all; an existing run of the same identity gets the
+    new machine.
 
-    And this code, the only one that is sure to read what is written here. InputError where the run differs.
+    And this code, the only one that is sure to read what is written here. InputError where the run
+    differs.
     """
     return freeze_all([(config, plan)])[0].layout
 
 
 def freeze_all(runs: Sequence[tuple[RunConfig, RunPlan]]) -> list[Frozen]:
-    """`freeze` for all runs of a submission, with one snapshot of the code per root; all new ones or none.
+    """`freeze` for all runs of a submission, with one snapshot of the code per root; all new ones
+    or none.
 
     Runs that were there keep what was written for them before another one failed.
     """
@@ -140,7 +159,9 @@ def freeze_all(runs: Sequence[tuple[RunConfig, RunPlan]]) -> list[Frozen]:
         if root not in snapshots:
             snapshots[root] = snapshot_code(root)
     with ThreadPoolExecutor(_THREADS if len(runs) > 1 else 1) as pool:
-        tasks = [pool.submit(_freeze, config, plan, snapshots[root_of(config)]) for config, plan in runs]
+        tasks = [
+            pool.submit(_freeze, config, plan, snapshots[root_of(config)]) for config, plan in runs
+        ]
     done = [task.result() for task in tasks if task.exception() is None]
     for error in (error for task in tasks if (error := task.exception()) is not None):
         discard(done)
@@ -168,7 +189,9 @@ def _freeze(config: RunConfig, plan: RunPlan, snapshot: Path) -> Frozen:
         for path, text in _documents(layout, config, plan).items():
             write_atomic(path, text)
         return Frozen(layout, False, other_code)
-    partial = RunLayout(Path(tempfile.mkdtemp(prefix=f".{layout.name}.partial-", dir=layout.path.parent)))
+    partial = RunLayout(
+        Path(tempfile.mkdtemp(prefix=f".{layout.name}.partial-", dir=layout.path.parent))
+    )
     try:
         share_with_group(partial.path, config.run.group)
         partial.make_folders()
@@ -179,7 +202,9 @@ def _freeze(config: RunConfig, plan: RunPlan, snapshot: Path) -> Frozen:
         partial.path.rename(layout.path)
     except BaseException as error:
         shutil.rmtree(partial.path, ignore_errors=True)
-        if isinstance(error, OSError) and layout.path.exists():  # another submission of the same run was faster
+        if (
+            isinstance(error, OSError) and layout.path.exists()
+        ):  # another submission of the same run was faster
             return _freeze(config, plan, snapshot)
         raise
     return Frozen(layout, new=True)
@@ -191,33 +216,43 @@ def _relative(snapshot: Path, layout: RunLayout) -> str:
 
 
 def _other_data(plan: RunPlan, layout: RunLayout) -> list[str]:
-    """The sources whose tokens are not those that the run was frozen with; plans of older versions say nothing."""
+    """The sources whose tokens are not those that the run was frozen with; plans of older versions
+    say nothing.
+    """
     earlier = _read(layout.plan).get("data_digests", {})
-    changed = [name for name, digest in plan.data_digests.items() if earlier.get(name, digest) != digest]
+    changed = [
+        name for name, digest in plan.data_digests.items() if earlier.get(name, digest) != digest
+    ]
     return [f"data: other tokens of {name}, now those in {plan.data_directory}" for name in changed]
 
 
 def conflict(layout: RunLayout, changed: list[str]) -> str:
     """One line for a run name that is taken by another configuration."""
     return (
-        f"run.name={layout.name}: {layout.path} holds a run with another configuration ({'; '.join(changed[:4])}"
-        f"{'; …' if len(changed) > 4 else ''}); give what it had, or choose another run.name, or remove that folder"
+        f"run.name={layout.name}: {layout.path} holds a run with another configuration "
+        f"({'; '.join(changed[:4])}{'; …' if len(changed) > 4 else ''}); give what it had, or "
+        "choose another run.name, or remove that folder"
     )
 
 
 def snapshot_code(root: Path) -> Path:
     """A copy of this package's source below `root`, one per content; made once, never changed."""
     files = sorted(
-        path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if "conf" not in path.relative_to(PACKAGE).parts
+        path.relative_to(PACKAGE)
+        for path in PACKAGE.rglob("*.py")
+        if "conf" not in path.relative_to(PACKAGE).parts
     )
-    texts = {file: (PACKAGE / file).read_bytes() for file in files}  # read once: what is hashed is what is copied
+    texts = {
+        file: (PACKAGE / file).read_bytes() for file in files
+    }  # read once: what is hashed is what is copied
     digest = hashlib.sha256()
     for file, text in texts.items():
         digest.update(f"{file}\0{len(text)}\0".encode() + text)
     folder = root / CODE_FOLDER / digest.hexdigest()[:16]
     if folder.exists():
         return folder
-    # Other machines write here too, and process ids are theirs alone: the host's name tells them apart.
+    # Other machines write here too, and process ids are theirs alone: the host's name tells them
+    # apart.
     partial = folder.with_name(f"{folder.name}.partial-{os.uname().nodename}-{os.getpid()}")
     try:
         for file, text in texts.items():
@@ -238,24 +273,32 @@ def read_config(layout: RunLayout) -> RunConfig:
     try:
         return building.build(RunConfig, plain)
     except InputError as error:
-        raise InputError(f"{layout.config}, perhaps of another version: {each}" for each in error.problems) from None
+        raise InputError(
+            f"{layout.config}, perhaps of another version: {each}" for each in error.problems
+        ) from None
 
 
 def read_plan(layout: RunLayout) -> RunPlan:
     """The frozen plan; InputError if `layout` is no run."""
     plain = _read(layout.plan)
     try:
-        memory, mixtures = MemoryEstimate(**plain["memory"]), [Phase(**phase) for phase in plain["phases"]]
+        memory = MemoryEstimate(**plain["memory"])
+        mixtures = [Phase(**phase) for phase in plain["phases"]]
         seq_lens = [(start, length) for start, length in plain["seq_lens"]]
         return RunPlan(**{**plain, "memory": memory, "phases": mixtures, "seq_lens": seq_lens})
     except (KeyError, TypeError) as error:
-        raise InputError(f"{layout.plan}: not a plan of this version ({error}); submit the run again") from None
+        raise InputError(
+            f"{layout.plan}: not a plan of this version ({error}); submit the run again"
+        ) from None
 
 
 def _documents(layout: RunLayout, config: RunConfig, plan: RunPlan) -> dict[Path, str]:
     """What is written of a run, by file: the plan, and last the configuration."""
     frozen = dataclasses.replace(config, run=dataclasses.replace(config.run, name=run_name(config)))
-    return {layout.plan: _as_json(dataclasses.asdict(plan)), layout.config: _as_json(building.to_dict(frozen))}
+    return {
+        layout.plan: _as_json(dataclasses.asdict(plan)),
+        layout.config: _as_json(building.to_dict(frozen)),
+    }
 
 
 def _as_json(value: Any) -> str:
@@ -263,7 +306,9 @@ def _as_json(value: Any) -> str:
 
 
 def _write_durably(path: Path, text: str) -> None:
-    """A new file in a folder that nobody sees yet: one fsync where write_atomic needs two and a rename."""
+    """A new file in a folder that nobody sees yet: one fsync where write_atomic needs two and a
+    rename.
+    """
     with path.open("x") as file:
         file.write(text)
         file.flush()
@@ -282,7 +327,10 @@ def _read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(
-            f"{path.parent}: no run directory (it has no {path.name}); make one with python -m hpc_llm.submit"
+            f"{path.parent}: no run directory (it has no {path.name}); make one with python -m "
+            "hpc_llm.submit"
         ) from None
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); the run directory is damaged") from None
+        raise InputError(
+            f"{path}: not readable as JSON ({error}); the run directory is damaged"
+        ) from None

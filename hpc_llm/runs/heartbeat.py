@@ -1,4 +1,6 @@
-"""Where the ranks of a node are, in one small file that the node's first rank overwrites. Standard library only."""
+"""Where the ranks of a node are, in one small file that the node's first rank overwrites. Standard
+library only.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 EVERY_S = 1.0  # between writes while the phase stays the same
-_WIDTH = 256  # bytes of the file: overwritten in place, since a new file a second is dear on a parallel file system
+# bytes of the file: overwritten in place, since a new file a second is dear on a parallel file
+# system
+_WIDTH = 256
 _FEWEST = 4  # steps before their usual time is known, where no earlier attempt has told
 
 
 class Phase(str, enum.Enum):
     """What a rank is doing."""
 
-    STARTING = "starting"  # up to the first step: imports, the ranks' first meeting, compilation, loading
+    STARTING = (
+        "starting"  # up to the first step: imports, the ranks' first meeting, compilation, loading
+    )
     TRAINING = "training"
     SAVING = "saving"
     EVALUATING = "evaluating"
@@ -30,32 +36,45 @@ class Phase(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Beat:
-    """One file's content. usual_s: what this phase (for training: one step) takes in this run; 0: not known yet."""
+    """One file's content. usual_s: what this phase (for training: one step) takes in this run; 0:
+    not known yet.
+    """
 
     attempt: int
     step: int
     phase: Phase
     usual_s: float
-    step_s: float  # what a step takes, whatever the phase; this and the next two for the attempts to come
+    # what a step takes, whatever the phase; this and the next two for the attempts to come
+    step_s: float
     count: int  # grows with every sign of life
     save_s: float = 0.0  # the longest save so far, of this attempt or an earlier one
     evaluation_s: float = 0.0
 
 
 class Heart:
-    """Writes the file of one node. A beat that cannot be written is left out: training does not end for it."""
+    """Writes the file of one node. A beat that cannot be written is left out: training does not end
+    for it.
+    """
 
-    def __init__(self, path: Path, attempt: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._attempt, self._clock = attempt, clock
+    def __init__(
+        self, path: Path, attempt: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._attempt = attempt
+        self._clock = clock
         earlier = _beats(path.parent).values()
         self._earlier_s = max((beat.step_s for beat in earlier), default=0.0)
-        self._path, self._file = path, -1
-        self._phase, self._count, self._written_at = Phase.STARTING, 0, -EVERY_S
+        self._path = path
+        self._file = -1
+        self._phase = Phase.STARTING
+        self._count = 0
+        self._written_at = -EVERY_S
         self._entered_at = self._stepped_at = clock()
         self._steps_s: deque[float] = deque(maxlen=64)
         self._longest_s = dict.fromkeys(Phase, 0.0)
         self._longest_s[Phase.SAVING] = max((beat.save_s for beat in earlier), default=0.0)
-        self._longest_s[Phase.EVALUATING] = max((beat.evaluation_s for beat in earlier), default=0.0)
+        self._longest_s[Phase.EVALUATING] = max(
+            (beat.evaluation_s for beat in earlier), default=0.0
+        )
         self.beat(0, Phase.STARTING)
 
     def beat(self, step: int, phase: Phase) -> None:
@@ -69,12 +88,23 @@ class Heart:
             return
         if phase is not self._phase:
             self._longest_s[self._phase] = max(self._longest_s[self._phase], now - self._entered_at)
-            self._phase, self._entered_at = phase, now
+            self._phase = phase
+            self._entered_at = now
         self._written_at = now
-        fields = {"attempt": self._attempt, "step": step, "phase": phase.value, "count": self._count}
+        fields = {
+            "attempt": self._attempt,
+            "step": step,
+            "phase": phase.value,
+            "count": self._count,
+        }
         times = {"usual_s": self._usual_s(), "step_s": self._step_s()}
-        times |= {"save_s": self._longest_s[Phase.SAVING], "evaluation_s": self._longest_s[Phase.EVALUATING]}
-        line = json.dumps({**fields, **{name: round(seconds, 4) for name, seconds in times.items()}})
+        times |= {
+            "save_s": self._longest_s[Phase.SAVING],
+            "evaluation_s": self._longest_s[Phase.EVALUATING],
+        }
+        line = json.dumps(
+            {**fields, **{name: round(seconds, 4) for name, seconds in times.items()}}
+        )
         try:
             if self._file < 0:  # here, so that a full quota is a matter of the next beat
                 self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
@@ -89,11 +119,15 @@ class Heart:
         return self._longest_s[Phase.SAVING if self._phase is Phase.LEAVING else self._phase]
 
     def _step_s(self) -> float:
-        return statistics.median(self._steps_s) if len(self._steps_s) >= _FEWEST else self._earlier_s
+        return (
+            statistics.median(self._steps_s) if len(self._steps_s) >= _FEWEST else self._earlier_s
+        )
 
 
 def read(folder: Path, attempt: int) -> dict[str, Beat]:
-    """Beats of `attempt` by node; files that are being written or belong to another attempt are passed over."""
+    """Beats of `attempt` by node; files that are being written or belong to another attempt are
+    passed over.
+    """
     return {node: beat for node, beat in _beats(folder).items() if beat.attempt == attempt}
 
 

@@ -98,7 +98,13 @@ class RunLayout:
 
     def make_folders(self) -> None:
         """The folders that must stand before a job writes into them."""
-        for folder in (self.ledger, self.slurm, self.attempts, self.checkpoints, self.heartbeat.parent):
+        for folder in (
+            self.ledger,
+            self.slurm,
+            self.attempts,
+            self.checkpoints,
+            self.heartbeat.parent,
+        ):
             folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -114,7 +120,9 @@ class RootLayout:
         return RootLayout(run.code.resolve().parent.parent)
 
     def path_of(self, run: RunLayout) -> str:
-        """Where the run lies below this root: its name alone may be that of another sweep's run too."""
+        """Where the run lies below this root: its name alone may be that of another sweep's run
+        too.
+        """
         return os.path.relpath(run.path.resolve(), self.path.resolve())
 
     @property
@@ -144,7 +152,9 @@ class RootLayout:
 
     @property
     def compiled(self) -> Path:
-        """What torch.compile made for the runs here: who is requeued to another node need not make it again."""
+        """What torch.compile made for the runs here: who is requeued to another node need not make
+        it again.
+        """
         return self.path / ".compiled"
 
     @property
@@ -187,7 +197,9 @@ class SweepLayout:
         return self.path / "slurm"
 
     def script(self, number: int) -> Path:
-        """job.sbatch, job-2.sbatch, … A script that was submitted is never written again: its tasks refer to it."""
+        """job.sbatch, job-2.sbatch, … A script that was submitted is never written again: its tasks
+        refer to it.
+        """
         return self.path / (f"job-{number}.sbatch" if number > 1 else "job.sbatch")
 
     def runs(self) -> list[RunLayout]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -35,7 +36,8 @@ class Ledger:
     """The ledger folder of a run, written as `writer` (submit, supervisor-0003, train-0003, …)."""
 
     def __init__(self, folder: Path, writer: str) -> None:
-        self.folder, self.writer = folder, writer
+        self.folder = folder
+        self.writer = writer
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one event with the current time."""
@@ -50,7 +52,9 @@ class Ledger:
 
 
 class PatientLedger(Ledger):
-    """A ledger whose writer survives a full disk: events that found no room are written before the next one."""
+    """A ledger whose writer survives a full disk: events that found no room are written before the
+    next one.
+    """
 
     def __init__(self, folder: Path, writer: str) -> None:
         super().__init__(folder, writer)
@@ -72,7 +76,9 @@ class PatientLedger(Ledger):
 
 
 class SupervisorLedger(PatientLedger):
-    """A ledger whose writer survives temporary file-system errors. sleep: waits for the given seconds, or less."""
+    """A ledger whose writer survives temporary file-system errors. sleep: waits for the given
+    seconds, or less.
+    """
 
     def __init__(self, folder: Path, writer: str, sleep: Callable[[float], object]) -> None:
         super().__init__(folder, writer)
@@ -100,12 +106,33 @@ def read(folder: Path) -> list[Event]:
         for line in path.read_text(errors="replace").splitlines():
             try:
                 fields = json.loads(line)
-                events.append(Event(float(fields.pop("time")), fields.pop("event"), path.stem, fields))
+                events.append(
+                    Event(float(fields.pop("time")), fields.pop("event"), path.stem, fields)
+                )
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
     return sorted(events, key=lambda event: event.time)
 
 
 def is_complete(events: Iterable[Event]) -> bool:
-    """Whether the run has reached its end: its supervisor says so once, and nothing takes it back."""
+    """Whether the run has reached its end: its supervisor says so once, and nothing takes it
+    back.
+    """
     return any(event.event == "completed" for event in events)
+
+
+class _SharedLedger(Ledger):
+    """For the run's group to read, or nobody, whatever the umask where the watchdog was started:
+    one file that a colleague may not read hides the run from their status.
+    """
+
+    def __init__(self, folder: Path, writer: str, group: str | None) -> None:
+        super().__init__(folder, writer)
+        self._umask = 0o077 if group is None else 0o027
+
+    def _append(self, line: str) -> None:
+        before = os.umask(self._umask)
+        try:
+            super()._append(line)
+        finally:
+            os.umask(before)

@@ -19,7 +19,9 @@ _PROBE_BYTES = 1 << 20
 
 
 def problems(config: RunConfig) -> list[str]:
-    """Mistakes about where the run is to be stored: root, group, name, quota. A dry run writes no probe file."""
+    """Mistakes about where the run is to be stored: root, group, name, quota. A dry run writes no
+    probe file.
+    """
     return place_problems(config) or name_problems(config)
 
 
@@ -35,52 +37,84 @@ def name_problems(config: RunConfig) -> list[str]:
     layout = freeze.layout_for(config)
     folder = RunLayout(layout.path.parent)
     if config.run.sweep is not None and folder.config.exists():
-        return [f"run.sweep={folder.name}: {folder.path} is a run, not a sweep; choose another run.name"]
+        return [
+            f"run.sweep={folder.name}: {folder.path} is a run, not a sweep; choose another run.name"
+        ]
     if not layout.path.exists():
         return []
     if not layout.config.exists():
-        return [f"run.name={layout.name}: {layout.path} exists and is not a run of hpc_llm; choose another run.name"]
+        return [
+            (
+                f"run.name={layout.name}: {layout.path} exists and is not a run of hpc_llm; choose "
+                "another run.name"
+            )
+        ]
     changed = freeze.differences(config, layout)
     return [freeze.conflict(layout, changed)] if changed else []
 
 
 def unknown_homes(config: RunConfig) -> list[str]:
-    """Paths below the home of a user that does not exist. Path.expanduser raises for them, so check them first."""
-    run, data = config.run, config.data
-    paths = {"run.root": run.root, "data.source": data.source, "data.out": data.out, "data.tokenizer": data.tokenizer}
+    """Paths below the home of a user that does not exist. Path.expanduser raises for them, so check
+    them first.
+    """
+    run = config.run
+    data = config.data
+    paths = {
+        "run.root": run.root,
+        "data.source": data.source,
+        "data.out": data.out,
+        "data.tokenizer": data.tokenizer,
+    }
     paths |= {f"data.sources.{name}.path": source.path for name, source in data.sources.items()}
     found = []
     for key, path in paths.items():
         try:
             Path(path or "").expanduser()
         except RuntimeError:
-            found.append(f"{key}={path}: there is no user {str(path)[1:].partition('/')[0]}; give another path")
+            found.append(
+                f"{key}={path}: there is no user {str(path)[1:].partition('/')[0]}; give another "
+                "path"
+            )
     return found
 
 
 def python_problems(config: RunConfig) -> list[str]:
-    """Whether the ranks of a run on this machine have an interpreter; they start in the folder of the code."""
-    python, path = config.cluster.python, config.cluster.exports.get("PATH")
+    """Whether the ranks of a run on this machine have an interpreter; they start in the folder of
+    the code.
+    """
+    python = config.cluster.python
+    path = config.cluster.exports.get("PATH")
     if python is None or config.cluster.launcher != "local":
         return []
     if shutil.which(python, path=path) and (os.sep not in python or Path(python).is_absolute()):
         return []
-    return [f"cluster.python={python}: a program on PATH, or the whole path of one, is expected; null is this Python"]
+    return [
+        (
+            f"cluster.python={python}: a program on PATH, or the whole path of one, is expected; "
+            "null is this Python"
+        )
+    ]
 
 
 def room_problems(
     runs: Sequence[tuple[RunConfig, RunPlan]], saved: Callable[[RunLayout], Collection[int]]
 ) -> list[str]:
-    """Too little free space for the checkpoints that the runs keep, plus the one that each is writing.
+    """Too little free space for the checkpoints that the runs keep, plus the one that each is
+    writing.
 
     saved: the steps of the checkpoints that a run has already.
     """
     needed: dict[str, int] = {}
     for config, plan in runs:
-        size = plan.checkpoint_bytes * (config.checkpoint.keep + 1 + _permanent(config, plan, saved))
+        size = plan.checkpoint_bytes * (
+            config.checkpoint.keep + 1 + _permanent(config, plan, saved)
+        )
         needed[config.run.root] = needed.get(config.run.root, 0) + size
-    keep, permanent = runs[0][0].checkpoint.keep, _permanent(*runs[0], saved)
-    of = f"checkpoint.keep={keep} checkpoints" + (f", {permanent} of checkpoint.permanent_every" if permanent else "")
+    keep = runs[0][0].checkpoint.keep
+    permanent = _permanent(*runs[0], saved)
+    of = f"checkpoint.keep={keep} checkpoints" + (
+        f", {permanent} of checkpoint.permanent_every" if permanent else ""
+    )
     of = f"the checkpoints of {len(runs)} runs" if len(runs) > 1 else of
     written = "those being written" if len(runs) > 1 else "the one being written"
     found = []
@@ -88,17 +122,21 @@ def room_problems(
         state = os.statvfs(_existing(Path(root).expanduser().absolute()))
         if (free := state.f_bavail * state.f_frsize) < size:
             found.append(
-                f"run.root={root}: {free / 2**30:.1f} GiB free, {size / 2**30:.1f} GiB needed for {of} and {written}; "
-                "choose another run.root or free space"
+                f"run.root={root}: {free / 2**30:.1f} GiB free, {size / 2**30:.1f} GiB needed for "
+                f"{of} and {written}; choose another run.root or free space"
             )
     return found
 
 
-def _permanent(config: RunConfig, plan: RunPlan, saved: Callable[[RunLayout], Collection[int]]) -> int:
+def _permanent(
+    config: RunConfig, plan: RunPlan, saved: Callable[[RunLayout], Collection[int]]
+) -> int:
     """How many checkpoints are yet to be written that stay for good."""
     if not (every := plan.permanent_every_steps):
         return 0
-    return max(0, plan.steps // every - sum(step % every == 0 for step in saved(freeze.layout_for(config))))
+    return max(
+        0, plan.steps // every - sum(step % every == 0 for step in saved(freeze.layout_for(config)))
+    )
 
 
 def _root_problems(root: Path) -> list[str]:
@@ -106,7 +144,12 @@ def _root_problems(root: Path) -> list[str]:
     if existing == root and not root.is_dir():
         return [f"run.root={root}: a folder is expected, but this is a file"]
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return [f"run.root={root}: you cannot write to {existing}; choose a folder of yours with run.root=…"]
+        return [
+            (
+                f"run.root={root}: you cannot write to {existing}; choose a folder of yours with "
+                "run.root=…"
+            )
+        ]
     if existing == root and root.stat().st_mode & stat.S_IWOTH:
         return [
             f"run.root={root}: is world-writable, so anybody could change your runs; "
@@ -132,8 +175,8 @@ def _probe_problems(root: Path) -> list[str]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return [
-            f"run.root={root}: {'no space or quota is left' if full else error.strerror} (writing 1 MiB failed); "
-            "free some space, or choose another run.root"
+            f"run.root={root}: {'no space or quota is left' if full else error.strerror} (writing "
+            "1 MiB failed); free some space, or choose another run.root"
         ]
     finally:
         probe.unlink(missing_ok=True)
@@ -141,7 +184,9 @@ def _probe_problems(root: Path) -> list[str]:
 
 
 def _group_problems(group: str) -> list[str]:
-    mine = {entry.gr_name for entry in grp.getgrall() if entry.gr_gid in {*os.getgroups(), os.getgid()}}
+    mine = {
+        entry.gr_name for entry in grp.getgrall() if entry.gr_gid in {*os.getgroups(), os.getgid()}
+    }
     if group in mine:
         return []
     return [f"run.group={group}: is not one of your groups; allowed: {', '.join(sorted(mine))}"]

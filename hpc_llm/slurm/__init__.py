@@ -1,4 +1,5 @@
-"""Everything that talks to Slurm: its commands, records and environment variables, and a team's share of it.
+"""Everything that knows how Slurm spells things: commands, records, variables, batch scripts,
+srun's messages.
 
-Standard library only.
+Standard library only, but for executor.py, which hands scripts to submitit.
 """

@@ -1,8 +1,8 @@
 """Query Slurm and give it orders: squeue, sacct, scontrol, sbatch. Standard library only.
 
-One call asks for everything at once, and every call ends after a bounded time. A failed query raises
-SlurmUnavailable: the answer is then unknown, never "gone". A request that Slurm understood and refused raises
-SlurmRefused. Both carry Slurm's own words.
+One call asks for everything at once, and every call ends after a bounded time. A failed query
+raises SlurmUnavailable: the answer is then unknown, never "gone". A request that Slurm understood
+and refused raises SlurmRefused. Both carry Slurm's own words.
 """
 
 from __future__ import annotations
@@ -20,16 +20,25 @@ from hpc_llm.slurm.records import Job, JobLife, QueuedJob
 TIMEOUT_S = 60.0
 EXPEDITE_AFTER_S = 3
 _AGAIN_S = 2.0  # between two tries while slurmctld is down
-_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}  # which Slurm, not which job
+_KEPT = {
+    "SLURM_CONF",
+    "SLURM_CONF_SERVER",
+    "SLURM_CLUSTERS",
+    "SLURM_JWT",
+}  # which Slurm, not which job
 _FOREIGN = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCONTROL_", "SLURMD_")
 # What Slurm says when it could not be asked (slurm_errno.c), in any release.
 _UNREACHABLE = re.compile(
-    r"unable to contact slurm controller|socket timed out|connection (refused|timed out|reset|failure)"
+    r"unable to contact slurm controller|socket timed out|connection (refused|timed "
+    r"out|reset|failure)"
     r"|communication connection failure|zero bytes were transmitted|unexpected message received"
     r"|backup controller|controller in standby|insane message length|temporarily unable to accept"
-    r"|munge|authentication (plugin|credential)|protocol authentication|unable to connect to database"
-    r"|send/recv|receive operation|transport endpoint|resource temporarily unavailable|no route to host"
-    r"|unable to process configuration|configuration source|cannot stat file|problem talking to the database",
+    r"|munge|authentication (plugin|credential)|protocol authentication|unable to connect to "
+    r"database"
+    r"|send/recv|receive operation|transport endpoint|resource temporarily unavailable|no route "
+    r"to host"
+    r"|unable to process configuration|configuration source|cannot stat file|problem talking to "
+    r"the database",
     re.IGNORECASE,
 )
 # acct_policy.c: AssocMaxSubmitJobLimit, AssocGrpSubmitJobsLimit, QOSMaxSubmitJobPerUserLimit, …
@@ -49,7 +58,9 @@ class SlurmRefused(SlurmError):
 
 
 class LimitReached(SlurmRefused):
-    """Refused because of a limit on jobs at once (MaxSubmitJobs or a similar limit of an association or a QOS)."""
+    """Refused because of a limit on jobs at once (MaxSubmitJobs or a similar limit of an
+    association or a QOS).
+    """
 
 
 def refusal(said: str) -> SlurmRefused:
@@ -58,7 +69,9 @@ def refusal(said: str) -> SlurmRefused:
 
 
 def queued(*, finished: bool = True) -> list[QueuedJob]:
-    """One squeue for all of this user's jobs, a record per array task; `finished`: include recently finished ones."""
+    """One squeue for all of this user's jobs, a record per array task; `finished`: include recently
+    finished ones.
+    """
     states = ["--states=all"] if finished else []
     format_ = f"--format={records.SQUEUE_FIELDS}"
     words = ["--noheader", "--array", f"--user={os.getuid()}", *_federation()]
@@ -66,23 +79,31 @@ def queued(*, finished: bool = True) -> list[QueuedJob]:
 
 
 def lives(job_ids: Iterable[int] = (), *, since_s: float) -> list[JobLife]:
-    """One sacct for all lives in the last `since_s` of jobs (arrays by their id; none given: all of this user's)."""
+    """One sacct for all lives in the last `since_s` of jobs (arrays by their id; none given: all of
+    this user's).
+    """
     which = ",".join(str(job_id) for job_id in job_ids)
     words = [f"--jobs={which}"] if which else [f"--uid={os.getuid()}"]
     start = f"--starttime=now-{max(1, round(since_s))}seconds"
     fields = f"--format={records.SACCT_FIELDS}"
     words = [*words, *_federation()]
-    text = call("sacct", "--noheader", "--duplicates", "--allocations", "--parsable2", *words, start, fields)
+    text = call(
+        "sacct", "--noheader", "--duplicates", "--allocations", "--parsable2", *words, start, fields
+    )
     return records.read_sacct(text)
 
 
 def _federation() -> list[str]:
-    """A job may have been sent to a sibling cluster; without a federation this asks the only one."""
+    """A job may have been sent to a sibling cluster; without a federation this asks the only
+    one.
+    """
     return [] if "SLURM_CLUSTERS" in os.environ else ["--federation"]
 
 
 def show(address: str) -> list[Job]:
-    """`scontrol show job`: one record, one per task for an array's id, none if Slurm no longer knows the job."""
+    """`scontrol show job`: one record, one per task for an array's id, none if Slurm no longer
+    knows the job.
+    """
     try:
         return records.read_jobs(call("scontrol", "show", "job", "--oneliner", address))
     except SlurmRefused as error:
@@ -93,11 +114,18 @@ def show(address: str) -> list[Job]:
 
 def update(address: str, **fields: str) -> None:
     """`scontrol update`, for example `update("12_3", ExcNodeList="n7")`."""
-    call("scontrol", "update", f"JobId={address}", *(f"{key}={value}" for key, value in fields.items()))
+    call(
+        "scontrol",
+        "update",
+        f"JobId={address}",
+        *(f"{key}={value}" for key, value in fields.items()),
+    )
 
 
 def requeue(address: str) -> None:
-    """`scontrol requeue`. Give `ARRAY_TASK` for a task: an array's own id would requeue all of it."""
+    """`scontrol requeue`. Give `ARRAY_TASK` for a task: an array's own id would requeue all of
+    it.
+    """
     try:
         call("scontrol", "requeue", address)
     except SlurmRefused as error:
@@ -108,28 +136,35 @@ def requeue(address: str) -> None:
 def expedite(address: str) -> None:
     """Let a requeued job that is PENDING start now, instead of after Slurm's 121 s (cred_expire).
 
-    Not in the same second as its requeue: slurmd has revoked the job's credential as of then, by its own clock, says
-    "already killed, do not launch" and the job is FAILED for good (measured on 22.05.8: `now` in the same second lost
-    2 of 2 jobs, now+1 lost 0 of 3). The margin is for clock differences.
+    Not in the same second as its requeue: slurmd has revoked the job's credential as of then, by
+    its own clock, says "already killed, do not launch" and the job is FAILED for good (measured on
+    22.05.8: `now` in the same second lost 2 of 2 jobs, now+1 lost 0 of 3). The margin is for clock
+    differences.
     """
     update(address, StartTime=f"now+{EXPEDITE_AFTER_S}")
 
 
 def own_address(environment: Mapping[str, str]) -> str:
-    """Address of the job that `environment` belongs to: `12`, or `12_3` (the array's id would mean all its tasks)."""
-    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    """Address of the job that `environment` belongs to: `12`, or `12_3` (the array's id would mean
+    all its tasks).
+    """
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    task = environment.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else environment["SLURM_JOB_ID"]
 
 
-def requeue_own(address: str, *, patience_s: float = 120.0, ours: Callable[[], bool] = lambda: True) -> str | None:
-    """Requeue the job that this process runs in; how, or None if it is being ended or Slurm refuses.
+def requeue_own(
+    address: str, *, patience_s: float = 120.0, ours: Callable[[], bool] = lambda: True
+) -> str | None:
+    """Requeue the job that this process runs in; how, or None if it is being ended or Slurm
+    refuses.
 
-    ours: whether the job of this address is still this process's own, asked before every try: one that Slurm has given
-    up with its node may by now run elsewhere, under the same address.
+    ours: whether the job of this address is still this process's own, asked before every try: one
+    that Slurm has given up with its node may by now run elsewhere, under the same address.
 
-    COMPLETING means a scancel or a preemption, which Slurm ends in its own way; so does a running grace time
-    (PreemptTime). Retried for `patience_s` while slurmctld is down, and while a signal is on its way to the job's
-    steps, such as that of an abort a moment ago.
+    COMPLETING means a scancel or a preemption, which Slurm ends in its own way; so does a running
+    grace time (PreemptTime). Retried for `patience_s` while slurmctld is down, and while a signal
+    is on its way to the job's steps, such as that of an abort a moment ago.
     """
     deadline = time.monotonic() + patience_s
     while ours():
@@ -166,7 +201,9 @@ def cancel(address: str) -> None:
 
 
 def signal_steps(address: str, name: str) -> None:
-    """A signal (TERM, KILL, …) to every task of a running job's steps; its batch shell gets none."""
+    """A signal (TERM, KILL, …) to every task of a running job's steps; its batch shell gets
+    none.
+    """
     call("scancel", f"--signal={name}", address)
 
 
@@ -181,7 +218,9 @@ def hostnames(node_list: str) -> list[str]:
 
 
 def submit(script: Path, *options: str) -> int:
-    """`sbatch SCRIPT`; its job id. Options here override those in the script: `--array=3` submits only that task."""
+    """`sbatch SCRIPT`; its job id. Options here override those in the script: `--array=3` submits
+    only that task.
+    """
     said = call("sbatch", "--parsable", *options, str(script))
     found = re.match(r"(\d+)", said.strip().splitlines()[-1] if said.strip() else "")
     if found is None:
@@ -198,7 +237,9 @@ def test_only(text: str) -> str:
 
 
 def call(*words: str) -> str:
-    """What a Slurm command prints. If it fails, SlurmUnavailable or SlurmRefused with its own words."""
+    """What a Slurm command prints. If it fails, SlurmUnavailable or SlurmRefused with its own
+    words.
+    """
     done = _run(list(words))
     if done.returncode:
         raise _error(words, done)
@@ -206,13 +247,21 @@ def call(*words: str) -> str:
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without variables of an enclosing job or a shell's start-up file that set Slurm options: only ours count."""
-    kept = {name: value for name, value in environment.items() if name in _KEPT or not name.startswith(_FOREIGN)}
+    """Without variables of an enclosing job or a shell's start-up file that set Slurm options: only
+    ours count.
+    """
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name in _KEPT or not name.startswith(_FOREIGN)
+    }
     return {**kept, "LC_ALL": environment.get("LC_ALL", "C.UTF-8")}
 
 
 def unreachable(words: str) -> bool:
-    """Whether a command's message means that Slurm could not be reached, rather than that it refused."""
+    """Whether a command's message means that Slurm could not be reached, rather than that it
+    refused.
+    """
     return bool(_UNREACHABLE.search(words))
 
 
@@ -241,11 +290,16 @@ def _run(words: list[str], text: str | None = None) -> subprocess.CompletedProce
 def _error(words: Sequence[str], done: subprocess.CompletedProcess[str]) -> SlurmError:
     said = one_line(done.stderr or done.stdout) or f"no word why (exit status {done.returncode})"
     question = words[0] in ("squeue", "sacct") or words[1:2] == ("show",)
-    known = "invalid job id" in said.lower() or not (question or done.returncode < 0 or unreachable(said))
+    known = "invalid job id" in said.lower() or not (
+        question or done.returncode < 0 or unreachable(said)
+    )
     return (SlurmRefused if known else SlurmUnavailable)(f"{words[0]}: {said}")
 
 
 def one_line(text: str) -> str:
     """A command's message as one line, without the command's name before each part."""
-    words = (re.sub(r"^(sbatch|squeue|sacct|scontrol|scancel): (error: )?", "", line) for line in text.splitlines())
+    words = (
+        re.sub(r"^(sbatch|squeue|sacct|scontrol|scancel): (error: )?", "", line)
+        for line in text.splitlines()
+    )
     return "; ".join(dict.fromkeys(word.strip() for word in words if word.strip()))

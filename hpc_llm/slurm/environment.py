@@ -33,13 +33,18 @@ class RankEnvironment:
 
 
 def read(environment: Mapping[str, str]) -> RankEnvironment:
-    """The place that `environment` describes: RANK and related variables first, then SLURM_*, else a single rank.
+    """The place that `environment` describes: RANK and related variables first, then SLURM_*, else
+    a single rank.
 
-    InputError if they are incomplete, as when srun started several tasks without saying where rank 0 listens.
+    InputError if they are incomplete, as when srun started several tasks without saying where rank
+    0 listens.
     """
     if "RANK" in environment:
         if missing := _missing(environment, _TORCHRUN):
-            raise InputError(f"{missing}: missing beside RANK; start by torchrun, or unset RANK for a single rank")
+            raise InputError(
+                f"{missing}: missing beside RANK; start by torchrun, or unset RANK for a single "
+                "rank"
+            )
         return RankEnvironment(
             _number(environment, "RANK"),
             _number(environment, "LOCAL_RANK", 0),
@@ -52,8 +57,8 @@ def read(environment: Mapping[str, str]) -> RankEnvironment:
     if num_tasks > 1 and "SLURM_PROCID" in environment:
         if missing := _missing(environment, _SRUN):
             raise InputError(
-                f"{missing}: missing, and srun started {num_tasks} tasks; export MASTER_ADDR (the first node) and "
-                "MASTER_PORT (a free port there) before srun"
+                f"{missing}: missing, and srun started {num_tasks} tasks; export MASTER_ADDR (the "
+                "first node) and MASTER_PORT (a free port there) before srun"
             )
         return RankEnvironment(
             _number(environment, "SLURM_PROCID"),
@@ -73,5 +78,7 @@ def _missing(environment: Mapping[str, str], names: Iterable[str]) -> str:
 def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:
     value = environment.get(name, str(default))
     if not value.isdecimal():
-        raise InputError(f"{name}={value!r}: a whole number is expected, as torchrun or srun sets it")
+        raise InputError(
+            f"{name}={value!r}: a whole number is expected, as torchrun or srun sets it"
+        )
     return int(value)

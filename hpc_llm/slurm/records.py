@@ -1,8 +1,8 @@
 """What Slurm's commands print → typed records. Pure functions of text, standard library only.
 
-Fields are always requested explicitly, from squeue by format letters and from sacct by name, since the shape of
-`--json` changes with every release. Times are asked for with their offset (TIME_FORMAT) and become seconds since the
-epoch.
+Fields are always requested explicitly, from squeue by format letters and from sacct by name, since
+the shape of `--json` changes with every release. Times are asked for with their offset
+(TIME_FORMAT) and become seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 SQUEUE_FIELDS = "%i|%A|%T|%r|%Q|%V|%S|%N|%j|%Z"  # the last may contain anything, even a `|`
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"  # for SLURM_TIME_FORMAT, which Slurm gives to strftime if below 32 characters
+# for SLURM_TIME_FORMAT, which Slurm gives to strftime if below 32 characters
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 _LOCAL_TIME = "%Y-%m-%dT%H:%M:%S"  # of a command that does not heed it
 _LOCAL_LENGTH = 19
 SACCT_FIELDS = "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,NodeList,JobName"
@@ -21,7 +22,16 @@ SACCT_FIELDS = "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,NodeList,JobName"
 _PASSING = ("SIGNALING", "RESIZING", "CONFIGURING")  # shown briefly instead of RUNNING
 ENDED = frozenset(
     {
-        *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"),
+        *(
+            "COMPLETED",
+            "CANCELLED",
+            "FAILED",
+            "TIMEOUT",
+            "PREEMPTED",
+            "NODE_FAIL",
+            "BOOT_FAIL",
+            "DEADLINE",
+        ),
         *("OUT_OF_MEMORY", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"),
     }
 )
@@ -30,9 +40,13 @@ _UNKNOWN = ("", "Unknown", "None", "N/A", "NONE", "(null)")
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job, or one task of an array, as squeue shows it: queued, running, or ended less than MinJobAge ago."""
+    """A job, or one task of an array, as squeue shows it: queued, running, or ended less than
+    MinJobAge ago.
+    """
 
-    address: str  # `12`, `12_3` for task 3 of array 12, `12+1` in a heterogeneous job: what scontrol and scancel take
+    # `12`, `12_3` for task 3 of array 12, `12+1` in a heterogeneous job: what scontrol and scancel
+    # take
+    address: str
     job_id: int  # its own number, SLURM_JOB_ID; pending tasks of an array share the array's
     state: str  # PENDING, RUNNING, COMPLETING, …
     reason: str
@@ -50,7 +64,9 @@ class QueuedJob:
 
     @property
     def array_id(self) -> int:
-        """The number that sbatch printed: the array's for a task, its own for a single job, 12 for `12+1`."""
+        """The number that sbatch printed: the array's for a task, its own for a single job, 12 for
+        `12+1`.
+        """
         return _number(self.address)
 
 
@@ -114,7 +130,19 @@ def read_squeue(text: str) -> list[QueuedJob]:
         if len(parts) == 10 and parts[1].isdigit():  # else `CLUSTER: name`, or a site's message
             address, job_id, state, reason, priority, submit, start, nodes, name, work_dir = parts
             times = seconds(submit), seconds(start)
-            jobs.append(QueuedJob(address, int(job_id), state, reason, int(priority), *times, nodes, name, work_dir))
+            jobs.append(
+                QueuedJob(
+                    address,
+                    int(job_id),
+                    state,
+                    reason,
+                    int(priority),
+                    *times,
+                    nodes,
+                    name,
+                    work_dir,
+                )
+            )
     return jobs
 
 
@@ -149,13 +177,16 @@ def read_sacct(text: str) -> list[JobLife]:
 
 
 def read_jobs(text: str) -> list[Job]:
-    """Lines of `scontrol show job --oneliner`; pending tasks that share a line become one Job each."""
+    """Lines of `scontrol show job --oneliner`; pending tasks that share a line become one Job
+    each.
+    """
     jobs = []
     for line in text.splitlines():
         fields = fields_of(line)
         if "JobId" not in fields:
             continue
-        array, tasks = fields.get("ArrayJobId"), fields.get("ArrayTaskId", "N/A")
+        array = fields.get("ArrayJobId")
+        tasks = fields.get("ArrayTaskId", "N/A")
         if array is None or tasks == "N/A":
             names = [fields["JobId"]]
         else:
@@ -194,7 +225,9 @@ def _job(address: str, fields: dict[str, str]) -> Job:
 
 
 def fields_of(line: str) -> dict[str, str]:
-    """`Key=value Key=value …` of scontrol. Values may contain blanks; the first value of a key counts."""
+    """`Key=value Key=value …` of scontrol. Values may contain blanks; the first value of a key
+    counts.
+    """
     fields: dict[str, str] = {}
     for part in re.split(r"\s+(?=[A-Z][A-Za-z_/:]*=)", line.strip()):
         key, _, value = part.partition("=")
@@ -209,7 +242,9 @@ def read_config(text: str) -> dict[str, str]:
 
 
 def addresses(text: str, most: int = 4_000_001) -> list[str]:
-    """`12` → [12], `12_3` → [12_3], `12_[0-2,7%2]` → [12_0, 12_1, 12_2, 12_7], `12_[0-9:3]` → every third."""
+    """`12` → [12], `12_3` → [12_3], `12_[0-2,7%2]` → [12_0, 12_1, 12_2, 12_7], `12_[0-9:3]` → every
+    third.
+    """
     array, underscore, tasks = text.partition("_")
     if not underscore or not tasks.startswith("["):
         return [text]
@@ -227,7 +262,8 @@ def addresses(text: str, most: int = 4_000_001) -> list[str]:
 def seconds(text: str) -> float | None:
     """2026-11-23T13:40:28+0100 as seconds since the epoch; None if not known.
 
-    Without an offset it is local time, of which an hour in autumn may be read as the wrong one of two.
+    Without an offset it is local time, of which an hour in autumn may be read as the wrong one of
+    two.
     """
     try:
         if len(text) > _LOCAL_LENGTH:
@@ -238,7 +274,9 @@ def seconds(text: str) -> float | None:
 
 
 def duration(text: str) -> float | None:
-    """`1-02:03:04`, `02:03:04`, `03:04` or plain minutes, as seconds; None for UNLIMITED and the like."""
+    """`1-02:03:04`, `02:03:04`, `03:04` or plain minutes, as seconds; None for UNLIMITED and the
+    like.
+    """
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if found is None:
         return None

@@ -1,4 +1,5 @@
-"""A team's part of the cluster: running and queued GPUs by user, the partitions' GPUs, its fair share.
+"""A team's part of the cluster: running and queued GPUs by user, the partitions' GPUs, its fair
+share.
 
 Three queries to Slurm; without accounting there are no shares and all users are shown.
 """
@@ -23,7 +24,9 @@ _NODE = {"Partition": 64, "NodeList": 256, "Gres": 256, "GresUsed": 256, "StateL
 
 @dataclass
 class User:
-    """Counts GPUs, not jobs. fair_share: 0 to 1, the factor in Slurm's priority; None if it keeps no shares."""
+    """Counts GPUs, not jobs. fair_share: 0 to 1, the factor in Slurm's priority; None if it keeps
+    no shares.
+    """
 
     name: str
     account: str
@@ -59,7 +62,9 @@ class Team:
 
 
 def ask(account: str | None = None) -> Team:
-    """The team of `account`, by default of every account that the caller belongs to. SlurmUnavailable, SlurmRefused."""
+    """The team of `account`, by default of every account that the caller belongs to.
+    SlurmUnavailable, SlurmRefused.
+    """
     shares = _shares()
     mine = sorted({share.account for share in shares if share.name == getpass.getuser()})
     team = Team([account] if account else mine)
@@ -80,7 +85,9 @@ def read_users(jobs: str, shares: Iterable[User]) -> list[User]:
             user.queued, user.queued_jobs = user.queued + gpus(tres), user.queued_jobs + 1
         else:
             user.running, user.running_jobs = user.running + gpus(tres), user.running_jobs + 1
-    return sorted(users.values(), key=lambda user: (-user.running, -user.queued, user.account, user.name))
+    return sorted(
+        users.values(), key=lambda user: (-user.running, -user.queued, user.account, user.name)
+    )
 
 
 def read_partitions(nodes: str) -> list[Partition]:
@@ -90,12 +97,16 @@ def read_partitions(nodes: str) -> list[Partition]:
         partition = found.setdefault(name, Partition(name.rstrip("*")))
         partition.total += gpus(gres)
         partition.used += gpus(used)
-        partition.down += gpus(gres) - gpus(used) if state.lower().startswith(_DOWN) or state.endswith("*") else 0
+        partition.down += (
+            gpus(gres) - gpus(used) if state.lower().startswith(_DOWN) or state.endswith("*") else 0
+        )
     return [found[name] for name in sorted(found, key=lambda name: (not name.endswith("*"), name))]
 
 
 def read_shares(text: str) -> list[User]:
-    """Lines of `sshare -n -P -a -o Account,User,NormShares,EffectvUsage,FairShare`; those of accounts are left out."""
+    """Lines of `sshare -n -P -a -o Account,User,NormShares,EffectvUsage,FairShare`; those of
+    accounts are left out.
+    """
     found = []
     for line in text.splitlines():
         parts = [part.strip() for part in line.split("|")]
@@ -114,7 +125,12 @@ def gpus(text: str) -> int:
 
 def _shares() -> list[User]:
     try:
-        words = ["--noheader", "--parsable2", "--all", "--format=Account,User,NormShares,EffectvUsage,FairShare"]
+        words = [
+            "--noheader",
+            "--parsable2",
+            "--all",
+            "--format=Account,User,NormShares,EffectvUsage,FairShare",
+        ]
         return read_shares(client.call("sshare", *words))
     except client.SlurmError:
         return []
@@ -126,7 +142,8 @@ def _columns(widths: dict[str, int]) -> str:
 
 def _rows(text: str, widths: dict[str, int]) -> Iterable[list[str]]:
     for line in text.splitlines():
-        cells, begin = [], 0
+        cells = []
+        begin = 0
         for width in widths.values():
             cells.append(line[begin : begin + width].strip())
             begin += width

@@ -16,7 +16,9 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def no_room(error: OSError) -> bool:
-    """Whether the cause is lack of space or quota: nothing is broken, and there may be space later."""
+    """Whether the cause is lack of space or quota: nothing is broken, and there may be space
+    later.
+    """
     return error.errno in _NO_ROOM
 
 
@@ -50,7 +52,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def tail(path: Path, size: int) -> str:
-    """The last `size` bytes of a text file; the first line may be cut. OSError if it cannot be read."""
+    """The last `size` bytes of a text file; the first line may be cut. OSError if it cannot be
+    read.
+    """
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - size))
         return file.read().decode(errors="replace")
@@ -71,10 +75,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def append_whole(descriptor: int, data: bytes) -> None:
-    """Append all of `data` or nothing to a file opened for appending, which no other process writes."""
+    """Append all of `data` or nothing to a file opened for appending, which no other process
+    writes.
+    """
     size = os.fstat(descriptor).st_size
     try:
-        if os.write(descriptor, data) < len(data):  # how a file system that fills up says so at first
+        if os.write(descriptor, data) < len(
+            data
+        ):  # how a file system that fills up says so at first
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError:
         with contextlib.suppress(OSError):

@@ -1,4 +1,5 @@
-"""Where DeepSpeed's compiled operators are stored: one folder per combination of what the binary depends on.
+"""Where DeepSpeed's compiled operators are stored: one folder per combination of what the binary
+depends on.
 
 No torch here, so that `submit` can look without importing it.
 """
@@ -14,15 +15,22 @@ from pathlib import Path
 
 
 def needed(optimizer: str, device: str) -> str | None:
-    """The operator that `optimizer` (optim.name) runs on `device` (cuda, cpu); None if it is torch's own."""
+    """The operator that `optimizer` (optim.name) runs on `device` (cuda, cpu); None if it is
+    torch's own.
+    """
     if optimizer == "fused_lion" and device == "cpu":
         return "cpu_lion"  # DeepSpeed has no fused_lion kernel for CPUs
     return None if optimizer in ("torch_adam", "muon") else optimizer
 
 
 def folder(architecture: str) -> Path:
-    """Folder of the operators for this Python, torch (its CUDA with it), DeepSpeed and `architecture`."""
-    cache = os.environ.get("HPC_LLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hpc_llm"
+    """Folder of the operators for this Python, torch (its CUDA with it), DeepSpeed and
+    `architecture`.
+    """
+    cache = (
+        os.environ.get("HPC_LLM_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hpc_llm"
+    )
     key = f"py{sys.version_info.major}.{sys.version_info.minor}-torch{version('torch')}-ds{version('deepspeed')}"
     return Path(cache).expanduser() / "ops" / f"{key}-{architecture}"
 
@@ -33,7 +41,9 @@ def library(name: str, architecture: str) -> Path:
 
 
 def built_for(name: str, capability: str) -> Path | None:
-    """A library of operator `name` whose list of GPU architectures (TORCH_CUDA_ARCH_LIST) has `capability`, as 9.0."""
+    """A library of operator `name` whose list of GPU architectures (TORCH_CUDA_ARCH_LIST) has
+    `capability`, as 9.0.
+    """
     pattern = folder("sm").name
     for path in sorted(folder("sm").parent.glob(f"{pattern}*/{name}/{name}.so")):
         listed = path.parent.parent.name.removeprefix(pattern).split("_")

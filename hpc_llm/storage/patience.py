@@ -10,11 +10,22 @@ from typing import TypeVar
 from hpc_llm.storage.files import no_room
 
 PATIENCE_S = 300.0  # enough for a failover of a metadata server, or for freeing space
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 10.0
 # Errors of a server or a mount, not of the request itself.
 _PASSING = frozenset(
     getattr(errno, name)
-    for name in ("EIO", "ESTALE", "EAGAIN", "ETIMEDOUT", "ENOTCONN", "ECONNRESET", "ESHUTDOWN", "EREMOTEIO", "ENOLCK")
+    for name in (
+        "EIO",
+        "ESTALE",
+        "EAGAIN",
+        "ETIMEDOUT",
+        "ENOTCONN",
+        "ECONNRESET",
+        "ESHUTDOWN",
+        "EREMOTEIO",
+        "ENOLCK",
+    )
 )
 T = TypeVar("T")
 
@@ -25,8 +36,11 @@ def passing(error: OSError) -> bool:
 
 
 def patiently(action: Callable[[], T], sleep: Callable[[float], object] = time.sleep) -> T:
-    """The result of `action`, retried after temporary errors, with growing pauses, for PATIENCE_S."""
-    deadline, pause = time.monotonic() + PATIENCE_S, _FIRST_PAUSE_S
+    """The result of `action`, retried after temporary errors, with growing pauses, for
+    PATIENCE_S.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    pause = _FIRST_PAUSE_S
     while True:
         try:
             return action()

@@ -1,4 +1,6 @@
-"""A row per combination, each against the baseline, and the winner with its significance: pure functions."""
+"""A row per combination, each against the baseline, and the winner with its significance: pure
+functions.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from hpc_llm.sweeps.results import Result
 from hpc_llm.sweeps.significance import FEWEST_SEEDS, LEVEL, holm, welch
 from hpc_llm.sweeps.varied import Combination, short
 
-MEASURES = ("heldout_loss", "final_loss")  # the deciding measure is the first that every complete run has
+MEASURES = (
+    "heldout_loss",
+    "final_loss",
+)  # the deciding measure is the first that every complete run has
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One combination. Losses only of complete runs; None if there are none, or it was not measured."""
+    """One combination. Losses only of complete runs; None if there are none, or it was not
+    measured.
+    """
 
     values: dict[str, Any]
     label: str
@@ -36,7 +43,9 @@ class Row:
     final_loss: Spread | None
     tokens_per_second: float | None  # mean over complete runs
     gpu_hours: float  # of all runs, unfinished ones included
-    p_baseline: float | None  # Welch, corrected after Holm; None: the baseline itself, or too few seeds
+    p_baseline: (
+        float | None
+    )  # Welch, corrected after Holm; None: the baseline itself, or too few seeds
 
 
 @dataclass(frozen=True)
@@ -49,9 +58,14 @@ class Verdict:
 
 
 def measure_of(combinations: Sequence[Combination]) -> str:
-    """The deciding measure: held-out loss, or training loss if some complete run has no held-out loss."""
+    """The deciding measure: held-out loss, or training loss if some complete run has no held-out
+    loss.
+    """
     complete = [run for one in combinations for run in one.complete]
-    return next((name for name in MEASURES if all(getattr(run, name) is not None for run in complete)), MEASURES[0])
+    return next(
+        (name for name in MEASURES if all(getattr(run, name) is not None for run in complete)),
+        MEASURES[0],
+    )
 
 
 def rows(combinations: Sequence[Combination], measure: str, baseline: Combination) -> list[Row]:
@@ -65,19 +79,28 @@ def rows(combinations: Sequence[Combination], measure: str, baseline: Combinatio
 
 
 def verdict(combinations: Sequence[Combination], measure: str) -> Verdict:
-    """The winner is significant if it beats each of the others at the 5 % level, corrected for their number."""
+    """The winner is significant if it beats each of the others at the 5 % level, corrected for
+    their number.
+    """
     there = [one for one in combinations if _values(one, measure)]
     if not there:
         return Verdict(None, False, "no run is complete")
     best, *others = sorted(there, key=lambda one: statistics.fmean(_values(one, measure)))
     missing = len(combinations) - len(there)
     if not others:
-        reason = f"{missing} others have no complete run" if missing else "there is nothing to compare it with"
+        reason = (
+            f"{missing} others have no complete run"
+            if missing
+            else "there is nothing to compare it with"
+        )
         return Verdict(best.label, False, reason)
     tests = [welch(_values(best, measure), _values(other, measure)) for other in others]
     if None in tests:
         short_of_seeds = [one.label for one in there if len(_values(one, measure)) < FEWEST_SEEDS]
-        why = f"too few seeds to tell: a test needs {FEWEST_SEEDS} complete runs a combination (three tell more)"
+        why = (
+            f"too few seeds to tell: a test needs {FEWEST_SEEDS} complete runs a combination "
+            "(three tell more)"
+        )
         return Verdict(best.label, False, f"{why}; short of that: {_some(short_of_seeds)}")
     corrected = holm([p for p in tests if p is not None])
     if close := [other.label for other, p in zip(others, corrected, strict=True) if p > LEVEL]:
@@ -85,23 +108,36 @@ def verdict(combinations: Sequence[Combination], measure: str) -> Verdict:
     if missing:
         return Verdict(best.label, False, f"{missing} others have no complete run")
     worst = max(corrected)
-    return Verdict(best.label, True, f"lower than each other, p ≤ {worst:.2g} (Welch's t-test, corrected after Holm)")
+    return Verdict(
+        best.label,
+        True,
+        f"lower than each other, p ≤ {worst:.2g} (Welch's t-test, corrected after Holm)",
+    )
 
 
 def choose_baseline(combinations: Sequence[Combination], words: str | None) -> Combination:
-    """The combination that `optim=fused_adam,optim.lr=1e-4` names, or the first; InputError unless it names one."""
+    """The combination that `optim=fused_adam,optim.lr=1e-4` names, or the first; InputError unless
+    it names one.
+    """
     if words is None:
         return combinations[0]
     wanted = dict(word.partition("=")[::2] for word in words.split(","))
     known = {short(key): key for one in combinations for key in one.values}
     if unknown := [key for key in wanted if short(key) not in known]:
-        raise InputError(f"--baseline {words}: {unknown[0]} is not swept here; swept: {', '.join(known) or 'nothing'}")
+        raise InputError(
+            f"--baseline {words}: {unknown[0]} is not swept here; swept: "
+            f"{', '.join(known) or 'nothing'}"
+        )
     found = [
-        one for one in combinations if all(_same(one.values[known[short(key)]], value) for key, value in wanted.items())
+        one
+        for one in combinations
+        if all(_same(one.values[known[short(key)]], value) for key, value in wanted.items())
     ]
     if len(found) != 1:
         labels = "; ".join(one.label for one in (found or combinations)[:8])
-        raise InputError(f"--baseline {words}: {len(found)} combinations are so, one is needed: {labels}")
+        raise InputError(
+            f"--baseline {words}: {len(found)} combinations are so, one is needed: {labels}"
+        )
     return found[0]
 
 

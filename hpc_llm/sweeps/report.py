@@ -1,4 +1,6 @@
-"""Everything that `compare` reports about runs, as one value; and that value as JSON, CSV, Markdown or text."""
+"""Everything that `compare` reports about runs, as one value; and that value as JSON, CSV, Markdown
+or text.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,19 @@ from hpc_llm.sweeps.ladder import Ladder, ladders
 from hpc_llm.sweeps.results import Result
 from hpc_llm.sweeps.scaling import Interval, ScalingFit
 
-_NAMES = {"heldout_loss": "held-out loss", "final_loss": "training loss (mean of the last 2 % of the steps)"}
+_NAMES = {
+    "heldout_loss": "held-out loss",
+    "final_loss": "training loss (mean of the last 2 % of the steps)",
+}
 
 _MOST_KEYS = 6  # named in a line; --json has all
 
 
 @dataclass(frozen=True)
 class Report:
-    """keys: what was swept; follow: other keys that differ because of those; notes: what a reader must know."""
+    """keys: what was swept; follow: other keys that differ because of those; notes: what a reader
+    must know.
+    """
 
     keys: list[str]
     follow: list[str]
@@ -38,14 +45,19 @@ class Report:
 
 
 def of(
-    runs: Sequence[Result], *, baseline: str | None = None, against: str = "parameters", next_size: float | None = None
+    runs: Sequence[Result],
+    *,
+    baseline: str | None = None,
+    against: str = "parameters",
+    next_size: float | None = None,
 ) -> Report:
     """InputError if there is no run, or no such baseline."""
     if not runs:
         raise InputError("no runs to compare")
     keys, follow = varied.swept_keys(runs)
     found, repeated = varied.combinations(runs, keys)
-    measure, base = judge.measure_of(found), judge.choose_baseline(found, baseline)
+    measure = judge.measure_of(found)
+    base = judge.choose_baseline(found, baseline)
     return Report(
         keys=keys,
         follow=follow,
@@ -56,7 +68,10 @@ def of(
         against=against,
         ladders=ladders(found, measure, against, next_size),
         incomplete=[run for one in found for run in one.unfinished],
-        notes=[f"{run.name}: has the values and the seed of another run and is not counted" for run in repeated],
+        notes=[
+            f"{run.name}: has the values and the seed of another run and is not counted"
+            for run in repeated
+        ],
     )
 
 
@@ -71,7 +86,9 @@ def as_json(report: Report) -> dict[str, Any]:
         "winner": dataclasses.asdict(report.verdict),
         "against": report.against,
         "ladders": [dataclasses.asdict(ladder) for ladder in report.ladders],
-        "incomplete": [{"name": run.name, "step": run.step, "steps": run.steps} for run in report.incomplete],
+        "incomplete": [
+            {"name": run.name, "step": run.step, "steps": run.steps} for run in report.incomplete
+        ],
         "notes": report.notes,
     }
 
@@ -86,7 +103,11 @@ def as_csv(report: Report) -> str:
     table.writerow([*header, "p_baseline", "tokens_per_second", "gpu_hours"])
     for row in report.rows:
         spreads = [getattr(row, loss) for loss in losses]
-        numbers = [number for one in spreads for number in ((one.mean, one.deviation) if one else (None, None))]
+        numbers = [
+            number
+            for one in spreads
+            for number in ((one.mean, one.deviation) if one else (None, None))
+        ]
         rest = (row.p_baseline, row.tokens_per_second, row.gpu_hours)
         table.writerow([*row.values.values(), row.complete, row.runs, *numbers, *rest])
     return text.getvalue()
@@ -98,15 +119,23 @@ def as_markdown(report: Report) -> str:
     numbers = len(header) - len(report.keys)
     rule = [" --- "] * len(report.keys) + [" ---: "] * numbers
     lines = ["|" + "|".join(rule) + "|"]
-    table = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in (header, *body)]
-    return "\n".join([table[0], *lines, *table[1:], "", *(f"- {line}" for line in findings(report))])
+    table = [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
+        for line in (header, *body)
+    ]
+    return "\n".join(
+        [table[0], *lines, *table[1:], "", *(f"- {line}" for line in findings(report))]
+    )
 
 
 def as_text(report: Report) -> str:
     """For a terminal."""
     table = cells(report)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in table
+    ]
     return "\n".join([*lines, "", *findings(report)])
 
 
@@ -125,16 +154,22 @@ def cells(report: Report) -> list[list[str]]:
 
 def findings(report: Report) -> list[str]:
     """What the numbers say, in sentences."""
-    said, verdict = [], report.verdict
+    said = []
+    verdict = report.verdict
     by = f"by {_NAMES[report.measure]}, mean ± deviation over seeds"
     if not report.keys:
-        said.append(f"{report.rows[0].complete} complete runs that differ in nothing but their seed: no winner to name")
+        said.append(
+            f"{report.rows[0].complete} complete runs that differ in nothing but their seed: no "
+            "winner to name"
+        )
     elif verdict.winner is None:
         said.append(f"no winner: {verdict.why}")
     elif verdict.significant:
         said.append(f"winner: {verdict.winner} ({by}): {verdict.why}")
     else:
-        said.append(f"lowest: {verdict.winner} ({by}), which is not shown to be a winner: {verdict.why}")
+        said.append(
+            f"lowest: {verdict.winner} ({by}), which is not shown to be a winner: {verdict.why}"
+        )
     for ladder in report.ladders:
         of = f" of {ladder.label}" if ladder.label else ""
         said += [f"scaling{of}: {_law(ladder.fit, report.against) if ladder.fit else ladder.why}"]
@@ -143,8 +178,15 @@ def findings(report: Report) -> list[str]:
         for run in report.incomplete
     ]
     if report.follow:
-        more = f" and {len(report.follow) - _MOST_KEYS} more" if len(report.follow) > _MOST_KEYS else ""
-        said.append(f"differ too, and follow from the swept keys: {', '.join(report.follow[:_MOST_KEYS])}{more}")
+        more = (
+            f" and {len(report.follow) - _MOST_KEYS} more"
+            if len(report.follow) > _MOST_KEYS
+            else ""
+        )
+        said.append(
+            "differ too, and follow from the swept keys: "
+            f"{', '.join(report.follow[:_MOST_KEYS])}{more}"
+        )
     return said + report.notes
 
 
@@ -154,7 +196,8 @@ def _law(fit: ScalingFit, against: str) -> str:
     at = f"{fit.next_size:.3g} {'parameters' if against == 'parameters' else 'FLOPs'}"
     return (
         f"L({unit}) = {offset}{fit.a.value:.4g}·{unit}^−b, b = {_interval(fit.b)}, "
-        f"through {len(fit.sizes)} sizes within {fit.residual:.2%}; predicts {_interval(fit.next_loss)} at {at} (95 %)"
+        f"through {len(fit.sizes)} sizes within {fit.residual:.2%}; predicts "
+        f"{_interval(fit.next_loss)} at {at} (95 %)"
     )
 
 

@@ -1,4 +1,6 @@
-"""One run's directory → the numbers that runs are compared by. Nothing is asked of Slurm, nothing is unpickled."""
+"""One run's directory → the numbers that runs are compared by. Nothing is asked of Slurm, nothing
+is unpickled.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,25 @@ from hpc_llm.config.building import completed, flat
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.recovery.accounting import gpu_hours
-from hpc_llm.runs import ledger, settings
+from hpc_llm.runs import frozen_sections, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.trackers import jsonl
 
-_LAST_FRACTION = 0.02  # of the steps: their mean is the final loss, since one batch's own loss is mostly noise
+_LAST_FRACTION = (
+    0.02  # of the steps: their mean is the final loss, since one batch's own loss is mostly noise
+)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run was and what came of it. Losses are nats per target token; None: not measured (yet)."""
+    """What a run was and what came of it. Losses are nats per target token; None: not measured
+    (yet).
+    """
 
     name: str
-    config: dict[str, Any]  # dotted key → value; keys that are newer than the run have their defaults
+    config: dict[
+        str, Any
+    ]  # dotted key → value; keys that are newer than the run have their defaults
     parameters: int
     train_flops: float  # of the whole plan
     steps: int  # of the plan
@@ -47,7 +55,8 @@ def read(layout: RunLayout) -> Result:
     try:
         config, plan = (json.loads(path.read_text()) for path in (layout.config, layout.plan))
         keys = flat(completed(RunConfig, config))
-        events, rows = ledger.read(layout.ledger), jsonl.read(layout.metrics)
+        events = ledger.read(layout.ledger)
+        rows = jsonl.read(layout.metrics)
         trained = [row for row in rows if "loss" in row]
         heldout = _finite([row["heldout_loss"] for row in rows if "heldout_loss" in row])
         return Result(
@@ -61,8 +70,10 @@ def read(layout: RunLayout) -> Result:
             final_loss=final_loss([float(row["loss"]) for row in trained], plan["steps"]),
             heldout_loss=heldout[-1] if heldout else None,
             best_loss=min(heldout, default=None),
-            tokens_per_second=_median([row["tokens_per_second"] for row in trained if "tokens_per_second" in row]),
-            gpu_hours=gpu_hours(events, settings.of(config).cluster.held_gpus),
+            tokens_per_second=_median(
+                [row["tokens_per_second"] for row in trained if "tokens_per_second" in row]
+            ),
+            gpu_hours=gpu_hours(events, frozen_sections.of(config).cluster.held_gpus),
         )
     except FileNotFoundError as error:
         raise InputError(f"{layout.path}: not a run directory (no {error.filename})") from None
@@ -71,7 +82,9 @@ def read(layout: RunLayout) -> Result:
 
 
 def final_loss(losses: Sequence[float], steps: int) -> float | None:
-    """Mean of the losses of the last 2 % of `steps`, at least of one; None where one of them is not finite."""
+    """Mean of the losses of the last 2 % of `steps`, at least of one; None where one of them is not
+    finite.
+    """
     last = losses[-max(1, round(steps * _LAST_FRACTION)) :]
     return statistics.fmean(last) if last and all(map(math.isfinite, last)) else None
 

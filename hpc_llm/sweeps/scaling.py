@@ -1,7 +1,8 @@
 """A power law through a ladder of sizes, its uncertainty, and its prediction for the next size.
 
-L(x) = c + a·x^−b with x parameters or training FLOPs (arXiv 2203.15556, section 3.3, for one of its two terms). With
-three sizes c is 0: three points would determine three numbers exactly and leave no estimate of uncertainty.
+L(x) = c + a·x^−b with x parameters or training FLOPs (arXiv 2203.15556, section 3.3, for one of its
+two terms). With three sizes c is 0: three points would determine three numbers exactly and leave no
+estimate of uncertainty.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 FEWEST_SIZES = 3
 CONFIDENCE = 0.95
 _EXPONENTS = (1e-3, 3.0)  # published ones lie between 0.05 and 0.5
-_LOOKS, _ROUNDS = 41, 7  # each round looks 20 times closer
+_LOOKS = 41
+_ROUNDS = 7  # each round looks 20 times closer
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class ScalingFit:
-    """L(x) = c + a·x^−b. Confidence by the delta method with Student's t over sizes (seeds' means are the points)."""
+    """L(x) = c + a·x^−b. Confidence by the delta method with Student's t over sizes (seeds' means
+    are the points).
+    """
 
     sizes: list[float]
     losses: list[float]  # mean over seeds, one a size
@@ -46,20 +50,31 @@ class ScalingFit:
     next_loss: Interval
 
 
-def fit(sizes: Sequence[float], losses: Sequence[float], next_size: float | None = None) -> ScalingFit:
-    """Least squares of relative errors. next_size: by default one step further by the ratio of the last two.
+def fit(
+    sizes: Sequence[float], losses: Sequence[float], next_size: float | None = None
+) -> ScalingFit:
+    """Least squares of relative errors. next_size: by default one step further by the ratio of the
+    last two.
 
     InputError for fewer than three sizes, or if the loss does not fall with the size.
     """
     points = sorted(zip(sizes, losses, strict=True))
     if len({size for size, _ in points}) < FEWEST_SIZES:
-        raise InputError(f"a scaling fit needs {FEWEST_SIZES} sizes, these are {len({size for size, _ in points})}")
-    x, y = [size for size, _ in points], [loss for _, loss in points]
-    unit = math.exp(sum(map(math.log, x)) / len(x))  # sizes around 1, so that a and b can be told apart
+        raise InputError(
+            f"a scaling fit needs {FEWEST_SIZES} sizes, these are "
+            f"{len({size for size, _ in points})}"
+        )
+    x = [size for size, _ in points]
+    y = [loss for _, loss in points]
+    unit = math.exp(
+        sum(map(math.log, x)) / len(x)
+    )  # sizes around 1, so that a and b can be told apart
     scaled = [size / unit for size in x]
     b, a, c = _best(scaled, y, offset=len(x) > FEWEST_SIZES)
     if a <= 0 or b <= _EXPONENTS[0] * 1.01:
-        raise InputError("the loss does not fall with the size as a power law does: no fit, and no prediction")
+        raise InputError(
+            "the loss does not fall with the size as a power law does: no fit, and no prediction"
+        )
     law = _Law(scaled, y, a, b, c)
     target = next_size if next_size is not None else x[-1] ** 2 / x[-2]
     return ScalingFit(
@@ -68,7 +83,9 @@ def fit(sizes: Sequence[float], losses: Sequence[float], next_size: float | None
         a=law.of(lambda a, b, c: a * unit**b),
         b=law.of(lambda a, b, c: b),
         c=law.of(lambda a, b, c: c) if c > 0 else None,
-        residual=max(abs(_at(size, a, b, c) / loss - 1) for size, loss in zip(scaled, y, strict=True)),
+        residual=max(
+            abs(_at(size, a, b, c) / loss - 1) for size, loss in zip(scaled, y, strict=True)
+        ),
         next_size=target,
         next_loss=law.of(lambda a, b, c: _at(target / unit, a, b, c), one_more_run=True),
     )
@@ -84,8 +101,12 @@ class _Law:
     b: float
     c: float
 
-    def of(self, function: Callable[[float, float, float], float], one_more_run: bool = False) -> Interval:
-        """`function` of (a, b, c) and its interval; `one_more_run`: with the error of a single new point."""
+    def of(
+        self, function: Callable[[float, float, float], float], one_more_run: bool = False
+    ) -> Interval:
+        """`function` of (a, b, c) and its interval; `one_more_run`: with the error of a single new
+        point.
+        """
         import numpy
 
         free = 3 if self.c > 0 else 2
@@ -95,14 +116,18 @@ class _Law:
                 for x, y in zip(self.x, self.y, strict=True)
             ]
         )
-        errors = [_at(x, self.a, self.b, self.c) / y - 1 for x, y in zip(self.x, self.y, strict=True)]
+        errors = [
+            _at(x, self.a, self.b, self.c) / y - 1 for x, y in zip(self.x, self.y, strict=True)
+        ]
         freedom = len(self.x) - free
         variance = sum(error**2 for error in errors) / freedom
         gradient = self._gradient(function)[:free]
         covariance = variance * numpy.linalg.pinv(jacobian.T @ jacobian)
         value = function(self.a, self.b, self.c)
         own = variance * value**2 if one_more_run else 0.0
-        half = t_quantile(CONFIDENCE, freedom) * math.sqrt(max(0.0, float(gradient @ covariance @ gradient)) + own)
+        half = t_quantile(CONFIDENCE, freedom) * math.sqrt(
+            max(0.0, float(gradient @ covariance @ gradient)) + own
+        )
         return Interval(value, value - half, value + half)
 
     def _gradient(self, function: Callable[[float, float, float], float]) -> NDArray:
@@ -112,8 +137,10 @@ class _Law:
         found = []
         for place, value in enumerate(here):
             step = 1e-6 * max(abs(value), 1e-3)
-            above, below = list(here), list(here)
-            above[place], below[place] = value + step, value - step
+            above = list(here)
+            below = list(here)
+            above[place] = value + step
+            below[place] = value - step
             found.append((function(*above) - function(*below)) / (2 * step))
         return numpy.array(found)
 
@@ -123,27 +150,39 @@ def _at(x: float, a: float, b: float, c: float) -> float:
 
 
 def _best(x: Sequence[float], y: Sequence[float], *, offset: bool) -> tuple[float, float, float]:
-    """b, a and c ≥ 0 of the least squares. For a given b the others are linear, so that b alone is searched for."""
+    """b, a and c ≥ 0 of the least squares. For a given b the others are linear, so that b alone is
+    searched for.
+    """
     low, high = map(math.log, _EXPONENTS)
     for _ in range(_ROUNDS):
         step = (high - low) / (_LOOKS - 1)
         looks = [low + step * place for place in range(_LOOKS)]
         middle = min(looks, key=lambda log_b: _linear(x, y, math.exp(log_b), offset)[0])
-        low, high = max(looks[0], middle - step), min(looks[-1], middle + step)
+        low = max(looks[0], middle - step)
+        high = min(looks[-1], middle + step)
     _, a, c = _linear(x, y, math.exp(middle), offset)
     return math.exp(middle), a, c
 
 
-def _linear(x: Sequence[float], y: Sequence[float], b: float, offset: bool) -> tuple[float, float, float]:
-    """Sum of squared relative errors of the best a and c for this b, and these two; c is never negative."""
+def _linear(
+    x: Sequence[float], y: Sequence[float], b: float, offset: bool
+) -> tuple[float, float, float]:
+    """Sum of squared relative errors of the best a and c for this b, and these two; c is never
+    negative.
+    """
     import numpy
 
     target = numpy.ones(len(y))
-    powers, ones = numpy.array(x) ** -b / numpy.array(y), 1 / numpy.array(y)
-    a, c = float(powers @ target / (powers @ powers)), 0.0
+    powers = numpy.array(x) ** -b / numpy.array(y)
+    ones = 1 / numpy.array(y)
+    a = float(powers @ target / (powers @ powers))
+    c = 0.0
     if offset:
-        (with_a, with_c), *_ = numpy.linalg.lstsq(numpy.stack([powers, ones], axis=1), target, rcond=None)
+        (with_a, with_c), *_ = numpy.linalg.lstsq(
+            numpy.stack([powers, ones], axis=1), target, rcond=None
+        )
         if with_c > 0:
-            a, c = float(with_a), float(with_c)
+            a = float(with_a)
+            c = float(with_c)
     errors = a * powers + c * ones - target
     return float(errors @ errors), a, c

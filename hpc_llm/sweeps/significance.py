@@ -1,8 +1,8 @@
 """Whether two means differ by more than the seeds explain: Welch's t-test, standard library only.
 
-Assumed: each run's loss is an independent draw (another seed), normally distributed within its combination; the
-combinations may have different variances. The same seeds on both sides are not paired, which costs some power and
-assumes less.
+Assumed: each run's loss is an independent draw (another seed), normally distributed within its
+combination; the combinations may have different variances. The same seeds on both sides are not
+paired, which costs some power and assumes less.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ _TERMS = 400
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Two-sided p of equal means (B. L. Welch, Biometrika 34, 1947); None if a side has fewer than two values.
+    """Two-sided p of equal means (B. L. Welch, Biometrika 34, 1947); None if a side has fewer than
+    two values.
 
-    Degrees of freedom by Welch and Satterthwaite. Without any variance p is 1 where the means agree, else 0.
+    Degrees of freedom by Welch and Satterthwaite. Without any variance p is 1 where the means
+    agree, else 0.
     """
     if min(len(first), len(second)) < FEWEST_SEEDS:
         return None
@@ -28,14 +30,19 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
     if sum(errors) == 0:
         return 1.0 if gap == 0 else 0.0
     shares = [error / sum(errors) for error in errors]
-    freedom = 1 / sum(share**2 / (len(values) - 1) for share, values in zip(shares, (first, second), strict=True))
+    freedom = 1 / sum(
+        share**2 / (len(values) - 1) for share, values in zip(shares, (first, second), strict=True)
+    )
     return two_sided_p(gap / math.sqrt(sum(errors)), freedom)
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
-    """p values corrected for being several (S. Holm, Scandinavian Journal of Statistics 6, 1979), in the same order."""
+    """p values corrected for being several (S. Holm, Scandinavian Journal of Statistics 6, 1979),
+    in the same order.
+    """
     order = sorted(range(len(probabilities)), key=lambda place: probabilities[place])
-    corrected, highest = [0.0] * len(order), 0.0
+    corrected = [0.0] * len(order)
+    highest = 0.0
     for rank, place in enumerate(order):
         highest = max(highest, min(1.0, probabilities[place] * (len(order) - rank)))
         corrected[place] = highest
@@ -43,28 +50,39 @@ def holm(probabilities: Sequence[float]) -> list[float]:
 
 
 def two_sided_p(t: float, freedom: float) -> float:
-    """P(|T| ≥ |t|) of Student's t with `freedom` degrees of freedom (DLMF 8.17.22 and Abramowitz & Stegun 26.7.1)."""
-    return _incomplete_beta(freedom / (freedom + t * t), t * t / (freedom + t * t), freedom / 2, 0.5)
+    """P(|T| ≥ |t|) of Student's t with `freedom` degrees of freedom (DLMF 8.17.22 and Abramowitz &
+    Stegun 26.7.1).
+    """
+    return _incomplete_beta(
+        freedom / (freedom + t * t), t * t / (freedom + t * t), freedom / 2, 0.5
+    )
 
 
 def t_quantile(confidence: float, freedom: float) -> float:
     """The t that |T| stays below with probability `confidence`."""
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
     while two_sided_p(high, freedom) > 1 - confidence:
         high *= 2
     for _ in range(80):
         middle = (low + high) / 2
-        low, high = (middle, high) if two_sided_p(middle, freedom) > 1 - confidence else (low, middle)
+        low, high = (
+            (middle, high) if two_sided_p(middle, freedom) > 1 - confidence else (low, middle)
+        )
     return high
 
 
 def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
-    """I_x(a, b), with rest = 1 − x given on its own: near x = 1 the difference would have lost its digits."""
+    """I_x(a, b), with rest = 1 − x given on its own: near x = 1 the difference would have lost its
+    digits.
+    """
     if x <= 0 or rest <= 0:
         return float(x > 0)
     if x > (a + 1) / (a + b + 2):
         return 1 - _incomplete_beta(rest, x, b, a)
-    log_front = a * math.log(x) + b * math.log(rest) + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    log_front = (
+        a * math.log(x) + b * math.log(rest) + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    )
     fraction = 1.0
     for m in range(_TERMS, 0, -1):
         even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))

@@ -1,4 +1,6 @@
-"""metrics.jsonl: one JSON object per step with exact numbers, cut back to the checkpoint on resume."""
+"""metrics.jsonl: one JSON object per step with exact numbers, cut back to the checkpoint on
+resume.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ _MOST_WAITING = 100_000  # rows, of about 350 bytes
 class JsonlTracker:
     """Appends rows to `path`, each in one write; `before_write` may refuse (the fence).
 
-    A full disk does not end training: rows that find no room are kept in memory, and written once there is room.
+    A full disk does not end training: rows that find no room are kept in memory, and written once
+    there is room.
     """
 
     def __init__(self, path: Path, start_step: int, before_write: Callable[[], None]) -> None:
@@ -49,7 +52,10 @@ class JsonlTracker:
             if not no_room(error):
                 raise
             if not held_up:
-                log.warning("metrics cannot be written (%s); they are kept until there is room", error.strerror)
+                log.warning(
+                    "metrics cannot be written (%s); they are kept until there is room",
+                    error.strerror,
+                )
 
 
 def read(path: Path) -> list[Row]:

@@ -18,7 +18,14 @@ def free_port() -> int:
 
 def command(root: Path, port: int) -> list[str]:
     """The command that serves all runs below `root`."""
-    return [sys.executable, "-m", "tensorboard.main", f"--logdir={root}", f"--host={_HOST}", f"--port={port}"]
+    return [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        f"--logdir={root}",
+        f"--host={_HOST}",
+        f"--port={port}",
+    ]
 
 
 def tunnel(port: int, user: str, machine: str) -> str:

@@ -18,15 +18,33 @@ from hpc_llm.trackers.protocol import Row
 log = logging.getLogger(__name__)
 _AGAIN_S = 60.0  # from a failure to the next file: even an empty file takes an inode
 Treatment = str | float | int | bool
-_METRICS = ("heldout_loss", "loss", "tokens_per_second")  # scalars of every run, whose newest values the page shows
+_METRICS = (
+    "heldout_loss",
+    "loss",
+    "tokens_per_second",
+)  # scalars of every run, whose newest values the page shows
 
 
 def treatment_of(config: RunConfig) -> dict[str, Treatment]:
     """The keys by which runs are compared; all hundred keys would hide them."""
-    model, optim, train = config.model, config.optim, config.train
-    found: dict[str, Treatment] = {"model": model.name, "data": config.data.name, "optim": optim.name}
-    found |= {"model.d_model": model.d_model, "model.n_layers": model.n_layers, "model.n_heads": model.n_heads}
-    found |= {"optim.lr": optim.lr, "optim.weight_decay": optim.weight_decay, "optim.schedule": optim.schedule}
+    model = config.model
+    optim = config.optim
+    train = config.train
+    found: dict[str, Treatment] = {
+        "model": model.name,
+        "data": config.data.name,
+        "optim": optim.name,
+    }
+    found |= {
+        "model.d_model": model.d_model,
+        "model.n_layers": model.n_layers,
+        "model.n_heads": model.n_heads,
+    }
+    found |= {
+        "optim.lr": optim.lr,
+        "optim.weight_decay": optim.weight_decay,
+        "optim.schedule": optim.schedule,
+    }
     found |= {"train.global_batch": train.global_batch, "train.seq_len": train.seq_len}
     return found | {"train.duration": train.duration, "run.seed": config.run.seed}
 
@@ -34,14 +52,22 @@ def treatment_of(config: RunConfig) -> dict[str, Treatment]:
 class TensorboardTracker:
     """Scalars under their own names, every `every` steps; held-out loss always.
 
-    They are only for viewing: what cannot be written is dropped, and a new file is begun after a while.
+    They are only for viewing: what cannot be written is dropped, and a new file is begun after a
+    while.
     """
 
     def __init__(
-        self, folder: Path, start_step: int, every: int, treatment: dict[str, Treatment] | None = None
+        self,
+        folder: Path,
+        start_step: int,
+        every: int,
+        treatment: dict[str, Treatment] | None = None,
     ) -> None:
-        """`treatment` is what the hyperparameter page lists and plots; it is written once, at step 0."""
-        self._folder, self._every = folder, every
+        """`treatment` is what the hyperparameter page lists and plots; it is written once, at step
+        0.
+        """
+        self._folder = folder
+        self._every = every
         self._writer: SummaryWriter | None = None
         self._again_at = -math.inf
         with self._left_out():
@@ -51,7 +77,9 @@ class TensorboardTracker:
     def _describe(self, start_step: int, treatment: dict[str, Treatment] | None) -> None:
         if self._writer is not None and treatment and start_step == 0:
             for summary in hparams(treatment, dict.fromkeys(_METRICS, 0.0)):
-                self._writer._get_file_writer().add_summary(summary, 0)  # add_hparams would make a run of its own
+                self._writer._get_file_writer().add_summary(
+                    summary, 0
+                )  # add_hparams would make a run of its own
 
     def log(self, row: Row) -> None:
         step = int(row["step"])
@@ -75,5 +103,9 @@ class TensorboardTracker:
         try:
             yield
         except OSError as error:
-            log.warning("TensorBoard's file cannot be written (%s); what it would show is left out", error.strerror)
-            self._writer, self._again_at = None, time.monotonic() + _AGAIN_S
+            log.warning(
+                "TensorBoard's file cannot be written (%s); what it would show is left out",
+                error.strerror,
+            )
+            self._writer = None
+            self._again_at = time.monotonic() + _AGAIN_S

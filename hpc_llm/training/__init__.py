@@ -1,1 +1,1 @@
-"""The training loop and its parts: the DeepSpeed engine, optimizers, schedule, metrics, stopping."""
+"""The training loop and what it needs: schedule, metrics, stopping. DeepSpeed stays in zero/."""

@@ -1,4 +1,6 @@
-"""This rank's device and its group of ranks. Imported before DeepSpeed, which must be told the device."""
+"""This rank's device and its group of ranks. Imported before DeepSpeed, which must be told the
+device.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,18 @@ from hpc_llm.slurm.environment import RankEnvironment
 
 _ATTEMPT = "HPC_LLM_RENDEZVOUS"  # set by the supervisor: a name of this attempt
 _WATCHED = timedelta(days=7)  # longer than any silence that a supervisor lets pass
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4  # mallopt(3)
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """This rank's device (`cluster.device`), also set for DeepSpeed, which asks only while it is imported."""
+    """This rank's device (`cluster.device`), also set for DeepSpeed, which asks only while it is
+    imported.
+    """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "cluster.device=cuda: torch sees no GPU here; use cluster.device=cpu, or a torch built for CUDA"
+            "cluster.device=cuda: torch sees no GPU here; use cluster.device=cpu, or a torch "
+            "built for CUDA"
         )
     kind = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
     os.environ["DS_ACCELERATOR"] = kind
@@ -34,8 +40,9 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
     num_gpus = torch.cuda.device_count()
     if local_rank >= num_gpus > 1:
         raise InputError(
-            f"cluster.gpus_per_node: rank {local_rank} of this node has no GPU of its own, torch sees {num_gpus} here; "
-            f"set cluster.gpus_per_node={num_gpus} (and look at CUDA_VISIBLE_DEVICES)"
+            f"cluster.gpus_per_node: rank {local_rank} of this node has no GPU of its own, torch "
+            f"sees {num_gpus} here; set cluster.gpus_per_node={num_gpus} (and look at "
+            "CUDA_VISIBLE_DEVICES)"
         )
     index = local_rank % num_gpus  # a single GPU if the launcher shows each rank only its own
     torch.cuda.set_device(index)
@@ -45,11 +52,11 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
 def keep_memory(device: torch.device) -> None:
     """When training on a CPU, make glibc keep freed memory instead of returning it.
 
-    The buffers of every step otherwise come as fresh pages, some 90,000 faults a step. Set through the environment,
-    not yet through this call, it took a bare loop from 499 to 321 ms, in two runs one after the other (mpt-tiny,
-    bf16, 2 threads; benchmarks/training.md). Without glibc, and under tcmalloc (launch.allocator), this does nothing.
-    Before glibc 2.38 an aligned block does not always fit where one of its size was freed: the heap then grows by it,
-    in fresh pages.
+    The buffers of every step otherwise come as fresh pages, some 90,000 faults a step. Set through
+    the environment, not yet through this call, it took a bare loop from 499 to 321 ms, in two runs
+    one after the other (mpt-tiny, bf16, 2 threads; benchmarks/training.md). Without glibc, and
+    under tcmalloc (launch.allocator), this does nothing. Before glibc 2.38 an aligned block does
+    not always fit where one of its size was freed: the heap then grows by it, in fresh pages.
     """
     if device.type != "cpu":
         return
@@ -60,7 +67,9 @@ def keep_memory(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def process_group(place: RankEnvironment, device: torch.device, patience_s: float = 1800.0) -> Iterator[None]:
+def process_group(
+    place: RankEnvironment, device: torch.device, patience_s: float = 1800.0
+) -> Iterator[None]:
     """torch.distributed over all ranks: NCCL between GPUs, Gloo between CPUs.
 
     patience_s: how long ranks wait for one of them where no supervisor watches them.
@@ -71,26 +80,35 @@ def process_group(place: RankEnvironment, device: torch.device, patience_s: floa
             place = RankEnvironment(**{**vars(place), "master_port": probe.getsockname()[1]})
     place.export(os.environ)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    # All wait while rank 0 reshapes or publishes a checkpoint; torch's NCCL would abort them after 600 s, as it still
-    # does in the group that DeepSpeed makes for gradients and weights.
-    # How long a silence is a hang depends on what they do and usually take for it, which their supervisor knows.
+    # All wait while rank 0 reshapes or publishes a checkpoint; torch's NCCL would abort them after
+    # 600 s, as it still does in the group that DeepSpeed makes for gradients and weights. How long
+    # a silence is a hang depends on what they do and usually take for it, which their supervisor
+    # knows.
     timeout = _WATCHED if _ATTEMPT in os.environ else timedelta(seconds=patience_s)
-    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, store=_store(place), timeout=timeout)
+    dist.init_process_group(
+        backend, rank=place.rank, world_size=place.world_size, store=_store(place), timeout=timeout
+    )
     yield
     dist.destroy_process_group()
 
 
 def _store(place: RankEnvironment) -> dist.Store | None:
-    """Rendezvous of the ranks of one attempt, under a name that only they know; None: as torch does it.
+    """Rendezvous of the ranks of one attempt, under a name that only they know; None: as torch does
+    it.
 
-    Otherwise two runs that chose the same port at the same moment would mix: rank 1 of one joined rank 0 of the other,
-    and together they found no valid checkpoint (seen with two clusters on one machine).
+    Otherwise two runs that chose the same port at the same moment would mix: rank 1 of one joined
+    rank 0 of the other, and together they found no valid checkpoint (seen with two clusters on one
+    machine).
     """
     name = os.environ.get(_ATTEMPT)
     if name is None:
         return None
     server = dist.TCPStore(
-        place.master_addr, place.master_port, place.world_size, place.rank == 0, wait_for_workers=False
+        place.master_addr,
+        place.master_port,
+        place.world_size,
+        place.rank == 0,
+        wait_for_workers=False,
     )
     return dist.PrefixStore(name, server)
 

@@ -11,8 +11,9 @@ def learning_rate(optim: OptimConfig, step: int, steps: int, warmup_steps: int) 
     """The rate of optimizer step `step` (from 0) of `steps`.
 
     Linear warm-up over `warmup_steps`, then by `optim.schedule`: cosine and linear fall to
-    lr·min_lr_ratio at the end; inverse_sqrt falls as sqrt(warmup/step), no lower than that; wsd holds lr
-    and falls linearly in the last `decay_fraction` (MiniCPM, arXiv 2404.06395); constant stays.
+    lr·min_lr_ratio at the end; inverse_sqrt falls as sqrt(warmup/step), no lower than that; wsd
+    holds lr and falls linearly in the last `decay_fraction` (MiniCPM, arXiv 2404.06395); constant
+    stays.
     """
     if step < warmup_steps:
         return optim.lr * (step + 1) / warmup_steps

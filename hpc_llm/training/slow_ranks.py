@@ -1,52 +1,20 @@
-"""Ranks that compute slower than the others: every step waits for them, and the watchdog takes it as evidence.
+"""Ranks that compute slower than the others: every step waits for them, and the watchdog takes it
+as evidence.
 
-The forward pass is what a rank does alone (up to ZeRO 2; at 3 it waits for the others' parameters, and nothing can be
-said). Every rank adds its time to the sum over ranks that each step makes anyway, so no rank waits for it.
+The forward pass is what a rank does alone (up to ZeRO 2; at 3 it waits for the others' parameters,
+and nothing can be said). Every rank adds its time to the sum over ranks that each step makes
+anyway, so no rank waits for it.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
-from types import TracebackType
-
-import torch
 
 WINDOW = 128  # steps whose median counts
 IN_A_ROW = 2  # windows
 FACTOR = 1.5  # times the others' usual pass
 FEWEST = 3  # ranks: of two, it is not clear which one is off
-
-
-class ForwardClock:
-    """Times a forward pass as a context manager, on a GPU by events that the host does not wait for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda, self._newest_s, self._begun = device.type == "cuda", 0.0, 0.0
-        self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-
-    def __enter__(self) -> None:
-        if self._cuda:
-            self._pairs.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
-            self._pairs[-1][0].record()
-        else:
-            self._begun = time.perf_counter()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._cuda:
-            self._pairs[-1][1].record()
-        else:
-            self._newest_s = time.perf_counter() - self._begun
-
-    def newest_us(self) -> int:
-        """Microseconds of the newest pass that is known to be over; 0 before the first."""
-        while self._pairs and self._pairs[0][1].query():
-            begin, end = self._pairs.pop(0)
-            self._newest_s = begin.elapsed_time(end) / 1e3
-        return round(self._newest_s * 1e6)
 
 
 class SlowRanks:
@@ -57,14 +25,23 @@ class SlowRanks:
         self._behind: dict[int, int] = {}  # windows in a row
 
     def look(self, forward_us: Sequence[int]) -> dict[int, float]:
-        """Ranks found to be slow now, each reported once, and the ratio of their time to the usual one."""
+        """Ranks found to be slow now, each reported once, and the ratio of their time to the usual
+        one.
+        """
         if len(forward_us) < FEWEST or 0 in forward_us:
             return {}
         self._window.append(forward_us)
         if len(self._window) < WINDOW:
             return {}
         medians = [statistics.median(times) for times in zip(*self._window, strict=True)]
-        self._window, usual = [], statistics.median(medians)
-        slow = {rank: median / usual for rank, median in enumerate(medians) if median > FACTOR * usual}
+        self._window = []
+        usual = statistics.median(medians)
+        slow = {
+            rank: median / usual for rank, median in enumerate(medians) if median > FACTOR * usual
+        }
         self._behind = {rank: self._behind.get(rank, 0) + 1 for rank in slow}
-        return {rank: round(factor, 2) for rank, factor in slow.items() if self._behind[rank] == IN_A_ROW}
+        return {
+            rank: round(factor, 2)
+            for rank, factor in slow.items()
+            if self._behind[rank] == IN_A_ROW
+        }

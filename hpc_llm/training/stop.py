@@ -1,4 +1,6 @@
-"""Why a loop ends early: a signal, which only sets a flag that the ranks agree on, or a loss that is not finite."""
+"""Why a loop ends early: a signal, which only sets a flag that the ranks agree on, or a loss that
+is not finite.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ class Diverged(Exception):
 
     def __init__(self, step: int, loss: float, grad_norm: float, why: str) -> None:
         super().__init__(f"step {step}: {why}")
-        self.step, self.loss, self.grad_norm = step, loss, grad_norm
+        self.step = step
+        self.loss = loss
+        self.grad_norm = grad_norm
 
 
 class Outcome(enum.Enum):
@@ -28,8 +32,8 @@ class Outcome(enum.Enum):
 class StopFlag:
     """Set by the first SIGTERM, SIGINT or SIGUSR2; a second SIGINT exits at once.
 
-    hold_on_sigterm: SIGTERM is Slurm's notice of preemption. A process that exits in the grace time ends
-    its job for good; only one that waits to be killed is requeued (measured on Slurm 22.05).
+    hold_on_sigterm: SIGTERM is Slurm's notice of preemption. A process that exits in the grace time
+    ends its job for good; only one that waits to be killed is requeued (measured on Slurm 22.05).
     """
 
     def __init__(self, hold_on_sigterm: bool) -> None:

@@ -12,7 +12,10 @@ import pytest
 
 BENCH = Path(__file__).parents[2] / "tools" / "bench"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(BENCH.parents[1]), "OMP_NUM_THREADS": "1"}
-CASE = '{"arm": "bare", "words": [], "device": "cpu", "clock": "wall", "warmup": 1, "turn_steps": 1, "most_turns": 1}'
+CASE = (
+    '{"arm": "bare", "words": [], "device": "cpu", "clock": "wall", "warmup": 1, '
+    '"turn_steps": 1, "most_turns": 1}'
+)
 HOISTED = """
 import torch
 from attention import hoisted
@@ -45,14 +48,40 @@ def test_a_section_grows_in_its_place(tmp_path: Path) -> None:
     one.write(["| a |", "| c |"])
     lines = [line for line in page.read_text().splitlines() if line and not line.startswith("- ")]
     assert lines[0] == "# Rows"
-    assert [line.rpartition(": ")[2] for line in lines[1:]] == ["one", "| a |", "| c |", "two", "| b |"]
+    assert [line.rpartition(": ")[2] for line in lines[1:]] == [
+        "one",
+        "| a |",
+        "| c |",
+        "two",
+        "| b |",
+    ]
 
 
 @pytest.mark.slow
 def test_a_bias_that_no_gpu_holds_is_not_made(tmp_path: Path) -> None:
-    shape = ("--tokens", "64", "--lengths", "64,8256", "--heads", "2", "--kv-heads", "1", "--head-size", "16")
+    shape = (
+        "--tokens",
+        "64",
+        "--lengths",
+        "64,8256",
+        "--heads",
+        "2",
+        "--kv-heads",
+        "1",
+        "--head-size",
+        "16",
+    )
     done = bench(
-        "attention", *shape, "--documents", "1", "--backends", "sdpa", "--rounds", "1", "--out", f"{tmp_path}/a.md"
+        "attention",
+        *shape,
+        "--documents",
+        "1",
+        "--backends",
+        "sdpa",
+        "--rounds",
+        "1",
+        "--out",
+        f"{tmp_path}/a.md",
     )
     assert done.returncode == 0, done.stderr
     short, long = (tmp_path / "a.md").read_text().splitlines()[-2:]
@@ -62,7 +91,9 @@ def test_a_bias_that_no_gpu_holds_is_not_made(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_alibi_written_otherwise_is_alibi() -> None:
-    done = subprocess.run([sys.executable, "-c", HOISTED], cwd=BENCH, capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run(
+        [sys.executable, "-c", HOISTED], cwd=BENCH, capture_output=True, text=True, env=ENVIRONMENT
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -72,16 +103,31 @@ def test_a_case_of_memory_that_cannot_run_is_a_row(tmp_path: Path) -> None:
     done = bench("memory", *case, "--out", f"{tmp_path}/m.md")
     assert done.returncode == 1
     rows = (tmp_path / "m.md").read_text().splitlines()[-2:]
-    assert [row.split(" | ")[:4] for row in rows] == [["| mpt-tiny", "bf16", "7", way] for way in ("no", "yes")]
+    assert [row.split(" | ")[:4] for row in rows] == [
+        ["| mpt-tiny", "bf16", "7", way] for way in ("no", "yes")
+    ]
     assert all("not possible: " in row and "train.zero_stage=7" in row for row in rows)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alone", [True, False])
 def test_an_arm_that_fails_leaves_the_others_theirs(alone: bool, tmp_path: Path) -> None:
-    words = "--models mpt-tiny --precisions bf16 --seq-len 32 --batch 2 --rounds 1 --turns 1 --turn-steps 1 --warmup 1"
+    words = (
+        "--models mpt-tiny --precisions bf16 --seq-len 32 --batch 2 --rounds 1 --turns 1 "
+        "--turn-steps 1 --warmup 1"
+    )
     arms = ("--arms", "bare;bare: train.micro_batch=3", *["--alone"] * alone)
-    done = bench("train", *words.split(), "--max-others", "1", "--patience", "0", *arms, "--out", f"{tmp_path}/t.md")
+    done = bench(
+        "train",
+        *words.split(),
+        "--max-others",
+        "1",
+        "--patience",
+        "0",
+        *arms,
+        "--out",
+        f"{tmp_path}/t.md",
+    )
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "t.md").read_text()
     assert "\n| bare | " in rows
@@ -92,7 +138,12 @@ def test_an_arm_that_fails_leaves_the_others_theirs(alone: bool, tmp_path: Path)
 def test_an_arm_whose_bench_is_gone_takes_nothing_of_the_device() -> None:
     command = [sys.executable, str(BENCH / "arms.py"), CASE]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, env=ENVIRONMENT
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=ENVIRONMENT,
     )
     assert done.returncode == 1
     assert done.stdout.split() == ["@ready", "0"]

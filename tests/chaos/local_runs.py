@@ -20,9 +20,26 @@ from hpc_llm.trackers import jsonl
 FAULTS = Path(__file__).parent / "faults"
 STEPS = 8
 TINY = (
-    *("model.d_model=32", "model.n_heads=2", "model.n_layers=1", "model.vocab_size=512", "model.max_seq_len=64"),
-    *("train.seq_len=16", "train.global_batch=4", f"train.duration={STEPS}steps", "train.eval_batches=1"),
-    *("optim.warmup=2steps", "checkpoint.every=2steps", "trackers=[]", "cluster.device=cpu", "local=true"),
+    *(
+        "model.d_model=32",
+        "model.n_heads=2",
+        "model.n_layers=1",
+        "model.vocab_size=512",
+        "model.max_seq_len=64",
+    ),
+    *(
+        "train.seq_len=16",
+        "train.global_batch=4",
+        f"train.duration={STEPS}steps",
+        "train.eval_batches=1",
+    ),
+    *(
+        "optim.warmup=2steps",
+        "checkpoint.every=2steps",
+        "trackers=[]",
+        "cluster.device=cpu",
+        "local=true",
+    ),
     "recovery.max_crashes=20",
 )
 
@@ -39,7 +56,11 @@ class Finished:
     @property
     def losses(self) -> dict[int, float]:
         """Loss by step, exact."""
-        return {int(row["step"]): row["loss"] for row in jsonl.read(self.layout.metrics) if "loss" in row}
+        return {
+            int(row["step"]): row["loss"]
+            for row in jsonl.read(self.layout.metrics)
+            if "loss" in row
+        }
 
     @property
     def events(self) -> list[Event]:
@@ -50,7 +71,9 @@ class Finished:
 
     @property
     def final_state(self) -> dict[str, str]:
-        """SHA-256 by file of the last checkpoint: weights, master weights and optimizer states of every rank."""
+        """SHA-256 by file of the last checkpoint: weights, master weights and optimizer states of
+        every rank.
+        """
         found = manifest.read(manifest.folder_of(self.layout.checkpoints, self.last))
         return {entry.name: entry.sha256 for entry in found.files}
 
@@ -63,7 +86,9 @@ class Finished:
 
         def walk(value: Any, place: str) -> None:
             if isinstance(value, torch.Tensor):
-                found[place] = value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+                found[place] = (
+                    value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+                )
             elif isinstance(value, dict):
                 for key, inner in value.items():
                     walk(inner, f"{place}/{key}")
@@ -72,21 +97,42 @@ class Finished:
                     walk(inner, f"{place}/{index}")
 
         for name in self.final_state:
-            walk(torch.load(manifest.folder_of(self.layout.checkpoints, self.last) / name, weights_only=False), name)
+            walk(
+                torch.load(
+                    manifest.folder_of(self.layout.checkpoints, self.last) / name,
+                    weights_only=False,
+                ),
+                name,
+            )
         return found
 
 
 def run(root: Path, name: str, *words: str, faults: list[dict[str, Any]] | None = None) -> Finished:
-    """`submit` in the foreground, as a user types it, with `faults` (see faults/sitecustomize.py)."""
+    """`submit` in the foreground, as a user types it, with `faults` (see
+    faults/sitecustomize.py).
+    """
     environment = {
         **os.environ,
         "PYTHONPATH": str(FAULTS),
         "HPC_LLM_FAULTS": json.dumps(faults or []),
         "PYTHONWARNINGS": "ignore",
     }
-    command = [sys.executable, "-m", "hpc_llm.submit", *TINY, f"run.root={root}", f"run.name={name}", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "hpc_llm.submit",
+        *TINY,
+        f"run.root={root}",
+        f"run.name={name}",
+        *words,
+    ]
     done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
     )
     return Finished(done.returncode, done.stdout, RunLayout(root / name))
 

@@ -1,14 +1,16 @@
-"""What a checkpoint takes on the disk is what the plan has said: room, notice and the interval of saves rest on it."""
+"""What a checkpoint takes on the disk is what the plan has said: room, notice and the interval of
+saves rest on it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from local_runs import run
 
 from hpc_llm.checkpoint import manifest
 from hpc_llm.runs.freeze import read_plan
+from tests.chaos.local_runs import run
 
 pytestmark = pytest.mark.slow
 
@@ -21,9 +23,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("precision", "stage", "optimizer"),
-    [("fp32", 0, "torch_adam"), ("fp32", 2, "torch_adam"), ("bf16", 1, "cpu_lion"), ("bf16", 3, "torch_adam")],
+    [
+        ("fp32", 0, "torch_adam"),
+        ("fp32", 2, "torch_adam"),
+        ("bf16", 1, "cpu_lion"),
+        ("bf16", 3, "torch_adam"),
+    ],
 )
-def test_a_checkpoint_is_as_large_as_planned(root: Path, precision: str, stage: int, optimizer: str) -> None:
+def test_a_checkpoint_is_as_large_as_planned(
+    root: Path, precision: str, stage: int, optimizer: str
+) -> None:
     words = (f"train.precision={precision}", f"train.zero_stage={stage}", f"optim={optimizer}")
     done = run(
         root, f"{precision}-{stage}", *words, "model.vocab_size=2048", "model.d_model=64"

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_runs import run
 
 from hpc_llm.runs.freeze import read_plan
+from tests.chaos.local_runs import run
 
 pytestmark = pytest.mark.slow
 
@@ -24,9 +24,16 @@ def test_a_micro_batch_too_large_for_the_gpu_is_halved_once_and_for_good(tmp_pat
     plain = run(tmp_path, "plain", *ranks)
     hurt = run(tmp_path, "large", *ranks, faults=[*crash("gpu-memory"), *crash("bug", attempt=2)])
     assert hurt.status == 0, hurt.output
-    assert [end["cause"] for end in hurt.named("ended")] == ["gpu-out-of-memory", "crash", "completed"]
+    assert [end["cause"] for end in hurt.named("ended")] == [
+        "gpu-out-of-memory",
+        "crash",
+        "completed",
+    ]
     for attempt, passes in ((1, 1), (2, 2), (3, 2)):
-        assert f"micro-batch {2 // passes}, {passes} passes" in hurt.layout.rank_log(attempt, 0).read_text()
+        assert (
+            f"micro-batch {2 // passes}, {passes} passes"
+            in hurt.layout.rank_log(attempt, 0).read_text()
+        )
     assert hurt.losses == pytest.approx(plain.losses, rel=2e-3)  # bf16 adds up in another order
 
     again = run(tmp_path, "again", *ranks)  # the next run alike does not find it out for itself
@@ -39,7 +46,14 @@ def test_a_micro_batch_too_large_for_the_gpu_is_halved_once_and_for_good(tmp_pat
 def test_a_micro_batch_is_halved_until_it_fits_and_no_budget_pays_for_it(tmp_path: Path) -> None:
     large = [*crash("gpu-memory"), *crash("gpu-memory", attempt=2)]
     words = ("cluster.gpus_per_node=2", "train.global_batch=8", "train.micro_batch=4")
-    hurt = run(tmp_path, "large", *words, "recovery.max_out_of_memory=0", "recovery.max_no_progress=1", faults=large)
+    hurt = run(
+        tmp_path,
+        "large",
+        *words,
+        "recovery.max_out_of_memory=0",
+        "recovery.max_no_progress=1",
+        faults=large,
+    )
     assert hurt.status == 0, hurt.output
     assert [end.get("micro_batch") for end in hurt.named("ended")] == [2, 1, None]
     # One sequence is the least: what is too much then is charged.

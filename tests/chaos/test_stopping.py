@@ -1,4 +1,6 @@
-"""Ctrl-C, signals, vanished parents, other optimizers, no compiler: what a user meets at the terminal."""
+"""Ctrl-C, signals, vanished parents, other optimizers, no compiler: what a user meets at the
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,22 @@ from pathlib import Path
 
 import psutil
 import pytest
-from local_runs import TINY, Finished, run
-from waiting import until
 
 from hpc_llm.checkpoint import manifest
 from hpc_llm.runs import heartbeat, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.trackers import jsonl
+from tests.chaos.local_runs import TINY, Finished, run
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
-LONG = ("train.duration=3000steps", "checkpoint.every=10000steps", "train.eval_every=10000steps", "optim.warmup=2steps")
+LONG = (
+    "train.duration=3000steps",
+    "checkpoint.every=10000steps",
+    "train.eval_every=10000steps",
+    "optim.warmup=2steps",
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(root: Path, name: str) -> Iterator[tuple[subprocess.Popen[str], RunLayout]]:
     """A long run that has trained some steps."""
     layout = RunLayout(root / name)
-    command = [sys.executable, "-m", "hpc_llm.submit", *TINY, *LONG, f"run.root={root}", f"run.name={name}"]
+    command = [
+        sys.executable,
+        "-m",
+        "hpc_llm.submit",
+        *TINY,
+        *LONG,
+        f"run.root={root}",
+        f"run.name={name}",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         until(lambda: len(jsonl.read(layout.metrics)) > 20, 120, "steps")
@@ -53,7 +68,15 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_bit(root: Path) -> Non
     words = ("train.duration=400steps", "checkpoint.every=10000steps")
     plain = run(root, "plain", *words)
     layout = RunLayout(root / "stopped")
-    command = [sys.executable, "-m", "hpc_llm.submit", *TINY, *words, f"run.root={root}", "run.name=stopped"]
+    command = [
+        sys.executable,
+        "-m",
+        "hpc_llm.submit",
+        *TINY,
+        *words,
+        f"run.root={root}",
+        "run.name=stopped",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     until(lambda: len(jsonl.read(layout.metrics)) > 20, 120, "steps")
     process.send_signal(signal.SIGINT)
@@ -68,7 +91,10 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_bit(root: Path) -> Non
     assert again.status == 0, again.output
     assert f"going on from the checkpoint of step {stopped}" in again.output
     assert again.losses == plain.losses
-    last = [manifest.read(manifest.folder_of(one.layout.checkpoints, 400)).files for one in (again, plain)]
+    last = [
+        manifest.read(manifest.folder_of(one.layout.checkpoints, 400)).files
+        for one in (again, plain)
+    ]
     assert last[0] == last[1]
 
     third = run(root, "stopped", *words)
@@ -78,7 +104,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_bit(root: Path) -> Non
 
 
 def test_hours_that_are_spent_stop_a_healthy_run_and_the_user_can_give_it_more(root: Path) -> None:
-    words = ("train.duration=1000000steps", "checkpoint.every=1000000steps", "train.eval_every=1000000steps")
+    words = (
+        "train.duration=1000000steps",
+        "checkpoint.every=1000000steps",
+        "train.eval_every=1000000steps",
+    )
     hours = 25 / 3600
     spent = run(root, "hours", *words, f"run.max_gpu_hours={hours}")
     assert spent.status == 1, spent.output
@@ -104,7 +134,9 @@ def test_a_second_ctrl_c_leaves_at_once_and_leaves_nobody_behind(root: Path) -> 
             rank.suspend()  # it cannot save
         process.send_signal(signal.SIGINT)
         until(
-            lambda: any("notice" in path.read_text() for path in layout.ledger.glob("supervisor-*")),
+            lambda: any(
+                "notice" in path.read_text() for path in layout.ledger.glob("supervisor-*")
+            ),
             120,
             "first notice",
         )
@@ -135,7 +167,12 @@ def test_a_run_that_somebody_trains_already_is_left_alone(root: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["fused_lion", "cpu_adam", "cpu_lion", "torch_adam"])
 def test_every_optimizer_trains_and_resumes_to_the_bit(root: Path, optimizer: str) -> None:
-    words = (f"optim={optimizer}", "optim.warmup=2steps", "train.zero_stage=2", "cluster.gpus_per_node=2")
+    words = (
+        f"optim={optimizer}",
+        "optim.warmup=2steps",
+        "train.zero_stage=2",
+        "cluster.gpus_per_node=2",
+    )
     plain = run(root, f"{optimizer}-plain", *words)
     assert plain.status == 0, plain.output
     faults = [{"attempt": 1, "rank": 1, "kind": "kill", "step": 5}]
@@ -143,10 +180,18 @@ def test_every_optimizer_trains_and_resumes_to_the_bit(root: Path, optimizer: st
     assert hurt.status == 0, hurt.output
     assert hurt.losses == plain.losses
     assert len(plain.final_tensors) > 10
-    assert hurt.final_tensors == plain.final_tensors  # not the files: DeepSpeed's Lion adds a key when it is loaded
+    assert (
+        hurt.final_tensors == plain.final_tensors
+    )  # not the files: DeepSpeed's Lion adds a key when it is loaded
     written = manifest.read(manifest.folder_of(hurt.layout.checkpoints, 8)).optimizer
-    lion, adam = "deepspeed.DeepSpeedCPULion", "deepspeed.DeepSpeedCPUAdam"
-    assert written == {"fused_lion": lion, "cpu_lion": lion, "cpu_adam": adam, "torch_adam": "torch.AdamW"}[optimizer]
+    lion = "deepspeed.DeepSpeedCPULion"
+    adam = "deepspeed.DeepSpeedCPUAdam"
+    assert (
+        written
+        == {"fused_lion": lion, "cpu_lion": lion, "cpu_adam": adam, "torch_adam": "torch.AdamW"}[
+            optimizer
+        ]
+    )
 
 
 def test_without_a_compiler_the_trainer_says_so_and_uses_torchs_adam(
@@ -175,7 +220,9 @@ def test_a_checkpoint_of_another_optimizer_is_refused_in_one_line(
 
 
 def test_a_disk_that_is_really_full_costs_no_checkpoint(root: Path, tmp_path: Path) -> None:
-    """A file system of a few hundred KiB: the first save fits, later ones do not, and the run says so."""
+    """A file system of a few hundred KiB: the first save fits, later ones do not, and the run says
+    so.
+    """
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     script = f"""
@@ -184,18 +231,29 @@ def test_a_disk_that_is_really_full_costs_no_checkpoint(root: Path, tmp_path: Pa
             run.root={tmp_path} run.name=small data.out={root}/.shared-data checkpoint.keep=1 model.d_model=64
     """
     command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", script]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200
+    )
     assert done.returncode == 2, done.stdout
     assert "GiB free" in done.stdout
 
 
-def test_a_disk_that_is_full_for_a_while_costs_neither_the_run_nor_a_row(root: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_for_a_while_costs_neither_the_run_nor_a_row(
+    root: Path, tmp_path: Path
+) -> None:
     """Filled to the last page while steps and saves go on, and freed again."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
-    place, kept = tmp_path / "small", tmp_path / "kept"
+    place = tmp_path / "small"
+    kept = tmp_path / "kept"
     place.mkdir()
-    words = [*TINY, "train.duration=800steps", "checkpoint.every=50steps", "checkpoint.keep=1", "optim.warmup=2steps"]
+    words = [
+        *TINY,
+        "train.duration=800steps",
+        "checkpoint.every=50steps",
+        "checkpoint.keep=1",
+        "optim.warmup=2steps",
+    ]
     script = f"""
         mount -t tmpfs -o size=64m,mode=0700 none {place}
         {sys.executable} -m hpc_llm.submit {" ".join(f"'{word}'" for word in words)} \
@@ -213,7 +271,11 @@ def test_a_disk_that_is_full_for_a_while_costs_neither_the_run_nor_a_row(root: P
         written = len(jsonl.read(seen / "filled" / "metrics.jsonl"))
         heartbeats = RunLayout(seen / "filled").heartbeats
         begun = newest_beat(heartbeats)
-        until(lambda: newest_beat(heartbeats) > begun + 120 or process.poll() is not None, 120, "more steps")
+        until(
+            lambda: newest_beat(heartbeats) > begun + 120 or process.poll() is not None,
+            120,
+            "more steps",
+        )
         assert process.poll() is None, process.communicate()[0]
         assert len(jsonl.read(seen / "filled" / "metrics.jsonl")) < written + 50
         (seen / "filler").unlink()
@@ -225,7 +287,9 @@ def test_a_disk_that_is_full_for_a_while_costs_neither_the_run_nor_a_row(root: P
     finished = Finished(process.returncode, output, RunLayout(kept), last=800)
     assert finished.named("save-failed")
     assert [end["cause"] for end in finished.named("ended")] == ["completed"]
-    assert [int(row["step"]) for row in jsonl.read(kept / "metrics.jsonl") if "loss" in row] == list(range(1, 801))
+    assert [
+        int(row["step"]) for row in jsonl.read(kept / "metrics.jsonl") if "loss" in row
+    ] == list(range(1, 801))
 
 
 def fill(path: Path) -> None:
@@ -241,16 +305,22 @@ def newest_beat(heartbeats: Path) -> int:
     return max((beat.step for beat in heartbeat.read(heartbeats, 1).values()), default=0)
 
 
-def test_a_run_that_was_killed_between_its_last_save_and_its_end_is_evaluated_all_the_same(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_between_its_last_save_and_its_end_is_evaluated_all_the_same(
+    tmp_path: Path,
+) -> None:
     """As one that is stopped in its last step, which saves and leaves."""
     done = run(tmp_path, "late")
     rows = jsonl.read(done.layout.metrics)
     (last,) = (row for row in rows if "heldout_loss" in row)
     for path in done.layout.ledger.glob("supervisor-*.jsonl"):
         path.unlink()  # nobody says that it is complete
-    done.layout.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows if row is not last))
+    done.layout.metrics.write_text(
+        "".join(json.dumps(row) + "\n" for row in rows if row is not last)
+    )
     again = run(tmp_path, "late")
     assert again.status == 0, again.output
     assert again.losses == done.losses
     evaluated = [row for row in jsonl.read(again.layout.metrics) if "heldout_loss" in row]
-    assert [(row["step"], row["heldout_loss"]) for row in evaluated] == [(last["step"], last["heldout_loss"])]
+    assert [(row["step"], row["heldout_loss"]) for row in evaluated] == [
+        (last["step"], last["heldout_loss"])
+    ]

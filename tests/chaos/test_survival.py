@@ -1,4 +1,6 @@
-"""Whatever kills a run or harms its checkpoints: it goes on, and ends bit for bit where an undisturbed one does."""
+"""Whatever kills a run or harms its checkpoints: it goes on, and ends bit for bit where an
+undisturbed one does.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_runs import STEPS, Finished, damage, run
 
 from hpc_llm.checkpoint import manifest
+from tests.chaos.local_runs import STEPS, Finished, damage, run
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +37,11 @@ def test_a_run_that_is_killed_filled_up_and_damaged_ends_as_if_nothing_had_been(
     root: Path, precision: str, stage: int, ranks: int
 ) -> None:
     name = f"{precision}-zero{stage}-{ranks}"
-    words = (f"train.precision={precision}", f"train.zero_stage={stage}", f"cluster.gpus_per_node={ranks}")
+    words = (
+        f"train.precision={precision}",
+        f"train.zero_stage={stage}",
+        f"cluster.gpus_per_node={ranks}",
+    )
     draw = random.Random(name)
     writer = ranks - 1 if stage else 0  # at stage 0 all states are rank 0's
     plain = run(root, f"{name}-plain", *words)
@@ -48,7 +54,9 @@ def test_a_run_that_is_killed_filled_up_and_damaged_ends_as_if_nothing_had_been(
     ]
     hurt = run(root, name, *words, faults=faults)
     assert hurt.status == 1, hurt.output
-    assert [end["cause"] for end in hurt.named("ended")] == ["killed", "killed", "storage-full"], hurt.output
+    assert [end["cause"] for end in hurt.named("ended")] == ["killed", "killed", "storage-full"], (
+        hurt.output
+    )
     assert hurt.named("save-failed")[0]["why"] == f"rank {writer}: No space left on device"
 
     newest = manifest.newest_step(hurt.layout.checkpoints)
@@ -64,10 +72,20 @@ def test_a_run_that_is_killed_filled_up_and_damaged_ends_as_if_nothing_had_been(
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_run_killed_at_every_single_touch_of_a_checkpoint_file_in_turn_ends_the_same(root: Path, rank: int) -> None:
-    words = ("train.zero_stage=2", "cluster.gpus_per_node=2", "recovery.max_crashes=99", "recovery.max_no_progress=99")
+def test_a_run_killed_at_every_single_touch_of_a_checkpoint_file_in_turn_ends_the_same(
+    root: Path, rank: int
+) -> None:
+    words = (
+        "train.zero_stage=2",
+        "cluster.gpus_per_node=2",
+        "recovery.max_crashes=99",
+        "recovery.max_no_progress=99",
+    )
     plain = run(root, f"touch-{rank}-plain", *words)
-    faults = [{"attempt": number, "rank": rank, "kind": "kill-save", "event": number} for number in range(1, 99)]
+    faults = [
+        {"attempt": number, "rank": rank, "kind": "kill-save", "event": number}
+        for number in range(1, 99)
+    ]
     hurt = run(root, f"touch-{rank}", *words, faults=faults)
     assert hurt.status == 0, hurt.output
     kills = [end for end in hurt.named("ended") if end["cause"] == "killed"]
@@ -102,11 +120,25 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(root: Path) -
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_gradient_that_is_no_number_is_traced_to_its_layer(root: Path, stage: int) -> None:
-    """The loss is well; two blocks lose it in the backward pass, and the later one is the first to."""
+    """The loss is well; two blocks lose it in the backward pass, and the later one is the first
+    to.
+    """
     words = ("model.n_layers=3", "train.activation_checkpointing=true", f"train.zero_stage={stage}")
-    words = (*words, "train.precision=fp32", "optim=fused_adam", "optim.warmup=2steps", "cluster.gpus_per_node=2")
+    words = (
+        *words,
+        "train.precision=fp32",
+        "optim=fused_adam",
+        "optim.warmup=2steps",
+        "cluster.gpus_per_node=2",
+    )
     faults = [
-        {"attempt": 1, "rank": 1, "kind": "nan-backward", "step": 5, "layer": f"blocks.{block}.ffn.up_proj"}
+        {
+            "attempt": 1,
+            "rank": 1,
+            "kind": "nan-backward",
+            "step": 5,
+            "layer": f"blocks.{block}.ffn.up_proj",
+        }
         for block in (0, 1)
     ]
     diverged = run(root, f"nan-backward-{stage}", *words, faults=faults)
@@ -118,10 +150,16 @@ def test_a_gradient_that_is_no_number_is_traced_to_its_layer(root: Path, stage: 
 
 
 def test_a_batch_that_diverges_is_left_out_where_that_is_wanted(root: Path) -> None:
-    # DeepSpeed's Adam: with torch's, ZeRO writes weights anew from their fp32 copies after a step that was passed over.
+    # DeepSpeed's Adam: with torch's, ZeRO writes weights anew from their fp32 copies after a step
+    # that was passed over.
     words = ("recovery.on_divergence=skip", "recovery.max_divergences=1", "optim=fused_adam")
     plain = run(root, "skip-plain", *words)
-    hurt = run(root, "skip", *words, faults=[{"attempt": 1, "rank": 0, "kind": "nan", "step": 5, "layer": "up_proj"}])
+    hurt = run(
+        root,
+        "skip",
+        *words,
+        faults=[{"attempt": 1, "rank": 0, "kind": "nan", "step": 5, "layer": "up_proj"}],
+    )
     assert hurt.status == 0, hurt.output
     (told,) = hurt.named("diverged")
     assert (told["step"], told["data_step"]) == (6, 5)
@@ -134,7 +172,12 @@ def test_a_batch_that_diverges_is_left_out_where_that_is_wanted(root: Path) -> N
 
 def test_a_loss_that_leaps_is_left_out_like_one_that_is_no_number(root: Path) -> None:
     words = ("recovery.spike_threshold=1", "recovery.on_divergence=skip", "train.duration=40steps")
-    hurt = run(root, "leap", *words, faults=[{"attempt": 1, "rank": 0, "kind": "scale", "step": 30, "by": 100}])
+    hurt = run(
+        root,
+        "leap",
+        *words,
+        faults=[{"attempt": 1, "rank": 0, "kind": "scale", "step": 30, "by": 100}],
+    )
     assert hurt.status == 0, hurt.output
     assert [end["cause"] for end in hurt.named("ended")] == ["diverged", "completed"]
     (told,) = hurt.named("diverged")
@@ -146,7 +189,9 @@ def test_a_loss_that_leaps_is_left_out_like_one_that_is_no_number(root: Path) ->
 
 def test_a_batch_that_always_diverges_does_not_go_on_for_ever(root: Path) -> None:
     faults = [{"attempt": number, "rank": 0, "kind": "nan", "step": 5} for number in (1, 2, 3)]
-    hurt = run(root, "always", "recovery.on_divergence=skip", "recovery.max_divergences=1", faults=faults)
+    hurt = run(
+        root, "always", "recovery.on_divergence=skip", "recovery.max_divergences=1", faults=faults
+    )
     assert hurt.status == 1
     assert [end["cause"] for end in hurt.named("ended")] == ["diverged", "diverged"]
     assert "recovery.max_divergences=1" in hurt.named("ended")[-1]["why"]

@@ -1,4 +1,6 @@
-"""All ranks agree on the newest checkpoint that is whole. Ranks are threads that meet at every gather."""
+"""All ranks agree on the newest checkpoint that is whole. Ranks are threads that meet at every
+gather.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ class Ranks:
 
 def choose(checkpoints: Path, world_size: int = 2, known_steps: int = 0) -> Any:
     """What all ranks agree on: a Choice, or NoValidCheckpoint."""
-    found = Ranks(world_size).run(lambda rank, gather: newest_valid(checkpoints, known_steps, rank, world_size, gather))
+    found = Ranks(world_size).run(
+        lambda rank, gather: newest_valid(checkpoints, known_steps, rank, world_size, gather)
+    )
     assert len({str(each) for each in found}) == 1, "ranks disagree"
     return found[0]
 
@@ -76,7 +80,10 @@ def checkpoint(checkpoints: Path, step: int) -> Path:
     folder.mkdir(parents=True)
     for name in FILES:
         (folder / name).write_bytes(f"{name} of {step}".encode() * 10)
-    files = [FileEntry(name, (folder / name).stat().st_size, sha256_file(folder / name)) for name in FILES]
+    files = [
+        FileEntry(name, (folder / name).stat().st_size, sha256_file(folder / name))
+        for name in FILES
+    ]
     manifest.publish(folder, Manifest(step, step * 64, 1, 2, 1, "bf16", "torch_adam", {}, files))
     return folder
 
@@ -96,7 +103,9 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "bytes, ": lambda folder: cut(folder / FILES[1]),
     "No such file or directory": lambda folder: (folder / FILES[4]).unlink(),
     "manifest unreadable": lambda folder: cut(folder / NAME) or cut(folder / NAME),  # type: ignore[func-returns-value]
-    "format 9": lambda folder: (folder / NAME).write_text((folder / NAME).read_text().replace('mat": 1', 'mat": 9')),
+    "format 9": lambda folder: (folder / NAME).write_text(
+        (folder / NAME).read_text().replace('mat": 1', 'mat": 9')
+    ),
     "manifest of step": lambda folder: (folder / NAME).write_text(
         (folder / NAME).read_text().replace('"step": ', '"step": 9')
     ),
@@ -130,7 +139,9 @@ def test_a_damaged_one_is_passed_over_for_the_newest_whole_one_and_why(
 def test_damage_that_one_rank_alone_sees_counts_for_all(tmp_path: Path) -> None:
     for step in (10, 20):
         checkpoint(tmp_path, step)
-    flip(folder_of(tmp_path, 20) / FILES[3])  # of five files and four ranks, the fourth rank's only one
+    flip(
+        folder_of(tmp_path, 20) / FILES[3]
+    )  # of five files and four ranks, the fourth rank's only one
     choice = chosen(tmp_path, world_size=4)
     assert choice.manifest is not None
     assert choice.manifest.step == 10
@@ -138,7 +149,9 @@ def test_damage_that_one_rank_alone_sees_counts_for_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 7])
-def test_every_file_is_looked_at_whatever_the_number_of_ranks(tmp_path: Path, world_size: int) -> None:
+def test_every_file_is_looked_at_whatever_the_number_of_ranks(
+    tmp_path: Path, world_size: int
+) -> None:
     for name in FILES:
         flip(checkpoint(tmp_path / name, 10) / name)
         found = choose(tmp_path / name, world_size)
@@ -160,12 +173,17 @@ def test_a_rejected_checkpoint_is_not_tried_again(tmp_path: Path) -> None:
 UNREADABLE = {"a file": FILES[3], "the manifest": NAME}
 
 
-def away(monkeypatch: pytest.MonkeyPatch, *troubled: Path, times: float = math.inf) -> Counter[Path]:
-    """Whoever opens these files gets EIO, `times` times; nobody's patience lasts longer than a moment.
+def away(
+    monkeypatch: pytest.MonkeyPatch, *troubled: Path, times: float = math.inf
+) -> Counter[Path]:
+    """Whoever opens these files gets EIO, `times` times; nobody's patience lasts longer than a
+    moment.
 
     How often each was refused.
     """
-    plain_open, refused, ranks = Path.open, Counter[Path](), threading.Lock()
+    plain_open = Path.open
+    refused = Counter[Path]()
+    ranks = threading.Lock()
 
     def open_path(path: Path, *words: Any, **more: Any) -> Any:
         with ranks:
@@ -181,7 +199,9 @@ def away(monkeypatch: pytest.MonkeyPatch, *troubled: Path, times: float = math.i
 
 
 @pytest.mark.parametrize("name", UNREADABLE.values(), ids=UNREADABLE)
-@pytest.mark.parametrize(("times", "taken"), [(1, 20), (math.inf, 10)], ids=["for a moment", "for good"])
+@pytest.mark.parametrize(
+    ("times", "taken"), [(1, 20), (math.inf, 10)], ids=["for a moment", "for good"]
+)
 def test_what_one_rank_cannot_read_is_asked_for_again_and_at_last_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, times: float, taken: int
 ) -> None:
@@ -202,7 +222,9 @@ def test_what_one_rank_cannot_read_is_asked_for_again_and_at_last_passed_over(
 def test_where_nothing_can_be_read_nothing_is_thrown_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """A server that is away says nothing about what it holds, and what is damaged beside it may be so too."""
+    """A server that is away says nothing about what it holds, and what is damaged beside it may be
+    so too.
+    """
     for step in (10, 20, 30):
         checkpoint(tmp_path, step)
     flip(folder_of(tmp_path, 30) / FILES[0])
@@ -214,7 +236,9 @@ def test_where_nothing_can_be_read_nothing_is_thrown_away(
     assert {error.errno for error in ended} == {errno.EIO}
     num_readers = 1 if name in FILES else 4
     assert refused[folder_of(tmp_path, 20) / name] > num_readers
-    assert refused[folder_of(tmp_path, 10) / name] == num_readers, "patience is for all of them together"
+    assert refused[folder_of(tmp_path, 10) / name] == num_readers, (
+        "patience is for all of them together"
+    )
     choice = chosen(tmp_path)
     assert choice.manifest is not None
     assert (choice.manifest.step, [step for step, _ in choice.rejected]) == (20, [30])
@@ -248,8 +272,8 @@ def test_a_run_that_ought_to_have_checkpoints_never_starts_from_zero(tmp_path: P
     assert isinstance(found, NoValidCheckpoint)
     first, *reasons = str(found).splitlines()
     assert first == (
-        f"no valid checkpoint in {tmp_path}, though step 20 was saved; "
-        "bring one back, or choose another run.name to start anew"
+        f"no valid checkpoint in {tmp_path}, though step 20 was saved; bring one back, or choose "
+        "another run.name to start anew"
     )
     assert reasons == [
         f"  step 20: {FILES[2]}: content does not match its SHA-256",
@@ -280,7 +304,9 @@ def test_the_choice_is_always_the_newest_undamaged(
     found = choose(checkpoints, world_size)
     if whole:
         assert found.manifest.step == max(whole)
-        assert [step for step, _ in found.rejected] == sorted((s for s in story if s > max(whole)), reverse=True)
+        assert [step for step, _ in found.rejected] == sorted(
+            (s for s in story if s > max(whole)), reverse=True
+        )
     elif story:
         assert isinstance(found, NoValidCheckpoint)
     else:

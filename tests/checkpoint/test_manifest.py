@@ -18,9 +18,9 @@ from hpc_llm.checkpoint.errors import ManifestError
 from hpc_llm.checkpoint.manifest import NAME, FileEntry, Manifest, folder_of
 from tests.runs.machine import killed_at
 
-NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
-    lambda name: name not in (".", "..", NAME, manifest.REJECTED)
-)
+NAMES = st.text(
+    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20
+).filter(lambda name: name not in (".", "..", NAME, manifest.REJECTED))
 
 
 def entry(name: str, data: bytes) -> FileEntry:
@@ -48,7 +48,9 @@ def checkpoint(checkpoints: Path, step: int = 7, **content: bytes) -> Path:
     content = content or {"model.pt": b"weights" * 100, "optim.pt": b"states" * 100}
     for name, data in content.items():
         (folder / name).write_bytes(data)
-    manifest.publish(folder, manifest_of(step, [entry(name, data) for name, data in content.items()]))
+    manifest.publish(
+        folder, manifest_of(step, [entry(name, data) for name, data in content.items()])
+    )
     return folder
 
 
@@ -70,7 +72,10 @@ def damage_of(folder: Path) -> list[str]:
     versions=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),
 )
 def test_what_is_published_is_read_and_is_whole(
-    tmp_path_factory: pytest.TempPathFactory, step: int, content: dict[str, bytes], versions: dict[str, str]
+    tmp_path_factory: pytest.TempPathFactory,
+    step: int,
+    content: dict[str, bytes],
+    versions: dict[str, str],
 ) -> None:
     folder = folder_of(tmp_path_factory.mktemp("checkpoints"), step)
     folder.mkdir()
@@ -94,13 +99,17 @@ def test_steps_are_those_with_a_manifest_in_order(tmp_path: Path) -> None:
     assert manifest.newest_step(tmp_path) == 1000
 
 
-@pytest.mark.parametrize("name", ["step-00000007.bak", "step-7-copy", "step-", "best", "step-00000009.pt"])
+@pytest.mark.parametrize(
+    "name", ["step-00000007.bak", "step-7-copy", "step-", "best", "step-00000009.pt"]
+)
 def test_what_somebody_puts_beside_checkpoints_is_none(tmp_path: Path, name: str) -> None:
     shutil.copytree(checkpoint(tmp_path, 7), tmp_path / name)
     assert manifest.steps(tmp_path) == [7]
 
 
-def test_killed_at_any_moment_of_publishing_there_is_a_whole_manifest_or_none(tmp_path: Path) -> None:
+def test_killed_at_any_moment_of_publishing_there_is_a_whole_manifest_or_none(
+    tmp_path: Path,
+) -> None:
     folder = folder_of(tmp_path, 7)
     folder.mkdir()
     (folder / "model.pt").write_bytes(b"weights")
@@ -164,7 +173,9 @@ def test_a_manifest_in_the_folder_of_another_step_is_refused(tmp_path: Path) -> 
         manifest.read(folder_of(tmp_path, 8))
 
 
-@pytest.mark.parametrize("name", ["../../config.json", "/etc/passwd", "a/b", "../model.pt", "", ".", "..", "a/"])
+@pytest.mark.parametrize(
+    "name", ["../../config.json", "/etc/passwd", "a/b", "../model.pt", "", ".", "..", "a/"]
+)
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     folder = checkpoint(tmp_path)
     written = dataclasses.asdict(manifest.read(folder))
@@ -184,7 +195,18 @@ def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "{", "null", "[]", "17", '"text"', "{}", '{"files": 3}', '{"files": [3]}', '{"files": [{"name": "a"}]}'),
+        *(
+            "",
+            "{",
+            "null",
+            "[]",
+            "17",
+            '"text"',
+            "{}",
+            '{"files": 3}',
+            '{"files": [3]}',
+            '{"files": [{"name": "a"}]}',
+        ),
         *('{"step": 7, "files": []}', "\xff\xfe", '{"files": [], "step": 7, "surplus": 1}'),
     ],
 )
@@ -204,7 +226,9 @@ def test_no_manifest_is_no_checkpoint(tmp_path: Path) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(data=st.data())
-def test_a_manifest_cut_anywhere_is_refused(published: tuple[Path, str], data: st.DataObject) -> None:
+def test_a_manifest_cut_anywhere_is_refused(
+    published: tuple[Path, str], data: st.DataObject
+) -> None:
     folder, whole = published
     (folder / NAME).write_text(whole[: data.draw(st.integers(0, len(whole.rstrip()) - 1))])
     with pytest.raises(ManifestError, match="manifest unreadable"):

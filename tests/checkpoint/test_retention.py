@@ -40,7 +40,9 @@ def leavings(checkpoints: Path, step: int) -> Path:
 
 @settings(deadline=None)
 @given(STEPS, KEEP, PERMANENT)
-def test_the_newest_and_the_permanent_stay_and_no_others(present: set[int], keep: int, permanent: int | None) -> None:
+def test_the_newest_and_the_permanent_stay_and_no_others(
+    present: set[int], keep: int, permanent: int | None
+) -> None:
     gone = set(to_delete(present, keep, permanent))
     newest = set(sorted(present, reverse=True)[:keep])
     lasting = {step for step in present if permanent and step % permanent == 0}
@@ -57,7 +59,9 @@ def test_pruning_twice_is_pruning_once(present: set[int], keep: int, permanent: 
 
 @settings(deadline=None)
 @given(st.integers(1, 100), KEEP, st.integers(1, 10))
-def test_a_run_that_saves_and_prunes_keeps_what_one_that_prunes_once_keeps(saves: int, keep: int, nth: int) -> None:
+def test_a_run_that_saves_and_prunes_keeps_what_one_that_prunes_once_keeps(
+    saves: int, keep: int, nth: int
+) -> None:
     every = 20
     left: set[int] = set()
     for number in range(1, saves + 1):
@@ -68,7 +72,11 @@ def test_a_run_that_saves_and_prunes_keeps_what_one_that_prunes_once_keeps(saves
 
 
 @settings(max_examples=20, deadline=None)
-@given(present=st.sets(st.integers(1, 30), max_size=6), cut_short=st.sets(st.integers(1, 30), max_size=4), keep=KEEP)
+@given(
+    present=st.sets(st.integers(1, 30), max_size=6),
+    cut_short=st.sets(st.integers(1, 30), max_size=4),
+    keep=KEEP,
+)
 def test_pruning_leaves_whole_checkpoints_alone_and_clears_leavings_that_are_past(
     tmp_path_factory: pytest.TempPathFactory, present: set[int], cut_short: set[int], keep: int
 ) -> None:
@@ -82,12 +90,16 @@ def test_pruning_leaves_whole_checkpoints_alone_and_clears_leavings_that_are_pas
     assert steps(checkpoints) == sorted(present - set(gone))
     newest = max(present, default=0)
     being_written = {step for step in cut_short - present if not present or step > newest}
-    assert {int(folder.name[5:]) for folder in checkpoints.iterdir()} == (present - set(gone)) | being_written
+    assert {int(folder.name[5:]) for folder in checkpoints.iterdir()} == (
+        present - set(gone)
+    ) | being_written
     for step in present - set(gone):
         assert {path.name for path in folder_of(checkpoints, step).iterdir()} == {*FILES, NAME}
 
 
-def test_a_deletion_killed_at_any_moment_leaves_no_damaged_checkpoint_that_looks_valid(tmp_path: Path) -> None:
+def test_a_deletion_killed_at_any_moment_leaves_no_damaged_checkpoint_that_looks_valid(
+    tmp_path: Path,
+) -> None:
     kills = 0
     while True:
         checkpoints = tmp_path / str(kills)
@@ -110,7 +122,11 @@ def test_what_somebody_puts_beside_checkpoints_is_not_pruned(tmp_path: Path) -> 
         shutil.copytree(folder_of(tmp_path, 10), tmp_path / name)
         (tmp_path / name / NAME).unlink()
     assert prune(tmp_path, 1, None) == [10]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-00000010.bak", "step-00000020"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best",
+        "step-00000010.bak",
+        "step-00000020",
+    ]
 
 
 def test_what_a_killed_attempt_had_reshaped_goes_with_the_next_save(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from hpc_llm import plan, submit
-from hpc_llm.launch.submission import examine
 from hpc_llm.runs.freeze import freeze
+from hpc_llm.submission.examine import examine
 from tests.configs import make_config
 from tests.runs.machine import REPOSITORY, can_mount, limit_file_size, mounted, python
 
@@ -55,7 +55,11 @@ def refused(done: subprocess.CompletedProcess[str], verb: str = "submit") -> lis
     """The lines of a process that refused."""
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    return [line.removeprefix(f"{verb}: ") for line in done.stderr.splitlines() if line.startswith(f"{verb}: ")]
+    return [
+        line.removeprefix(f"{verb}: ")
+        for line in done.stderr.splitlines()
+        if line.startswith(f"{verb}: ")
+    ]
 
 
 def nothing_written(folder: Path) -> bool:
@@ -63,7 +67,13 @@ def nothing_written(folder: Path) -> bool:
 
 
 def test_unknown_keys_groups_and_presets_all_at_once(tmp_path: Path) -> None:
-    words = ["train.seqlen=3", "modle=mpt-7b", "model=mpt-tinny", "+cluster=a100x46", "train.global_batch=many"]
+    words = [
+        "train.seqlen=3",
+        "modle=mpt-7b",
+        "model=mpt-tinny",
+        "+cluster=a100x46",
+        "train.global_batch=many",
+    ]
     lines = refused(python("-m", "hpc_llm.submit", *words, cwd=tmp_path))
     beginnings = [
         "train.seqlen: unknown key train.seqlen; allowed: seq_len, ",
@@ -80,8 +90,19 @@ def test_unknown_keys_groups_and_presets_all_at_once(tmp_path: Path) -> None:
 
 def test_sizes_lengths_vocabulary_name_data_and_root_all_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    words = ["train.micro_batch=-3", "train.seq_len=1024", "model.vocab_size=4000", "run.name='a b;rm'"]
-    words += ["data=files", "data.source=/no/such", "run.root=file", "train.duration=300", "data.vocab_size=4096"]
+    words = [
+        "train.micro_batch=-3",
+        "train.seq_len=1024",
+        "model.vocab_size=4000",
+        "run.name='a b;rm'",
+    ]
+    words += [
+        "data=files",
+        "data.source=/no/such",
+        "run.root=file",
+        "train.duration=300",
+        "data.vocab_size=4096",
+    ]
     lines = refused(python("-m", "hpc_llm.submit", *words, cwd=tmp_path))
     assert {line.partition(": ")[0] for line in lines} == {
         "train.micro_batch=-3",
@@ -115,7 +136,9 @@ def test_every_verb_refuses_alike(tmp_path: Path, name: str) -> None:
 
 
 def test_a_traceback_for_those_who_ask(tmp_path: Path) -> None:
-    done = python("-m", "hpc_llm.submit", "modle=x", cwd=tmp_path, environment={"HPC_LLM_DEBUG": "1"})
+    done = python(
+        "-m", "hpc_llm.submit", "modle=x", cwd=tmp_path, environment={"HPC_LLM_DEBUG": "1"}
+    )
     assert done.returncode not in (0, 2)
     assert "Traceback" in done.stderr
 
@@ -127,20 +150,28 @@ def test_an_unknown_verb_gets_the_nearest(tmp_path: Path) -> None:
 
 
 def test_output_cut_short_is_no_error(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m hpc_llm.submit cluster=a100x8 model=mpt-7b dry_run=true | read line"
+    command = (
+        f"{sys.executable} -m hpc_llm.submit cluster=a100x8 model=mpt-7b dry_run=true | read line"
+    )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.stderr == ""
 
 
 def test_a_sequence_longer_than_the_models(refusals: Refusals) -> None:
     (line,) = refusals("model=mpt-125m", "train.seq_len=4096")
-    assert line.startswith("train.seq_len=4096: at most model.max_seq_len=2048 of mpt-125m; lower it or set ")
+    assert line.startswith(
+        "train.seq_len=4096: at most model.max_seq_len=2048 of mpt-125m; lower it or set "
+    )
 
 
 def test_ranks_without_a_sequence(refusals: Refusals) -> None:
     (line,) = refusals("cluster=a100x64", "dry_run=true")
-    assert line.startswith("train.global_batch=16: at least one sequence for each of the 64 ranks (8 × 8) is needed")
+    assert line.startswith(
+        "train.global_batch=16: at least one sequence for each of the 64 ranks (8 × 8) is needed"
+    )
 
 
 @dataclass(frozen=True)
@@ -152,7 +183,12 @@ class SmallCorpus:
 
     @property
     def words(self) -> list[str]:
-        return ["data=files", f"data.source={self.source}", "data.heldout_fraction=0.3", "data.workers=1"]
+        return [
+            "data=files",
+            f"data.source={self.source}",
+            "data.heldout_fraction=0.3",
+            "data.workers=1",
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +196,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
     folder = tmp_path_factory.mktemp("small")
     (folder / "text").mkdir()
     for number in range(3):
-        words = " ".join(f"{word} {number}" for word in Path(os.__file__).read_text().split()[number::300])
+        words = " ".join(
+            f"{word} {number}" for word in Path(os.__file__).read_text().split()[number::300]
+        )
         (folder / "text" / f"{number}.txt").write_text(words)
     corpus = SmallCorpus(folder / "text", folder / "shards")
     words = [*corpus.words, f"data.out={corpus.shards}", "model.vocab_size=384"]
@@ -169,13 +207,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
 
 
 def test_a_vocabulary_that_the_corpus_cannot_fill(small: SmallCorpus, tmp_path: Path) -> None:
-    prepare = partial(python, "-m", "hpc_llm.prepare", *small.words, f"data.out={tmp_path / 'out'}", cwd=tmp_path)
+    prepare = partial(
+        python, "-m", "hpc_llm.prepare", *small.words, f"data.out={tmp_path / 'out'}", cwd=tmp_path
+    )
     done = prepare("model.vocab_size=50304")
     assert done.returncode == 0, done.stderr
-    said = re.search(r"data\.vocab_size=50304: the text yields only (\d+) pieces, so the tokenizer has \1", done.stderr)
+    said = re.search(
+        r"data\.vocab_size=50304: the text yields only (\d+) pieces, so the tokenizer has \1",
+        done.stderr,
+    )
     assert said
     assert f"{int(said[1]):,} pieces (of 50,304 wanted: the text yields no more)" in done.stdout
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["vocab_size"] == int(said[1])
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["vocab_size"] == int(
+        said[1]
+    )
 
 
 def test_a_vocabulary_that_differs_from_the_tokenizers(small: SmallCorpus, tmp_path: Path) -> None:
@@ -183,41 +228,61 @@ def test_a_vocabulary_that_differs_from_the_tokenizers(small: SmallCorpus, tmp_p
     words = [*small.words, f"data.tokenizer={tokenizer}", f"data.out={tmp_path / 'out'}"]
     (line,) = refused(python("-m", "hpc_llm.prepare", *words, cwd=tmp_path), "prepare")
     assert line == (
-        f"data.vocab_size=4096: {tokenizer} has 384 pieces; use model.vocab_size=384 (padded to a multiple of 128)"
+        f"data.vocab_size=4096: {tokenizer} has 384 pieces; use model.vocab_size=384 (padded to "
+        "a multiple of 128)"
     )
     assert not (tmp_path / "out").exists()
 
 
-def test_a_vocabulary_that_differs_from_the_prepared_datas(small: SmallCorpus, refusals: Refusals) -> None:
+def test_a_vocabulary_that_differs_from_the_prepared_datas(
+    small: SmallCorpus, refusals: Refusals
+) -> None:
     (line,) = refusals(*small.words, f"data.out={small.shards}")
-    assert line.startswith(f"data.vocab_size=4096: {small.shards} was prepared with 384; choose another data.out")
+    assert line.startswith(
+        f"data.vocab_size=4096: {small.shards} was prepared with 384; choose another data.out"
+    )
 
 
 def test_embeddings_smaller_than_the_vocabulary(small: SmallCorpus, refusals: Refusals) -> None:
-    lines = refusals(*small.words, f"data.out={small.shards}", "data.vocab_size=384", "model.vocab_size=256")
-    assert "model.vocab_size=256: 384 is expected, the tokenizer's data.vocab_size=384 padded" in lines[0]
+    lines = refusals(
+        *small.words, f"data.out={small.shards}", "data.vocab_size=384", "model.vocab_size=256"
+    )
+    assert (
+        "model.vocab_size=256: 384 is expected, the tokenizer's data.vocab_size=384 padded"
+        in lines[0]
+    )
     assert all(line.startswith("model.vocab_size=256: ") for line in lines)
 
 
 def test_a_corpus_that_is_not_there(refusals: Refusals) -> None:
-    assert refusals("data=files", "data.source=/no/such") == ["data.source=/no/such: no such file or folder"]
+    assert refusals("data=files", "data.source=/no/such") == [
+        "data.source=/no/such: no such file or folder"
+    ]
 
 
-def test_a_corpus_that_is_not_prepared_comes_with_what_to_type(refusals: Refusals, tmp_path: Path) -> None:
+def test_a_corpus_that_is_not_prepared_comes_with_what_to_type(
+    refusals: Refusals, tmp_path: Path
+) -> None:
     (tmp_path / "text.txt").write_text("text")
     (line,) = refusals("data=files", "data.source=text.txt")
-    assert line.startswith("data=files: text.txt is not prepared for this tokenizer; type: python -m hpc_llm.prepare ")
+    assert line.startswith(
+        "data=files: text.txt is not prepared for this tokenizer; type: python -m hpc_llm.prepare "
+    )
 
 
 def test_a_corpus_without_text(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     words = ["data=files", "data.source=empty", "data.out=out", "data.workers=1"]
     (line,) = refused(python("-m", "hpc_llm.prepare", *words, cwd=tmp_path), "prepare")
-    assert line.startswith(f"data.source={tmp_path / 'empty'}: no file in it ends in .arrow, .json, .jsonl, ")
+    assert line.startswith(
+        f"data.source={tmp_path / 'empty'}: no file in it ends in .arrow, .json, .jsonl, "
+    )
 
 
 @pytest.mark.parametrize("name", ["a b", "a;rm", "$(id)", "../../etc"])
-def test_a_run_name_that_a_shell_would_take_apart(refusals: Refusals, tmp_path: Path, name: str) -> None:
+def test_a_run_name_that_a_shell_would_take_apart(
+    refusals: Refusals, tmp_path: Path, name: str
+) -> None:
     (line,) = refusals(f"run.name='{name}'")
     assert line.startswith(f"run.name={name!r}: up to 100 letters, digits, ")
     assert nothing_written(tmp_path)
@@ -229,22 +294,28 @@ def test_a_run_directory_with_another_configuration(refusals: Refusals, tmp_path
     (line,) = refusals("run.name=first", "optim.lr=0.5", "model.n_layers=2")
     assert line == (
         f"run.name=first: {tmp_path / 'runs' / 'first'} holds a run with another configuration "
-        "(model.n_layers=4, now 2; optim.lr=0.002, now 0.5); "
-        "give what it had, or choose another run.name, or remove that folder"
+        "(model.n_layers=4, now 2; optim.lr=0.002, now 0.5); give what it had, or choose another "
+        "run.name, or remove that folder"
     )
 
 
 def test_a_run_directory_that_is_none_of_ours(refusals: Refusals, tmp_path: Path) -> None:
     (tmp_path / "runs" / "thesis").mkdir(parents=True)
     (line,) = refusals("run.name=thesis")
-    assert line.startswith(f"run.name=thesis: {tmp_path / 'runs' / 'thesis'} exists and is not a run of hpc_llm")
+    assert line.startswith(
+        f"run.name=thesis: {tmp_path / 'runs' / 'thesis'} exists and is not a run of hpc_llm"
+    )
 
 
 def test_a_root_that_is_a_file_or_below_one(refusals: Refusals, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert refusals("run.root=file") == [f"run.root={tmp_path / 'file'}: a folder is expected, but this is a file"]
+    assert refusals("run.root=file") == [
+        f"run.root={tmp_path / 'file'}: a folder is expected, but this is a file"
+    ]
     (line,) = refusals("run.root=file/runs")
-    assert line.startswith(f"run.root={tmp_path / 'file' / 'runs'}: you cannot write to {tmp_path / 'file'}")
+    assert line.startswith(
+        f"run.root={tmp_path / 'file' / 'runs'}: you cannot write to {tmp_path / 'file'}"
+    )
 
 
 def test_a_world_writable_root(refusals: Refusals, tmp_path: Path) -> None:
@@ -252,11 +323,16 @@ def test_a_world_writable_root(refusals: Refusals, tmp_path: Path) -> None:
     root.mkdir()
     root.chmod(0o777)
     (line,) = refusals()
-    assert line.startswith(f"run.root={root}: is world-writable, so anybody could change your runs; chmod o-w {root}")
+    assert line.startswith(
+        f"run.root={root}: is world-writable, so anybody could change your runs; chmod o-w {root}"
+    )
     assert nothing_written(root)
 
 
-@pytest.mark.skipif(not can_mount(), reason="this user may not mount; tests/runs/test_preflight.py covers file modes")
+@pytest.mark.skipif(
+    not can_mount(),
+    reason="this user may not mount; tests/runs/test_preflight.py covers file modes",
+)
 def test_a_read_only_root(tmp_path: Path) -> None:
     prefix = mounted(tmp_path, "size=1m,mode=700,ro")
     done = python("-m", "hpc_llm.submit", f"run.root={tmp_path}", cwd=REPOSITORY, prefix=prefix)
@@ -274,17 +350,24 @@ def test_an_empty_quota(tmp_path: Path) -> None:
         reason = "File too large"
     (line,) = refused(done)
     assert line == (
-        f"run.root={tmp_path}: {reason} (writing 1 MiB failed); free some space, or choose another run.root"
+        f"run.root={tmp_path}: {reason} (writing 1 MiB failed); free some space, or choose "
+        "another run.root"
     )
     assert nothing_written(tmp_path)
 
 
-@pytest.mark.skipif(not can_mount(), reason="this user may not mount; tests/runs/test_preflight.py covers the numbers")
+@pytest.mark.skipif(
+    not can_mount(),
+    reason="this user may not mount; tests/runs/test_preflight.py covers the numbers",
+)
 def test_a_disk_too_small_for_the_checkpoints(tmp_path: Path) -> None:
     prefix = mounted(tmp_path, "size=32m,mode=700")
-    (line,) = refused(python("-m", "hpc_llm.submit", f"run.root={tmp_path}", cwd=REPOSITORY, prefix=prefix))
+    (line,) = refused(
+        python("-m", "hpc_llm.submit", f"run.root={tmp_path}", cwd=REPOSITORY, prefix=prefix)
+    )
     assert re.fullmatch(
-        rf"run\.root={tmp_path}: 0\.0 GiB free, 0\.2 GiB needed for checkpoint\.keep=2 checkpoints and the one being "
+        rf"run\.root={tmp_path}: 0\.0 GiB free, 0\.2 GiB needed for checkpoint\.keep=2 "
+        r"checkpoints and the one being "
         r"written; choose another run\.root or free space",
         line,
     )
@@ -313,7 +396,9 @@ def test_a_model_that_does_not_fit_is_refused_with_settings_that_do(
     refusals: Refusals, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     (line,) = refusals(*words, "dry_run=true")
-    assert re.match(rf"{words[0]}: [\d.]+ GiB per GPU are needed even with .*, [\d.]+ GiB more than ", line)
+    assert re.match(
+        rf"{words[0]}: [\d.]+ GiB per GPU are needed even with .*, [\d.]+ GiB more than ", line
+    )
     suggestions = re.findall("`([^`]+)`", line)
     assert suggestions
     for suggestion in suggestions:
@@ -321,20 +406,26 @@ def test_a_model_that_does_not_fit_is_refused_with_settings_that_do(
         capsys.readouterr()
 
 
-def test_a_login_node_is_not_for_training(refusals: Refusals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_node_is_not_for_training(
+    refusals: Refusals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\n")
     (tmp_path / "bin" / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.delenv("SLURM_JOB_ID")
     (line,) = refusals("run.root=runs")
-    assert line.startswith("cluster=local: sbatch is on PATH and this is no job: a login node is not for training")
+    assert line.startswith(
+        "cluster=local: sbatch is on PATH and this is no job: a login node is not for training"
+    )
     assert line.endswith("or local=true to run here all the same")
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
-    done = python("-m", "hpc_llm.submit", "+cluster=a100x64", "model=mpt-7b", "dry_run=true", cwd=tmp_path)
+    done = python(
+        "-m", "hpc_llm.submit", "+cluster=a100x64", "model=mpt-7b", "dry_run=true", cwd=tmp_path
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "#SBATCH --nodes=8" in done.stdout
     assert nothing_written(tmp_path)
@@ -342,7 +433,9 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_plan_is_of_runs_and_not_of_a_search(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main(["-m", "search.trials=4", "run.seed=1,2"]) == 2
-    assert capsys.readouterr().err.startswith("plan: search.trials: what a search chooses is planned by ")
+    assert capsys.readouterr().err.startswith(
+        "plan: search.trials: what a search chooses is planned by "
+    )
     assert plan.main(["search.trials=null"]) == 0
 
 

@@ -17,7 +17,9 @@ from hpc_llm.config.checks import padded_vocab, problems
 from hpc_llm.config.schema import RunConfig
 from tests.configs import make_config
 
-POSITIVE, NOT_NEGATIVE, FRACTION = "a number above 0", "0 or more", "between 0 and 1"
+POSITIVE = "a number above 0"
+NOT_NEGATIVE = "0 or more"
+FRACTION = "between 0 and 1"
 CLUSTER = "cluster=a100x8"  # on it no key is without effect
 
 # word → what is allowed
@@ -93,11 +95,33 @@ OUT_OF_RANGE = {
 }
 
 AT_THE_EDGE = (
-    *("run.seed=0", "data.max_reject_fraction=1", "optim.weight_decay=0", "optim.grad_clip=0", "optim.betas=[0,0]"),
-    *("optim.min_lr_ratio=0", "train.seq_len=1", "train.global_batch=8", "train.micro_batch=1", "train.zero_stage=3"),
-    *("checkpoint.keep=1", "cluster.signal_lead_s=65535", "cluster.expected_mfu=1", "recovery.max_crashes=0"),
+    *(
+        "run.seed=0",
+        "data.max_reject_fraction=1",
+        "optim.weight_decay=0",
+        "optim.grad_clip=0",
+        "optim.betas=[0,0]",
+    ),
+    *(
+        "optim.min_lr_ratio=0",
+        "train.seq_len=1",
+        "train.global_batch=8",
+        "train.micro_batch=1",
+        "train.zero_stage=3",
+    ),
+    *(
+        "checkpoint.keep=1",
+        "cluster.signal_lead_s=65535",
+        "cluster.expected_mfu=1",
+        "recovery.max_crashes=0",
+    ),
     *("recovery.hang_floor_s=10", "recovery.max_preemptions=0", "recovery.max_excluded_nodes=0"),
-    *("recovery.max_no_progress=0", "run.max_gpu_hours=0.1", "data.workers=auto", "train.eval_batches=1"),
+    *(
+        "recovery.max_no_progress=0",
+        "run.max_gpu_hours=0.1",
+        "data.workers=auto",
+        "train.eval_batches=1",
+    ),
 )
 
 # words → what is found: nothing else
@@ -105,23 +129,37 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     (
         ["train.seq_len=1024"],
         [
-            "train.seq_len=1024: at most model.max_seq_len=512 of mpt-tiny; lower it or set model.max_seq_len=1024",
+            (
+                "train.seq_len=1024: at most model.max_seq_len=512 of mpt-tiny; lower it or set "
+                "model.max_seq_len=1024"
+            ),
         ],
     ),
     (
         ["data.vocab_size=null"],
-        ["data.vocab_size=null: the number of pieces to train, or data.tokenizer=PATH of a SentencePiece model"],
+        [
+            (
+                "data.vocab_size=null: the number of pieces to train, or data.tokenizer=PATH of a "
+                "SentencePiece model"
+            )
+        ],
     ),
     (
         ["data.vocab_size=5000"],
         [
-            "model.vocab_size=4096: 5120 is expected, the tokenizer's data.vocab_size=5000 padded to a multiple of 128",
+            (
+                "model.vocab_size=4096: 5120 is expected, the tokenizer's data.vocab_size=5000 "
+                "padded to a multiple of 128"
+            ),
         ],
     ),
     (
         ["data.vocab_size=1000"],
         [
-            "model.vocab_size=4096: 1024 is expected, the tokenizer's data.vocab_size=1000 padded to a multiple of 128",
+            (
+                "model.vocab_size=4096: 1024 is expected, the tokenizer's data.vocab_size=1000 "
+                "padded to a multiple of 128"
+            ),
         ],
     ),
     (
@@ -131,16 +169,29 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     (
         ["cluster.exports.WANDB_API_KEY=x", CLUSTER],
         [
-            "cluster.exports.WANDB_API_KEY: no secret is written to a file; export it in the shell you submit from",
+            (
+                "cluster.exports.WANDB_API_KEY: no secret is written to a file; export it in the "
+                "shell you submit from"
+            ),
         ],
     ),
     (
         ["cluster.gpu_request=gpus", CLUSTER],
-        ["cluster.gpu_request='gpus': gpus-per-node, gres, gres:TYPE (for example gres:a100) or none"],
+        [
+            (
+                "cluster.gpu_request='gpus': gpus-per-node, gres, gres:TYPE (for example "
+                "gres:a100) or none"
+            )
+        ],
     ),
     (
         ["cluster.gpu_request='gres:a100 --uid=0'", CLUSTER],
-        ["cluster.gpu_request='gres:a100 --uid=0': gpus-per-node, gres, gres:TYPE (for example gres:a100) or none"],
+        [
+            (
+                "cluster.gpu_request='gres:a100 --uid=0': gpus-per-node, gres, gres:TYPE (for "
+                "example gres:a100) or none"
+            )
+        ],
     ),
     (
         ["train.zero_stage=0"],
@@ -153,7 +204,10 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ["optim=cpu_adam", "train.zero_stage=0", "train.precision=fp32"],
         ["optim=cpu_adam: offloading needs train.zero_stage=1, 2 or 3"],
     ),
-    (["cluster.nodes=2"], ["cluster.nodes=2: 1 on cluster=local; ranks are cluster.gpus_per_node=N"]),
+    (
+        ["cluster.nodes=2"],
+        ["cluster.nodes=2: 1 on cluster=local; ranks are cluster.gpus_per_node=N"],
+    ),
     (
         ["test_only=true", "dry_run=true", CLUSTER],
         ["test_only=true: asks Slurm, and dry_run=true asks nobody; give one of them"],
@@ -166,11 +220,22 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ["cluster.mem=lots", CLUSTER],
         ["cluster.mem='lots': as Slurm spells it, for example 480G; 0 is all of a node's"],
     ),
-    (["test_only=true"], ["test_only=true: asks Slurm, so it needs a cluster, for example +cluster=a100x64"]),
-    (["data=files"], ["data.source: missing; give a folder or a file of text with data.source=PATH"]),
+    (
+        ["test_only=true"],
+        ["test_only=true: asks Slurm, so it needs a cluster, for example +cluster=a100x64"],
+    ),
+    (
+        ["data=files"],
+        ["data.source: missing; give a folder or a file of text with data.source=PATH"],
+    ),
     (
         ["data=files", "data.sources={a b: {path: x}}"],
-        ["data.sources='a b': up to 100 letters, digits, '.', '_' and '-' are expected, since it names files"],
+        [
+            (
+                "data.sources='a b': up to 100 letters, digits, '.', '_' and '-' are expected, "
+                "since it names files"
+            )
+        ],
     ),
     (["data.eos_token=x"], ["data.eos_token=x: has an effect with data.tokenizer=PATH alone"]),
     (["data.split=line"], ["data.split=line: has no effect, data=stdlib is read in its own way"]),
@@ -179,10 +244,18 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ["data.text_field=body: has no effect, each of data.sources has its own"],
     ),
     (
-        ["data=files", "data.sources.a.path=x", "data.sources.a.min_chars=9", "data.sources.a.max_chars=3"],
+        [
+            "data=files",
+            "data.sources.a.path=x",
+            "data.sources.a.min_chars=9",
+            "data.sources.a.max_chars=3",
+        ],
         ["data.sources.a.min_chars=9: at most data.sources.a.max_chars=3 is expected"],
     ),
-    (["data=files", "data.source=x", "data.min_chars=0"], ["data.min_chars=0: a number above 0 is expected, or null"]),
+    (
+        ["data=files", "data.source=x", "data.min_chars=0"],
+        ["data.min_chars=0: a number above 0 is expected, or null"],
+    ),
     (
         ["data.source=/text"],
         ["data.source=/text: data=stdlib has its own source; use data=files data.source=…"],
@@ -193,7 +266,12 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     ),
     (
         ["recovery.notify=['http://example.org/x']", CLUSTER],
-        ["recovery.notify=['http://example.org/x']: an https:// address, a command's words, or [$VARIABLE]"],
+        [
+            (
+                "recovery.notify=['http://example.org/x']: an https:// address, a command's words, "
+                "or [$VARIABLE]"
+            )
+        ],
     ),
     (
         ["recovery.max_divergences=5"],
@@ -206,11 +284,21 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     ),
     (
         ["search.trials=9", "run.sweep=s"],
-        ["search.trials: has no effect on cluster=local, where no watchdog submits trials; choose a cluster"],
+        [
+            (
+                "search.trials: has no effect on cluster=local, where no watchdog submits trials; "
+                "choose a cluster"
+            )
+        ],
     ),
     (
         ["search.trials=9", "halving.rungs=[100steps]", "run.sweep=s", CLUSTER],
-        ["halving.rungs: has no effect on a search, which learns from whole runs; leave out one of the two"],
+        [
+            (
+                "halving.rungs: has no effect on a search, which learns from whole runs; leave out "
+                "one of the two"
+            )
+        ],
     ),
     (
         ["optim.schedule=constant", "optim.min_lr_ratio=0.2"],
@@ -227,15 +315,30 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     ),
     (
         ["halving.rungs=[100steps]", "run.sweep=s"],
-        ["halving.rungs: has no effect on cluster=local, where no watchdog stops runs; choose a Slurm cluster"],
+        [
+            (
+                "halving.rungs: has no effect on cluster=local, where no watchdog stops runs; "
+                "choose a Slurm cluster"
+            )
+        ],
     ),
     (
         ["recovery.notify=[mail-me]"],
-        ["recovery.notify: has no effect on cluster=local, where no watchdog looks on; choose a Slurm cluster"],
+        [
+            (
+                "recovery.notify: has no effect on cluster=local, where no watchdog looks on; "
+                "choose a Slurm cluster"
+            )
+        ],
     ),
     (
         ["data.tokenizer=/t.model", "data.tokenizer_sample_mb=64"],
-        ["data.tokenizer_sample_mb=64.0: has no effect with data.tokenizer=/t.model, which is trained already"],
+        [
+            (
+                "data.tokenizer_sample_mb=64.0: has no effect with data.tokenizer=/t.model, which "
+                "is trained already"
+            )
+        ],
     ),
     (
         ["recovery.successor=true"],
@@ -245,7 +348,10 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ["cluster.partition=gpu", "cluster.setup=[module load cuda]", "cluster.signal_lead_s=60"],
         [
             "cluster.partition=gpu: has no effect on cluster=local; choose a Slurm cluster",
-            "cluster.setup=['module load cuda']: has no effect on cluster=local; choose a Slurm cluster",
+            (
+                "cluster.setup=['module load cuda']: has no effect on cluster=local; choose a "
+                "Slurm cluster"
+            ),
             "cluster.signal_lead_s=60: has no effect on cluster=local; choose a Slurm cluster",
         ],
     ),
@@ -301,7 +407,8 @@ def named(name: str) -> RunConfig:
 def test_a_name_that_a_shell_would_take_apart_is_refused(name: str) -> None:
     (line,) = problems(named(name))
     assert line.startswith(
-        f"run.name={name!r}: up to 100 letters, digits, '.', '_', '=', ',' and '-', of which a letter"
+        f"run.name={name!r}: up to 100 letters, digits, '.', '_', '=', ',' and '-', of which a "
+        "letter"
     )
     example = line.rpartition("for example ")[2]
     assert problems(named(example)) == []
@@ -323,7 +430,12 @@ def test_a_plain_name_is_taken(name: str) -> None:
         ["data.vocab_size=4000"],
         ["data.vocab_size=null", "data.tokenizer=/t.model"],
         ["train.seq_len=512"],
-        [CLUSTER, "cluster.gpu_request=gres:a100", "cluster.partition=gpu", "cluster.exports.NCCL_DEBUG=WARN"],
+        [
+            CLUSTER,
+            "cluster.gpu_request=gres:a100",
+            "cluster.partition=gpu",
+            "cluster.exports.NCCL_DEBUG=WARN",
+        ],
         [CLUSTER, "test_only=true", "cluster.nodes=2"],
         ["cluster.array_throttle=4", "recovery.max_preemptions=3"],
         [CLUSTER, "recovery.notify=[mail-me]", "recovery.max_preemptions=3"],
@@ -333,13 +445,17 @@ def test_what_works_is_not_complained_of(words: list[str]) -> None:
     assert problems(make_config(*words)) == []
 
 
-@pytest.mark.parametrize(("pieces", "rows"), [(1, 128), (128, 128), (129, 256), (50_277, 50_304), (50_432, 50_432)])
+@pytest.mark.parametrize(
+    ("pieces", "rows"), [(1, 128), (128, 128), (129, 256), (50_277, 50_304), (50_432, 50_432)]
+)
 def test_embeddings_are_padded_to_128_rows(pieces: int, rows: int) -> None:
     assert padded_vocab(pieces) == rows
 
 
 def test_every_rule_is_broken_above() -> None:
-    """Each `yield` of checks.py is reached by the tables of this file: a rule without a row fails here."""
+    """Each `yield` of checks.py is reached by the tables of this file: a rule without a row fails
+    here.
+    """
     source = inspect.getsource(checks)
     rules = {node.lineno for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Yield)}
     reached: set[int] = set()

@@ -45,30 +45,50 @@ def test_every_shipped_preset_composes(group: str, name: str) -> None:
         assert getattr(config, group).name == name
 
 
-@pytest.mark.parametrize(("group", "name"), [("cluster", name) for name in presets("cluster")] + [("model", "mpt-7b")])
+@pytest.mark.parametrize(
+    ("group", "name"), [("cluster", name) for name in presets("cluster")] + [("model", "mpt-7b")]
+)
 def test_a_plus_before_a_group_means_the_same(group: str, name: str) -> None:
     assert compose([f"+{group}={name}"]) == make_config(f"{group}={name}")
 
 
 def test_what_the_user_types_wins_over_an_experiment() -> None:
     config = make_config("experiment=mpt-7b", "model=mpt-1b", "train.global_batch=880")
-    assert (config.model.name, config.optim.name, config.cluster.name) == ("mpt-1b", "fused_lion", "a100x440")
+    assert (config.model.name, config.optim.name, config.cluster.name) == (
+        "mpt-1b",
+        "fused_lion",
+        "a100x440",
+    )
     assert (config.train.global_batch, config.train.duration) == (880, "1e12tok")
 
 
 def test_batch_length_and_rate_follow_the_model() -> None:
     config = make_config("model=mpt-125m")
     recipe = config.model.recipe
-    assert (config.train.seq_len, config.train.global_batch) == (recipe.seq_len, recipe.global_batch)
+    assert (config.train.seq_len, config.train.global_batch) == (
+        recipe.seq_len,
+        recipe.global_batch,
+    )
     assert (config.train.duration, config.optim.lr) == (recipe.duration, recipe.lr)
     assert config.data.vocab_size == config.model.vocab_size
-    assert make_config("model=mpt-125m", "optim=fused_lion").optim.lr == pytest.approx(0.3 * recipe.lr)
+    assert make_config("model=mpt-125m", "optim=fused_lion").optim.lr == pytest.approx(
+        0.3 * recipe.lr
+    )
 
 
 def test_a_key_that_no_preset_spells_out_can_be_given() -> None:
-    words = ("cluster=a100x64", "cluster.partition=gpu", "+cluster.qos=long", "++cluster.exports.NCCL_DEBUG=WARN")
+    words = (
+        "cluster=a100x64",
+        "cluster.partition=gpu",
+        "+cluster.qos=long",
+        "++cluster.exports.NCCL_DEBUG=WARN",
+    )
     cluster = make_config(*words).cluster
-    assert (cluster.partition, cluster.qos, cluster.exports) == ("gpu", "long", {"NCCL_DEBUG": "WARN"})
+    assert (cluster.partition, cluster.qos, cluster.exports) == (
+        "gpu",
+        "long",
+        {"NCCL_DEBUG": "WARN"},
+    )
 
 
 def test_no_trackers() -> None:
@@ -105,11 +125,20 @@ def test_a_sweep_has_hydras_order(words: list[str]) -> None:
     [
         # what other keys follow by interpolation, under every preset that spells them differently
         ["model=mpt-tiny,mpt-125m", "optim=fused_adam,fused_lion", "model.recipe.lr=1e-4,0.5"],
-        ["model.recipe.duration=7steps,1e6tok", "model.recipe.seq_len=64,128", "model.vocab_size=512,1024"],
+        [
+            "model.recipe.duration=7steps,1e6tok",
+            "model.recipe.seq_len=64,128",
+            "model.vocab_size=512,1024",
+        ],
         ["optim.lr='${model.recipe.lr}','${scale:${model.recipe.lr},2}'", "model.recipe.lr=1,2"],
         ["experiment=mpt-7b,mpt-30b", "train.global_batch=880,1760", "run.seed=1,2"],
         # keys that no preset spells out, also below one that is not there
-        ["cluster=a100x8", "+cluster.qos=a,b", "cluster.exports.X=1,two", "trackers=[],[tensorboard]"],
+        [
+            "cluster=a100x8",
+            "+cluster.qos=a,b",
+            "cluster.exports.X=1,two",
+            "trackers=[],[tensorboard]",
+        ],
         ["trackers=[]", "trackers.tensorboard.every=5,7"],
         # values of every kind
         [
@@ -137,7 +166,9 @@ def test_a_sweep_is_what_hydra_composes_one_by_one(words: list[str]) -> None:
 
 
 def test_a_sweep_says_what_it_chose() -> None:
-    found = compose_sweep(["optim.lr=1e-3,2e-3", "+model=mpt-tiny,mpt-125m", "run.seed=range(1,2)", "json=true", "-m"])
+    found = compose_sweep(
+        ["optim.lr=1e-3,2e-3", "+model=mpt-tiny,mpt-125m", "run.seed=range(1,2)", "json=true", "-m"]
+    )
     assert [choice.swept for choice in found][1:3] == [
         {"optim.lr": "0.001", "model": "mpt-125m"},
         {"optim.lr": "0.002", "model": "mpt-tiny"},
@@ -147,8 +178,12 @@ def test_a_sweep_says_what_it_chose() -> None:
 def test_a_large_sweep_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     compositions: list[object] = []
     hydra_compose = compose_module.hydra_compose
-    monkeypatch.setattr(compose_module, "hydra_compose", lambda *a: compositions.append(a) or hydra_compose(*a))
-    found = compose_all(["run.seed=range(0,50)", "model=mpt-tiny,mpt-125m", "model.recipe.lr=1e-3,2e-3", "-m"])
+    monkeypatch.setattr(
+        compose_module, "hydra_compose", lambda *a: compositions.append(a) or hydra_compose(*a)
+    )
+    found = compose_all(
+        ["run.seed=range(0,50)", "model=mpt-tiny,mpt-125m", "model.recipe.lr=1e-3,2e-3", "-m"]
+    )
     assert (len(found), len(compositions)) == (200, 2)
     assert {config.optim.lr for config in found} == {1e-3, 2e-3}
 
@@ -158,13 +193,19 @@ def test_multirun_of_one_choice_is_one_run() -> None:
 
 
 def test_several_values_without_m_are_no_sweep() -> None:
-    assert problems("model=mpt-tiny,mpt-125m") == ["model=mpt-tiny,mpt-125m: several values are a sweep; add -m"]
+    assert problems("model=mpt-tiny,mpt-125m") == [
+        "model=mpt-tiny,mpt-125m: several values are a sweep; add -m"
+    ]
 
 
-def test_a_folder_conf_where_the_user_stands_adds_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_conf_where_the_user_stands_adds_presets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own_model(tmp_path / "conf", "mine")
     monkeypatch.chdir(tmp_path)
-    assert compose(["model=mine"]) == replace(make_config(), model=replace(make_config().model, name="mine"))
+    assert compose(["model=mine"]) == replace(
+        make_config(), model=replace(make_config().model, name="mine")
+    )
     assert compose(["model=mpt-7b"]) == make_config("model=mpt-7b")
     assert problems("model=mines")[0].startswith("model=mines: no such preset; allowed: mine, ")
 
@@ -199,13 +240,21 @@ def test_an_experiment_of_ones_own(tmp_path: Path) -> None:
 
 def test_a_search_is_one_wherever_its_trials_are_given(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
-    body = {"plain": "search: {trials: 8}", "named": "hydra: {sweeper: {params: {search.trials: 8, run.seed: '1,2'}}}"}
+    body = {
+        "plain": "search: {trials: 8}",
+        "named": "hydra: {sweeper: {params: {search.trials: 8, run.seed: '1,2'}}}",
+    }
     for name, text in body.items():
         (tmp_path / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
     own = ["-m", "--config-dir", str(tmp_path), "optim.lr=interval(1e-3,1e-2)"]
     for word in ("experiment=plain", "experiment=named", "search.trials=8", "++search.trials=8"):
         assert searches([*own, word])
-    for word in ("run.seed=1,2", "search.trials=null", "experiment=nope", "model=mpt-tiny,mpt-125m"):
+    for word in (
+        "run.seed=1,2",
+        "search.trials=null",
+        "experiment=nope",
+        "model=mpt-tiny,mpt-125m",
+    ):
         assert not searches([*own, word])
     assert not searches([*own, "experiment=plain", "search.trials=null"]), "the user's word wins"
 
@@ -218,7 +267,9 @@ def test_a_mistake_in_ones_own_preset_is_named(tmp_path: Path) -> None:
     assert line.startswith("model.d_modle: unknown key; allowed here: d_model, ")
 
 
-def test_the_package_finds_its_presets_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_finds_its_presets_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert compose([]) == make_config()
     copy = tmp_path / "elsewhere"
@@ -232,7 +283,10 @@ def test_the_package_finds_its_presets_from_anywhere(tmp_path: Path, monkeypatch
     [
         ("train.seqlen=3", "train.seqlen: unknown key train.seqlen; allowed: seq_len, "),
         ("modle=mpt-7b", "modle: unknown key modle; allowed: model, "),
-        ("seq_len=3", "seq_len: unknown key seq_len; did you mean model.recipe.seq_len or train.seq_len?"),
+        (
+            "seq_len=3",
+            "seq_len: unknown key seq_len; did you mean model.recipe.seq_len or train.seq_len?",
+        ),
         ("train.lr=3", "train.lr: unknown key train.lr; did you mean model.recipe.lr or optim.lr?"),
         ("train.seq_len.x=3", "train.seq_len.x: train.seq_len is a whole number and has no keys"),
         ("train=3", "train=3: no such preset; allowed: default"),
@@ -261,7 +315,9 @@ def test_a_word_that_means_nothing_is_answered_with_what_is_allowed(word: str, l
 
 
 def test_all_mistakes_in_words_are_reported_at_once() -> None:
-    found = problems("modle=x", "train.seqlen=3", "model=mpt-6b", "optim=adam", "run.seed", "train.seq_len=abc")
+    found = problems(
+        "modle=x", "train.seqlen=3", "model=mpt-6b", "optim=adam", "run.seed", "train.seq_len=abc"
+    )
     assert [line.partition(":")[0] for line in found] == [
         "modle",
         "train.seqlen",
@@ -279,20 +335,32 @@ def test_all_mistakes_of_a_sweep_are_reported_at_once() -> None:
 
 
 def test_a_named_group_grows_from_words() -> None:
-    words = ["data=files", "data.sources.c4.path=/c4", "data.sources.c4.weight=2", "data.sources.my-books.path=/b"]
+    words = [
+        "data=files",
+        "data.sources.c4.path=/c4",
+        "data.sources.c4.weight=2",
+        "data.sources.my-books.path=/b",
+    ]
     sources = compose(words).data.sources
     assert {name: (source.path, source.weight) for name, source in sources.items()} == {
         "c4": ("/c4", 2.0),
         "my-books": ("/b", 1.0),
     }
-    with pytest.raises(InputError, match=r"data\.sources\.c4\.pth: unknown key data\.sources\.c4\.pth"):
+    with pytest.raises(
+        InputError, match=r"data\.sources\.c4\.pth: unknown key data\.sources\.c4\.pth"
+    ):
         compose([*words, "data.sources.c4.pth=/c4"])
 
 
-def test_a_tilde_is_the_home_folder_wherever_a_value_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_the_home_folder_wherever_a_value_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HOME", "/home/you")
     assert compose(["data=files", "data.source=~/text"]).data.source == "/home/you/text"
     roots = [choice.config.run.root for choice in compose_sweep(["run.root=~/a,~/b", "-m"])]
     assert roots == ["/home/you/a", "/home/you/b"]
     setup = "cluster.setup=[~/env/activate,'echo a~/b']"
-    assert compose(["cluster=a100x8", setup]).cluster.setup == ["/home/you/env/activate", "echo a~/b"]
+    assert compose(["cluster=a100x8", setup]).cluster.setup == [
+        "/home/you/env/activate",
+        "echo a~/b",
+    ]

@@ -25,8 +25,12 @@ def test_whole_amounts_are_read_exactly(amount: int, unit: str, space: str) -> N
 
 
 @settings(deadline=None)
-@given(st.integers(1, 999), st.integers(0, 12), st.sampled_from(["e", "E", "e+"]), st.sampled_from(ALL))
-def test_amounts_are_read_as_powers_of_ten_too(digits: int, exponent: int, sign: str, unit: str) -> None:
+@given(
+    st.integers(1, 999), st.integers(0, 12), st.sampled_from(["e", "E", "e+"]), st.sampled_from(ALL)
+)
+def test_amounts_are_read_as_powers_of_ten_too(
+    digits: int, exponent: int, sign: str, unit: str
+) -> None:
     assert parse(f"{digits}{sign}{exponent}{unit}", ALL) == Duration(digits * 10**exponent, unit)
 
 
@@ -46,7 +50,9 @@ def test_steps_cover_the_tokens_and_no_step_more(tokens: int, tokens_per_step: i
 
 @settings(deadline=None)
 @given(st.integers(1, 100), st.integers(1, 10**9), st.integers(1, 10**6))
-def test_epochs_cover_the_data_and_no_step_more(epochs: int, tokens_per_epoch: int, tokens_per_step: int) -> None:
+def test_epochs_cover_the_data_and_no_step_more(
+    epochs: int, tokens_per_epoch: int, tokens_per_step: int
+) -> None:
     steps = parse(f"{epochs}ep", ("ep",)).steps(tokens_per_step, tokens_per_epoch)
     assert steps == math.ceil(Fraction(epochs * tokens_per_epoch, tokens_per_step))
 
@@ -78,10 +84,25 @@ def test_an_epoch_of_unknown_length_is_no_number_of_steps() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "300", "steps", "-3steps", "3 4steps", "3stepz", "3Steps", "1e-3tok", "0x10tok", ".5ep", "1_0tok", "nan"],
+    [
+        "",
+        "300",
+        "steps",
+        "-3steps",
+        "3 4steps",
+        "3stepz",
+        "3Steps",
+        "1e-3tok",
+        "0x10tok",
+        ".5ep",
+        "1_0tok",
+        "nan",
+    ],
 )
 def test_anything_else_is_refused_with_examples(text: str) -> None:
-    with pytest.raises(InputError, match=r"^a number and its unit: 4800steps, 1e9tok, 2ep, 90s, 20min, 2h$"):
+    with pytest.raises(
+        InputError, match=r"^a number and its unit: 4800steps, 1e9tok, 2ep, 90s, 20min, 2h$"
+    ):
         parse(text, ALL)
 
 
@@ -100,5 +121,7 @@ def test_nothing_and_infinity_are_no_durations(text: str) -> None:
 def test_a_warm_up_may_be_none() -> None:
     assert parse("0steps", ("steps",), none=True).steps(1) == 0
     assert lengths(make_config("optim.warmup=0steps"), None).warmup_steps == 0
-    with pytest.raises(InputError, match=r"checkpoint\.every='0steps': an amount above 0 is expected"):
+    with pytest.raises(
+        InputError, match=r"checkpoint\.every='0steps': an amount above 0 is expected"
+    ):
         lengths(make_config("checkpoint.every=0steps", "optim.warmup=0steps"), None)

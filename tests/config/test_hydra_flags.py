@@ -32,7 +32,9 @@ def verb(
     )
 
 
-def answer(folder: Path, *words: str, name: str = "submit", environment: dict[str, str] | None = None) -> str:
+def answer(
+    folder: Path, *words: str, name: str = "submit", environment: dict[str, str] | None = None
+) -> str:
     """What it prints; it succeeds, complains of nothing, and leaves no file behind."""
     before = sorted(folder.rglob("*"))
     done = verb(folder, *words, name=name, environment=environment)
@@ -53,7 +55,10 @@ def test_cfg_job_takes_every_word_that_submit_takes(tmp_path: Path) -> None:
     assert shown["cluster"]["partition"] == config.cluster.partition == "gpu"
     assert shown["cluster"]["nodes"] == config.cluster.nodes == 8
     assert shown["run"]["group"] == config.run.group == "staff"
-    assert (shown["train"]["seq_len"], shown["optim"]["lr"]) == (config.train.seq_len, config.optim.lr)
+    assert (shown["train"]["seq_len"], shown["optim"]["lr"]) == (
+        config.train.seq_len,
+        config.optim.lr,
+    )
 
 
 def test_a_part_of_the_configuration(tmp_path: Path) -> None:
@@ -75,10 +80,14 @@ def test_help_names_the_command_and_every_preset(tmp_path: Path) -> None:
 
 
 def test_help_names_every_key_of_the_schema(tmp_path: Path) -> None:
-    shown, _, further = answer(tmp_path, "--help").partition("== Further keys, as they are unless given ==\n")
+    shown, _, further = answer(tmp_path, "--help").partition(
+        "== Further keys, as they are unless given ==\n"
+    )
     assert "cluster.signal_lead_s=auto  # a whole number or auto\n" in further
     for key in all_keys(RunConfig):
-        assert f"\n{key}=" in f"\n{further}" or re.search(rf"\n *{key.rpartition('.')[2]}:", shown), key
+        assert f"\n{key}=" in f"\n{further}" or re.search(
+            rf"\n *{key.rpartition('.')[2]}:", shown
+        ), key
 
 
 @pytest.mark.parametrize(
@@ -122,11 +131,14 @@ def test_completion_works_in_a_real_shell(tmp_path: Path, program: str) -> None:
     line = f"{program} model=mpt-1"
     typed = (
         'eval "$(python -m hpc_llm.submit -sc install=bash)"\n'
-        f"COMP_LINE='{line}'; COMP_POINT={len(line)}; COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n"
+        f"COMP_LINE='{line}'; COMP_POINT={len(line)}; COMP_WORDS=({line}); "
+        f"COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n"
         "function=$(complete -p ${COMP_WORDS[0]} | sed 's/.*-F \\([^ ]*\\).*/\\1/')\n"
         '$function; echo "${COMPREPLY[@]}"\n'
     )
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(["bash", "-c", typed], cwd=tmp_path, env=environment, text=True, capture_output=True)
+    done = subprocess.run(
+        ["bash", "-c", typed], cwd=tmp_path, env=environment, text=True, capture_output=True
+    )
     assert done.stdout.split() == ["model=mpt-125m", "model=mpt-13b", "model=mpt-1b"]

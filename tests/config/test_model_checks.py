@@ -1,4 +1,6 @@
-"""Rules on the model's shape and on how its step is computed: what breaks them, and the line that says so."""
+"""Rules on the model's shape and on how its step is computed: what breaks them, and the line that
+says so.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ MUON = ("optim=muon", "train.zero_stage=1")
 # words → what is found: nothing else
 BROKEN: list[tuple[list[str], list[str]]] = [
     (["model.n_heads=3"], ["model.n_heads=3: a divisor of model.d_model=256 is expected"]),
-    (["model.n_kv_heads=3"], ["model.n_kv_heads=3: a divisor of model.n_heads=4 is expected, or null"]),
+    (
+        ["model.n_kv_heads=3"],
+        ["model.n_kv_heads=3: a divisor of model.n_heads=4 is expected, or null"],
+    ),
     (
         ["model.positions=rope", "model.d_model=36"],
         [
@@ -25,7 +30,10 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ["model.positions=rope", "model.alibi_bias_max=16"],
         ["model.alibi_bias_max=16: has an effect with model.positions=alibi alone"],
     ),
-    (["model.rope_theta=500000"], ["model.rope_theta=500000: has an effect with model.positions=rope alone"]),
+    (
+        ["model.rope_theta=500000"],
+        ["model.rope_theta=500000: has an effect with model.positions=rope alone"],
+    ),
     (
         ["model.d_ffn=512", "model.expansion_ratio=3"],
         ["model.expansion_ratio=3: has no effect beside model.d_ffn=512"],
@@ -39,23 +47,48 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     ),
     (
         ["model.sliding_window=256"],
-        ["model.sliding_window=256: has no effect on train.seq_len=256; give fewer tokens, or null"],
+        [
+            (
+                "model.sliding_window=256: has no effect on train.seq_len=256; give fewer tokens, "
+                "or null"
+            )
+        ],
     ),
     (
         ["train.loss_chunk=4096"],
-        ["train.loss_chunk=4096: has no effect on 4096 tokens, a whole pass of a rank; give fewer, or null"],
+        [
+            (
+                "train.loss_chunk=4096: has no effect on 4096 tokens, a whole pass of a rank; give "
+                "fewer, or null"
+            )
+        ],
     ),
     (
         ["train.loss_chunk=1024", "train.micro_batch=4"],
-        ["train.loss_chunk=1024: has no effect on 1024 tokens, a whole pass of a rank; give fewer, or null"],
+        [
+            (
+                "train.loss_chunk=1024: has no effect on 1024 tokens, a whole pass of a rank; give "
+                "fewer, or null"
+            )
+        ],
     ),
     (
         ["model.positions=rope", "train.attention=folded"],
-        ["train.attention=folded: folds ALiBi into the heads, and model.positions=rope; use train.attention=auto"],
+        [
+            (
+                "train.attention=folded: folds ALiBi into the heads, and model.positions=rope; use "
+                "train.attention=auto"
+            )
+        ],
     ),
     (
         ["train.attention=flex", "cluster.device=cpu"],
-        ["train.attention=flex: needs a GPU to train, and cluster.device=cpu; use blocked, folded or auto"],
+        [
+            (
+                "train.attention=flex: needs a GPU to train, and cluster.device=cpu; use blocked, "
+                "folded or auto"
+            )
+        ],
     ),
     (
         ["train.attention=flash", "train.precision=fp32"],
@@ -67,22 +100,22 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     (
         ["train.attention=flex", "cluster=a100x8", "train.global_batch=64", "model.n_heads=32"],
         [
-            "train.attention=flex: has no kernel for heads of 8 (model.d_model ÷ model.n_heads), only from 16 on; "
-            "use train.attention=auto"
+            "train.attention=flex: has no kernel for heads of 8 (model.d_model ÷ model.n_heads), "
+            "only from 16 on; use train.attention=auto"
         ],
     ),
     (
         ["train.attention=flash", "cluster=a100x8", "train.global_batch=64", "model.d_model=2048"],
         [
-            "train.attention=flash: has no kernel for heads of 512 (model.d_model ÷ model.n_heads), only up to 256; "
-            "use train.attention=auto"
+            "train.attention=flash: has no kernel for heads of 512 (model.d_model ÷ "
+            "model.n_heads), only up to 256; use train.attention=auto"
         ],
     ),
     (
         ["train.attention=folded", "model.max_seq_len=131072", "train.seq_len=131072"],
         [
-            "train.attention=folded: is exact in bf16 up to 65536 tokens, and train.seq_len=131072; "
-            "use train.attention=flex"
+            "train.attention=folded: is exact in bf16 up to 65536 tokens, and "
+            "train.seq_len=131072; use train.attention=flex"
         ],
     ),
     (["optim.muon_lr=0.01"], ["optim.muon_lr=0.01: has an effect with optim=muon alone"]),
@@ -95,16 +128,27 @@ BROKEN: list[tuple[list[str], list[str]]] = [
     (
         [*MUON, "optim.grad_clip=1.0"],
         [
-            "optim.grad_clip=1: DeepSpeed would clip Muon's updates, whose size is fixed, instead of gradients; "
-            "use optim.grad_clip=0 with optim=muon"
+            "optim.grad_clip=1: DeepSpeed would clip Muon's updates, whose size is fixed, instead "
+            "of gradients; use optim.grad_clip=0 with optim=muon"
         ],
     ),
 ]
 
 WORKS = [
     ["model.positions=rope", "model.rope_theta=500000", "model.n_kv_heads=1"],
-    ["model.d_ffn=700", "model.ffn=swiglu", "model.norm=rmsnorm", "model.tied=false", "model.bias=true"],
-    ["model.sliding_window=255", "train.loss_chunk=4095", "train.attention=folded", "model.norm=layernorm"],
+    [
+        "model.d_ffn=700",
+        "model.ffn=swiglu",
+        "model.norm=rmsnorm",
+        "model.tied=false",
+        "model.bias=true",
+    ],
+    [
+        "model.sliding_window=255",
+        "train.loss_chunk=4095",
+        "train.attention=folded",
+        "model.norm=layernorm",
+    ],
     ["cluster=a100x8", "train.attention=flex", "train.global_batch=64"],
     ["cluster=a100x8", "train.attention=flash", "train.global_batch=64"],
     [*MUON],
@@ -170,5 +214,7 @@ def test_a_gpus_steps_are_compiled_unless_it_is_said(words: list[str], compiled:
         (["cluster=a100x64", "train.loss_chunk=1024"], 1024),
     ],
 )
-def test_an_eager_loss_on_a_cpu_is_in_chunks_unless_it_is_said(words: list[str], chunk: int | None) -> None:
+def test_an_eager_loss_on_a_cpu_is_in_chunks_unless_it_is_said(
+    words: list[str], chunk: int | None
+) -> None:
     assert loss_chunk(make_config(*words)) == chunk

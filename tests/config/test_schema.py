@@ -1,4 +1,6 @@
-"""Plain data → frozen dataclasses: every mistake at once, and nothing lost on the way to JSON and back."""
+"""Plain data → frozen dataclasses: every mistake at once, and nothing lost on the way to JSON and
+back.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,12 @@ WRONG = [["nested"]]  # a value that no key of the schema takes
 
 def anything_of(kind: Any) -> st.SearchStrategy[Any]:
     """Every value that an annotation of the schema allows."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    args = typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        fields = {name: anything_of(hint) for name, hint in field_types(typing.cast(type, kind)).items()}
+        fields = {
+            name: anything_of(hint) for name, hint in field_types(typing.cast(type, kind)).items()
+        }
         return st.builds(typing.cast(type, kind), **fields)
     if origin in (Union, types.UnionType):
         return st.one_of(*(anything_of(option) for option in args))
@@ -144,7 +149,12 @@ def test_a_value_where_a_group_belongs_is_refused(prefix: str) -> None:
 def test_what_an_older_version_did_not_know_has_its_default_and_what_it_knew_stays() -> None:
     whole = to_dict(make_config("+data.sources.wiki.path=wiki"))
     older = {**deepcopy(whole), "gone": 1}
-    del older["halving"], older["model"]["z_loss"], older["optim"]["betas"], older["data"]["sources"]["wiki"]["weight"]
+    del (
+        older["halving"],
+        older["model"]["z_loss"],
+        older["optim"]["betas"],
+        older["data"]["sources"]["wiki"]["weight"],
+    )
     del older["model"]["d_model"]  # it has no default
     expected = {**deepcopy(whole), "gone": 1}
     del expected["model"]["d_model"]
@@ -237,7 +247,9 @@ def test_types_are_described_in_a_users_words(kind: Any, words: str) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=30, unique=True), st.data())
-def test_a_word_itself_is_always_its_nearest_spelling(allowed: list[str], data: st.DataObject) -> None:
+def test_a_word_itself_is_always_its_nearest_spelling(
+    allowed: list[str], data: st.DataObject
+) -> None:
     word = data.draw(st.sampled_from(allowed))
     shown = nearest(word, allowed)
     assert shown.startswith(word)
@@ -246,14 +258,18 @@ def test_a_word_itself_is_always_its_nearest_spelling(allowed: list[str], data: 
 
 def test_a_mistake_in_a_named_group_is_called_by_its_full_name() -> None:
     plain = good()
-    plain["data"]["sources"] = {"c4": {"weight": "much"}, "books": {"path": "books", "wieght": 1}, "code": "a/b"}
+    plain["data"]["sources"] = {
+        "c4": {"weight": "much"},
+        "books": {"path": "books", "wieght": 1},
+        "code": "a/b",
+    }
     with pytest.raises(InputError) as error:
         build(RunConfig, plain)
     assert error.value.problems == [
         "data.sources.c4.path: missing; give it as data.sources.c4.path=…",
         "data.sources.c4.weight='much': a number is expected",
-        "data.sources.books.wieght: unknown key; allowed here: weight, id_field, max_chars, max_epochs, min_chars, "
-        "path, split, suffixes, text_field, where",
+        "data.sources.books.wieght: unknown key; allowed here: weight, id_field, max_chars, "
+        "max_epochs, min_chars, path, split, suffixes, text_field, where",
         "data.sources.code='a/b': a group of keys is expected here",
     ]
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import one_source
 
 from hpc_llm.data.loader import Batches, Passes, Share, heldout_batches
 from hpc_llm.data.mixture import heldout_rows
@@ -16,6 +15,7 @@ from hpc_llm.data.samples import IGNORED, Concatenated
 from hpc_llm.data.shards import ShardSet
 from hpc_llm.data.stream import Heldout
 from hpc_llm.planning.mixture import Source
+from tests.small_data import one_source
 
 SEQ_LEN = 32
 
@@ -31,7 +31,9 @@ def heldout(prepared: Path) -> ShardSet:
 
 
 def real_rows(passes: list[Passes]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of all ranks and passes in order, without the padding: tokens, targets [rows, seq_len]."""
+    """Rows of all ranks and passes in order, without the padding: tokens, targets [rows,
+    seq_len].
+    """
     tokens = torch.cat([part for rank in passes for part, _ in rank])
     targets = torch.cat([part for rank in passes for _, part in rank])
     padding = (targets == IGNORED).all(dim=1)
@@ -56,7 +58,12 @@ def test_ranks_and_micro_batches_do_not_change_a_step(
         with Batches(stream, Share(rank, world_size, global_batch, micro_batch)) as batches:
             ranks.append(batches.step(step))
     assert len({len(passes) for passes in ranks}) == 1, "every rank makes as many passes"
-    assert all(tokens.shape == (micro_batch, SEQ_LEN) for passes in ranks for pair in passes for tokens in pair)
+    assert all(
+        tokens.shape == (micro_batch, SEQ_LEN)
+        for passes in ranks
+        for pair in passes
+        for tokens in pair
+    )
     tokens, targets = real_rows(ranks)
     ids = sample_ids(17, step * global_batch, global_batch, train.num_samples(SEQ_LEN), "corpus")
     expected = torch.from_numpy(train.gather(ids, SEQ_LEN))
@@ -65,25 +72,34 @@ def test_ranks_and_micro_batches_do_not_change_a_step(
 
 
 def test_resuming_at_any_step_gives_the_same_bits(train: ShardSet) -> None:
-    share, stream = Share(0, 1, 6, 2), one_source(train, 17, SEQ_LEN, 6)
+    share = Share(0, 1, 6, 2)
+    stream = one_source(train, 17, SEQ_LEN, 6)
     with Batches(stream, share) as batches:
         through = [batches.step(step) for step in range(12)]
     for start in (0, 1, 7):
         with Batches(one_source(train, 17, SEQ_LEN, 6), share) as batches:
             for step in range(start, 12):
                 for pair, before in zip(batches.step(step), through[step], strict=True):
-                    assert all(torch.equal(one, other) for one, other in zip(pair, before, strict=True))
+                    assert all(
+                        torch.equal(one, other) for one, other in zip(pair, before, strict=True)
+                    )
 
 
 def test_steps_may_be_asked_for_in_any_order(train: ShardSet) -> None:
     with Batches(one_source(train, 17, SEQ_LEN, 4), Share(0, 1, 4, 4)) as batches:
-        late, early, again = batches.step(9), batches.step(2), batches.step(9)
+        late = batches.step(9)
+        early = batches.step(2)
+        again = batches.step(9)
     assert torch.equal(late[0][0], again[0][0])
     assert not torch.equal(late[0][0], early[0][0])
 
 
-def test_for_a_gpu_every_tensor_is_whole_and_pinned(train: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pinning itself needs a GPU; a view into a larger buffer would be copied once more on its way there."""
+def test_for_a_gpu_every_tensor_is_whole_and_pinned(
+    train: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinning itself needs a GPU; a view into a larger buffer would be copied once more on its way
+    there.
+    """
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     pinned: list[torch.Tensor] = []
     with Batches(one_source(train, 17, SEQ_LEN, 4), Share(0, 1, 4, 2), pinned=True) as batches:
@@ -102,7 +118,9 @@ def test_closing_ends_the_thread(train: ShardSet) -> None:
     assert threading.active_count() == before
 
 
-def test_an_error_while_reading_ahead_reaches_the_caller(train: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_reading_ahead_reaches_the_caller(
+    train: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Batches(one_source(train, 17, SEQ_LEN, 4), Share(0, 1, 4, 4)) as batches:
         monkeypatch.setattr(train, "gather_into", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -112,14 +130,24 @@ def test_an_error_while_reading_ahead_reaches_the_caller(train: ShardSet, monkey
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("micro_batch", [1, 4])
 @pytest.mark.parametrize("most", [10, 10**6])
-def test_held_out_rows_come_once_and_in_order(heldout: ShardSet, world_size: int, micro_batch: int, most: int) -> None:
+def test_held_out_rows_come_once_and_in_order(
+    heldout: ShardSet, world_size: int, micro_batch: int, most: int
+) -> None:
     samples = Concatenated(heldout, SEQ_LEN)
     rows = heldout_rows([Source("corpus", samples.num_samples)], {"corpus": 1.0}, most)
     global_batch = 7
     ranks = [
-        list(heldout_batches(Heldout(rows, [samples]), Share(rank, world_size, global_batch, micro_batch)))
+        list(
+            heldout_batches(
+                Heldout(rows, [samples]), Share(rank, world_size, global_batch, micro_batch)
+            )
+        )
         for rank in range(world_size)
     ]
-    assert all(len(batches) == -(-min(most, samples.num_samples) // global_batch) for batches in ranks)
-    targets = torch.cat([real_rows([rank[number] for rank in ranks])[1] for number in range(len(ranks[0]))])
+    assert all(
+        len(batches) == -(-min(most, samples.num_samples) // global_batch) for batches in ranks
+    )
+    targets = torch.cat(
+        [real_rows([rank[number] for rank in ranks])[1] for number in range(len(ranks[0]))]
+    )
     assert torch.equal(targets, torch.from_numpy(heldout.gather(rows.samples, SEQ_LEN))[:, 1:])

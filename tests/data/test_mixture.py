@@ -21,7 +21,9 @@ def mixture(seed: int, batch: int, phases: list[Phase] = PHASES) -> Mixture:
 
 @given(seed=st.integers(0, 2**63 - 1), batch=st.integers(1, 12))
 @settings(max_examples=40, deadline=None)
-def test_each_source_is_its_own_stream_of_epochs_whatever_the_others_do(seed: int, batch: int) -> None:
+def test_each_source_is_its_own_stream_of_epochs_whatever_the_others_do(
+    seed: int, batch: int
+) -> None:
     rows = mixture(seed, batch).steps(0, STEPS)
     assert rows.sources.shape == rows.samples.shape == (STEPS, batch)
     for number, source in enumerate(SOURCES):
@@ -94,7 +96,9 @@ def test_a_smaller_evaluation_is_the_beginning_of_a_larger_one(
 
 
 @given(weights=st.tuples(*[st.sampled_from([0.1, 0.3, 1.0, 2.5])] * 3), most=st.integers(1, 200))
-def test_held_out_rows_are_in_proportion_to_the_weights(weights: tuple[float, ...], most: int) -> None:
+def test_held_out_rows_are_in_proportion_to_the_weights(
+    weights: tuple[float, ...], most: int
+) -> None:
     counts = np.bincount(heldout_of((200, 200, 200), weights, most).sources, minlength=3)
     assert np.all(np.abs(counts - np.array(weights) / sum(weights) * most) < 1.5)
 

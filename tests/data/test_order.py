@@ -15,18 +15,28 @@ WEB = [116, 81, 547, 641, 47, 512, 380, 637]  # source "web", seed 17, 1000 samp
 
 @given(seed=SEEDS, num_samples=st.integers(1, 3000), epoch=st.integers(0, 5))
 @settings(max_examples=60, deadline=None)
-def test_every_epoch_visits_every_sample_exactly_once(seed: int, num_samples: int, epoch: int) -> None:
+def test_every_epoch_visits_every_sample_exactly_once(
+    seed: int, num_samples: int, epoch: int
+) -> None:
     ids = sample_ids(seed, epoch * num_samples, num_samples, num_samples)
     assert np.array_equal(np.sort(ids), np.arange(num_samples))
 
 
-@given(seed=SEEDS, num_samples=st.integers(1, 200), global_batch=st.integers(1, 64), steps=st.integers(1, 8))
+@given(
+    seed=SEEDS,
+    num_samples=st.integers(1, 200),
+    global_batch=st.integers(1, 64),
+    steps=st.integers(1, 8),
+)
 @settings(max_examples=60, deadline=None)
 def test_the_stream_does_not_depend_on_how_it_is_cut_into_steps(
     seed: int, num_samples: int, global_batch: int, steps: int
 ) -> None:
     whole = sample_ids(seed, 0, steps * global_batch, num_samples)
-    cut = [sample_ids(seed, step * global_batch, global_batch, num_samples) for step in reversed(range(steps))][::-1]
+    cut = [
+        sample_ids(seed, step * global_batch, global_batch, num_samples)
+        for step in reversed(range(steps))
+    ][::-1]
     assert np.array_equal(whole, np.concatenate(cut))
 
 
@@ -42,7 +52,9 @@ def test_huge_data_needs_no_array_of_its_size(seed: int, num_samples: int, step:
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = [sample_ids(seed, epoch * 100, 100, 100).tolist() for seed in range(5) for epoch in range(5)]
+    orders = [
+        sample_ids(seed, epoch * 100, 100, 100).tolist() for seed in range(5) for epoch in range(5)
+    ]
     assert len({tuple(order) for order in orders}) == len(orders)
     assert all(order != list(range(100)) for order in orders)
 

@@ -1,4 +1,6 @@
-"""Documents in rows: nothing lost, nothing twice, little padded; the index is written once and opened unread."""
+"""Documents in rows: nothing lost, nothing twice, little padded; the index is written once and
+opened unread.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import EOS, write_data
 
 from hpc_llm import prepare
 from hpc_llm.config.errors import InputError
@@ -19,6 +20,7 @@ from hpc_llm.data.manifest import read_manifest
 from hpc_llm.data.packing import best_fit, pack
 from hpc_llm.data.samples import IGNORED, BestFit
 from hpc_llm.data.shards import ShardSet
+from tests.small_data import EOS, write_data
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=60)
 
@@ -40,7 +42,9 @@ def test_every_token_but_a_documents_first_is_a_target_exactly_once(
     ]
     firsts = set(offsets(lengths)[:-1].tolist())
     assert sorted(targets) == [token for token in range(sum(lengths)) if token not in firsts]
-    fills = np.diff([0, *np.cumsum(packed.sizes)[packed.ends - 1]]) if len(packed.ends) else np.empty(0)
+    fills = (
+        np.diff([0, *np.cumsum(packed.sizes)[packed.ends - 1]]) if len(packed.ends) else np.empty(0)
+    )
     assert ((fills > 0) & (fills <= capacity)).all()
     assert len(packed.starts) == (packed.ends[-1] if len(packed.ends) else 0)
 
@@ -56,7 +60,8 @@ def test_only_documents_longer_than_a_row_are_cut(lengths: list[int], capacity: 
 @given(sizes=st.lists(st.integers(1, 12), max_size=40))
 @settings(max_examples=100, deadline=None)
 def test_best_fit_is_the_plain_search_for_the_fullest_row_with_room(sizes: list[int]) -> None:
-    capacity, rooms = 12, []
+    capacity = 12
+    rooms = []
     for size in sorted(sizes, reverse=True):
         fitting = [room for room in rooms if room >= size]
         if fitting:
@@ -69,7 +74,9 @@ def test_best_fit_is_the_plain_search_for_the_fullest_row_with_room(sizes: list[
 
 
 def test_real_lengths_leave_next_to_nothing_empty() -> None:
-    lengths = np.random.default_rng(0).lognormal(6, 1.3, 20_000).astype(int) + 2  # of web text: 400 tokens, long tail
+    lengths = (
+        np.random.default_rng(0).lognormal(6, 1.3, 20_000).astype(int) + 2
+    )  # of web text: 400 tokens, long tail
     packed = pack(offsets(lengths.tolist()), 2048)
     assert 1 - packed.sizes.sum() / (2048 * len(packed.ends)) < 0.001
 
@@ -81,17 +88,23 @@ def documents(seed: int, count: int, longest: int) -> list[list[int]]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return write_data(tmp_path, {"code": documents(1, 40, 30), "web": documents(2, 40, 9)}, shard_tokens=200)
+    return write_data(
+        tmp_path, {"code": documents(1, 40, 30), "web": documents(2, 40, 9)}, shard_tokens=200
+    )
 
 
 def test_packed_rows_hold_whole_documents_apart(data: Path) -> None:
     packs.ensure(data, 16)
     samples = BestFit(ShardSet.open(data, "train"), 16)
     everything = samples.blank(samples.num_samples)
-    samples.read(np.arange(samples.num_samples)[::-1], everything, np.arange(samples.num_samples)[::-1])
+    samples.read(
+        np.arange(samples.num_samples)[::-1], everything, np.arange(samples.num_samples)[::-1]
+    )
     assert everything.documents is not None
     found = []
-    for tokens, targets, numbers in zip(everything.tokens, everything.targets, everything.documents, strict=True):
+    for tokens, targets, numbers in zip(
+        everything.tokens, everything.targets, everything.documents, strict=True
+    ):
         assert ((targets == IGNORED) == (numbers == 0)).all()
         assert (tokens[numbers == 0] == 0).all()
         assert (tokens[numbers > 0] != EOS).all(), "nothing follows the end of a document"
@@ -116,7 +129,9 @@ def test_the_index_is_written_once_and_says_what_is_padded(data: Path) -> None:
     samples = BestFit(ShardSet.open(data, "train"), 16)
     everything = samples.blank(samples.num_samples)
     samples.read(np.arange(samples.num_samples), everything, np.arange(samples.num_samples))
-    assert packs.wasted(data, manifest, "train", 16) == pytest.approx((everything.targets == IGNORED).mean())
+    assert packs.wasted(data, manifest, "train", 16) == pytest.approx(
+        (everything.targets == IGNORED).mean()
+    )
 
 
 def test_a_damaged_index_is_refused_and_packed_again(data: Path) -> None:
@@ -131,21 +146,32 @@ def test_a_damaged_index_is_refused_and_packed_again(data: Path) -> None:
         assert path.read_bytes() == whole
 
 
-def test_a_folder_that_cannot_be_written_is_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_named(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(packs, "write_atomic", refuse)
-    with pytest.raises(InputError, match=r"data\.packing=best_fit: .* cannot be written \(Permission denied\)"):
+    with pytest.raises(
+        InputError, match=r"data\.packing=best_fit: .* cannot be written \(Permission denied\)"
+    ):
         packs.ensure(data, 16)
 
 
 def test_prepare_packs_and_says_what_is_wasted(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["data=files", f"data.source={corpus}", f"data.out={tmp_path / 'data'}", "data.workers=1"]
+    words = [
+        "data=files",
+        f"data.source={corpus}",
+        f"data.out={tmp_path / 'data'}",
+        "data.workers=1",
+    ]
     words += ["model.vocab_size=512", "train.seq_len=64", "data.packing=best_fit"]
     assert prepare.main(words) == 0
-    said = re.search(r"rows of 64 tokens, ([0-9.]+)% of their positions padding", capsys.readouterr().out)
+    said = re.search(
+        r"rows of 64 tokens, ([0-9.]+)% of their positions padding", capsys.readouterr().out
+    )
     assert said is not None
     assert 0 < float(said[1]) < 5

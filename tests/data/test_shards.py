@@ -19,12 +19,20 @@ from hpc_llm.data.shards import ShardSet, ShardWriter, dtype_for
 DOCUMENTS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=40), min_size=1, max_size=20)
 
 
-def write(directory: Path, documents: list[list[int]], vocab_size: int = 100, shard_tokens: int = 64) -> ShardSet:
+def write(
+    directory: Path, documents: list[list[int]], vocab_size: int = 100, shard_tokens: int = 64
+) -> ShardSet:
     with ShardWriter(directory, "train", "a", vocab_size, shard_tokens) as writer:
         for document in documents:
             writer.append(np.array(document), text_bytes=len(document))
     tokens = {"train": sum(len(document) for document in documents), "heldout": 0}
-    counts = {"in": len(documents), "train": len(documents), "heldout": 0, "rejects": 0, "duplicates": 0}
+    counts = {
+        "in": len(documents),
+        "train": len(documents),
+        "heldout": 0,
+        "rejects": 0,
+        "duplicates": 0,
+    }
     manifest = Manifest(
         version=FORMAT_VERSION,
         dtype=writer.dtype.name,
@@ -49,7 +57,10 @@ def write(directory: Path, documents: list[list[int]], vocab_size: int = 100, sh
 @given(documents=DOCUMENTS, seq_len=st.integers(1, 12), shard_tokens=st.integers(8, 200))
 @settings(max_examples=40, deadline=None)
 def test_samples_are_the_windows_of_each_shard(
-    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], seq_len: int, shard_tokens: int
+    tmp_path_factory: pytest.TempPathFactory,
+    documents: list[list[int]],
+    seq_len: int,
+    shard_tokens: int,
 ) -> None:
     directory = tmp_path_factory.mktemp("shards")
     shards = write(directory, documents, shard_tokens=shard_tokens)
@@ -99,7 +110,11 @@ def test_opening_reads_no_token(tmp_path: Path) -> None:
     manifest = dataclasses.replace(
         shards.manifest,
         tokens={"train": tokens, "heldout": 0},
-        sources={"a": dataclasses.replace(shards.manifest.sources["a"], tokens={"train": tokens, "heldout": 0})},
+        sources={
+            "a": dataclasses.replace(
+                shards.manifest.sources["a"], tokens={"train": tokens, "heldout": 0}
+            )
+        },
         shards={"train": [shard], "heldout": []},
     )
     (tmp_path / "manifest.json").write_text(manifest.to_json())
@@ -108,7 +123,9 @@ def test_opening_reads_no_token(tmp_path: Path) -> None:
     ids = sample_ids(1, 10**9, 64, large.num_samples(2048))
     assert large.gather(ids, 2048).sum() == 0
     assert large.gather(np.array([large.num_samples(2048) - 1]), 2048).sum() == 0
-    assert resident_bytes() - before < 65 * 16 * 4096 + 8e6, "65 samples, each with the pages around it, and no more"
+    assert resident_bytes() - before < 65 * 16 * 4096 + 8e6, (
+        "65 samples, each with the pages around it, and no more"
+    )
 
 
 def resident_bytes() -> int:
@@ -116,11 +133,15 @@ def resident_bytes() -> int:
 
 
 def test_folder_without_a_manifest_says_how_to_prepare(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"manifest\.json: No such file.*python -m hpc_llm\.prepare"):
+    with pytest.raises(
+        InputError, match=r"manifest\.json: No such file.*python -m hpc_llm\.prepare"
+    ):
         ShardSet.open(tmp_path, "train")
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"version": 2}', '{"version": 99}', "\x00"])
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", "{}", '{"version": 2}', '{"version": 99}', "\x00"]
+)
 def test_damaged_manifest_is_named(tmp_path: Path, damage: str) -> None:
     (tmp_path / "manifest.json").write_text(damage)
     with pytest.raises(InputError, match=r"manifest\.json: (damaged|format)"):
@@ -139,7 +160,9 @@ def test_shard_of_a_wrong_size_is_named(prepared: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(prepared, tmp_path / "copy")
     shard = copy / "train-files-00000.bin"
     shard.write_bytes(shard.read_bytes()[:-2])
-    with pytest.raises(InputError, match=r"train-files-00000\.bin: has \d+ bytes, its manifest says \d+"):
+    with pytest.raises(
+        InputError, match=r"train-files-00000\.bin: has \d+ bytes, its manifest says \d+"
+    ):
         ShardSet.open(copy, "train")
     shard.unlink()
     with pytest.raises(InputError, match=r"train-files-00000\.bin: No such file"):

@@ -1,4 +1,6 @@
-"""Whole runs as a user starts them: they train, evaluate and save, with what `auto` chooses on a GPU."""
+"""Whole runs as a user starts them: they train, evaluate and save, with what `auto` chooses on a
+GPU.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,26 @@ from hpc_llm.runs.layout import RunLayout
 from hpc_llm.trackers import jsonl
 
 WORDS = (
-    *("model.d_model=128", "model.n_heads=2", "model.n_layers=2", "model.vocab_size=512", "data.vocab_size=512"),
-    *("train.global_batch=8", "train.eval_batches=1", "train.eval_every=10steps", "checkpoint.every=10steps"),
-    *("optim=torch_adam", "optim.warmup=2steps", "trackers=[]", "cluster.device=cuda", "local=true"),
+    *(
+        "model.d_model=128",
+        "model.n_heads=2",
+        "model.n_layers=2",
+        "model.vocab_size=512",
+        "data.vocab_size=512",
+    ),
+    *(
+        "train.global_batch=8",
+        "train.eval_batches=1",
+        "train.eval_every=10steps",
+        "checkpoint.every=10steps",
+    ),
+    *(
+        "optim=torch_adam",
+        "optim.warmup=2steps",
+        "trackers=[]",
+        "cluster.device=cuda",
+        "local=true",
+    ),
 )
 KINDS = {
     "alibi": (),
@@ -27,7 +46,15 @@ KINDS = {
 
 
 def submit(root: Path, *words: str) -> str:
-    command = [sys.executable, "-m", "hpc_llm.submit", *WORDS, f"run.root={root}", "run.name=one", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "hpc_llm.submit",
+        *WORDS,
+        f"run.root={root}",
+        "run.name=one",
+        *words,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -42,5 +69,7 @@ def test_a_run_trains_evaluates_and_saves(kind: str, tmp_path: Path) -> None:
     assert len(losses) == 20
     assert losses[-1] < losses[0]
     assert [row["step"] for row in rows if "heldout_loss" in row] == [10, 20]
-    saved = [event.facts["step"] for event in ledger.read(layout.ledger) if event.event == "checkpointed"]
+    saved = [
+        event.facts["step"] for event in ledger.read(layout.ledger) if event.event == "checkpointed"
+    ]
     assert saved == [10, 20]

@@ -1,4 +1,6 @@
-"""A GPU's steps are those of plain torch on the CPU, at every ZeRO stage and in every way to compute them."""
+"""A GPU's steps are those of plain torch on the CPU, at every ZeRO stage and in every way to
+compute them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from engine_ranks import Case, plain_losses, trained
+
+from tests.zero.engine_ranks import Case, plain_losses, trained
 
 COMPILED = ("train.compile=true", "train.attention=flex")
 EAGER = ("train.compile=false", "train.attention=sdpa")
@@ -25,14 +28,18 @@ CASES: list[Case] = [
     ("bf16", 3, 8, "train.compile=true"),
     *DEEPSPEEDS,
 ]
-TOLERANCE = {"fp32": (1e-5, 1e-4), "bf16": (2e-3, 2e-2)}  # of loss, of gradient norm: see test_exact_step.py
+TOLERANCE = {
+    "fp32": (1e-5, 1e-4),
+    "bf16": (2e-3, 2e-2),
+}  # of loss, of gradient norm: see test_exact_step.py
 
 Trained = Future[dict[Case, list[Any]]]
 
 
 @pytest.fixture(scope="module")
 def steps() -> Iterator[dict[Case, Trained]]:
-    """Where the steps of a case will be: a process that fails has run once, and fails its own cases alone.
+    """Where the steps of a case will be: a process that fails has run once, and fails its own cases
+    alone.
 
     All cases that compile nothing are in one, each other one in its own: a minute instead of two.
     """
@@ -44,7 +51,9 @@ def steps() -> Iterator[dict[Case, Trained]]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, case)))
-def test_losses_are_those_of_one_big_batch_in_plain_torch(case: Case, steps: dict[Case, Trained]) -> None:
+def test_losses_are_those_of_one_big_batch_in_plain_torch(
+    case: Case, steps: dict[Case, Trained]
+) -> None:
     found = steps[case].result()[case]
     for column, tolerance in enumerate(TOLERANCE[case[0]]):
         here = torch.tensor(found)[:, column]
@@ -53,6 +62,8 @@ def test_losses_are_those_of_one_big_batch_in_plain_torch(case: Case, steps: dic
 
 
 def test_deepspeeds_optimizers_are_no_others_in_their_place() -> None:
-    """Where an operator is not built, torch's AdamW takes its place, and its losses would be right too."""
+    """Where an operator is not built, torch's AdamW takes its place, and its losses would be right
+    too.
+    """
     found = trained(1, list(DEEPSPEEDS), "optimizer", device="cuda")
     assert {case: name for case, (name,) in found.items()} == DEEPSPEEDS

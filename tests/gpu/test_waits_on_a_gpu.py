@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from engine_ranks import Case, trained
-from engine_worker import Waits
 
-LENGTH = "train.seq_len=256"  # below 128 queries FlexAttention takes the kernel for decoding, which no training meets
+from tests.zero.engine_ranks import Case, trained
+from tests.zero.engine_worker import Waits
+
+# below 128 queries FlexAttention takes the kernel for decoding, which no training meets
+LENGTH = "train.seq_len=256"
 COMPILED = ("train.compile=true", "train.attention=flex", LENGTH)
 EAGER = ("train.compile=false", "train.attention=sdpa", LENGTH)
 UNWAITED: list[Case] = [
@@ -28,7 +30,9 @@ def waits() -> dict[Case, list[Any]]:
 
 
 @pytest.mark.parametrize("case", UNWAITED, ids=lambda case: " ".join(map(str, case)))
-def test_in_the_steady_step_the_host_never_waits_for_the_device(case: Case, waits: dict[Case, list[Any]]) -> None:
+def test_in_the_steady_step_the_host_never_waits_for_the_device(
+    case: Case, waits: dict[Case, list[Any]]
+) -> None:
     assert waits[case][2:] == ["", ""]
 
 

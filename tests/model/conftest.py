@@ -1,4 +1,6 @@
-"""The tensors here are tiny: a second thread only waits for the first, for minutes where a machine is shared."""
+"""The tensors here are tiny: a second thread only waits for the first, for minutes where a machine
+is shared.
+"""
 
 from __future__ import annotations
 

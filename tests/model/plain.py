@@ -9,11 +9,20 @@ from hpc_llm.config.schema import ModelConfig
 from hpc_llm.model.positions import alibi_slopes
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, config: ModelConfig, documents: Tensor | None) -> Tensor:
-    """softmax(q·kᵀ/√head - slope·distance)·v over what is visible; q [B, H, S, d], k and v with fewer heads."""
-    q, k, v = q.double(), k.double(), v.double()
-    repeats, length = q.shape[1] // k.shape[1], q.shape[2]
-    k, v = (torch.stack([x[:, head // repeats] for head in range(q.shape[1])], dim=1) for x in (k, v))
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, config: ModelConfig, documents: Tensor | None
+) -> Tensor:
+    """softmax(q·kᵀ/√head - slope·distance)·v over what is visible; q [B, H, S, d], k and v with
+    fewer heads.
+    """
+    q = q.double()
+    k = k.double()
+    v = v.double()
+    repeats = q.shape[1] // k.shape[1]
+    length = q.shape[2]
+    k, v = (
+        torch.stack([x[:, head // repeats] for head in range(q.shape[1])], dim=1) for x in (k, v)
+    )
     scores = torch.einsum("bhid,bhjd->bhij", q, k) / q.shape[-1] ** 0.5
     for i in range(length):
         for j in range(length):

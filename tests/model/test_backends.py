@@ -1,4 +1,6 @@
-"""Every way to compute attention is the plain formula, forward and backward, with and without documents."""
+"""Every way to compute attention is the plain formula, forward and backward, with and without
+documents.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from plain import plain_attention
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,12 +20,23 @@ from hpc_llm.model.backends.flash import boundaries
 from hpc_llm.model.backends.flex import Flex
 from hpc_llm.model.positions import alibi_slopes
 from tests.configs import make_config
+from tests.model.plain import plain_attention
 
 LENGTH = 24
 SHAPES = {  # heads that are no power of two, and fewer heads of keys and values
     "alibi": ("model.d_model=48", "model.n_heads=3"),
-    "alibi-gqa-window": ("model.d_model=96", "model.n_heads=6", "model.n_kv_heads=2", "model.sliding_window=5"),
-    "alibi-steep": ("model.d_model=64", "model.n_heads=4", "model.n_kv_heads=1", "model.alibi_bias_max=16"),
+    "alibi-gqa-window": (
+        "model.d_model=96",
+        "model.n_heads=6",
+        "model.n_kv_heads=2",
+        "model.sliding_window=5",
+    ),
+    "alibi-steep": (
+        "model.d_model=64",
+        "model.n_heads=4",
+        "model.n_kv_heads=1",
+        "model.alibi_bias_max=16",
+    ),
     "none": ("model.d_model=48", "model.n_heads=3", "model.positions=none"),
     "none-gqa-window": (
         *("model.d_model=96", "model.n_heads=6", "model.n_kv_heads=3", "model.positions=none"),
@@ -47,14 +59,19 @@ def inputs(config: ModelConfig) -> tuple[Tensor, ...]:
     """Queries, keys and values of two sequences."""
     torch.manual_seed(0)
     heads = (config.n_heads, config.kv_heads, config.kv_heads)
-    return tuple(torch.randn(2, count, LENGTH, config.head_size, requires_grad=True) for count in heads)
+    return tuple(
+        torch.randn(2, count, LENGTH, config.head_size, requires_grad=True) for count in heads
+    )
 
 
 def documents(packed: bool) -> Tensor | None:
     """Three documents a row, of other lengths in each; the last is padding."""
     if not packed:
         return None
-    rows = [torch.repeat_interleave(torch.tensor([1, 2, 0]), torch.tensor(sizes)) for sizes in ([9, 10, 5], [1, 20, 3])]
+    rows = [
+        torch.repeat_interleave(torch.tensor([1, 2, 0]), torch.tensor(sizes))
+        for sizes in ([9, 10, 5], [1, 20, 3])
+    ]
     return torch.stack(rows).int()
 
 
@@ -67,8 +84,12 @@ def attend(name: str, config: ModelConfig, q: Tensor, k: Tensor, v: Tensor, pack
     return backend.attend(q, k, v, shared)
 
 
-def varlen(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, _: Tensor, *lengths: int, **options: Any) -> Tensor:
-    """flash-attn's function in slow words: sequences of unequal length, laid end to end, [tokens, heads, head]."""
+def varlen(
+    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, _: Tensor, *lengths: int, **options: Any
+) -> Tensor:
+    """flash-attn's function in slow words: sequences of unequal length, laid end to end, [tokens,
+    heads, head].
+    """
     assert options["causal"] and torch.equal(ends, _)
     found = []
     for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
@@ -79,15 +100,21 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, _: Tensor, *lengths: i
         bias = torch.zeros(1, 1, end - start, end - start)
         if options["alibi_slopes"] is not None:
             bias = -options["alibi_slopes"][None, :, None, None] * distance
-        hidden = (distance < 0) | ((distance > left) if left >= 0 else torch.zeros_like(distance, dtype=torch.bool))
-        mixed = F.scaled_dot_product_attention(*one, attn_mask=bias.masked_fill(hidden, -torch.inf), enable_gqa=True)
+        hidden = (distance < 0) | (
+            (distance > left) if left >= 0 else torch.zeros_like(distance, dtype=torch.bool)
+        )
+        mixed = F.scaled_dot_product_attention(
+            *one, attn_mask=bias.masked_fill(hidden, -torch.inf), enable_gqa=True
+        )
         found.append(mixed[0].transpose(0, 1))
     return torch.cat(found)
 
 
 @pytest.fixture(autouse=True)
 def flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package exists for CUDA alone: its function stands in for it, so that what we hand to it is tested."""
+    """The package exists for CUDA alone: its function stands in for it, so that what we hand to it
+    is tested.
+    """
     package = types.ModuleType("flash_attn")
     package.flash_attn_varlen_func = varlen  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", package)
@@ -109,9 +136,11 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("name", "shape"), BACKWARD)
 def test_forward_and_backward_are_the_formulas(name: str, shape: str, packed: bool) -> None:
     config = config_of(shape)
-    here, there = inputs(config), inputs(config)
+    here = inputs(config)
+    there = inputs(config)
     weights = torch.randn(2, config.n_heads, LENGTH, config.head_size)
-    found, wanted = attend(name, config, *here, packed), plain_attention(*there, config, documents(packed))
+    found = attend(name, config, *here, packed)
+    wanted = plain_attention(*there, config, documents(packed))
     torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=2e-6)
     (found * weights).sum().backward()
     (wanted * weights).sum().backward()
@@ -133,15 +162,20 @@ def test_gradients_in_bf16_are_off_by_rounding_alone(name: str) -> None:
 
 
 def test_folded_alibi_is_nearer_to_the_formula_in_bf16_than_a_bias_of_bf16() -> None:
-    """Far from the diagonal a bias of 8 bits is off by up to 0.4 % of itself; the folded one has 24."""
-    config, length = make_config("model.d_model=384", "model.n_heads=6", "model.max_seq_len=1024").model, 1024
+    """Far from the diagonal a bias of 8 bits is off by up to 0.4 % of itself; the folded one has
+    24.
+    """
+    config = make_config("model.d_model=384", "model.n_heads=6", "model.max_seq_len=1024").model
+    length = 1024
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 6, length, 64).bfloat16() for _ in range(3))
     tokens = torch.zeros(1, length, dtype=torch.int64)
     errors = {}
     distance = torch.arange(length)[:, None] - torch.arange(length)[None]
     bias = (-alibi_slopes(6)[:, None, None] * distance).masked_fill(distance < 0, -torch.inf)
-    wanted = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=bias.double()[None])
+    wanted = F.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), attn_mask=bias.double()[None]
+    )
     for name in ("sdpa", "folded"):
         backend = make_backend(name, config, length)
         constant = None if backend.constant is None else backend.constant.bfloat16()
@@ -154,10 +188,12 @@ def test_folded_alibi_is_nearer_to_the_formula_in_bf16_than_a_bias_of_bf16() -> 
 
 def test_documents_of_the_next_pass_are_nothing_new_to_the_compiler() -> None:
     """FlexAttention gets them inside a function that is made anew for every pass."""
-    config, backend = config_of("alibi"), Flex(config_of("alibi"))
+    config = config_of("alibi")
+    backend = Flex(config_of("alibi"))
     q, k, v = (x.detach() for x in inputs(config))
     compiled = torch.compile(backend.attend, backend="eager", dynamic=False)
-    one, other = documents(True), documents(True)
+    one = documents(True)
+    other = documents(True)
     assert one is not None and other is not None
     other = other.flip(0)
     tokens = torch.zeros(2, LENGTH, dtype=torch.int64)
@@ -165,7 +201,9 @@ def test_documents_of_the_next_pass_are_nothing_new_to_the_compiler() -> None:
         compiled(q, k, v, backend.shared(None, tokens, one))
         with torch.compiler.set_stance("fail_on_recompile"):
             found = compiled(q, k, v, backend.shared(None, tokens, other))
-    torch.testing.assert_close(found, plain_attention(q, k, v, config, other).float(), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(
+        found, plain_attention(q, k, v, config, other).float(), rtol=1e-5, atol=2e-6
+    )
 
 
 def test_a_window_hides_what_lies_behind_it() -> None:
@@ -173,7 +211,11 @@ def test_a_window_hides_what_lies_behind_it() -> None:
     q, k, v = (x.detach() for x in inputs(config))
     moved = v.clone()
     moved[:, :, 10] += 1.0
-    changed = (attend("sdpa", config, q, k, v, False) != attend("sdpa", config, q, k, moved, False)).any(-1).any(1)
+    changed = (
+        (attend("sdpa", config, q, k, v, False) != attend("sdpa", config, q, k, moved, False))
+        .any(-1)
+        .any(1)
+    )
     assert changed[0].nonzero().flatten().tolist() == list(range(10, 17))
 
 
@@ -190,5 +232,7 @@ def test_any_number_of_documents_has_boundaries_of_few_lengths() -> None:
 
 def test_flash_attention_that_is_not_installed_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)
-    with pytest.raises(InputError, match=r"train\.attention=flash: the package flash-attn is not installed here"):
+    with pytest.raises(
+        InputError, match=r"train\.attention=flash: the package flash-attn is not installed here"
+    ):
         make_backend("flash", config_of("alibi"), LENGTH)

@@ -12,7 +12,13 @@ from hpc_llm.model.transformer import Transformer
 from tests.configs import make_config
 
 pytestmark = pytest.mark.slow
-WORDS = ("model.d_model=32", "model.n_heads=2", "model.n_layers=3", "model.vocab_size=128", "train.seq_len=16")
+WORDS = (
+    "model.d_model=32",
+    "model.n_heads=2",
+    "model.n_layers=3",
+    "model.vocab_size=128",
+    "train.seq_len=16",
+)
 
 
 def model(compiled: bool, chunk: int | None) -> Transformer:
@@ -24,7 +30,9 @@ def model(compiled: bool, chunk: int | None) -> Transformer:
 
 
 @pytest.mark.parametrize("chunk", [None, 16])
-def test_one_compiled_block_serves_all_and_gives_the_same_loss_and_gradients(chunk: int | None) -> None:
+def test_one_compiled_block_serves_all_and_gives_the_same_loss_and_gradients(
+    chunk: int | None,
+) -> None:
     from torch._dynamo.utils import counters
 
     torch.manual_seed(0)
@@ -41,8 +49,12 @@ def test_one_compiled_block_serves_all_and_gives_the_same_loss_and_gradients(chu
         torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_within_uncompiled_the_hooks_of_a_blocks_parts_are_called_and_afterwards_it_is_compiled_again() -> None:
-    made, tokens, met = model(True, None), torch.randint(0, 128, (2, 16)), []
+def test_within_uncompiled_the_hooks_of_a_blocks_parts_are_called_and_afterwards_it_is_compiled_again() -> (
+    None
+):
+    made = model(True, None)
+    tokens = torch.randint(0, 128, (2, 16))
+    met = []
     compiled = made.blocks[1].forward
     hook = made.blocks[1].norm_1.register_forward_hook(lambda *_: met.append("norm_1"))
     with uncompiled(made):

@@ -1,4 +1,6 @@
-"""Products in ways of our own are those of torch, forward and backward, whatever is wanted of them."""
+"""Products in ways of our own are those of torch, forward and backward, whatever is wanted of
+them.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,15 @@ def no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_product_and_gradients_are_torchs(shape: tuple[int, ...], bias: bool) -> None:
     torch.manual_seed(0)
-    ours, theirs = Linear(shape[-1], 4, bias=bias), torch.nn.Linear(shape[-1], 4, bias=bias)
+    ours = Linear(shape[-1], 4, bias=bias)
+    theirs = torch.nn.Linear(shape[-1], 4, bias=bias)
     theirs.load_state_dict(ours.state_dict())
-    x, y = (torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
-    found, wanted = ours(x), theirs(y)
+    x, y = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        for _ in range(2)
+    )
+    found = ours(x)
+    wanted = theirs(y)
     assert found.shape == wanted.shape
     torch.testing.assert_close(found, wanted)
     weights = torch.randn(wanted.shape)
@@ -51,7 +58,8 @@ def test_product_and_gradients_are_torchs(shape: tuple[int, ...], bias: bool) ->
 @pytest.mark.usefixtures("amd")
 def test_what_needs_no_gradient_gets_none_and_strides_do_not_matter() -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(70, 64).t(), torch.randn(4, 70)
+    x = torch.randn(70, 64).t()
+    weight = torch.randn(4, 70)
     torch.testing.assert_close(linear.linear(x, weight), F.linear(x, weight))
     for tensors in ((x.clone().requires_grad_(), weight), (x, weight.clone().requires_grad_())):
         linear.linear(*tensors).t().contiguous().t().sum().backward()
@@ -69,20 +77,28 @@ def test_it_is_oneDNN_that_computes_fp32_and_torch_the_rest() -> None:
         return {event.key for event in seen.key_averages()}
 
     assert "aten::mkldnn_convolution" in operators(torch.float32)
-    assert not any("convolution" in name for name in operators(torch.bfloat16) | operators(torch.float64))
+    assert not any(
+        "convolution" in name for name in operators(torch.bfloat16) | operators(torch.float64)
+    )
 
 
 @pytest.mark.parametrize("shape", [(48, 70), (16, 1)])
 def test_operators_are_what_the_compiler_is_told_they_are(shape: tuple[int, int]) -> None:
-    x, weight, grad = torch.randn(shape), torch.randn(4, shape[1]), torch.randn(shape[0], 4)
+    x = torch.randn(shape)
+    weight = torch.randn(4, shape[1])
+    grad = torch.randn(shape[0], 4)
     torch.library.opcheck(linear._product, (x, weight))
     torch.library.opcheck(linear._product_input_grad, (grad, x, weight))
     torch.library.opcheck(linear._product_weight_grad, (grad, x, weight))
 
 
-def graded(function: Callable[..., Tensor], *inputs: Tensor, wanted: tuple[bool, bool] = (True, True)) -> list[Tensor]:
+def graded(
+    function: Callable[..., Tensor], *inputs: Tensor, wanted: tuple[bool, bool] = (True, True)
+) -> list[Tensor]:
     """The product of two tensors, and the gradients that are wanted."""
-    given = [one.detach().clone().requires_grad_(want) for one, want in zip(inputs, wanted, strict=True)]
+    given = [
+        one.detach().clone().requires_grad_(want) for one, want in zip(inputs, wanted, strict=True)
+    ]
     product = function(*given)
     weights = torch.randn(product.shape, generator=torch.Generator().manual_seed(2)).bfloat16()
     product.backward(weights.to(product.dtype))
@@ -97,7 +113,8 @@ def test_bf16_by_way_of_fp32_is_the_exact_product_rounded_once(
     shape: tuple[int, ...], wanted: tuple[bool, bool]
 ) -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(shape, dtype=torch.bfloat16), torch.randn(4, 70, dtype=torch.bfloat16)
+    x = torch.randn(shape, dtype=torch.bfloat16)
+    weight = torch.randn(4, 70, dtype=torch.bfloat16)
     found = graded(linear.linear, x, weight, wanted=wanted)
     exact = graded(F.linear, x.double(), weight.double(), wanted=wanted)
     for ours, theirs in zip(found, exact, strict=True):
@@ -108,7 +125,8 @@ def test_bf16_by_way_of_fp32_is_the_exact_product_rounded_once(
 @pytest.mark.usefixtures("no_bf16")
 def test_batches_of_products_too() -> None:
     torch.manual_seed(0)
-    x, y = torch.randn(2, 3, 5, 8, dtype=torch.bfloat16), torch.randn(2, 3, 7, 8, dtype=torch.bfloat16)
+    x = torch.randn(2, 3, 5, 8, dtype=torch.bfloat16)
+    y = torch.randn(2, 3, 7, 8, dtype=torch.bfloat16)
     found = graded(linear.times_transposed, x, y)
     exact = graded(lambda x, y: x @ y.mT, x.double(), y.double())
     for ours, theirs in zip(found, exact, strict=True):

@@ -1,4 +1,6 @@
-"""The loss is a sum of cross-entropies, in chunks as in one piece; what else the gradient holds is not reported."""
+"""The loss is a sum of cross-entropies, in chunks as in one piece; what else the gradient holds is
+not reported.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from hpc_llm.model.loss import IGNORED, readout, summed_cross_entropy, summed_lo
 from hpc_llm.model.transformer import Transformer
 from tests.configs import make_config
 
-TOKENS, WIDTH, VOCAB = 22, 16, 128
+TOKENS = 22
+WIDTH = 16
+VOCAB = 128
 READOUTS = {
     "plain": (),
     "scaled": ("model.logit_scale=0.25",),
@@ -35,21 +39,30 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     targets = torch.randint(0, VOCAB, (TOKENS,))
     targets[3:9] = IGNORED
-    return torch.randn(TOKENS, WIDTH, requires_grad=True), torch.randn(VOCAB, WIDTH, requires_grad=True), targets
+    return (
+        torch.randn(TOKENS, WIDTH, requires_grad=True),
+        torch.randn(VOCAB, WIDTH, requires_grad=True),
+        targets,
+    )
 
 
 def test_ignored_targets_do_not_count() -> None:
-    logits, targets = torch.randn(10, 11), torch.randint(0, 11, (10,))
+    logits = torch.randn(10, 11)
+    targets = torch.randint(0, 11, (10,))
     targets[2] = IGNORED
     terms = F.cross_entropy(logits, targets.clamp(min=0), reduction="none")
-    torch.testing.assert_close(summed_cross_entropy(logits, targets), (terms * (targets != IGNORED)).sum())
+    torch.testing.assert_close(
+        summed_cross_entropy(logits, targets), (terms * (targets != IGNORED)).sum()
+    )
     assert summed_cross_entropy(logits, torch.full((10,), IGNORED)).item() == 0
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 11, 21, 22, 100])
 @pytest.mark.parametrize("name", READOUTS)
 def test_chunks_give_the_loss_and_the_gradients_of_one_piece(name: str, chunk: int) -> None:
-    config, (here, weight, targets), (there, other, _) = config_of(name), inputs(), inputs()
+    config = config_of(name)
+    (here, weight, targets) = inputs()
+    (there, other, _) = inputs()
     found = summed_loss(here, weight, targets, config, chunk)
     wanted = summed_loss(there, other, targets, config, None)
     torch.testing.assert_close(found, wanted)
@@ -62,14 +75,18 @@ def test_chunks_give_the_loss_and_the_gradients_of_one_piece(name: str, chunk: i
 
 
 def test_a_chunk_that_holds_everything_is_one_piece() -> None:
-    config, (x, weight, targets) = config_of("plain"), inputs()
-    whole, chunks = (summed_loss(x, weight, targets, config, chunk) for chunk in (len(x), len(x) - 1))
+    config = config_of("plain")
+    (x, weight, targets) = inputs()
+    whole, chunks = (
+        summed_loss(x, weight, targets, config, chunk) for chunk in (len(x), len(x) - 1)
+    )
     assert type(whole.grad_fn) is type(summed_loss(x, weight, targets, config, None).grad_fn)
     assert type(whole.grad_fn) is not type(chunks.grad_fn)
 
 
 def test_chunks_in_bf16_lose_no_more_than_one_piece_does() -> None:
-    config, (x, weight, targets) = config_of("plain"), inputs()
+    config = config_of("plain")
+    (x, weight, targets) = inputs()
     summed_loss(x, weight, targets, config, None).backward()
     errors = []
     for chunk in (None, 4):
@@ -87,7 +104,9 @@ class Largest(TorchDispatchMode):
         super().__init__()
         self.elements = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tensors(result):
             self.elements = max(self.elements, tensor.numel())
@@ -101,7 +120,8 @@ def tensors(result: Any) -> Iterator[Tensor]:
 
 
 def test_chunks_never_hold_all_logits() -> None:
-    config, (x, weight, targets) = config_of("plain"), inputs()
+    config = config_of("plain")
+    (x, weight, targets) = inputs()
     largest = {}
     for chunk in (None, 4):
         with Largest() as seen:
@@ -113,7 +133,8 @@ def test_chunks_never_hold_all_logits() -> None:
 
 def test_z_loss_is_in_the_gradient_and_not_in_the_value() -> None:
     torch.manual_seed(0)
-    logits, targets = torch.randn(10, 11, requires_grad=True), torch.randint(0, 11, (10,))
+    logits = torch.randn(10, 11, requires_grad=True)
+    targets = torch.randint(0, 11, (10,))
     targets[0] = IGNORED
     loss = summed_cross_entropy(logits, targets, z_loss=0.1)
     assert loss.item() == summed_cross_entropy(logits, targets).item()
@@ -128,7 +149,9 @@ def test_the_models_z_loss_is_in_its_gradients_whatever_the_chunk() -> None:
     gradients = {}
     for z_loss, chunk in ((0.0, None), (0.1, None), (0.1, 5)):
         model = Transformer(
-            make_config(f"model.vocab_size={VOCAB}", f"model.z_loss={z_loss}").model, 8, loss_chunk=chunk
+            make_config(f"model.vocab_size={VOCAB}", f"model.z_loss={z_loss}").model,
+            8,
+            loss_chunk=chunk,
         )
         for name, parameter in model.named_parameters():
             initialise(name, parameter, model.config, seed=1)

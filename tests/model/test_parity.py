@@ -1,4 +1,6 @@
-"""Our model is the one of Hugging Face: logits, gradients, and losses along 200 steps of training."""
+"""Our model is the one of Hugging Face: logits, gradients, and losses along 200 steps of
+training.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from hpc_llm.model.init import initialise
 from hpc_llm.model.transformer import Transformer
 from tests.configs import make_config
 
-VOCAB, LENGTH = 128, 32
+VOCAB = 128
+LENGTH = 32
 MPT = {  # d_model, heads, layers
     "even": ("model.d_model=64", "model.n_heads=4", "model.n_layers=2"),
     "no-power-of-two": ("model.d_model=96", "model.n_heads=6", "model.n_layers=3"),
@@ -22,7 +25,13 @@ MPT = {  # d_model, heads, layers
 }
 LLAMA = {
     "mha": ("model.n_kv_heads=null", "model.n_heads=4"),
-    "gqa": ("model.n_kv_heads=2", "model.n_heads=6", "model.n_layers=2", "model.d_model=96", "model.d_ffn=200"),
+    "gqa": (
+        "model.n_kv_heads=2",
+        "model.n_heads=6",
+        "model.n_layers=2",
+        "model.d_model=96",
+        "model.d_ffn=200",
+    ),
     "mqa": ("model.n_kv_heads=1", "model.n_heads=3", "model.d_model=48", "model.rope_theta=500000"),
     "tied": ("model.n_kv_heads=2", "model.n_heads=4", "model.tied=true", "model.norm_eps=1e-6"),
 }
@@ -89,25 +98,36 @@ def as_llama(ours: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
             found[ends.get(name, name)] = tensor
             continue
         _, layer, inner = name.split(".", 2)
-        sizes = {1: [len(tensor)], 2: [config.ffn_size] * 2, 3: [config.d_model, kv, kv]}[len(names[inner])]
+        sizes = {1: [len(tensor)], 2: [config.ffn_size] * 2, 3: [config.d_model, kv, kv]}[
+            len(names[inner])
+        ]
         for part, theirs in zip(tensor.split(sizes), names[inner], strict=True):
             found[f"model.layers.{layer}.{theirs}.weight"] = part
     return found
 
 
 CASES = [
-    *(pytest.param("mpt-tiny", words, mpt, as_mpt, id=f"mpt-{name}") for name, words in MPT.items()),
-    *(pytest.param("llama-tiny", words, llama, as_llama, id=f"llama-{name}") for name, words in LLAMA.items()),
+    *(
+        pytest.param("mpt-tiny", words, mpt, as_mpt, id=f"mpt-{name}")
+        for name, words in MPT.items()
+    ),
+    *(
+        pytest.param("llama-tiny", words, llama, as_llama, id=f"llama-{name}")
+        for name, words in LLAMA.items()
+    ),
 ]
 
 
 def pair(
     preset: str, words: tuple[str, ...], theirs: Any, names: Any, length: int = LENGTH
 ) -> tuple[ModelConfig, Transformer, nn.Module]:
-    """Our model and theirs, with the same weights, larger than at the start of training so that all parts speak."""
+    """Our model and theirs, with the same weights, larger than at the start of training so that all
+    parts speak.
+    """
     common = (f"model.vocab_size={VOCAB}", f"model.max_seq_len={length}", f"train.seq_len={length}")
     config = make_config(f"model={preset}", *common, *words, "model.init_std=0.05").model
-    ours, reference = Transformer(config, length), theirs(config)
+    ours = Transformer(config, length)
+    reference = theirs(config)
     for name, parameter in ours.named_parameters():
         initialise(name, parameter, config, seed=3)
         if parameter.dim() == 1:
@@ -136,7 +156,8 @@ def test_logits_and_gradients_are_those_of_transformers(
 ) -> None:
     config, ours, reference = pair(preset, words, theirs, names)
     tokens, targets = batch(0)
-    here, there = ours.logits(tokens), reference(tokens).logits
+    here = ours.logits(tokens)
+    there = reference(tokens).logits
     assert there.std() > 0.3
     torch.testing.assert_close(here, there, rtol=0, atol=1e-5)
     ours(tokens, targets).backward()
@@ -155,17 +176,27 @@ WIDE = ("model.d_model=768", "model.n_heads=12", "model.n_layers=4")  # of the 1
     ("preset", "words", "theirs", "names"),
     [
         pytest.param("mpt-tiny", WIDE, mpt, as_mpt, id="mpt"),
-        pytest.param("llama-tiny", (*WIDE, "model.n_kv_heads=4", "model.d_ffn=2048"), llama, as_llama, id="llama"),
+        pytest.param(
+            "llama-tiny",
+            (*WIDE, "model.n_kv_heads=4", "model.d_ffn=2048"),
+            llama,
+            as_llama,
+            id="llama",
+        ),
     ],
 )
 def test_at_a_real_width_and_length_ours_is_as_near_to_fp64_as_theirs(
     preset: str, words: tuple[str, ...], theirs: Any, names: Any
 ) -> None:
-    """Logits are up to 6 here: the two differ by some 1e-5, as each does from what it would be without rounding."""
+    """Logits are up to 6 here: the two differ by some 1e-5, as each does from what it would be
+    without rounding.
+    """
     _, ours, reference = pair(preset, words, theirs, names, length=256)
     tokens, _ = batch(0, length=256)
     with torch.no_grad():
-        here, there, exact = ours.logits(tokens), reference(tokens).logits, reference.double()(tokens).logits
+        here = ours.logits(tokens)
+        there = reference(tokens).logits
+        exact = reference.double()(tokens).logits
     assert (here - exact).abs().mean() <= 1.2 * (there - exact).abs().mean()
     assert (here - there).abs().max() <= 5e-6 * exact.abs().max()
 
@@ -183,7 +214,9 @@ def test_200_steps_follow_the_losses_of_transformers(
     _, ours, reference = pair(preset, words, theirs, names)
 
     def losses(model: nn.Module, mean: Any) -> list[float]:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1
+        )
         found = []
         for step in range(200):
             loss = mean(*batch(step))
@@ -196,7 +229,9 @@ def test_200_steps_follow_the_losses_of_transformers(
     here = losses(ours, lambda tokens, targets: ours(tokens, targets) / targets.numel())
     there = losses(
         reference,
-        lambda tokens, targets: F.cross_entropy(reference(tokens).logits.flatten(0, 1), targets.flatten()),
+        lambda tokens, targets: F.cross_entropy(
+            reference(tokens).logits.flatten(0, 1), targets.flatten()
+        ),
     )
     assert sum(here[-10:]) < 0.5 * sum(here[:10])  # it learnt
     assert max(abs(one - other) for one, other in zip(here, there, strict=True)) <= 1e-3

@@ -14,7 +14,11 @@ from hpc_llm.model.transformer import Transformer
 from tests.configs import make_config
 
 CONFIG = make_config(
-    "model.d_model=48", "model.n_heads=3", "model.n_layers=2", "model.vocab_size=128", "model.max_seq_len=32"
+    "model.d_model=48",
+    "model.n_heads=3",
+    "model.n_layers=2",
+    "model.vocab_size=128",
+    "model.max_seq_len=32",
 ).model
 SEQ_LEN = 16
 
@@ -46,7 +50,8 @@ def test_no_position_sees_what_comes_after_it() -> None:
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
     tokens = torch.randint(0, CONFIG.vocab_size, (2, SEQ_LEN))
-    kept, recomputed = model(), model(activation_checkpointing=True)
+    kept = model()
+    recomputed = model(activation_checkpointing=True)
     for made in (kept, recomputed):
         made(tokens, tokens).backward()
     for one, other in zip(kept.parameters(), recomputed.parameters(), strict=True):
@@ -68,7 +73,8 @@ def packed() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_a_packed_document_is_seen_as_if_it_stood_alone() -> None:
     tokens, targets, documents = packed()
-    together, alone = model(), model()
+    together = model()
+    alone = model()
     logits = together.logits(tokens, documents)
     together(tokens, targets, documents).backward()
     for row, number in [(row, number) for row in range(2) for number in (1, 2, 3)]:
@@ -90,10 +96,14 @@ def test_one_document_a_row_gives_the_bits_of_none() -> None:
 
 
 def test_documents_and_activation_checkpointing_go_together() -> None:
-    kept, recomputed = model(), model(activation_checkpointing=True)
+    kept = model()
+    recomputed = model(activation_checkpointing=True)
     for made in (kept, recomputed):
         made(*packed()).backward()
-    assert all(torch.equal(a.grad, b.grad) for a, b in zip(kept.parameters(), recomputed.parameters(), strict=True))
+    assert all(
+        torch.equal(a.grad, b.grad)
+        for a, b in zip(kept.parameters(), recomputed.parameters(), strict=True)
+    )
 
 
 def test_shorter_sequences_are_the_beginning_of_long_ones() -> None:

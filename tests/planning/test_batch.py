@@ -26,17 +26,26 @@ def batches(draw: st.DrawFn) -> tuple[int, int, int]:
 def test_every_row_is_computed_exactly_once_and_in_order(batch: tuple[int, int, int]) -> None:
     global_batch, world_size, micro_batch = batch
     passes = accumulation(global_batch, world_size, micro_batch)
-    ranges = [pass_rows(*batch, rank, index) for rank in range(world_size) for index in range(passes)]
-    assert [row for start, stop in ranges for row in range(start, stop)] == list(range(global_batch))
+    ranges = [
+        pass_rows(*batch, rank, index) for rank in range(world_size) for index in range(passes)
+    ]
+    assert [row for start, stop in ranges for row in range(start, stop)] == list(
+        range(global_batch)
+    )
 
 
 @given(batches())
-def test_no_pass_is_larger_than_the_micro_batch_and_no_rank_is_idle(batch: tuple[int, int, int]) -> None:
+def test_no_pass_is_larger_than_the_micro_batch_and_no_rank_is_idle(
+    batch: tuple[int, int, int],
+) -> None:
     global_batch, world_size, micro_batch = batch
     passes = accumulation(*batch)
     totals = []
     for rank in range(world_size):
-        sizes = [stop - start for start, stop in (pass_rows(*batch, rank, index) for index in range(passes))]
+        sizes = [
+            stop - start
+            for start, stop in (pass_rows(*batch, rank, index) for index in range(passes))
+        ]
         assert all(0 <= size <= micro_batch for size in sizes)
         assert sizes == sorted(sizes, reverse=True)
         totals.append(sum(sizes))
@@ -48,7 +57,9 @@ def test_no_pass_is_larger_than_the_micro_batch_and_no_rank_is_idle(batch: tuple
 @given(batches())
 def test_padding_is_what_the_passes_compute_beyond_the_batch(batch: tuple[int, int, int]) -> None:
     global_batch, world_size, micro_batch = batch
-    assert padded_rows(*batch) == accumulation(*batch) * micro_batch * world_size - global_batch >= 0
+    assert (
+        padded_rows(*batch) == accumulation(*batch) * micro_batch * world_size - global_batch >= 0
+    )
 
 
 @given(st.integers(1, 300), st.integers(1, 32))
@@ -62,14 +73,19 @@ def test_candidates_are_worth_trying(rows: int, cap: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "first"), [(16, 16), (128, 16), (7, 7), (17, 9), (20, 10), (23, 12), (24, 12), (1, 1), (25, 13)]
+    ("rows", "first"),
+    [(16, 16), (128, 16), (7, 7), (17, 9), (20, 10), (23, 12), (24, 12), (1, 1), (25, 13)],
 )
 def test_the_best_candidate_is_large_and_divides_where_it_can(rows: int, first: int) -> None:
     assert microbatch_candidates(rows, 16)[0] == first
 
 
-@pytest.mark.parametrize(("seq_len", "sequences"), [(128, 512), (2048, 32), (4096, 16), (65536, 16)])
-def test_a_pass_is_worth_65_thousand_tokens_and_at_least_16_sequences(seq_len: int, sequences: int) -> None:
+@pytest.mark.parametrize(
+    ("seq_len", "sequences"), [(128, 512), (2048, 32), (4096, 16), (65536, 16)]
+)
+def test_a_pass_is_worth_65_thousand_tokens_and_at_least_16_sequences(
+    seq_len: int, sequences: int
+) -> None:
     assert most_sequences(seq_len) == sequences
 
 

@@ -15,7 +15,9 @@ from tests.configs import make_config
 
 
 def expected_time(interval: float, save: float, mtbf: float, restart: float = 0.0) -> float:
-    """Wall time per second of work with exponential failures, Daly's eq. 20: what the interval is to make least."""
+    """Wall time per second of work with exponential failures, Daly's eq. 20: what the interval is
+    to make least.
+    """
     return mtbf * math.exp(restart / mtbf) * (math.exp((interval + save) / mtbf) - 1) / interval
 
 
@@ -29,7 +31,9 @@ def test_the_interval_is_dalys(save_s: float, mtbf: float, seconds: float) -> No
 
 @settings(deadline=None)
 @given(st.floats(0.5, 300), st.floats(20, 5000), st.floats(0.3, 3))
-def test_no_other_interval_is_better_by_more_than_a_thousandth(save: float, ratio: float, factor: float) -> None:
+def test_no_other_interval_is_better_by_more_than_a_thousandth(
+    save: float, ratio: float, factor: float
+) -> None:
     mtbf = save * ratio
     best = interval_s(save, mtbf)
     assert expected_time(best, save, mtbf) <= expected_time(best * factor, save, mtbf) * 1.001
@@ -67,10 +71,17 @@ def test_much_evidence_outweighs_what_was_assumed() -> None:
 
 def test_auto_is_planned_from_the_size_of_a_checkpoint_and_the_number_of_nodes() -> None:
     small = make_plan(make_config("cluster=a100x8", "model=mpt-7b", "checkpoint.every=auto"), None)
-    large = make_plan(make_config("cluster=a100x440", "model=mpt-7b", "checkpoint.every=auto"), None)
+    large = make_plan(
+        make_config("cluster=a100x440", "model=mpt-7b", "checkpoint.every=auto"), None
+    )
     assert small.checkpoint_every_steps is None and large.checkpoint_every_steps is None
     assert large.checkpoint_every_s is not None and small.checkpoint_every_s is not None
     assert large.checkpoint_every_s < small.checkpoint_every_s
-    nodes, num_bytes = 55, large.checkpoint_bytes
-    assert large.checkpoint_every_s == pytest.approx(interval_s(expected_save_s(num_bytes, nodes), mtbf_s(nodes)), 1e-3)
-    assert "s (auto)" in render(make_config("cluster=a100x440", "model=mpt-7b", "checkpoint.every=auto"), large)
+    nodes = 55
+    num_bytes = large.checkpoint_bytes
+    assert large.checkpoint_every_s == pytest.approx(
+        interval_s(expected_save_s(num_bytes, nodes), mtbf_s(nodes)), 1e-3
+    )
+    assert "s (auto)" in render(
+        make_config("cluster=a100x440", "model=mpt-7b", "checkpoint.every=auto"), large
+    )

@@ -26,7 +26,9 @@ from tests.configs import make_config
 WORDS = ("model=mpt-7b", "cluster=a100x64", "train.attention=sdpa", "train.compile=false")
 
 
-def memory(*words: str, stage: int = 1, checkpointing: bool = False, micro_batch: int = 1) -> MemoryEstimate:
+def memory(
+    *words: str, stage: int = 1, checkpointing: bool = False, micro_batch: int = 1
+) -> MemoryEstimate:
     return estimate(typed(*WORDS, *words), stage, checkpointing, micro_batch)
 
 
@@ -39,9 +41,13 @@ def test_bf16_at_stage_1_holds_weights_and_the_sum_of_gradients_whole() -> None:
     """At the end of backward also the shared matrix's gradient, from both of its uses."""
     model = make_config(*WORDS).model
     count = parameter_count(model)
-    loss, end = memory(micro_batch=2), memory("train.seq_len=16")
+    loss = memory(micro_batch=2)
+    end = memory("train.seq_len=16")
     assert (loss.moment, loss.weights, loss.gradients) == ("loss", 2 * count, 4 * count)
-    assert (end.moment, end.gradients) == ("gradients", 4 * count + 2 * 2 * model.vocab_size * model.d_model)
+    assert (end.moment, end.gradients) == (
+        "gradients",
+        4 * count + 2 * 2 * model.vocab_size * model.d_model,
+    )
     assert loss.optimizer == end.optimizer == pytest.approx(12 * count / 64, rel=1e-6)
 
 
@@ -54,7 +60,10 @@ def test_model_states_shrink_with_every_zero_stage() -> None:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_memory_grows_with_the_micro_batch(stage: int, checkpointing: bool) -> None:
-    totals = [memory(stage=stage, checkpointing=checkpointing, micro_batch=size).total for size in (1, 2, 3, 8)]
+    totals = [
+        memory(stage=stage, checkpointing=checkpointing, micro_batch=size).total
+        for size in (1, 2, 3, 8)
+    ]
     assert totals == sorted(set(totals))
 
 
@@ -66,31 +75,49 @@ def test_memory_shrinks_with_the_number_of_nodes(stage: int) -> None:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_checkpointing_saves_activations_alone(stage: int) -> None:
-    with_it, without = (memory(stage=stage, checkpointing=on, micro_batch=16) for on in (True, False))
+    with_it, without = (
+        memory(stage=stage, checkpointing=on, micro_batch=16) for on in (True, False)
+    )
     assert with_it.moment == without.moment == "loss"
     assert with_it.activations < without.activations / 8
     assert with_it.total - without.total == with_it.activations - without.activations
 
 
 def test_activations_without_checkpointing_are_korthikantis_without_dropout_and_scores() -> None:
-    """arXiv 2205.05198: 34 bytes per s·h and layer, less 2 of dropout masks, plus what lies outside the layers."""
+    """arXiv 2205.05198: 34 bytes per s·h and layer, less 2 of dropout masks, plus what lies outside
+    the layers.
+    """
     model = make_config(*WORDS).model
-    layer, ends, ffn = (2 * width * 2048 * model.d_model for width in (16, 2, 2 * model.expansion_ratio))
+    layer, ends, ffn = (
+        2 * width * 2048 * model.d_model for width in (16, 2, 2 * model.expansion_ratio)
+    )
     found = activation_bytes(model, 2048, 2, False)
-    assert (found.kept, found.backward, found.layer) == (layer * model.n_layers + ends, ffn, layer + ffn)
+    assert (found.kept, found.backward, found.layer) == (
+        layer * model.n_layers + ends,
+        ffn,
+        layer + ffn,
+    )
     found = activation_bytes(model, 2048, 2, True)
-    assert (found.kept, found.backward, found.layer) == (layer // 16 * model.n_layers + ends, layer + ffn, layer + ffn)
+    assert (found.kept, found.backward, found.layer) == (
+        layer // 16 * model.n_layers + ends,
+        layer + ffn,
+        layer + ffn,
+    )
 
 
 def test_the_alibi_bias_is_counted_once_for_all_layers_and_sequences() -> None:
     model = make_config(*WORDS).model
     found = memory(micro_batch=3)
-    assert found.activations - 3 * activation_bytes(model, 2048, 2, False).kept == model.n_heads * 2048 * 2048 * 2
+    assert (
+        found.activations - 3 * activation_bytes(model, 2048, 2, False).kept
+        == model.n_heads * 2048 * 2048 * 2
+    )
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_an_offloaded_optimizer_moves_to_the_host(stage: int) -> None:
-    here, there = memory(stage=stage), memory("optim=cpu_adam", stage=stage)
+    here = memory(stage=stage)
+    there = memory("optim=cpu_adam", stage=stage)
     assert there.optimizer == here.host == 0
     assert there.host >= here.optimizer
     assert there.total < here.total
@@ -112,7 +139,10 @@ def test_buckets_are_never_larger_than_the_model() -> None:
 
 
 def test_reduction_beside_backward_takes_a_second_bucket() -> None:
-    assert [bucket_bytes(1000, ranks, 2, "bf16", offloaded=False).backward for ranks in (1, 2)] == [2000, 4000]
+    assert [bucket_bytes(1000, ranks, 2, "bf16", offloaded=False).backward for ranks in (1, 2)] == [
+        2000,
+        4000,
+    ]
 
 
 def test_a_cpu_has_no_cuda_context() -> None:
@@ -122,7 +152,8 @@ def test_a_cpu_has_no_cuda_context() -> None:
 def test_what_the_step_copies_counts_where_it_is_more_than_the_activations() -> None:
     """They are gone by then: with long sequences the loss is the peak, with short ones the step."""
     alone = ("cluster.nodes=1", "cluster.gpus_per_node=1")
-    short, long = (memory(*alone, "train.seq_len=16", stage=2), memory(*alone, stage=2, micro_batch=64))
+    short = memory(*alone, "train.seq_len=16", stage=2)
+    long = memory(*alone, stage=2, micro_batch=64)
     model = make_config(*WORDS).model
     count = parameter_count(model)
     assert (long.moment, short.moment) == ("loss", "step")
@@ -133,17 +164,29 @@ def test_what_the_step_copies_counts_where_it_is_more_than_the_activations() -> 
 
 def test_stage_3_copies_a_sub_group_and_has_let_its_gathered_weights_go() -> None:
     count = parameter_count(make_config(*WORDS).model)
-    step = moments(make_config(*WORDS, "cluster.nodes=1", "cluster.gpus_per_node=1"), 3, False, 1)["step"]
+    step = moments(make_config(*WORDS, "cluster.nodes=1", "cluster.gpus_per_node=1"), 3, False, 1)[
+        "step"
+    ]
     assert (step.weights, step.gradients) == (2 * count, 4 * count + 4 * 10**9)
 
 
 def test_passes_are_summed_in_fp32() -> None:
-    """At the loss of a later pass the sum of those before is there; in fp32 at stage 1 their gradient, too."""
+    """At the loss of a later pass the sum of those before is there; in fp32 at stage 1 their
+    gradient, too.
+    """
     held = {
         (stage, precision): [
-            gradient_bytes(100, 10, 1, stage, precision, False, several).held for several in (False, True)
+            gradient_bytes(100, 10, 1, stage, precision, False, several).held
+            for several in (False, True)
         ]
-        for stage, precision in ((0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16"))
+        for stage, precision in (
+            (0, "fp32"),
+            (1, "fp32"),
+            (2, "fp32"),
+            (1, "bf16"),
+            (2, "bf16"),
+            (3, "bf16"),
+        )
     }
     assert held == {
         (0, "fp32"): [0, 400],
@@ -157,16 +200,21 @@ def test_passes_are_summed_in_fp32() -> None:
 
 def test_folded_alibi_stores_no_bias() -> None:
     long = ("model=mpt-7b-8k", "cluster=a100x64", "train.attention=")
-    kept, less = (estimate(make_config(*long[:2], long[2] + name), 1, False, 1) for name in ("sdpa", "folded"))
+    kept, less = (
+        estimate(make_config(*long[:2], long[2] + name), 1, False, 1) for name in ("sdpa", "folded")
+    )
     bias = 32 * 8192 * 8192 * 2
-    assert 0.8 * bias < kept.activations - less.activations < bias  # the extra dimensions cost some of it
+    assert (
+        0.8 * bias < kept.activations - less.activations < bias
+    )  # the extra dimensions cost some of it
     folded = memory("train.attention=folded").activations
     windowed = memory("train.attention=folded", "model.sliding_window=512").activations
     assert windowed - folded == 2048 * 2048 * 2  # one mask for all heads
 
 
 def test_documents_need_a_mask_for_every_sequence() -> None:
-    words, packed = ("model=llama-1b", "cluster=a100x64"), "data.packing=best_fit"
+    words = ("model=llama-1b", "cluster=a100x64")
+    packed = "data.packing=best_fit"
     plain, masked, without = (
         estimate(make_config(*words, *more), 1, False, 3).activations
         for more in ((), (packed, "train.attention=sdpa"), (packed, "train.attention=flash"))
@@ -190,13 +238,18 @@ def test_logits_in_chunks_cost_their_chunk_and_a_gradient_of_the_output_matrix()
 def test_a_compiled_loss_keeps_no_fp32_logits() -> None:
     vocab = make_config(*WORDS).model.vocab_size
     assert logits("train.compile=true") == 4 * 2048 * vocab * 2
-    assert logits("train.compile=true", "cluster.device=cpu", "train.precision=fp32") == 4 * 2048 * vocab * 4
-    eager, compiled = (logits("train.loss_chunk=512", f"train.compile={on}") for on in ("false", "true"))
+    assert (
+        logits("train.compile=true", "cluster.device=cpu", "train.precision=fp32")
+        == 4 * 2048 * vocab * 4
+    )
+    eager, compiled = (
+        logits("train.loss_chunk=512", f"train.compile={on}") for on in ("false", "true")
+    )
     assert eager - compiled == 512 * vocab * 12
 
 
-# Sequences of 2,048 tokens a pass and GiB at the peak of torch's allocator on an H100, one rank at ZeRO 1, bf16,
-# compiled, without checkpointing (benchmarks/training.md, 26 Nov 2026).
+# Sequences of 2,048 tokens a pass and GiB at the peak of torch's allocator on an H100, one rank at
+# ZeRO 1, bf16, compiled, without checkpointing (benchmarks/training.md, 26 Nov 2026).
 ON_AN_H100 = {
     "mpt-125m": (16, 14.40),
     "mpt-1b": (8, 47.93),
@@ -210,12 +263,17 @@ ON_AN_H100 = {
 @pytest.mark.parametrize("model", ON_AN_H100)
 def test_the_plan_is_within_a_tenth_of_what_a_gpu_gave_out(model: str) -> None:
     micro_batch, measured = ON_AN_H100[model]
-    config = make_config(f"model={model}", "cluster.gpu=h100-80gb", "cluster.device=cuda", "train.seq_len=2048")
+    config = make_config(
+        f"model={model}", "cluster.gpu=h100-80gb", "cluster.device=cuda", "train.seq_len=2048"
+    )
     assert estimate(config, 1, False, micro_batch).tensors / GIB == pytest.approx(measured, rel=0.1)
 
 
 def test_muon_is_never_planned_at_stage_3() -> None:
-    modes = {choice.zero_stage for choice in choices(make_config("model=mpt-7b", "cluster=a100x64", "optim=muon"), 0)}
+    modes = {
+        choice.zero_stage
+        for choice in choices(make_config("model=mpt-7b", "cluster=a100x64", "optim=muon"), 0)
+    }
     assert modes == {1, 2}
 
 
@@ -235,14 +293,22 @@ SHAPES = [
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("words", SHAPES, ids=" ".join)
-def test_the_planned_activations_are_what_autograd_keeps(words: tuple[str, ...], precision: torch.dtype) -> None:
+def test_the_planned_activations_are_what_autograd_keeps(
+    words: tuple[str, ...], precision: torch.dtype
+) -> None:
     model = make_config(*words, "model.n_layers=4").model
-    assert kept_bytes(model, "sdpa", precision) == pytest.approx(planned_bytes(model, "sdpa", precision), rel=0.08)
+    assert kept_bytes(model, "sdpa", precision) == pytest.approx(
+        planned_bytes(model, "sdpa", precision), rel=0.08
+    )
 
 
 @pytest.mark.parametrize("backend", ["folded", "blocked"])
-def test_so_are_those_of_other_ways_to_attend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpc_llm.config.computing.SMALLEST_BLOCK", 32)  # as many blocks as for longer sequences
+def test_so_are_those_of_other_ways_to_attend(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "hpc_llm.config.computing.SMALLEST_BLOCK", 32
+    )  # as many blocks as for longer sequences
     model = make_config("model.n_layers=4").model
     kept, planned = (count(model, backend, torch.bfloat16) for count in (kept_bytes, planned_bytes))
     assert kept == pytest.approx(planned, rel=0.08)
@@ -264,4 +330,6 @@ def kept_bytes(model: ModelConfig, backend: str, precision: torch.dtype) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         made.hidden(torch.zeros(1, 128, dtype=torch.int64))
-    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+    return sum(
+        tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own
+    )

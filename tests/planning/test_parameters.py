@@ -31,8 +31,12 @@ def test_mpt_7b_has_the_released_number_of_parameters() -> None:
 
 
 @pytest.mark.parametrize(("name", "billions"), PUBLISHED_BILLIONS.items())
-def test_every_published_size_has_about_the_parameters_of_its_name(name: str, billions: float) -> None:
-    assert parameter_count(make_config(f"model={name}").model) / 1e9 == pytest.approx(billions, rel=0.03)
+def test_every_published_size_has_about_the_parameters_of_its_name(
+    name: str, billions: float
+) -> None:
+    assert parameter_count(make_config(f"model={name}").model) / 1e9 == pytest.approx(
+        billions, rel=0.03
+    )
 
 
 # d_model, heads, heads of keys and values, layers, width of the FFN, vocabulary, longest sequence
@@ -73,7 +77,12 @@ def test_mpt_presets_are_mpts(name: str) -> None:
         16 if story else 8,
         6 if story else None,
     )
-    assert (model.norm, model.ffn, model.bias, model.tied) == ("low_precision_layernorm", "gelu", False, True)
+    assert (model.norm, model.ffn, model.bias, model.tied) == (
+        "low_precision_layernorm",
+        "gelu",
+        False,
+        True,
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("llama")])
@@ -134,7 +143,8 @@ def test_flops_per_token_give_the_published_throughput_its_published_mfu() -> No
 
 def test_longer_sequences_cost_more_per_token() -> None:
     model = make_config("model=mpt-7b").model
-    longer, shorter = flops_per_token(model, 4096), flops_per_token(model, 2048)
+    longer = flops_per_token(model, 4096)
+    shorter = flops_per_token(model, 2048)
     assert longer - shorter == 12 * model.n_layers * model.d_model * 2048
 
 

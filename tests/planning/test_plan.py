@@ -19,10 +19,18 @@ from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
 from hpc_llm.planning.refusal import suggestions
 from tests.configs import make_config, presets, slurm_clusters
 
-DATA = DataFacts(directory="/data/x", tokens=1_000_000, heldout_tokens=10_000, vocab_size=4096, unigram_entropy=6.5)
+DATA = DataFacts(
+    directory="/data/x",
+    tokens=1_000_000,
+    heldout_tokens=10_000,
+    vocab_size=4096,
+    unigram_entropy=6.5,
+)
 
 
-def plan(*words: str, data: DataFacts | None = None, memory_available: int | None = None) -> RunPlan:
+def plan(
+    *words: str, data: DataFacts | None = None, memory_available: int | None = None
+) -> RunPlan:
     return make_plan(make_config(*words), data, memory_available=memory_available)
 
 
@@ -37,12 +45,22 @@ def test_mpt_7b_on_64_gpus() -> None:
     assert (found.world_size, found.nodes, found.gpus_per_node) == (64, 8, 8)
     assert found.micro_batch * found.accumulation * found.world_size == 1024
     assert (found.zero_stage, found.activation_checkpointing) == (1, False)
-    assert (found.steps, found.tokens_per_step, found.tokens) == (63_900, 1024 * 2048, 63_900 * 1024 * 2048)
-    assert (found.warmup_steps, found.eval_every_steps, found.checkpoint_every_steps) == (100, 500, 500)
+    assert (found.steps, found.tokens_per_step, found.tokens) == (
+        63_900,
+        1024 * 2048,
+        63_900 * 1024 * 2048,
+    )
+    assert (found.warmup_steps, found.eval_every_steps, found.checkpoint_every_steps) == (
+        100,
+        500,
+        500,
+    )
     assert found.memory_available is not None
     assert found.memory.total <= found.memory_available < 80 * GIB
     assert found.peak_tflops == 312
-    assert found.gpu_hours == pytest.approx(found.flops_per_token * found.tokens / (312e12 * 0.5) / 3600)
+    assert found.gpu_hours == pytest.approx(
+        found.flops_per_token * found.tokens / (312e12 * 0.5) / 3600
+    )
     assert found.wall_hours is not None
     assert found.wall_hours * 64 == pytest.approx(found.gpu_hours)
     assert found.jobs == 7
@@ -63,13 +81,19 @@ def test_every_experiment_has_a_plan(name: str) -> None:
         assert make_plan(config, None).steps > 0
 
 
-NOTHING_FITS = {("mpt-7b-storywriter-65k", "a100x440")}  # one sequence's activations are 31 of a GPU's 40 GiB
+NOTHING_FITS = {
+    ("mpt-7b-storywriter-65k", "a100x440")
+}  # one sequence's activations are 31 of a GPU's 40 GiB
 
 
 @pytest.mark.parametrize("cluster", slurm_clusters())
 @pytest.mark.parametrize("model", presets("model"))
-def test_every_preset_plans_or_is_refused_with_a_remedy_that_works(model: str, cluster: str) -> None:
-    config = replace(make_config(f"model={model}"), cluster=make_config(f"cluster={cluster}").cluster)
+def test_every_preset_plans_or_is_refused_with_a_remedy_that_works(
+    model: str, cluster: str
+) -> None:
+    config = replace(
+        make_config(f"model={model}"), cluster=make_config(f"cluster={cluster}").cluster
+    )
     config = replace(config, train=replace(config.train, global_batch=2048))
     assert not checks.problems(config)
     try:
@@ -94,8 +118,19 @@ def test_every_preset_plans_or_is_refused_with_a_remedy_that_works(model: str, c
             *("train.activation_checkpointing=false", "train.micro_batch=2"),
         ),
         ("model=mpt-30b", "cluster=a100x440", "train.zero_stage=2", "train.micro_batch=4"),
-        ("model=mpt-1b", "cluster=h100x8", "train.micro_batch=32", "train.activation_checkpointing=false"),
-        ("model=mpt-7b", "cluster=a100x8", "optim=cpu_adam", "train.zero_stage=1", "train.micro_batch=64"),
+        (
+            "model=mpt-1b",
+            "cluster=h100x8",
+            "train.micro_batch=32",
+            "train.activation_checkpointing=false",
+        ),
+        (
+            "model=mpt-7b",
+            "cluster=a100x8",
+            "optim=cpu_adam",
+            "train.zero_stage=1",
+            "train.micro_batch=64",
+        ),
         ("model=mpt-13b", "cluster=a100x8", "optim=fused_lion", "train.zero_stage=1"),
         ("model=mpt-70b", "cluster=h100x8", "train.precision=fp32", "train.zero_stage=0"),
     ],
@@ -112,10 +147,13 @@ def test_suggested_settings_fit_when_they_are_typed(words: tuple[str, ...]) -> N
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "host"), [("fused_adam", "cpu_adam"), ("torch_adam", "cpu_adam"), ("fused_lion", "cpu_lion")]
+    ("optimizer", "host"),
+    [("fused_adam", "cpu_adam"), ("torch_adam", "cpu_adam"), ("fused_lion", "cpu_lion")],
 )
 def test_offloading_that_is_suggested_keeps_the_mathematics(optimizer: str, host: str) -> None:
-    (problem,) = problems("model=mpt-13b", "cluster=a100x8", "train.zero_stage=1", f"optim={optimizer}")
+    (problem,) = problems(
+        "model=mpt-13b", "cluster=a100x8", "train.zero_stage=1", f"optim={optimizer}"
+    )
     assert f"`optim={host}" in problem
     assert "optim=" not in problem.replace(f"optim={host}", "")
 
@@ -123,13 +161,19 @@ def test_offloading_that_is_suggested_keeps_the_mathematics(optimizer: str, host
 def test_the_suggested_number_of_nodes_is_the_least() -> None:
     config = make_config("model=mpt-70b", "cluster=a100x8")
     usable = int(79.1 * GIB * 0.92)
-    nodes = next(int(s.overrides.split("=")[1]) for s in suggestions(config, usable) if "nodes" in s.overrides)
+    nodes = next(
+        int(s.overrides.split("=")[1])
+        for s in suggestions(config, usable)
+        if "nodes" in s.overrides
+    )
     fewer = replace(config, cluster=replace(config.cluster, nodes=nodes - 1))
     assert choose(fewer, usable) is None
 
 
 def test_a_machine_without_any_fitting_setting_says_so() -> None:
-    with pytest.raises(InputError, match=r"neither ZeRO-3, offloading nor a rank per sequence fits"):
+    with pytest.raises(
+        InputError, match=r"neither ZeRO-3, offloading nor a rank per sequence fits"
+    ):
         make_plan(make_config("model=mpt-70b", "cluster=a100x8"), None, memory_available=2 * GIB)
 
 
@@ -146,8 +190,12 @@ def test_settings_that_the_user_fixed_are_kept() -> None:
     assert found.accumulation == 3  # 8 rows per rank: 3 + 3 + 2
 
 
-@pytest.mark.parametrize(("batch", "expected"), [(8, (2, 1)), (16, (4, 1)), (19, (5, 1)), (64, (8, 2)), (68, (6, 3))])
-def test_on_a_cpu_rows_per_rank_are_the_micro_batch_up_to_8(batch: int, expected: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("batch", "expected"), [(8, (2, 1)), (16, (4, 1)), (19, (5, 1)), (64, (8, 2)), (68, (6, 3))]
+)
+def test_on_a_cpu_rows_per_rank_are_the_micro_batch_up_to_8(
+    batch: int, expected: tuple[int, int]
+) -> None:
     found = plan("cluster=local-slurm", f"train.global_batch={batch}")
     assert (found.micro_batch, found.accumulation) == expected
     assert found.memory_available is found.wall_hours is found.gpu_hours is found.jobs is None
@@ -196,7 +244,9 @@ def test_epochs_of_unprepared_data_name_the_command_that_prepares() -> None:
         ("2h", None, 7200.0),
     ],
 )
-def test_checkpoints_come_by_steps_tokens_or_time(word: str, steps: int | None, seconds: float | None) -> None:
+def test_checkpoints_come_by_steps_tokens_or_time(
+    word: str, steps: int | None, seconds: float | None
+) -> None:
     found = plan(f"checkpoint.every={word}", "checkpoint.permanent_every=2e6tok")
     assert (found.checkpoint_every_steps, found.checkpoint_every_s) == (steps, seconds)
     assert found.permanent_every_steps == 489
@@ -240,9 +290,15 @@ def test_a_gpu_that_is_not_in_the_table_may_be_described() -> None:
 
 def test_a_gpu_that_is_described_in_part_or_without_a_name_is_refused() -> None:
     (line,) = problems(*GH200, "cluster.gpu_memory_gib=94.5")
-    assert line.startswith("cluster.gpu='gh200': one of ") and "give cluster.gpu_memory_gib and" in line
+    assert (
+        line.startswith("cluster.gpu='gh200': one of ")
+        and "give cluster.gpu_memory_gib and" in line
+    )
     (line,) = problems("cluster=local-slurm", "cluster.gpu_peak_tflops=989")
-    assert line == "cluster.gpu_memory_gib, cluster.gpu_peak_tflops: have an effect with cluster.gpu=NAME alone"
+    assert line == (
+        "cluster.gpu_memory_gib, cluster.gpu_peak_tflops: have an effect with cluster.gpu=NAME "
+        "alone"
+    )
     (line,) = problems("cluster.expected_mfu=0.4")
     assert line == "cluster.expected_mfu=0.4: has an effect with cluster.gpu=NAME alone"
 
@@ -252,12 +308,20 @@ def test_a_gpu_that_is_described_in_part_or_without_a_name_is_refused() -> None:
     [
         ("[1000steps,4096000tok]", None),
         ("[1500steps]", "rungs lie at evaluations, every 1000 steps (train.eval_every)"),
-        ("[2000steps,1000steps]", "increasing, above 0 and before the run's end (10000 steps) are expected"),
+        (
+            "[2000steps,1000steps]",
+            "increasing, above 0 and before the run's end (10000 steps) are expected",
+        ),
         ("[10000steps]", "increasing, above 0 and before the run's end (10000 steps) are expected"),
     ],
 )
 def test_rungs_lie_at_evaluations_before_the_end(rungs: str, said: str | None) -> None:
-    words = ("cluster=local-slurm", "run.sweep=s", "train.duration=10000steps", "train.eval_every=1000steps")
+    words = (
+        "cluster=local-slurm",
+        "run.sweep=s",
+        "train.duration=10000steps",
+        "train.eval_every=1000steps",
+    )
     words += (f"halving.rungs={rungs}", "train.seq_len=256", "train.global_batch=8")
     if said is None:
         assert plan(*words).rungs == [1000, 2000]
@@ -270,11 +334,17 @@ class _Halved(Experience):
     most: int
 
     def limit(self, zero_stage: int, activation_checkpointing: bool) -> Limit | None:
-        return Limit(self.most, "first") if (zero_stage, activation_checkpointing) == (1, False) else None
+        return (
+            Limit(self.most, "first")
+            if (zero_stage, activation_checkpointing) == (1, False)
+            else None
+        )
 
 
 @pytest.mark.parametrize(("most", "expected"), [(16, 15), (7, 5), (3, 3), (1, 1)])
-def test_a_micro_batch_stays_below_what_failed_and_wastes_no_rows_for_it(most: int, expected: int) -> None:
+def test_a_micro_batch_stays_below_what_failed_and_wastes_no_rows_for_it(
+    most: int, expected: int
+) -> None:
     words = ("model=mpt-125m", "cluster=a100x8", "train.global_batch=120", "train.zero_stage=1")
     found = make_plan(make_config(*words), None, experience=_Halved(most))
     assert (found.micro_batch, found.halved_by) == (expected, None if most == 16 else "first")
@@ -283,12 +353,16 @@ def test_a_micro_batch_stays_below_what_failed_and_wastes_no_rows_for_it(most: i
 
 
 class _Timed(Experience):
-    def speed(self, zero_stage: int, activation_checkpointing: bool, micro_batch: int) -> Speed | None:
+    def speed(
+        self, zero_stage: int, activation_checkpointing: bool, micro_batch: int
+    ) -> Speed | None:
         return Speed(80_000.0, 8, "first")
 
 
 @pytest.mark.parametrize(("cluster", "mfu"), [("a100x64", True), ("local-slurm", False)])
-def test_times_are_those_that_a_run_alike_has_shown_scaled_to_the_ranks(cluster: str, mfu: bool) -> None:
+def test_times_are_those_that_a_run_alike_has_shown_scaled_to_the_ranks(
+    cluster: str, mfu: bool
+) -> None:
     config = make_config("model=mpt-125m", f"cluster={cluster}")
     found = make_plan(config, None, experience=_Timed())
     speed = 10_000.0 * found.world_size
@@ -302,7 +376,9 @@ def test_times_are_those_that_a_run_alike_has_shown_scaled_to_the_ranks(cluster:
         assert found.expected_mfu is None
 
 
-@pytest.mark.parametrize("word", ["train.global_batch=0", "train.micro_batch=0", "model.d_model=0", "cluster.nodes=0"])
+@pytest.mark.parametrize(
+    "word", ["train.global_batch=0", "train.micro_batch=0", "model.d_model=0", "cluster.nodes=0"]
+)
 def test_sizes_of_zero_are_refused_not_divided_by(word: str) -> None:
     assert any(problem.startswith(word) for problem in problems("cluster=local-slurm", word))
 
@@ -349,7 +425,14 @@ def test_logits_in_chunks_are_a_remedy_where_they_are_what_does_not_fit() -> Non
 
 def test_fused_lion_gets_no_part_that_its_kernel_cannot_count() -> None:
     words = ("model=mpt-3b", "cluster=h100x8", "optim=fused_lion", "train.zero_stage=1")
-    with pytest.raises(InputError, match="optim=fused_lion: its kernel takes fewer than 2,147,483,648 weights"):
+    with pytest.raises(
+        InputError, match="optim=fused_lion: its kernel takes fewer than 2,147,483,648 weights"
+    ):
         plan(*words, "cluster.gpus_per_node=1")
     assert plan(*words, "cluster.gpus_per_node=2").zero_stage == 1
-    assert plan("model=mpt-3b", "cluster=h100x8", "train.zero_stage=1", "cluster.gpus_per_node=1").zero_stage == 1
+    assert (
+        plan(
+            "model=mpt-3b", "cluster=h100x8", "train.zero_stage=1", "cluster.gpus_per_node=1"
+        ).zero_stage
+        == 1
+    )

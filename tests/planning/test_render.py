@@ -55,7 +55,9 @@ def test_what_was_given_and_what_was_found_are_told_apart() -> None:
 def test_a_chunk_of_the_loss_that_no_pass_fills_is_said_to_have_no_effect() -> None:
     words = ("model=mpt-7b", "cluster=a100x64")  # passes of 2 × 2,048 tokens, of at most 16 × 2,048
     assert "logits of 1,024 tokens at once (given)\n" in text(*words, "train.loss_chunk=1024")
-    assert "logits of 8,192 tokens at once (given), no fewer than a pass's" in text(*words, "train.loss_chunk=8192")
+    assert "logits of 8,192 tokens at once (given), no fewer than a pass's" in text(
+        *words, "train.loss_chunk=8192"
+    )
 
 
 def test_chunks_that_nobody_asked_for_are_shown_where_a_pass_has_several() -> None:
@@ -87,7 +89,9 @@ def test_an_uneven_batch_says_how_many_rows_are_masked() -> None:
 
 def test_checkpoints_that_stay_for_good_are_counted() -> None:
     words = ("model=mpt-7b", "cluster=a100x64")
-    assert "one for good every 10,000 steps too, 6 in all: " in text(*words, "checkpoint.permanent_every=10000steps")
+    assert "one for good every 10,000 steps too, 6 in all: " in text(
+        *words, "checkpoint.permanent_every=10000steps"
+    )
     assert "for good" not in text(*words)
 
 

@@ -1,4 +1,6 @@
-"""Every global batch holds the sources in their exact proportions, at any step and without counting up to it."""
+"""Every global batch holds the sources in their exact proportions, at any step and without counting
+up to it.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,21 @@ from hpc_llm.planning.shares import MOST_CYCLE, Shares, largest_remainders, leas
 PERMILLE = (330, 299, 100, 85, 52, 33, 33, 29, 25, 14)
 MPT_7B = [Fraction(part, 1000) for part in PERMILLE]
 BATCHES = st.sampled_from([1, 2, 3, 7, 16, 64, 440, 1024])
-PERCENT = st.lists(st.integers(1, 100), min_size=1, max_size=12).map(lambda parts: [Fraction(p) for p in parts])
-ANY = st.lists(st.integers(1, 10**9), min_size=1, max_size=12).map(lambda parts: [Fraction(p) for p in parts])
+PERCENT = st.lists(st.integers(1, 100), min_size=1, max_size=12).map(
+    lambda parts: [Fraction(p) for p in parts]
+)
+ANY = st.lists(st.integers(1, 10**9), min_size=1, max_size=12).map(
+    lambda parts: [Fraction(p) for p in parts]
+)
 
 
 def errors(shares: Shares, number: int) -> list[Fraction]:
     """How far each count is from weight × samples after `number` batches."""
     samples = number * shares.batch
-    return [abs(count - weight * samples) for count, weight in zip(shares.before(number), shares.weights, strict=True)]
+    return [
+        abs(count - weight * samples)
+        for count, weight in zip(shares.before(number), shares.weights, strict=True)
+    ]
 
 
 def whole_in_a_cycle(shares: Shares) -> bool:
@@ -49,14 +58,18 @@ def test_counts_are_exact_after_every_batch_and_never_fall(
 
 @given(batch=st.integers(1, 2048), start=st.integers(0, 10**9))
 @settings(max_examples=40, deadline=None)
-def test_the_published_mixture_is_within_one_sample_at_any_batch_size(batch: int, start: int) -> None:
+def test_the_published_mixture_is_within_one_sample_at_any_batch_size(
+    batch: int, start: int
+) -> None:
     shares = Shares(MPT_7B, batch)
     assert all(max(errors(shares, number)) < 1 for number in range(start, start + 20))
 
 
 def test_a_source_of_every_batch_needs_no_cycle() -> None:
     assert Shares([Fraction(1), Fraction(2)], 16).cycle == 1
-    assert Shares(MPT_7B, 16).cycle == 125  # 125 batches of 16 are two thousand samples, whole numbers of all ten
+    assert (
+        Shares(MPT_7B, 16).cycle == 125
+    )  # 125 batches of 16 are two thousand samples, whole numbers of all ten
 
 
 def test_a_source_without_weight_gets_nothing() -> None:

@@ -16,13 +16,18 @@ from hpc_llm.planning.mixture import Phase, Source, Stage, begun, check_begun, s
 NAMES = ("books", "code", "web")
 SOURCES = st.tuples(
     *(
-        st.builds(Source, st.just(name), st.integers(1, 400), st.one_of(st.none(), st.sampled_from([0.5, 1, 1.7, 3])))
+        st.builds(
+            Source,
+            st.just(name),
+            st.integers(1, 400),
+            st.one_of(st.none(), st.sampled_from([0.5, 1, 1.7, 3])),
+        )
         for name in NAMES
     )
 )
-WEIGHTS = st.fixed_dictionaries({name: st.sampled_from([0.0, 0.1, 0.25, 1.0]) for name in NAMES}).filter(
-    lambda weights: any(weights.values())
-)
+WEIGHTS = st.fixed_dictionaries(
+    {name: st.sampled_from([0.0, 0.1, 0.25, 1.0]) for name in NAMES}
+).filter(lambda weights: any(weights.values()))
 
 RUNS: dict[str, st.SearchStrategy[Any]] = {
     "sources": SOURCES,
@@ -39,7 +44,8 @@ def phases_at(draws: list[dict[str, float]], starts: list[int]) -> list[Phase]:
 
 def counts(parts: list[Stage], steps: int) -> list[tuple[int, ...]]:
     """Samples of each source before every step, and at the end."""
-    found, ends = [], [*(stage.start for stage in parts[1:]), steps]
+    found = []
+    ends = [*(stage.start for stage in parts[1:]), steps]
     for stage, end in zip(parts, ends, strict=True):
         found += [stage.before(step) for step in range(stage.start, end)]
     return [*found, parts[-1].before(steps)]
@@ -48,7 +54,11 @@ def counts(parts: list[Stage], steps: int) -> list[tuple[int, ...]]:
 @given(**RUNS)
 @settings(max_examples=200, deadline=None)
 def test_counts_go_on_across_phases_and_stop_at_caps(
-    sources: tuple[Source, ...], draws: list[dict[str, float]], starts: list[int], batch: int, steps: int
+    sources: tuple[Source, ...],
+    draws: list[dict[str, float]],
+    starts: list[int],
+    batch: int,
+    steps: int,
 ) -> None:
     phases = phases_at(draws, starts)
     try:
@@ -67,14 +77,22 @@ def test_counts_go_on_across_phases_and_stop_at_caps(
         assert sum(taken) == batch
         assert min(taken) >= 0
         phase = [phase for phase in phases if phase.start <= step][-1]
-        assert all(not count or phase.weights[source.name] for count, source in zip(taken, sources, strict=True))
+        assert all(
+            not count or phase.weights[source.name]
+            for count, source in zip(taken, sources, strict=True)
+        )
         assert all(total <= source.cap for total, source in zip(after, sources, strict=True))
 
 
 @given(**RUNS, more=st.integers(1, 5))
 @settings(max_examples=100, deadline=None)
 def test_further_steps_change_nothing_before_them(
-    sources: tuple[Source, ...], draws: list[dict[str, float]], starts: list[int], batch: int, steps: int, more: int
+    sources: tuple[Source, ...],
+    draws: list[dict[str, float]],
+    starts: list[int],
+    batch: int,
+    steps: int,
+    more: int,
 ) -> None:
     """As a run has them that skipped some."""
     phases = phases_at(draws, starts)
@@ -94,9 +112,15 @@ def test_further_steps_change_nothing_before_them(
 )
 @settings(max_examples=100, deadline=None)
 def test_a_phase_that_is_added_or_changed_later_changes_nothing_before_it(
-    sources: tuple[Source, ...], draws: list[dict[str, float]], starts: list[int], kept: int, batch: int
+    sources: tuple[Source, ...],
+    draws: list[dict[str, float]],
+    starts: list[int],
+    kept: int,
+    batch: int,
 ) -> None:
-    """What a run that goes on with an edited mixture has seen is what the edited mixture says that it has seen."""
+    """What a run that goes on with an edited mixture has seen is what the edited mixture says that
+    it has seen.
+    """
     sources = tuple(Source(source.name, source.num_samples) for source in sources)
     whole = phases_at(draws, starts)
     edited = [*whole[: kept + 1], Phase(starts[kept], {"books": 0.0, "code": 1.0, "web": 3.0})]
@@ -104,13 +128,18 @@ def test_a_phase_that_is_added_or_changed_later_changes_nothing_before_it(
     assert before[: starts[kept] + 1] == after[: starts[kept] + 1]
 
 
-def test_a_checkpoint_that_saw_another_mixture_is_refused_and_one_with_other_phases_to_come_is_not() -> None:
+def test_a_checkpoint_that_saw_another_mixture_is_refused_and_one_with_other_phases_to_come_is_not() -> (
+    None
+):
     phases = [Phase(0, {"web": 1}), Phase(10, {"code": 1}), Phase(20, {"web": 1})]
     trained = json.loads(json.dumps(begun(phases, 20)))
     assert [phase["start"] for phase in trained] == [0, 10]
     check_begun(trained, [*phases[:2], Phase(25, {"code": 2, "web": 1})], 20)
     check_begun([], phases, 20)
-    with pytest.raises(InputError, match=r"checkpoint of step 20 was trained .*10steps.*'code': 1.* from 20steps on"):
+    with pytest.raises(
+        InputError,
+        match=r"checkpoint of step 20 was trained .*10steps.*'code': 1.* from 20steps on",
+    ):
         check_begun(trained, [phases[0], Phase(10, {"code": 2})], 20)
     with pytest.raises(InputError, match="trained with other weights"):
         check_begun(trained, [*phases[:2], Phase(19, {"web": 1})], 20)
@@ -127,16 +156,25 @@ def test_a_source_is_read_to_its_cap_exactly_and_its_share_goes_to_the_others() 
 
 def test_a_mixture_that_is_used_up_is_refused_with_the_step() -> None:
     sources = [Source("books", 50, 1), Source("code", 50, 1)]
-    with pytest.raises(InputError, match=r"at step 6 of 100 every source .*\(books, code\); raise max_epochs"):
+    with pytest.raises(
+        InputError, match=r"at step 6 of 100 every source .*\(books, code\); raise max_epochs"
+    ):
         stages([Phase(0, {"books": 1, "code": 1})], sources, 16, 100)
     assert stages([Phase(0, {"books": 1, "code": 1})], sources, 16, 6)
 
 
 def test_a_source_shorter_than_a_sample_is_refused() -> None:
     with pytest.raises(InputError, match="source code has less text than one sample"):
-        stages([Phase(0, {"books": 1, "code": 1})], [Source("books", 50), Source("code", 0)], 16, 100)
+        stages(
+            [Phase(0, {"books": 1, "code": 1})], [Source("books", 50), Source("code", 0)], 16, 100
+        )
 
 
 def test_a_source_rarer_than_once_in_a_thousand_batches_is_refused() -> None:
     with pytest.raises(InputError, match="less than one sample in 1000 global batches of 4"):
-        stages([Phase(0, {"books": 1, "code": 1e-5})], [Source("books", 50), Source("code", 50)], 4, 100)
+        stages(
+            [Phase(0, {"books": 1, "code": 1e-5})],
+            [Source("books", 50), Source("code", 50)],
+            4,
+            100,
+        )

@@ -17,7 +17,14 @@ def test_notice_is_for_three_steps_an_evaluation_two_saves_and_a_minute() -> Non
 
 @pytest.mark.parametrize(
     ("time_min", "needed_s", "expected_s"),
-    [(1440, 61, 300), (1440, 301, 360), (1440, 4161, 4200), (4, 61, 120), (1, 20, 60), (10, 300, 300)],
+    [
+        (1440, 61, 300),
+        (1440, 301, 360),
+        (1440, 4161, 4200),
+        (4, 61, 120),
+        (1, 20, 60),
+        (10, 300, 300),
+    ],
 )
 def test_notice_is_whole_minutes_and_five_of_them_where_there_is_time(
     time_min: int, needed_s: float, expected_s: int
@@ -43,7 +50,9 @@ def test_every_preset_has_time_to_save_before_its_limit(model: str, cluster: str
 
 
 def test_a_limit_that_leaves_no_time_to_train_is_refused() -> None:
-    with pytest.raises(InputError, match=r"cluster\.time_min=30: .* set cluster\.time_min above 68, or") as raised:
+    with pytest.raises(
+        InputError, match=r"cluster\.time_min=30: .* set cluster\.time_min above 68, or"
+    ) as raised:
         make_plan(make_config("model=mpt-30b", "cluster=a100x8", "cluster.time_min=30"), None)
     assert len(raised.value.problems) == 1
 
@@ -57,7 +66,9 @@ def test_a_notice_that_is_given_is_obeyed_and_the_plan_says_what_it_may_need() -
 
 def test_spare_nodes_are_paid_for() -> None:
     plain, spared = (
-        make_plan(make_config("model=mpt-7b", "cluster=a100x64", f"cluster.spare_nodes={spare}"), None)
+        make_plan(
+            make_config("model=mpt-7b", "cluster=a100x64", f"cluster.spare_nodes={spare}"), None
+        )
         for spare in (0, 2)
     )
     assert plain.wall_hours == spared.wall_hours

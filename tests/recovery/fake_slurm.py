@@ -1,6 +1,8 @@
-"""Run directories without training, and a Slurm in memory that a watchdog can be killed over at every call.
+"""Run directories without training, and a Slurm in memory that a watchdog can be killed over at
+every call.
 
-Real Slurm is asked in tests/slurm/test_watchdog.py; it cannot be stopped at exactly one of its calls.
+Real Slurm is asked in tests/on_slurm/test_watchdog.py; it cannot be stopped at exactly one of its
+calls.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from typing import Any
 import pytest
 
 from hpc_llm.config.building import to_dict
-from hpc_llm.recovery import blame
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Event, Ledger, read
 from hpc_llm.slurm import client
@@ -43,12 +44,16 @@ class Killed(BaseException):
 
 @dataclass
 class FakeSlurm:
-    """Jobs by address. `kill_at`: the number of the call over which the caller dies, before it or right after it."""
+    """Jobs by address. `kill_at`: the number of the call over which the caller dies, before it or
+    right after it.
+    """
 
     root: Path
     jobs: dict[str, QueuedJob] = field(default_factory=dict)
     ended: dict[str, JobLife] = field(default_factory=dict)
-    nodes: dict[str, str] = field(default_factory=lambda: {f"n{number}": "idle" for number in range(1, 5)})
+    nodes: dict[str, str] = field(
+        default_factory=lambda: {f"n{number}": "idle" for number in range(1, 5)}
+    )
     excluded: dict[str, str] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)  # every call
     requeue_exit: str = "(null)"
@@ -58,28 +63,37 @@ class FakeSlurm:
 
     def put(self, address: str, state: str, **more: Any) -> None:
         old = self.jobs.get(address)
-        job = old or QueuedJob(address, int(address.partition("_")[0]), state, "", 1, None, None, "", "", "")
+        job = old or QueuedJob(
+            address, int(address.partition("_")[0]), state, "", 1, None, None, "", "", ""
+        )
         self.jobs[address] = replace(job, state=state, **more)
 
     def live(self) -> list[QueuedJob]:
         return [job for job in self.jobs.values() if job.live]
 
-    # -- hpc_llm.slurm.client --------------------------------------------------------------------------------------
+    # -- hpc_llm.slurm.client
+    # --------------------------------------------------------------------------------------
 
     def queued(self) -> list[QueuedJob]:
         return list(self.jobs.values())
 
     def lives(self, job_ids: Any = (), *, since_s: float) -> list[JobLife]:
         wanted = set(job_ids)
-        return [life for life in self.ended.values() if int(life.address.partition("_")[0]) in wanted]
+        return [
+            life for life in self.ended.values() if int(life.address.partition("_")[0]) in wanted
+        ]
 
     def submit(self, script: Path, *options: str) -> int:
         self.next_id += 1
         given = dict(option.removeprefix("--").split("=", 1) for option in options)
         address = f"{self.next_id}_{given['array']}" if "array" in given else str(self.next_id)
-        header = [line[10:] for line in script.read_text().splitlines() if line.startswith("#SBATCH --")]
+        header = [
+            line[10:] for line in script.read_text().splitlines() if line.startswith("#SBATCH --")
+        ]
         lines = dict(line.partition("=")[::2] for line in header)
-        self.put(address, "PENDING", name=lines["job-name"], work_dir=lines["chdir"], reason="Priority")
+        self.put(
+            address, "PENDING", name=lines["job-name"], work_dir=lines["chdir"], reason="Priority"
+        )
         self.excluded[address] = given.get("exclude", "")
         return self.next_id
 
@@ -105,7 +119,7 @@ class FakeSlurm:
         return node_list.split(",")
 
     def call(self, *words: str) -> str:
-        assert words == blame._SINFO
+        assert words[0] == "sinfo"
         return "".join(f"{name}|train*|{state}\n" for name, state in self.nodes.items())
 
 
@@ -134,17 +148,25 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return fake
 
 
-def make_run(slurm: FakeSlurm, path: str, *words: str, job: str | None = None, state: str = "RUNNING") -> RunLayout:
-    """A run that was submitted an hour ago as `job`, which Slurm has in this state; an attempt began if it runs."""
+def make_run(
+    slurm: FakeSlurm, path: str, *words: str, job: str | None = None, state: str = "RUNNING"
+) -> RunLayout:
+    """A run that was submitted an hour ago as `job`, which Slurm has in this state; an attempt
+    began if it runs.
+    """
     layout = RunLayout(slurm.root / path)
     layout.make_folders()
     sweep = "/" in path
     script = layout.path.parent / "job.sbatch" if sweep else layout.script
-    name, folder = (layout.path.parent.name, layout.path.parent) if sweep else (layout.name, layout.code)
+    name, folder = (
+        (layout.path.parent.name, layout.path.parent) if sweep else (layout.name, layout.code)
+    )
     script.write_text(f"#!/bin/bash\n#SBATCH --job-name={name}\n#SBATCH --chdir={folder}\n")
     if sweep:
         layout.script.symlink_to("../job.sbatch")
-    config = make_config("cluster=local-slurm", "cluster.nodes=2", "cluster.gpus_per_node=2", *words)
+    config = make_config(
+        "cluster=local-slurm", "cluster.nodes=2", "cluster.gpus_per_node=2", *words
+    )
     layout.config.write_text(json.dumps(to_dict(config)))
     layout.plan.write_text(json.dumps({"steps": 100, "nodes": 2}))
     if job is not None:
@@ -163,9 +185,18 @@ def write(layout: RunLayout, ago_s: float, writer: str, event: str, **facts: Any
 def attempt(layout: RunLayout, number: int, ago_s: float, *, step: int = 0, **ended: Any) -> None:
     """One that began so long ago, and how it ended if that is given."""
     writer = f"supervisor-{number:04d}"
-    write(layout, ago_s, writer, "started", attempt=number, checkpoint_step=step, nodes=["n1", "n2"])
+    write(
+        layout, ago_s, writer, "started", attempt=number, checkpoint_step=step, nodes=["n1", "n2"]
+    )
     if ended:
-        write(layout, ago_s - 10, writer, "ended", attempt=number, **{"gpu_hours": 0.1, "restart": False, **ended})
+        write(
+            layout,
+            ago_s - 10,
+            writer,
+            "ended",
+            attempt=number,
+            **{"gpu_hours": 0.1, "restart": False, **ended},
+        )
 
 
 def named(layout: RunLayout, event: str) -> list[Event]:
@@ -175,7 +206,17 @@ def named(layout: RunLayout, event: str) -> list[Event]:
 def life(address: str, state: str, nodes: str = "n1,n2") -> JobLife:
     now = time.time()
     return JobLife(
-        address, int(address.partition("_")[0]), state, None, 0, 0, now - 3600, now - 3500, now - 60, nodes, ""
+        address,
+        int(address.partition("_")[0]),
+        state,
+        None,
+        0,
+        0,
+        now - 3600,
+        now - 3500,
+        now - 60,
+        nodes,
+        "",
     )
 
 

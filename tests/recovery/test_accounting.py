@@ -27,7 +27,14 @@ def started(time: float, attempt: int, restarts: int = 0) -> Event:
 
 
 def saved(time: float, attempt: int, seconds: float = 0.0) -> Event:
-    return event(time, "checkpointed", f"train-{attempt:04d}", attempt=attempt, step=int(time), seconds=seconds)
+    return event(
+        time,
+        "checkpointed",
+        f"train-{attempt:04d}",
+        attempt=attempt,
+        step=int(time),
+        seconds=seconds,
+    )
 
 
 def ended(time: float, attempt: int, cause: str) -> Event:
@@ -45,8 +52,14 @@ def test_an_undisturbed_run_is_productive_but_for_queue_start_up_and_saves() -> 
 
 def test_a_crash_loses_what_came_after_the_last_save_and_starts_up_in_place() -> None:
     events = [submitted(0), started(0, 1), saved(400, 1), ended(500, 1, "crash")]
-    events += [started(510, 2), event(525, "resumed", "train-0002", attempt=2, step=4), ended(1000, 2, "completed")]
-    assert account(events, until=None) == Account(productive_s=400 + 475, start_up_s=10 + 15, lost_s=100.0)
+    events += [
+        started(510, 2),
+        event(525, "resumed", "train-0002", attempt=2, step=4),
+        ended(1000, 2, "completed"),
+    ]
+    assert account(events, until=None) == Account(
+        productive_s=400 + 475, start_up_s=10 + 15, lost_s=100.0
+    )
     assert restarts_by_cause(events) == {"crash": 1}
 
 
@@ -63,7 +76,12 @@ def test_a_preempted_run_waits_in_the_queue() -> None:
 
 
 def test_a_hang_is_time_until_somebody_noticed() -> None:
-    events = [submitted(0), started(0, 1), saved(400, 1), event(700, "hang", attempt=1, silent_s=250.0)]
+    events = [
+        submitted(0),
+        started(0, 1),
+        saved(400, 1),
+        event(700, "hang", attempt=1, silent_s=250.0),
+    ]
     events += [ended(700, 1, "hang"), started(700, 2), ended(1000, 2, "completed")]
     found = account(events, until=None)
     assert (found.lost_s, found.detection_s) == (50.0, 250.0)
@@ -94,7 +112,13 @@ def test_a_run_here_does_not_wait_while_nobody_runs_it() -> None:
     def here(time: float, attempt: int, pid: int) -> Event:
         return event(time, "started", attempt=attempt, checkpoint_step=0, host="me", pid=pid)
 
-    events = [here(0, 1, 7), saved(90, 1), ended(100, 1, "stopped"), here(5000, 2, 8), ended(5100, 2, "completed")]
+    events = [
+        here(0, 1, 7),
+        saved(90, 1),
+        ended(100, 1, "stopped"),
+        here(5000, 2, 8),
+        ended(5100, 2, "completed"),
+    ]
     assert account(events, until=None) == Account(productive_s=190.0, lost_s=10.0)
 
 
@@ -113,7 +137,13 @@ def stories(draw: st.DrawFn) -> list[Event]:
                 events.append(saved(now, attempt, draw(st.floats(0, 700))))
             else:
                 events.append(
-                    event(now, kind, f"train-{attempt:04d}", attempt=attempt, silent_s=draw(st.floats(0, 900)))
+                    event(
+                        now,
+                        kind,
+                        f"train-{attempt:04d}",
+                        attempt=attempt,
+                        silent_s=draw(st.floats(0, 900)),
+                    )
                 )
         if draw(st.booleans()):
             now += draw(st.floats(0, 500))
@@ -138,7 +168,13 @@ def test_the_interval_follows_what_this_run_has_seen() -> None:
     calm = [submitted(0), started(0, 1), saved(1000, 1, 5.0)]
     quiet = checkpoint_interval_s(calm, num_nodes=8, checkpoint_bytes=size, now=2000)
     assert quiet == pytest.approx(interval.interval_s(5.0, interval.mtbf_s(8, 2000.0)), rel=1e-6)
-    stormy = [*calm, ended(1100, 1, "crash"), started(1100, 2), ended(1200, 2, "killed"), started(1200, 3)]
+    stormy = [
+        *calm,
+        ended(1100, 1, "crash"),
+        started(1100, 2),
+        ended(1200, 2, "killed"),
+        started(1200, 3),
+    ]
     assert checkpoint_interval_s(stormy, num_nodes=8, checkpoint_bytes=size, now=2000) < quiet
     dear = [*calm, saved(1500, 1, 50.0), saved(1600, 1, 50.0)]
     assert checkpoint_interval_s(dear, num_nodes=8, checkpoint_bytes=size, now=2000) > quiet

@@ -43,7 +43,9 @@ def test_the_first_rank_to_fail_says_what_ended_the_attempt(
     assert classify(dict(enumerate(exit_codes)), first_failed) is cause
 
 
-KILL, SEGV, ABORT = -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT
+KILL = -signal.SIGKILL
+SEGV = -signal.SIGSEGV
+ABORT = -signal.SIGABRT
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,9 @@ def test_a_rank_with_a_reason_of_its_own_goes_before_those_that_lost_it(
 
 @settings(deadline=None)
 @given(st.lists(st.integers(-64, 255), min_size=1, max_size=8), st.data())
-def test_what_other_ranks_leave_with_changes_nothing(exit_codes: list[int], data: st.DataObject) -> None:
+def test_what_other_ranks_leave_with_changes_nothing(
+    exit_codes: list[int], data: st.DataObject
+) -> None:
     rank = data.draw(st.integers(0, len(exit_codes) - 1))
     codes = dict(enumerate(exit_codes))
     assert classify(codes, rank) is classify({rank: codes[rank]}, rank)

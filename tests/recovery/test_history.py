@@ -20,7 +20,12 @@ def started(time: float, attempt: int, step: int = 0) -> Event:
 
 
 def test_what_was_before_the_users_last_submission_counts_no_more() -> None:
-    events = [event(0, "submitted", "submit"), started(1, 1), event(5, "submitted", "submit"), started(6, 2, 30)]
+    events = [
+        event(0, "submitted", "submit"),
+        started(1, 1),
+        event(5, "submitted", "submit"),
+        started(6, 2, 30),
+    ]
     (end,) = attempts_since_submission(events, 40)
     assert (end.start_step, end.checkpoint_step, end.cause) == (30, 40, Cause.LOST)
 
@@ -28,10 +33,18 @@ def test_what_was_before_the_users_last_submission_counts_no_more() -> None:
 @pytest.mark.parametrize("told", [{"after_attempt": 1}, {"job": "12"}], ids=["by number", "by job"])
 def test_clocks_that_differ_leave_no_attempt_out(told: dict[str, Any]) -> None:
     job = {"job": told["job"]} if "job" in told else {}
-    events = [event(0, "submitted", "submit"), started(1, 1), event(60, "submitted", "submit", **told)]
-    begun = event(30, "started", attempt=2, checkpoint_step=30, **job)  # that node's clock is a minute behind
+    events = [
+        event(0, "submitted", "submit"),
+        started(1, 1),
+        event(60, "submitted", "submit", **told),
+    ]
+    begun = event(
+        30, "started", attempt=2, checkpoint_step=30, **job
+    )  # that node's clock is a minute behind
     ended = event(40, "ended", attempt=2, cause="crash", checkpoint_step=35)
-    assert [end.cause for end in attempts_since_submission([*events, begun, ended], 35)] == [Cause.CRASH]
+    assert [end.cause for end in attempts_since_submission([*events, begun, ended], 35)] == [
+        Cause.CRASH
+    ]
     assert attempts_since_submission(events, 35) == []
 
 
@@ -43,11 +56,16 @@ def test_an_attempt_that_said_nothing_got_as_far_as_the_next_one_found_it() -> N
 def test_hours_that_nobody_added_up_are_those_between_first_and_last_word() -> None:
     events = [event(0, "submitted", "submit"), started(0, 1)]
     events += [event(3600, "checkpointed", "train-0001", attempt=1, step=9), started(9000, 2)]
-    assert [end.gpu_hours for end in attempts_since_submission(events, 9, held_gpus=4)] == [4.0, 0.0]
+    assert [end.gpu_hours for end in attempts_since_submission(events, 9, held_gpus=4)] == [
+        4.0,
+        0.0,
+    ]
     assert attempts_since_submission(events, 9)[0].gpu_hours == 0.0
 
 
-@pytest.mark.parametrize(("rank", "node"), [(0, "n1"), (3, "n1"), (4, "n2"), (7, "n2"), (None, None), (99, None)])
+@pytest.mark.parametrize(
+    ("rank", "node"), [(0, "n1"), (3, "n1"), (4, "n2"), (7, "n2"), (None, None), (99, None)]
+)
 def test_ranks_lie_in_blocks_on_the_nodes(rank: int | None, node: str | None) -> None:
     events = [event(0, "submitted", "submit"), started(1, 1)]
     events += [event(2, "ended", attempt=1, cause="crash", first_failed=rank, checkpoint_step=0)]
@@ -63,9 +81,15 @@ def test_who_dies_first_of_the_abort_after_a_hang_says_nothing_of_its_node() -> 
 
 
 def test_a_failure_of_a_node_that_is_excluded_later_is_the_nodes() -> None:
-    events = [event(0, "submitted", "submit"), started(1, 1), event(2, "ended", attempt=1, cause="killed", node="n2")]
+    events = [
+        event(0, "submitted", "submit"),
+        started(1, 1),
+        event(2, "ended", attempt=1, cause="killed", node="n2"),
+    ]
     assert not attempts_since_submission(events, 0)[0].node_excluded
-    assert attempts_since_submission([*events, event(3, "excluded", "watchdog-a-1", nodes=["n2"])], 0)[0].node_excluded
+    assert attempts_since_submission(
+        [*events, event(3, "excluded", "watchdog-a-1", nodes=["n2"])], 0
+    )[0].node_excluded
 
 
 def test_a_failure_of_a_node_that_was_given_back_is_the_runs() -> None:
@@ -75,11 +99,21 @@ def test_a_failure_of_a_node_that_was_given_back_is_the_runs() -> None:
     events += [back, started(5, 2), event(6, "ended", attempt=2, cause="killed", node="n2")]
     assert [end.node_excluded for end in attempts_since_submission(events, 0)] == [True, False]
     again = event(7, "excluded", "watchdog-a-1", nodes=["n2"])
-    assert [end.node_excluded for end in attempts_since_submission([*events, again], 0)] == [True, True]
+    assert [end.node_excluded for end in attempts_since_submission([*events, again], 0)] == [
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("act", ["released", "resubmitted", "requeued"])
 def test_jobs_that_never_began_are_counted_where_they_happened(act: str) -> None:
-    events = [event(0, "submitted", "submit"), event(5, act, "watchdog-a-1", cause="launch-failed"), started(9, 1)]
-    assert [end.cause for end in attempts_since_submission(events, 0)] == [Cause.LAUNCH_FAILED, Cause.LOST]
+    events = [
+        event(0, "submitted", "submit"),
+        event(5, act, "watchdog-a-1", cause="launch-failed"),
+        started(9, 1),
+    ]
+    assert [end.cause for end in attempts_since_submission(events, 0)] == [
+        Cause.LAUNCH_FAILED,
+        Cause.LOST,
+    ]
     assert len(attempts_since_submission([*events, event(12, act, "watchdog-a-1")], 0)) == 2

@@ -1,6 +1,8 @@
-"""Whatever happens to a run, and in which order: it is not started for ever, nor beyond a budget, nor once it is over.
+"""Whatever happens to a run, and in which order: it is not started for ever, nor beyond a budget,
+nor once it is over.
 
-A run, its Slurm job and the world's events as a state machine; supervisor and watchdog are the real decisions.
+A run, its Slurm job and the world's events as a state machine; supervisor and watchdog are the real
+decisions.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hpc_llm.recovery import watch
+from hpc_llm.recovery import outside
 from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.outside import JobFacts, RunFacts
 from hpc_llm.recovery.policy import (
     AGAIN,
     ELSEWHERE,
@@ -23,10 +26,9 @@ from hpc_llm.recovery.policy import (
     Cluster,
     Decision,
     Ended,
-    decide,
+    decide_inside,
     seconds_left,
 )
-from hpc_llm.recovery.watch import JobFacts, RunFacts
 from hpc_llm.slurm.records import JobLife, QueuedJob
 
 STEPS = 40  # of the whole run
@@ -48,16 +50,21 @@ CHARGED = {*NODE_FAILURES, *(cause for _, causes in ACCOUNT for cause in causes)
 
 
 class Life(RuleBasedStateMachine):
-    """`job` is what squeue says: running, pending, held, ended or cancelled; `over` as the ledger has it.
+    """`job` is what squeue says: running, pending, held, ended or cancelled; `over` as the ledger
+    has it.
 
-    Every life of the job begins a while after the one before (`life_start`); `started_at` is the newest attempt's.
+    Every life of the job begins a while after the one before (`life_start`); `started_at` is the
+    newest attempt's.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.history: list[Ended] = []
-        self.step, self.over = 0, ""
-        self.job, self.state, self.began = "pending", "", False
+        self.step = 0
+        self.over = ""
+        self.job = "pending"
+        self.state = ""
+        self.began = False
         self.life_start = 0.0
         self.started_at: float | None = None
         self.charged_life: float | None = None
@@ -81,12 +88,14 @@ class Life(RuleBasedStateMachine):
     def submitted(self, budgets: Budgets) -> None:
         self.budgets = budgets
 
-    # -- the world -----------------------------------------------------------------------------------------------
+    # -- the world
+    # -----------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.job == "pending")
     @rule()
     def slurm_starts_it(self) -> None:
-        self.job, self.began = "running", True
+        self.job = "running"
+        self.began = True
         self._begins_a_life()
         self.started_at = self.life_start + 5.0
 
@@ -99,7 +108,8 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.job == "pending")
     @rule()
     def a_node_fails_before_an_attempt_begins_and_slurm_requeues_it(self) -> None:
-        self.job, self.state = "requeued", "NODE_FAIL"
+        self.job = "requeued"
+        self.state = "NODE_FAIL"
         self._begins_a_life()
 
     @precondition(lambda self: self.job == "pending")
@@ -116,22 +126,24 @@ class Life(RuleBasedStateMachine):
         bad=st.booleans(),
         enough=st.booleans(),
     )
-    def an_attempt_fails(self, cause: Cause, steps: int, hours: float, bad: bool, enough: bool) -> None:
+    def an_attempt_fails(
+        self, cause: Cause, steps: int, hours: float, bad: bool, enough: bool
+    ) -> None:
         cluster = Cluster(frozenset({"n1"}) if bad else frozenset(), enough)
         self._ends(cause, steps, min(hours, self._hours_left()), node="n1")
-        self._follow(decide(self.history, self.budgets, cluster), cause, inside=True)
+        self._follow(decide_inside(self.history, self.budgets, cluster), cause, inside=True)
 
     @precondition(lambda self: self.job == "running" and len(self.history) > 2)
     @rule(cause=st.sampled_from(sorted(FINAL)))
     def an_attempt_ends_for_good(self, cause: Cause) -> None:
         self._ends(cause, STEPS - self.step if cause is Cause.COMPLETED else 0, 0.1)
-        self._follow(decide(self.history, self.budgets), cause, inside=True)
+        self._follow(decide_inside(self.history, self.budgets), cause, inside=True)
 
     @precondition(lambda self: self.job == "running" and self.budgets.max_gpu_hours is not None)
     @rule()
     def its_hours_are_spent(self) -> None:
         self._ends(Cause.HOURS_SPENT, 1, self._hours_left())
-        self._follow(decide(self.history, self.budgets), Cause.HOURS_SPENT, inside=True)
+        self._follow(decide_inside(self.history, self.budgets), Cause.HOURS_SPENT, inside=True)
         assert self.over
 
     def _hours_left(self) -> float:
@@ -139,7 +151,12 @@ class Life(RuleBasedStateMachine):
         return seconds_left(self.history, self.budgets, 1) / 3600
 
     @precondition(lambda self: self.job == "running")
-    @rule(state=st.sampled_from(SLURM_ENDS), steps=st.integers(0, 9), hours=st.floats(0, 3), requeue=st.booleans())
+    @rule(
+        state=st.sampled_from(SLURM_ENDS),
+        steps=st.integers(0, 9),
+        hours=st.floats(0, 3),
+        requeue=st.booleans(),
+    )
     def slurm_takes_it_away(self, state: str, steps: int, hours: float, requeue: bool) -> None:
         self._ends(Cause.LOST, steps, min(hours, self._hours_left()))
         self.job, self.state = ("requeued", state) if requeue else ("ended", state)
@@ -155,24 +172,30 @@ class Life(RuleBasedStateMachine):
     def its_user_cancels_it(self) -> None:
         if self.job == "running":
             self._ends(Cause.LOST, 0, 0.1)
-        self.job, self.state, self.cancelled = "cancelled", "CANCELLED", True
+        self.job = "cancelled"
+        self.state = "CANCELLED"
+        self.cancelled = True
 
     @precondition(lambda self: any(end.node for end in self.history))
     @rule()
     def the_bad_node_is_excluded(self) -> None:
         self.history = [replace(end, node_excluded=end.node is not None) for end in self.history]
 
-    # -- the watchdog --------------------------------------------------------------------------------------------
+    # -- the watchdog
+    # --------------------------------------------------------------------------------------------
 
     @rule()
     def slurm_is_silent(self) -> None:
-        assert watch.decide(self._run(), replace(self._seen(), asked=False), NOW).action is Action.NOTHING
+        assert (
+            outside.decide_outside(self._run(), replace(self._seen(), asked=False), NOW).action
+            is Action.NOTHING
+        )
 
     @rule()
     def a_pass(self) -> None:
         seen = self._seen()
-        earlier = watch.silence(self._run(), seen, NOW - 90, watch.NO_SILENCE)
-        decision = watch.decide(self._run(), seen, NOW, earlier)
+        earlier = outside.silence(self._run(), seen, NOW - 90, outside.NO_SILENCE)
+        decision = outside.decide_outside(self._run(), seen, NOW, earlier)
         if decision.action is Action.NOTHING:
             return
         if decision.action in AGAIN and decision.cause is Cause.LAUNCH_FAILED:
@@ -198,7 +221,9 @@ class Life(RuleBasedStateMachine):
         )
 
     def _seen(self) -> JobFacts:
-        reason = {"held": "launch failed requeued held", "requeued": "BeginTime"}.get(self.job, "Priority")
+        reason = {"held": "launch failed requeued held", "requeued": "BeginTime"}.get(
+            self.job, "Priority"
+        )
         runs = dict.fromkeys(("running", "orphan", "nobody"), "RUNNING")
         state = {**runs, "ended": self.state, "cancelled": "CANCELLED"}.get(self.job, "PENDING")
         start = NOW + 100 if self.job == "requeued" else self.life_start
@@ -210,10 +235,12 @@ class Life(RuleBasedStateMachine):
         )
         return JobFacts(True, queued, True, last)
 
-    # -- what follows --------------------------------------------------------------------------------------------
+    # -- what follows
+    # --------------------------------------------------------------------------------------------
 
     def _ends(self, cause: Cause, steps: int, hours: float, node: str | None = None) -> None:
-        before, self.step = self.step, min(STEPS, self.step + steps)
+        before = self.step
+        self.step = min(STEPS, self.step + steps)
         self.history.append(Ended(cause, before, self.step, hours, node))
         if self.step > before:
             self.starts_since_progress = 0
@@ -232,27 +259,43 @@ class Life(RuleBasedStateMachine):
                 assert inside
                 self.starts_since_progress += 1
             else:
-                self.job, self.state = "pending", ""
+                self.job = "pending"
+                self.state = ""
                 self.began = self.began and decision.action is Action.EXPEDITE
             return
         if self.over == "":
             self.over = "completed" if cause is Cause.COMPLETED else str(cause or decision.action)
         if self.job != "cancelled":
-            self.job, self.state = "ended", self.state or "FAILED"
+            self.job = "ended"
+            self.state = self.state or "FAILED"
 
-    # -- what must hold ------------------------------------------------------------------------------------------
+    # -- what must hold
+    # ------------------------------------------------------------------------------------------
 
     def _spends_nothing_beyond_its_budgets(self) -> None:
-        """Asked when it is started again: what happens after that, or is found out, nobody could know."""
-        budgets, history = self.budgets, self.history
+        """Asked when it is started again: what happens after that, or is found out, nobody could
+        know.
+        """
+        budgets = self.budgets
+        history = self.history
         for name, causes in ACCOUNT:
             used = sum(end.cause in causes and not end.node_excluded for end in history)
             limit = getattr(budgets, name)
             assert limit is None or used <= limit, f"{used} of {name}={limit}"
-        nodes = sum(end.cause in NODE_FAILURES or (end.node_excluded and end.cause in CHARGED) for end in history)
+        nodes = sum(
+            end.cause in NODE_FAILURES or (end.node_excluded and end.cause in CHARGED)
+            for end in history
+        )
         assert nodes <= budgets.max_node_failures
-        assert budgets.max_gpu_hours is None or sum(end.gpu_hours for end in history) < budgets.max_gpu_hours
-        moved = [end.checkpoint_step > end.start_step for end in history if not self._beside_the_point(end)]
+        assert (
+            budgets.max_gpu_hours is None
+            or sum(end.gpu_hours for end in history) < budgets.max_gpu_hours
+        )
+        moved = [
+            end.checkpoint_step > end.start_step
+            for end in history
+            if not self._beside_the_point(end)
+        ]
         row = next((count for count, one in enumerate(reversed(moved)) if one), len(moved))
         assert row == 0 or row < budgets.max_no_progress
 
@@ -260,14 +303,22 @@ class Life(RuleBasedStateMachine):
     def it_is_not_started_for_ever_whatever_the_cause(self) -> None:
         """Every start without progress is charged to one of these, the first one to none."""
         if hasattr(self, "budgets"):
-            most = self.budgets.max_no_progress + self.budgets.max_launch_failures + self.budgets.max_node_failures
-            assert self.starts_since_progress <= most + 1, f"{self.starts_since_progress} starts, {self.budgets}"
+            most = (
+                self.budgets.max_no_progress
+                + self.budgets.max_launch_failures
+                + self.budgets.max_node_failures
+            )
+            assert self.starts_since_progress <= most + 1, (
+                f"{self.starts_since_progress} starts, {self.budgets}"
+            )
 
     @staticmethod
     def _beside_the_point(end: Ended) -> bool:
         """Another budget than that for a lack of progress bounds such ends."""
         stuck = end.checkpoint_step <= end.start_step
-        return stuck and (end.cause is Cause.LAUNCH_FAILED or (end.node_excluded and end.cause in CHARGED))
+        return stuck and (
+            end.cause is Cause.LAUNCH_FAILED or (end.node_excluded and end.cause in CHARGED)
+        )
 
 
 Life.TestCase.settings = settings(deadline=None, max_examples=200, stateful_step_count=40)

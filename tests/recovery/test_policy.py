@@ -18,7 +18,7 @@ from hpc_llm.recovery.policy import (
     Budgets,
     Cluster,
     Ended,
-    decide,
+    decide_inside,
     exhausted,
     seconds_left,
 )
@@ -92,7 +92,7 @@ def stuck(cause: Cause, gpu_hours: float = 1.0) -> Ended:
 
 @pytest.mark.parametrize("cause", RETRIED)
 def test_with_something_left_of_each_budget_the_run_goes_on(cause: Cause) -> None:
-    decision = decide([moved(cause)], PLENTY)
+    decision = decide_inside([moved(cause)], PLENTY)
     assert decision.action is (Action.RESTART_STEP if cause in IN_PLACE else Action.REQUEUE)
     assert decision.restart is (cause in IN_PLACE)
     assert "starting again from step 20" in decision.why
@@ -102,13 +102,13 @@ def test_with_something_left_of_each_budget_the_run_goes_on(cause: Cause) -> Non
 @pytest.mark.parametrize("cause", sorted(FINAL - {Cause.HOURS_SPENT}))
 @pytest.mark.parametrize("before", [[], [moved(Cause.CRASH)], [stuck(Cause.LOST)] * 9])
 def test_what_is_no_matter_of_trying_again_never_is(cause: Cause, before: list[Ended]) -> None:
-    decision = decide([*before, moved(cause)], PLENTY)
+    decision = decide_inside([*before, moved(cause)], PLENTY)
     assert decision.action is Action.STOP
     assert decision.why == f"{cause}: a restart would not help"
 
 
 def test_hours_that_are_spent_end_a_run_and_the_key_that_mends_it_is_named() -> None:
-    decision = decide([moved(Cause.HOURS_SPENT)], PLENTY)
+    decision = decide_inside([moved(Cause.HOURS_SPENT)], PLENTY)
     assert (decision.action, decision.why) == (Action.STOP, "run.max_gpu_hours=100 spent")
 
 
@@ -121,7 +121,13 @@ def test_an_attempt_may_train_until_the_hours_of_all_its_gpus_are_spent() -> Non
 def test_every_cause_is_ended_in_place_elsewhere_or_for_good() -> None:
     assert set(Cause) == IN_PLACE | ELSEWHERE | FINAL
     assert not IN_PLACE & ELSEWHERE
-    assert {Cause.COMPLETED, Cause.CANCELLED, Cause.STOPPED, Cause.CONFIG_ERROR, Cause.FENCED} <= FINAL
+    assert {
+        Cause.COMPLETED,
+        Cause.CANCELLED,
+        Cause.STOPPED,
+        Cause.CONFIG_ERROR,
+        Cause.FENCED,
+    } <= FINAL
 
 
 @pytest.mark.parametrize("cause", BUDGET_OF)
@@ -129,8 +135,8 @@ def test_every_cause_is_ended_in_place_elsewhere_or_for_good() -> None:
 def test_the_last_retry_allowed_is_taken_and_no_other(cause: Cause, limit: int) -> None:
     budgets = replace(PLENTY, **{BUDGET_OF[cause]: limit})
     history = [moved(cause)] * limit
-    assert not history or decide(history, budgets).action is not Action.STOP
-    decision = decide([*history, moved(cause)], budgets)
+    assert not history or decide_inside(history, budgets).action is not Action.STOP
+    decision = decide_inside([*history, moved(cause)], budgets)
     assert decision.action is Action.STOP
     if not (cause is Cause.DIVERGED and limit == 0):
         assert f"(recovery.{BUDGET_OF[cause]}={limit})" in decision.why
@@ -139,25 +145,36 @@ def test_the_last_retry_allowed_is_taken_and_no_other(cause: Cause, limit: int) 
 @pytest.mark.parametrize("cause", TELLING)
 def test_attempts_for_nothing_stop_a_run_whatever_the_cause(cause: Cause) -> None:
     budgets = replace(PLENTY, **dict.fromkeys(set(BUDGET_OF.values()), 99))
-    assert decide([stuck(cause)] * 2, budgets).action is not Action.STOP
-    decision = decide([moved(cause), *[stuck(cause)] * 3], budgets)
+    assert decide_inside([stuck(cause)] * 2, budgets).action is not Action.STOP
+    decision = decide_inside([moved(cause), *[stuck(cause)] * 3], budgets)
     assert decision.action is Action.STOP
-    assert "3 attempts in a row left no newer checkpoint (recovery.max_no_progress=3)" in decision.why
-    assert decide([stuck(cause), stuck(cause), moved(cause), stuck(cause)], budgets).action is not Action.STOP
+    assert (
+        "3 attempts in a row left no newer checkpoint (recovery.max_no_progress=3)" in decision.why
+    )
+    assert (
+        decide_inside([stuck(cause), stuck(cause), moved(cause), stuck(cause)], budgets).action
+        is not Action.STOP
+    )
 
 
 def test_a_step_back_is_no_progress() -> None:
     back = Ended(Cause.LOST, 20, 10, 1.0)
-    assert decide([back] * 3, PLENTY).action is Action.STOP
+    assert decide_inside([back] * 3, PLENTY).action is Action.STOP
 
 
 @pytest.mark.parametrize("cause", RETRIED)
 def test_hours_that_are_spent_stop_a_run_whatever_the_cause(cause: Cause) -> None:
-    assert decide([moved(cause, 60.0), moved(Cause.LOST, 39.9)], PLENTY).action is not Action.STOP
-    decision = decide([moved(Cause.LOST, 60.0), moved(cause, 40.0)], PLENTY)
+    assert (
+        decide_inside([moved(cause, 60.0), moved(Cause.LOST, 39.9)], PLENTY).action
+        is not Action.STOP
+    )
+    decision = decide_inside([moved(Cause.LOST, 60.0), moved(cause, 40.0)], PLENTY)
     assert decision.action is Action.STOP
     assert "run.max_gpu_hours=100 spent" in decision.why
-    assert decide([moved(cause, 1e9)], replace(PLENTY, max_gpu_hours=None)).action is not Action.STOP
+    assert (
+        decide_inside([moved(cause, 1e9)], replace(PLENTY, max_gpu_hours=None)).action
+        is not Action.STOP
+    )
 
 
 @pytest.mark.parametrize("cause", BUDGET_OF)
@@ -168,16 +185,16 @@ def test_one_cause_does_not_use_up_anothers_budget(cause: Cause, other: Cause) -
     if other is cause:
         return
     budgets = replace(PLENTY, **{BUDGET_OF[cause]: 1})
-    assert decide([moved(other)] * 1 + [moved(cause)], budgets).action is not Action.STOP
+    assert decide_inside([moved(other)] * 1 + [moved(cause)], budgets).action is not Action.STOP
 
 
 def test_preemptions_have_no_bound_where_none_is_given() -> None:
     budgets = replace(PLENTY, max_preemptions=None, max_gpu_hours=None)
-    assert decide([moved(Cause.PREEMPTED)] * 500, budgets).action is Action.REQUEUE
+    assert decide_inside([moved(Cause.PREEMPTED)] * 500, budgets).action is Action.REQUEUE
 
 
 def test_a_divergence_is_final_unless_batches_may_be_skipped() -> None:
-    decision = decide([moved(Cause.DIVERGED)], replace(PLENTY, max_divergences=0))
+    decision = decide_inside([moved(Cause.DIVERGED)], replace(PLENTY, max_divergences=0))
     assert (decision.action, decision.why) == (Action.STOP, "diverged: a restart would not help")
 
 
@@ -195,22 +212,28 @@ def test_a_divergence_is_final_unless_batches_may_be_skipped() -> None:
 )
 def test_a_bad_node_is_left_out(cause: Cause, enough_left: bool, action: Action) -> None:
     cluster = Cluster(frozenset({"n2"}), enough_left)
-    decision = decide([replace(moved(cause), node="n2")], PLENTY, cluster)
+    decision = decide_inside([replace(moved(cause), node="n2")], PLENTY, cluster)
     assert decision.action is action
     assert decision.nodes == (("n2",) if action is not Action.STOP else ())
-    sound = decide([replace(moved(cause), node="n1")], PLENTY, cluster)
-    assert sound.nodes == (("n1",) if cause is Cause.NODE_FAILURE and enough_left else ())  # dead, whatever it was
+    sound = decide_inside([replace(moved(cause), node="n1")], PLENTY, cluster)
+    assert sound.nodes == (
+        ("n1",) if cause is Cause.NODE_FAILURE and enough_left else ()
+    )  # dead, whatever it was
 
 
 @pytest.mark.parametrize("cause", [Cause.CRASH, Cause.KILLED, Cause.HANG, Cause.LAUNCH_FAILED])
-def test_a_bad_node_burns_no_retries_and_its_failures_have_a_budget_of_their_own(cause: Cause) -> None:
+def test_a_bad_node_burns_no_retries_and_its_failures_have_a_budget_of_their_own(
+    cause: Cause,
+) -> None:
     bad = replace(stuck(cause), node="n2", node_excluded=True)
     assert exhausted([bad] * 3 + [moved(Cause.CRASH)] * 3, PLENTY) is None
     assert exhausted([bad] * 4, PLENTY) == "4 node failures (recovery.max_node_failures=3)"
 
 
 def test_budgets_are_those_of_the_frozen_configuration() -> None:
-    config = make_config("recovery.max_hangs=7", "recovery.max_preemptions=2", "run.max_gpu_hours=5")
+    config = make_config(
+        "recovery.max_hangs=7", "recovery.max_preemptions=2", "run.max_gpu_hours=5"
+    )
     budgets = Budgets.of(config.run, config.recovery)
     assert (budgets.max_hangs, budgets.max_preemptions, budgets.max_gpu_hours) == (7, 2, 5.0)
     assert budgets.max_divergences == 0
@@ -221,7 +244,7 @@ def test_budgets_are_those_of_the_frozen_configuration() -> None:
 def lived(story: list[Ended], budgets: Budgets) -> list[Ended]:
     """The attempts of `story` that there are before the policy stops the run."""
     for number in range(1, len(story) + 1):
-        if decide(story[:number], budgets).action is Action.STOP:
+        if decide_inside(story[:number], budgets).action is Action.STOP:
             return story[:number]
     return story
 
@@ -230,15 +253,22 @@ def lived(story: list[Ended], budgets: Budgets) -> list[Ended]:
 @given(st.lists(ANY, min_size=1, max_size=12), BUDGETS)
 def test_a_run_stops_only_where_a_budget_is_spent(story: list[Ended], budgets: Budgets) -> None:
     attempts = lived(story, budgets)
-    if decide(attempts, budgets).action is Action.STOP and attempts[-1].cause is not Cause.DIVERGED:
+    if (
+        decide_inside(attempts, budgets).action is Action.STOP
+        and attempts[-1].cause is not Cause.DIVERGED
+    ):
         assert exhausted(attempts, budgets) is not None
 
 
 @settings(deadline=None)
 @given(st.lists(ANY, min_size=1, max_size=10), BUDGETS, FEW)
-def test_more_budget_never_stops_a_run_earlier(story: list[Ended], less: Budgets, more: int) -> None:
+def test_more_budget_never_stops_a_run_earlier(
+    story: list[Ended], less: Budgets, more: int
+) -> None:
     names = [*set(BUDGET_OF.values()), "max_no_progress"]
-    raised = {name: None if getattr(less, name) is None else getattr(less, name) + more for name in names}
+    raised = {
+        name: None if getattr(less, name) is None else getattr(less, name) + more for name in names
+    }
     assert len(lived(story, replace(less, **raised, max_gpu_hours=None))) >= len(lived(story, less))
 
 

@@ -1,6 +1,7 @@
 """What ended an attempt, by what srun and the ranks really said: logs of failures on a real Slurm.
 
-`recorded/NAME` is the run directory of one as far as it is read here, kept by `record.py` beside it.
+`recorded/NAME` is the run directory of one as far as it is read here, kept by `record.py` beside
+it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from hpc_llm.checkpoint import manifest
-from hpc_llm.launch.ending import judge
-from hpc_llm.launch.steps import StepEnd, srun_end
-from hpc_llm.recovery import errors
+from hpc_llm.recovery import failures
 from hpc_llm.recovery.causes import Cause, ExitCode
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.supervise.ending import judge
+from hpc_llm.supervise.steps import StepEnd, srun_end
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -45,7 +46,8 @@ FAILURES = {
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_real_logs_are_understood(name: str) -> None:
-    wanted, layout = FAILURES[name], RunLayout(RECORDED / name)
+    wanted = FAILURES[name]
+    layout = RunLayout(RECORDED / name)
     end = srun_end(layout.supervisor_log(1).read_text(), 1, 2, ExitCode.STOPPED)
     found = judge(
         layout, 1, end, hang=None, let_go=False, in_slurm=True, outlives_nodes=bool(wanted.lost_nodes), signals=(),
@@ -59,7 +61,9 @@ def test_real_logs_are_understood(name: str) -> None:
     assert wanted.error in (found.failure.error if found.failure else "")
 
 
-LOST_ITS_ONLY_NODE = "srun: error: Node failure on n3\n"  # and left with 0: Slurm 22.05, a job of one rank
+LOST_ITS_ONLY_NODE = (
+    "srun: error: Node failure on n3\n"  # and left with 0: Slurm 22.05, a job of one rank
+)
 
 
 def test_a_step_that_lost_its_node_and_left_with_0_has_not_done_its_work() -> None:
@@ -69,7 +73,9 @@ def test_a_step_that_lost_its_node_and_left_with_0_has_not_done_its_work() -> No
 
 
 @pytest.mark.parametrize(("steps", "cause"), [(8, Cause.COMPLETED), (9, Cause.CRASH)])
-def test_a_run_is_complete_when_a_checkpoint_says_so(steps: int, cause: Cause, tmp_path: Path) -> None:
+def test_a_run_is_complete_when_a_checkpoint_says_so(
+    steps: int, cause: Cause, tmp_path: Path
+) -> None:
     layout = RunLayout(tmp_path)
     folder = manifest.folder_of(layout.checkpoints, 8)
     folder.mkdir(parents=True)
@@ -85,7 +91,7 @@ def test_a_run_is_complete_when_a_checkpoint_says_so(steps: int, cause: Cause, t
 def test_of_a_segmentation_fault_the_stacks_of_its_own_rank_are_told() -> None:
     """Rank 0 has a traceback too: it lost its peer."""
     layout = RunLayout(RECORDED / "segmentation-fault")
-    found = errors.fatal(layout.rank_log(1, 1).read_text(), 1, signal.SIGSEGV)
+    found = failures.fatal(layout.rank_log(1, 1).read_text(), 1, signal.SIGSEGV)
     assert "Fatal Python error: Segmentation fault" in found.text
     assert "loop.py" in found.text and "Extension modules" not in found.text
 

@@ -1,4 +1,6 @@
-"""What tests need of the machine: other users, file systems that are full or read-only, and processes that race."""
+"""What tests need of the machine: other users, file systems that are full or read-only, and
+processes that race.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,23 @@ NOBODY = 65534
 _LIMIT_S = 60
 
 
-def python(*words: str, cwd: Path, prefix: Sequence[str] = (), **more: Any) -> subprocess.CompletedProcess[str]:
-    """`python words…` with this checkout importable, as a user runs it; `prefix` is put before it."""
+def python(
+    *words: str, cwd: Path, prefix: Sequence[str] = (), **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """`python words…` with this checkout importable, as a user runs it; `prefix` is put before
+    it.
+    """
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **more.pop("environment", {})}
     command = [*prefix, sys.executable, *words]
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False, **more
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=_LIMIT_S,
+        check=False,
+        **more,
     )
 
 
@@ -41,17 +54,28 @@ def can_mount() -> bool:
 
 def mounted(folder: Path, options: str) -> list[str]:
     """Words that run a command with a tmpfs on `folder` that nobody else sees."""
-    return ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {options} none "$0" && exec "$@"', str(folder)]
+    return [
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        f'mount -t tmpfs -o {options} none "$0" && exec "$@"',
+        str(folder),
+    ]
 
 
 def limit_file_size(num_bytes: int) -> None:
-    """A file system that fills up, for those who may not mount: files of this process end at `num_bytes`."""
+    """A file system that fills up, for those who may not mount: files of this process end at
+    `num_bytes`.
+    """
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
 
 
 @contextlib.contextmanager
 def folder_of_root(mode: int) -> Iterator[Path]:
-    """A folder of this user's that others can reach, unlike tmp_path; `mode` keeps them out or lets them in."""
+    """A folder of this user's that others can reach, unlike tmp_path; `mode` keeps them out or lets
+    them in.
+    """
     with tempfile.TemporaryDirectory() as name:
         outer = Path(name)
         outer.chmod(0o755)
@@ -63,7 +87,9 @@ def folder_of_root(mode: int) -> Iterator[Path]:
 
 
 def in_child(story: Callable[[], Any]) -> tuple[int, Any]:
-    """Exit status and result of `story` in a fork of this process; negative for a signal, None without a result."""
+    """Exit status and result of `story` in a fork of this process; negative for a signal, None
+    without a result.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -99,9 +125,11 @@ def as_nobody(story: Callable[[], Any]) -> Any:
 
 
 def killed_at(number: int, folder: Path, story: Callable[[], Any]) -> bool:
-    """Run `story` in a fork that SIGKILLs itself before its `number`th change below `folder`; whether it got there.
+    """Run `story` in a fork that SIGKILLs itself before its `number`th change below `folder`;
+    whether it got there.
 
-    Changes are Python's own audit events: files opened to be written, renamed, removed, folders made, links.
+    Changes are Python's own audit events: files opened to be written, renamed, removed, folders
+    made, links.
     """
     seen = 0
 
@@ -128,8 +156,19 @@ def _changes(event: str, arguments: tuple[Any, ...], folder: Path) -> bool:
         return bool(written) and str(path).startswith(str(folder))
     if event in ("os.remove", "os.rmdir") and arguments[1] not in (None, -1):
         return True  # named relative to an open folder, as shutil.rmtree does
-    changing = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.chmod", "os.chown", "os.truncate")
-    return event in changing and any(str(argument).startswith(str(folder)) for argument in arguments[:2])
+    changing = (
+        "os.mkdir",
+        "os.rename",
+        "os.remove",
+        "os.rmdir",
+        "os.symlink",
+        "os.chmod",
+        "os.chown",
+        "os.truncate",
+    )
+    return event in changing and any(
+        str(argument).startswith(str(folder)) for argument in arguments[:2]
+    )
 
 
 def all_at_once(number: int, story: Callable[[int], Any]) -> list[Any]:

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from hpc_llm.config.computing import compiles
-from hpc_llm.launch.submission import examine
 from hpc_llm.planning.experience import Limit, Speed
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
 from hpc_llm.runs.layout import RootLayout, RunLayout
+from hpc_llm.submission.examine import examine
 from tests.configs import make_config
 
 BASE = ("model=mpt-125m", "cluster=a100x8")
-LIMIT, SPEED = Limit(4, "first"), Speed(1000.0, 8, "first")
+LIMIT = Limit(4, "first")
+SPEED = Speed(1000.0, 8, "first")
 
 
 def remembered(root: Path, *words: str, attention: str = "sdpa") -> Remembered:
@@ -27,7 +28,11 @@ def remembered(root: Path, *words: str, attention: str = "sdpa") -> Remembered:
     ("words", "limit", "speed"),
     [
         ((), True, True),
-        (("run.seed=3", "optim.lr=1e-5", "train.duration=7steps", "train.global_batch=64"), True, True),
+        (
+            ("run.seed=3", "optim.lr=1e-5", "train.duration=7steps", "train.global_batch=64"),
+            True,
+            True,
+        ),
         (("cluster.nodes=2",), False, True),  # ZeRO leaves less to each rank; its speed is per rank
         (("cluster.constraint=fast",), True, False),
         (("model=mpt-350m",), False, False),
@@ -57,7 +62,13 @@ def test_the_newest_counts_and_what_cannot_be_read_or_written_is_nothing(tmp_pat
     known.note_limit(1, False, Limit(2, "second"))
     assert known.limit(1, False) == Limit(2, "second")
     (path,) = RootLayout(tmp_path).experience.iterdir()
-    for text in ("", "[]", "{}", '{"micro_batch": "x", "run": 1}', '{"micro_batch": null, "run": "a"}'):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '{"micro_batch": "x", "run": 1}',
+        '{"micro_batch": null, "run": "a"}',
+    ):
         path.write_text(text)
         assert known.limit(1, False) is None
     missing = remembered(tmp_path / "not" / "there")
@@ -68,7 +79,10 @@ def test_the_newest_counts_and_what_cannot_be_read_or_written_is_nothing(tmp_pat
 def test_a_speed_is_the_median_of_enough_steps_of_this_attempt(tmp_path: Path) -> None:
     run = RunLayout(tmp_path)
     assert steady_tokens_per_second(run, 0) is None
-    rows = [{"step": step, "tokens_per_second": 1.0 if step <= 10 else 100.0 + step} for step in range(1, 41)]
+    rows = [
+        {"step": step, "tokens_per_second": 1.0 if step <= 10 else 100.0 + step}
+        for step in range(1, 41)
+    ]
     rows.append({"step": 41, "heldout_loss": 3.0})
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 42, "tok')
     assert steady_tokens_per_second(run, 10) == 100.0 + 25.5

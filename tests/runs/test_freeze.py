@@ -21,7 +21,15 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan, make_plan
 from hpc_llm.runs import freeze as module
-from hpc_llm.runs.freeze import freeze, freeze_all, layout_for, read_config, read_plan, run_name, snapshot_code
+from hpc_llm.runs.freeze import (
+    freeze,
+    freeze_all,
+    layout_for,
+    read_config,
+    read_plan,
+    run_name,
+    snapshot_code,
+)
 from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
 from hpc_llm.runs.ledger import Ledger
 from hpc_llm.storage.files import restrict_access
@@ -48,7 +56,12 @@ OF_THE_MACHINE = (
     "data.out",
     "data.workers",
 )
-OF_THE_MACHINE += ("train.micro_batch", "train.activation_checkpointing", "train.eval_every", "train.zero_stage")
+OF_THE_MACHINE += (
+    "train.micro_batch",
+    "train.activation_checkpointing",
+    "train.eval_every",
+    "train.zero_stage",
+)
 OF_THE_MACHINE += ("train.attention", "train.loss_chunk", "train.compile")
 OF_THE_MACHINE += (
     "cluster.",
@@ -124,7 +137,17 @@ def with_another(config: RunConfig, key: str) -> RunConfig:
         {"A": "other"},
         {"a": {"path": "other"}},
     )
-    others += ("fp32", "fused_adam", "linear", "line", "best_fit", "rope", "rmsnorm", "swiglu", "folded")
+    others += (
+        "fp32",
+        "fused_adam",
+        "linear",
+        "line",
+        "best_fit",
+        "rope",
+        "rmsnorm",
+        "swiglu",
+        "folded",
+    )
     for other in (*others, {"7steps": {"a": 1.0}}):
         section[last] = other
         if other != given:
@@ -132,7 +155,11 @@ def with_another(config: RunConfig, key: str) -> RunConfig:
                 return build(RunConfig, plain)
             except InputError:
                 continue
-    last_resort = {"data.name": "files", "cluster.launcher": "slurm", "recovery.on_divergence": "skip"}
+    last_resort = {
+        "data.name": "files",
+        "cluster.launcher": "slurm",
+        "recovery.on_divergence": "skip",
+    }
     section[last] = last_resort.get(key, "cpu")
     return build(RunConfig, plain)
 
@@ -143,12 +170,16 @@ def test_a_frozen_run_holds_all_that_a_job_reads(tmp_path: Path) -> None:
     assert layout.path == tmp_path / "runs" / "first"
     assert read_config(layout) == config
     assert read_plan(layout) == plan_of(config)
-    assert (layout.code / "hpc_llm" / "train.py").read_bytes() == (REPOSITORY / "hpc_llm" / "train.py").read_bytes()
+    assert (layout.code / "hpc_llm" / "train.py").read_bytes() == (
+        REPOSITORY / "hpc_llm" / "train.py"
+    ).read_bytes()
     for folder in (layout.ledger, layout.slurm, layout.attempts, layout.checkpoints):
         assert folder.is_dir()
 
 
-def test_a_relative_root_is_frozen_where_the_user_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_root_is_frozen_where_the_user_stood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert frozen(Path("runs")).path == tmp_path / "runs" / "first"
 
@@ -169,7 +200,9 @@ def test_a_derived_name_is_frozen_with_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", leaves())
-def test_what_is_learned_decides_which_run_it_is_and_the_machine_does_not(tmp_path: Path, key: str) -> None:
+def test_what_is_learned_decides_which_run_it_is_and_the_machine_does_not(
+    tmp_path: Path, key: str
+) -> None:
     config = run(tmp_path, name=None)
     other = with_another(config, key)
     assert other != config
@@ -190,7 +223,11 @@ def test_a_run_goes_on_on_another_machine(tmp_path: Path) -> None:
     assert layout.code.readlink() == code
 
 
-MIXED = ("data=files", "data.sources={code: {path: /c, weight: 3}, web: {path: /w}}", "run.name=first")
+MIXED = (
+    "data=files",
+    "data.sources={code: {path: /c, weight: 3}, web: {path: /w}}",
+    "run.name=first",
+)
 
 
 @pytest.mark.parametrize(
@@ -203,13 +240,17 @@ MIXED = ("data=files", "data.sources={code: {path: /c, weight: 3}, web: {path: /
         ("{}", False),
     ],
 )
-def test_a_run_goes_on_with_another_mixture_from_its_checkpoint_on(tmp_path: Path, mixture: str, fits: bool) -> None:
+def test_a_run_goes_on_with_another_mixture_from_its_checkpoint_on(
+    tmp_path: Path, mixture: str, fits: bool
+) -> None:
     words = (*MIXED, f"run.root={tmp_path}")
     first = make_config(*words, "data.mixture={10steps: {web: 1}}")
     edited = make_config(*words, f"data.mixture={mixture}")
     layout = freeze(first, plan_of(first))
     with pytest.raises(InputError, match=r"data\.mixture"):
-        freeze(edited, plan_of(edited))  # nothing is trained that could be kept straight: it is another run
+        freeze(
+            edited, plan_of(edited)
+        )  # nothing is trained that could be kept straight: it is another run
     Ledger(layout.ledger, "train-0001").write("checkpointed", step=20)
     if fits:
         freeze(edited, plan_of(edited))
@@ -219,7 +260,9 @@ def test_a_run_goes_on_with_another_mixture_from_its_checkpoint_on(tmp_path: Pat
             freeze(edited, plan_of(edited))
 
 
-def test_another_configuration_under_the_same_name_is_refused_naming_the_keys(tmp_path: Path) -> None:
+def test_another_configuration_under_the_same_name_is_refused_naming_the_keys(
+    tmp_path: Path,
+) -> None:
     frozen(tmp_path)
     before = content(tmp_path)
     config = learning(run(tmp_path), 0.5)
@@ -228,8 +271,8 @@ def test_another_configuration_under_the_same_name_is_refused_naming_the_keys(tm
         freeze(config, plan_of(config))
     assert raised.value.problems == [
         f"run.name=first: {tmp_path / 'first'} holds a run with another configuration "
-        "(optim.lr=0.002, now 0.5; train.seq_len=256, now 128); "
-        "give what it had, or choose another run.name, or remove that folder"
+        "(optim.lr=0.002, now 0.5; train.seq_len=256, now 128); give what it had, or choose "
+        "another run.name, or remove that folder"
     ]
     assert content(tmp_path) == before
 
@@ -266,7 +309,9 @@ def test_killed_at_any_moment_there_is_a_whole_run_or_none(tmp_path: Path) -> No
     snapshot_code(tmp_path)
     number = 0
     while killed_at(number, tmp_path, partial(frozen, tmp_path)):
-        assert visible(tmp_path) == [] or read_config(RunLayout(tmp_path / "first")) == run(tmp_path)
+        assert visible(tmp_path) == [] or read_config(RunLayout(tmp_path / "first")) == run(
+            tmp_path
+        )
         number += 1
     assert number > 8  # folders, link, two files, renames
     assert visible(tmp_path) == ["first"]
@@ -282,14 +327,18 @@ def test_killed_at_any_moment_a_snapshot_is_whole_or_not_there(tmp_path: Path) -
         if not killed_at(number, root, partial(snapshot_code, root)):
             break
         kills += 1
-        finished = [folder for folder in (root / CODE_FOLDER).glob("*") if "partial" not in folder.name]
+        finished = [
+            folder for folder in (root / CODE_FOLDER).glob("*") if "partial" not in folder.name
+        ]
         assert finished == []
     assert kills > 3
     assert content(snapshot_code(root)) == whole
 
 
 def test_the_leavings_of_a_killed_process_are_in_nobodys_way(tmp_path: Path) -> None:
-    """In a container process ids come again: the next one to freeze has that of the one that was killed."""
+    """In a container process ids come again: the next one to freeze has that of the one that was
+    killed.
+    """
     for name in (f".first.partial-{os.getpid()}", f".first.{os.getpid()}.tmp"):
         shutil.copytree(frozen(tmp_path / "elsewhere").path, tmp_path / name, symlinks=True)
     layout = frozen(tmp_path)
@@ -315,13 +364,17 @@ def test_of_processes_that_freeze_different_runs_under_one_name_one_wins(tmp_pat
 
     won = all_at_once(5, story)
     assert sum(won) == 1
-    assert read_config(RunLayout(tmp_path / "first")) == learning(run(tmp_path), 0.5 + won.index(True))
+    assert read_config(RunLayout(tmp_path / "first")) == learning(
+        run(tmp_path), 0.5 + won.index(True)
+    )
 
 
 def test_the_snapshot_is_the_whole_source_and_nothing_else(tmp_path: Path) -> None:
     snapshot = snapshot_code(tmp_path)
     package = REPOSITORY / "hpc_llm"
-    source = {str(path.relative_to(REPOSITORY)): path.read_bytes() for path in package.rglob("*.py")}
+    source = {
+        str(path.relative_to(REPOSITORY)): path.read_bytes() for path in package.rglob("*.py")
+    }
     assert {name: text for name, text in content(snapshot).items() if text is not False} == source
 
 
@@ -329,12 +382,15 @@ def test_the_snapshot_runs_by_itself(tmp_path: Path) -> None:
     layout = frozen(tmp_path)
     command = [sys.executable, "-c", "import hpc_llm.train; print(hpc_llm.train.__file__)"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=layout.code, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=layout.code, env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == str(layout.code.resolve() / "hpc_llm" / "train.py")
 
 
 def test_runs_of_a_root_share_one_snapshot(tmp_path: Path) -> None:
-    first, second = frozen(tmp_path, "first"), frozen(tmp_path, "second")
+    first = frozen(tmp_path, "first")
+    second = frozen(tmp_path, "second")
     assert first.code.resolve() == second.code.resolve()
     assert len(list((tmp_path / CODE_FOLDER).iterdir())) == 1
 
@@ -346,9 +402,13 @@ def test_processes_that_snapshot_at_once_share_one(tmp_path: Path) -> None:
     assert content(Path(found[0])) == content(snapshot_code(tmp_path / "alone"))
 
 
-def test_editing_the_source_changes_no_frozen_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_editing_the_source_changes_no_frozen_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "checkout" / "hpc_llm"
-    shutil.copytree(REPOSITORY / "hpc_llm", package, ignore=shutil.ignore_patterns("conf", "__pycache__"))
+    shutil.copytree(
+        REPOSITORY / "hpc_llm", package, ignore=shutil.ignore_patterns("conf", "__pycache__")
+    )
     monkeypatch.setattr(module, "PACKAGE", package)
     layout = frozen(tmp_path / "runs")
     before = content(layout.code.resolve())
@@ -363,7 +423,9 @@ def test_a_run_that_is_submitted_again_has_the_code_that_wrote_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "checkout" / "hpc_llm"
-    shutil.copytree(REPOSITORY / "hpc_llm", package, ignore=shutil.ignore_patterns("conf", "__pycache__"))
+    shutil.copytree(
+        REPOSITORY / "hpc_llm", package, ignore=shutil.ignore_patterns("conf", "__pycache__")
+    )
     monkeypatch.setattr(module, "PACKAGE", package)
     config = run(tmp_path / "runs")
     runs = [(config, plan_of(config))]
@@ -373,7 +435,9 @@ def test_a_run_that_is_submitted_again_has_the_code_that_wrote_its_files(
     (package / "train.py").write_text("raise SystemExit('edited')\n")
     earlier = first.layout.code.resolve()
     assert [each.other_code for each in freeze_all(runs)] == [True]
-    assert (first.layout.code / "hpc_llm" / "train.py").read_text() == "raise SystemExit('edited')\n"
+    assert (
+        first.layout.code / "hpc_llm" / "train.py"
+    ).read_text() == "raise SystemExit('edited')\n"
     assert not Path(first.layout.code.readlink()).is_absolute()
     assert content(earlier) == before, "other runs may have it"
 
@@ -398,8 +462,12 @@ def test_a_name_is_made_of_what_was_chosen_alone() -> None:
     assert run_name(config) == run_name(make_config(*words, "train.micro_batch=4"))
 
 
-@pytest.mark.parametrize(("text", "complaint"), [(None, "no run directory"), ("{", "not readable as JSON")])
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, text: str | None, complaint: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "complaint"), [(None, "no run directory"), ("{", "not readable as JSON")]
+)
+def test_a_folder_that_is_no_run_is_refused(
+    tmp_path: Path, text: str | None, complaint: str
+) -> None:
     layout = frozen(tmp_path)
     for path, read in ((layout.config, read_config), (layout.plan, read_plan)):
         path.unlink() if text is None else path.write_text(text)
@@ -409,11 +477,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, text: str | None, co
 
 def test_a_configuration_damaged_by_hand_is_refused_key_by_key(tmp_path: Path) -> None:
     layout = frozen(tmp_path)
-    layout.config.write_text(layout.config.read_text().replace('"seed": 17', '"sead": 17, "root2": ""'))
+    layout.config.write_text(
+        layout.config.read_text().replace('"seed": 17', '"sead": 17, "root2": ""')
+    )
     with pytest.raises(InputError) as raised:
         read_config(layout)
     where = f"{layout.config}, perhaps of another version"
-    assert [problem.split(": ")[:2] for problem in raised.value.problems] == [[where, "run.sead"], [where, "run.root2"]]
+    assert [problem.split(": ")[:2] for problem in raised.value.problems] == [
+        [where, "run.sead"],
+        [where, "run.root2"],
+    ]
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"memory": {}}'])
@@ -432,7 +505,9 @@ def shared_modes(root: Path, group: str | None) -> dict[str, int]:
         config = run(root, group=group)
         freeze(config, plan_of(config))
         return {
-            str(path): stat.S_IMODE(path.lstat().st_mode) for path in [root, *root.rglob("*")] if not path.is_symlink()
+            str(path): stat.S_IMODE(path.lstat().st_mode)
+            for path in [root, *root.rglob("*")]
+            if not path.is_symlink()
         }
 
     status, modes = in_child(story)
@@ -441,7 +516,9 @@ def shared_modes(root: Path, group: str | None) -> dict[str, int]:
 
 
 def readable(layout: RunLayout, group: int | None) -> bool:
-    """Whether somebody else, a member of `group` perhaps, reads configuration and code of the run."""
+    """Whether somebody else, a member of `group` perhaps, reads configuration and code of the
+    run.
+    """
 
     def story() -> bool:
         if group is not None:
@@ -472,11 +549,19 @@ def test_a_run_that_names_a_group_is_shared_with_it_alone(tmp_path: Path) -> Non
     modes = shared_modes(root, group.gr_name)
     assert all(mode & 0o007 == 0 and mode & 0o040 for mode in modes.values())
     assert all(mode & 0o020 == 0 for mode in modes.values())
-    run_directory = [root, *(path for path in (root / "first").rglob("*") if path.is_dir() and not path.is_symlink())]
-    assert all(path.stat().st_gid == group.gr_gid and path.stat().st_mode & stat.S_ISGID for path in run_directory)
+    run_directory = [
+        root,
+        *(path for path in (root / "first").rglob("*") if path.is_dir() and not path.is_symlink()),
+    ]
+    assert all(
+        path.stat().st_gid == group.gr_gid and path.stat().st_mode & stat.S_ISGID
+        for path in run_directory
+    )
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may become others; the two tests above look at modes")
+@pytest.mark.skipif(
+    os.getuid() != 0, reason="only root may become others; the two tests above look at modes"
+)
 @pytest.mark.parametrize("root_was_there", [False, True])
 def test_members_read_a_shared_run_and_others_do_not(root_was_there: bool) -> None:
     group = next(entry for entry in grp.getgrall() if entry.gr_gid not in (0, NOBODY))

@@ -38,7 +38,9 @@ def test_the_next_attempt_knows_from_its_first_step_on(tmp_path: Path) -> None:
         heart.beat(step, Phase.TRAINING)
     heart.beat(8, Phase.HOLDING)
     later = Heart(tmp_path / "n2.beat", 2, clock)  # on another node
-    assert heartbeat.read(tmp_path, 2)["n2"].usual_s == 0.0  # it starts, and nobody knows how long that takes
+    assert (
+        heartbeat.read(tmp_path, 2)["n2"].usual_s == 0.0
+    )  # it starts, and nobody knows how long that takes
     later.beat(9, Phase.TRAINING)
     assert heartbeat.read(tmp_path, 2)["n2"].usual_s == 2.0
 
@@ -63,7 +65,9 @@ def test_the_next_attempts_know_from_their_first_save_and_evaluation_on(tmp_path
     for attempt in (2, 3):  # the second saves nothing, and tells what it was told
         later = Heart(tmp_path / f"n{attempt}.beat", attempt, clock)
         seen = {}
-        for phase in (Phase.SAVING, Phase.EVALUATING, Phase.LEAVING) if attempt == 3 else (Phase.TRAINING,):
+        for phase in (
+            (Phase.SAVING, Phase.EVALUATING, Phase.LEAVING) if attempt == 3 else (Phase.TRAINING,)
+        ):
             later.beat(9, phase)
             seen[phase] = heartbeat.read(tmp_path, attempt)[f"n{attempt}"].usual_s
         (tmp_path / f"n{attempt - 1}.beat").unlink()
@@ -99,7 +103,8 @@ def test_other_attempts_and_torn_files_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_made_stops_no_rank_and_is_made_once_it_can(tmp_path: Path) -> None:
-    folder, clock = tmp_path / "heartbeats", Clock()
+    folder = tmp_path / "heartbeats"
+    clock = Clock()
     heart = Heart(folder / "n1.beat", 1, clock)
     clock.now += 2.0
     heart.beat(1, Phase.TRAINING)

@@ -9,14 +9,20 @@ from hpc_llm.runs.layout import RunLayout
 from tests.runs.machine import REPOSITORY
 
 LAYOUT = RunLayout(Path("/runs/first"))
-PATHS = {name for name, value in vars(RunLayout).items() if isinstance(value, property) and name != "name"}
+PATHS = {
+    name
+    for name, value in vars(RunLayout).items()
+    if isinstance(value, property) and name != "name"
+}
 
 
 def strings(path: Path) -> set[str]:
     """String constants of a module that are no docstrings."""
     tree = ast.parse(path.read_text())
     docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docs)
+    constants = (
+        node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docs
+    )
     return {node.value for node in constants if isinstance(node.value, str)}
 
 
@@ -31,7 +37,9 @@ def test_attempts_and_ranks_sort_by_number() -> None:
     assert LAYOUT.attempt(3) == Path("/runs/first/attempts/0003")
     assert LAYOUT.supervisor_log(3) == LAYOUT.attempt(3) / "supervisor.log"
     assert LAYOUT.rank_log(3, 12) == LAYOUT.attempt(3) / "rank-0012.log"
-    logs = [LAYOUT.rank_log(attempt, rank) for attempt in (1, 2, 10, 200) for rank in (0, 2, 11, 439)]
+    logs = [
+        LAYOUT.rank_log(attempt, rank) for attempt in (1, 2, 10, 200) for rank in (0, 2, 11, 439)
+    ]
     assert sorted(logs) == logs
 
 
@@ -48,7 +56,11 @@ def test_a_job_finds_the_folders_that_it_writes_into(tmp_path: Path) -> None:
 
 def test_no_other_file_spells_a_name_of_the_run_directory() -> None:
     names = {getattr(LAYOUT, name).name for name in PATHS}
-    names = {name for name in names if "." in name[1:]} | {"attempts", "checkpoints", "supervisor.log"}
+    names = {name for name in names if "." in name[1:]} | {
+        "attempts",
+        "checkpoints",
+        "supervisor.log",
+    }
     package = REPOSITORY / "hpc_llm"
     guilty = {
         str(path.relative_to(package)): strings(path) & names

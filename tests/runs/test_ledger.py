@@ -27,7 +27,9 @@ def names(folder: Path) -> list[str]:
 
 
 def test_an_event_comes_back_with_its_facts_and_its_writer(tmp_path: Path) -> None:
-    Ledger(tmp_path, "supervisor-0003").write("ended", cause="crash", exit_codes=[1, -9], first_failed=None)
+    Ledger(tmp_path, "supervisor-0003").write(
+        "ended", cause="crash", exit_codes=[1, -9], first_failed=None
+    )
     (event,) = ledger.read(tmp_path)
     assert (event.event, event.writer) == ("ended", "supervisor-0003")
     assert event.facts == {"cause": "crash", "exit_codes": [1, -9], "first_failed": None}
@@ -53,7 +55,9 @@ def test_no_event_is_lost_and_each_writers_order_stays(
     for writer, entries in by_writer.items():
         lines(folder, writer, *sorted(entries, key=lambda entry: entry[0]))
     merged = ledger.read(folder)
-    assert sorted(event.event for event in merged) == sorted(str(number) for number in range(len(story)))
+    assert sorted(event.event for event in merged) == sorted(
+        str(number) for number in range(len(story))
+    )
     assert [event.time for event in merged] == sorted(event.time for event in merged)
     for writer, entries in by_writer.items():
         mine = [event.event for event in merged if event.writer == writer]
@@ -67,7 +71,9 @@ def test_an_empty_or_missing_ledger_has_no_events(tmp_path: Path) -> None:
 
 @settings(deadline=None)
 @given(st.data())
-def test_a_last_line_cut_anywhere_is_passed_over(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_a_last_line_cut_anywhere_is_passed_over(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     folder = tmp_path_factory.mktemp("ledger")
     lines(folder, "submit", (1.0, "submitted"))
     lines(folder, "train-0001", (2.0, "resumed"), (3.0, "checkpointed"))
@@ -80,7 +86,15 @@ def test_a_last_line_cut_anywhere_is_passed_over(tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize(
     "damage",
-    [b"\xff\xfe\x00", b"[]", b"17", b'"text"', b'{"time": 1}', b'{"event": "x"}', b'{"time": "t", "event": "x"}'],
+    [
+        b"\xff\xfe\x00",
+        b"[]",
+        b"17",
+        b'"text"',
+        b'{"time": 1}',
+        b'{"event": "x"}',
+        b'{"time": "t", "event": "x"}',
+    ],
 )
 def test_a_damaged_line_costs_that_line_alone(tmp_path: Path, damage: bytes) -> None:
     lines(tmp_path, "train-0001", (1.0, "resumed"))
@@ -141,7 +155,9 @@ def test_a_writer_that_comes_back_after_a_torn_line_is_heard(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("more", [0, 1, 30])
-def test_events_that_find_no_room_are_written_with_the_time_they_had(tmp_path: Path, more: int) -> None:
+def test_events_that_find_no_room_are_written_with_the_time_they_had(
+    tmp_path: Path, more: int
+) -> None:
     book = ledger.PatientLedger(tmp_path, "train-0001")
     book.write("resumed", step=1)
     size = (tmp_path / "train-0001.jsonl").stat().st_size

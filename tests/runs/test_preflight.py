@@ -1,4 +1,6 @@
-"""What this machine's files forbid, said before the queue. File modes are tried as a user without privileges."""
+"""What this machine's files forbid, said before the queue. File modes are tried as a user without
+privileges.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,10 @@ import pytest
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.launch.submission import examine
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.runs import preflight
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.submission.examine import examine
 from tests.configs import make_config
 from tests.runs.machine import as_nobody, folder_of_root, in_child, limit_file_size
 
@@ -36,7 +38,10 @@ def test_anothers_folder_is_refused() -> None:
     with folder_of_root(0o555) as folder:
         for root in (folder, folder / "new" / "below"):
             assert as_nobody(partial(preflight.problems, run(root))) == [
-                f"run.root={root}: you cannot write to {folder}; choose a folder of yours with run.root=…"
+                (
+                    f"run.root={root}: you cannot write to {folder}; choose a folder of yours with "
+                    "run.root=…"
+                )
             ]
 
 
@@ -52,7 +57,10 @@ def test_a_folder_that_one_may_not_look_into_is_refused(name: str) -> None:
         (folder / "there").mkdir()
         folder.chmod(0)
         assert as_nobody(partial(preflight.problems, run(folder / name))) == [
-            f"run.root={folder / name}: you cannot write to {folder}; choose a folder of yours with run.root=…"
+            (
+                f"run.root={folder / name}: you cannot write to {folder}; choose a folder of yours "
+                "with run.root=…"
+            )
         ]
 
 
@@ -81,18 +89,23 @@ def test_a_dry_run_writes_no_probe() -> None:
         status, (line,) = in_child(partial(story, False))
         assert status == 0
         assert line == (
-            f"run.root={folder}: File too large (writing 1 MiB failed); free some space, or choose another run.root"
+            f"run.root={folder}: File too large (writing 1 MiB failed); free some space, or "
+            "choose another run.root"
         )
         assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(("mode", "refused"), [(0o777, True), (0o1777, True), (0o702, True), (0o775, False)])
+@pytest.mark.parametrize(
+    ("mode", "refused"), [(0o777, True), (0o1777, True), (0o702, True), (0o775, False)]
+)
 def test_a_root_that_anybody_may_write_is_refused(tmp_path: Path, mode: int, refused: bool) -> None:
     root = tmp_path / "runs"
     root.mkdir()
     root.chmod(mode)
     found = preflight.problems(run(root))
-    assert [line.partition(",")[0] for line in found] == ([f"run.root={root}: is world-writable"] if refused else [])
+    assert [line.partition(",")[0] for line in found] == (
+        [f"run.root={root}: is world-writable"] if refused else []
+    )
     assert preflight.problems(run(root / "mine")) == []  # a private folder in /tmp is fine
 
 
@@ -114,10 +127,15 @@ def test_an_interpreter_that_is_not_there_is_refused_where_the_run_stays_here(
         config = make_config(f"run.root={tmp_path}", f"cluster.python={python}", "dry_run=true")
         with pytest.raises(InputError) as raised:
             examine(config)
-        assert str(raised.value).startswith(f"cluster.python={python}: a program on PATH, or the whole path of one, ")
+        assert str(raised.value).startswith(
+            f"cluster.python={python}: a program on PATH, or the whole path of one, "
+        )
     for word in ("cluster.python=null", f"cluster.python={tmp_path}/python", "cluster.python=sh"):
         assert preflight.python_problems(make_config(word)) == []
-    assert preflight.python_problems(make_config("cluster=a100x8", "cluster.python=/there/python")) == []
+    assert (
+        preflight.python_problems(make_config("cluster=a100x8", "cluster.python=/there/python"))
+        == []
+    )
 
 
 def nothing(_: RunLayout) -> list[int]:
@@ -129,7 +147,10 @@ def test_room_for_the_checkpoints_is_asked_for(tmp_path: Path) -> None:
     config = run(tmp_path)
     plan = make_plan(config, None)
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    assert preflight.room_problems([(config, replace(plan, checkpoint_bytes=free // 4))], nothing) == []
+    assert (
+        preflight.room_problems([(config, replace(plan, checkpoint_bytes=free // 4))], nothing)
+        == []
+    )
     (line,) = preflight.room_problems([(config, replace(plan, checkpoint_bytes=free))], nothing)
     assert line.startswith(f"run.root={tmp_path}: ")
     assert "needed for checkpoint.keep=2 checkpoints and the one being written" in line
@@ -142,7 +163,12 @@ def test_room_for_the_checkpoints_is_asked_for(tmp_path: Path) -> None:
 def test_checkpoints_that_stay_for_good_take_room_until_they_are_written(tmp_path: Path) -> None:
     config = run(tmp_path)
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    plan = replace(make_plan(config, None), steps=100, permanent_every_steps=50, checkpoint_bytes=free // 4)
+    plan = replace(
+        make_plan(config, None), steps=100, permanent_every_steps=50, checkpoint_bytes=free // 4
+    )
     (line,) = preflight.room_problems([(config, plan)], nothing)
-    assert "checkpoint.keep=2 checkpoints, 2 of checkpoint.permanent_every and the one being written" in line
+    assert (
+        "checkpoint.keep=2 checkpoints, 2 of checkpoint.permanent_every and the one being written"
+        in line
+    )
     assert preflight.room_problems([(config, plan)], lambda _: [40, 50, 100]) == []

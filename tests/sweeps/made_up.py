@@ -25,7 +25,13 @@ def make_run(
     layout = RunLayout(path)
     layout.make_folders()
     layout.config.write_text(json.dumps(to_dict(make_config("cluster.gpus_per_node=2", *words))))
-    plan = {"steps": 100, "world_size": 2, "parameters": parameters, "flops_per_token": 6.0 * parameters, "tokens": 1e6}
+    plan = {
+        "steps": 100,
+        "world_size": 2,
+        "parameters": parameters,
+        "flops_per_token": 6.0 * parameters,
+        "tokens": 1e6,
+    }
     layout.plan.write_text(json.dumps(plan))
     numbers = losses if losses is not None else [5.0] * 98 + [3.1, 2.9]
     rows: list[dict[str, Any]] = [
@@ -33,7 +39,9 @@ def make_run(
         for step, loss in enumerate(numbers if complete else numbers[:40], start=1)
     ]
     if heldout is not None:
-        rows += [{"step": 50, "heldout_loss": heldout + 1}, {"step": 100, "heldout_loss": heldout}][: 1 + complete]
+        rows += [{"step": 50, "heldout_loss": heldout + 1}, {"step": 100, "heldout_loss": heldout}][
+            : 1 + complete
+        ]
     layout.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     write(layout, "submit", START, "submitted", job="7")
     write(layout, "supervisor-0001", START + 60, "started", attempt=1, job="7", restarts=0)

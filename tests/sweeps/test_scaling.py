@@ -37,8 +37,11 @@ def test_three_sizes_give_a_law_without_an_offset() -> None:
 
 
 def test_of_noisy_ladders_the_stated_part_holds_the_next_loss() -> None:
-    """95 % is stated; linearised intervals of five points come close, far from certain and far from chance."""
-    noise, inside = random.Random(3), 0
+    """95 % is stated; linearised intervals of five points come close, far from certain and far from
+    chance.
+    """
+    noise = random.Random(3)
+    inside = 0
     for _ in range(60):
         losses = [law(2, 0.3, 1.5, size) * noise.gauss(1, 0.003) for size in SIZES]
         found = fit(SIZES, losses).next_loss

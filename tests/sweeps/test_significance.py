@@ -16,7 +16,13 @@ samples = st.lists(st.floats(1, 10), min_size=2, max_size=8)
 
 @pytest.mark.parametrize(
     ("t", "freedom", "p"),
-    [(12.7062, 1, 0.05), (4.30265, 2, 0.05), (2.22814, 10, 0.05), (3.16927, 10, 0.01), (1.95996, 1e8, 0.05)],
+    [
+        (12.7062, 1, 0.05),
+        (4.30265, 2, 0.05),
+        (2.22814, 10, 0.05),
+        (3.16927, 10, 0.01),
+        (1.95996, 1e8, 0.05),
+    ],
 )
 def test_students_t_has_the_tables_values(t: float, freedom: float, p: float) -> None:
     assert two_sided_p(t, freedom) == pytest.approx(p, rel=1e-4)
@@ -34,14 +40,16 @@ def test_with_two_it_has_a_closed_form(t: float) -> None:
 
 
 def test_welch_with_equal_numbers_and_variances_is_students_test() -> None:
-    first, second = [1.0, 2.0, 3.0, 4.0], [3.5, 4.5, 5.5, 6.5]
+    first = [1.0, 2.0, 3.0, 4.0]
+    second = [3.5, 4.5, 5.5, 6.5]
     t = 2.5 / math.sqrt(2 * statistics.variance(first) / 4)
     assert welch(first, second) == pytest.approx(two_sided_p(t, 6))
 
 
 @given(samples, samples)
 def test_a_p_is_one_both_ways_round(first: list[float], second: list[float]) -> None:
-    there, back = welch(first, second), welch(second, first)
+    there = welch(first, second)
+    back = welch(second, first)
     assert there is not None
     assert 0 <= there <= 1
     assert there == pytest.approx(back)
@@ -62,4 +70,6 @@ def test_holm_multiplies_by_how_many_are_left() -> None:
 def test_corrected_ps_keep_their_order_and_never_shrink(ps: list[float]) -> None:
     corrected = holm(ps)
     assert all(p <= new <= 1 for p, new in zip(ps, corrected, strict=True))
-    assert [corrected[place] for place in sorted(range(len(ps)), key=ps.__getitem__)] == sorted(corrected)
+    assert [corrected[place] for place in sorted(range(len(ps)), key=ps.__getitem__)] == sorted(
+        corrected
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_llm import status
+from hpc_llm.status import __main__
 from hpc_llm.trackers import page
 
 
@@ -17,7 +17,7 @@ def test_it_binds_the_loopback_on_a_port_that_is_free_and_says_how_to_reach_it(
 ) -> None:
     served: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _, words: served.append(words))
-    status.main([str(tmp_path), "--tensorboard"])
+    __main__.main([str(tmp_path), "--tensorboard"])
     (words,) = served
     assert "--host=127.0.0.1" in words
     assert f"--logdir={tmp_path}" in words

@@ -85,8 +85,12 @@ def test_rows_that_find_no_room_are_written_once_there_is_some(
     assert jsonl.read(path) == rows(1, 8)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is the writer's own thread
-def test_a_full_disk_costs_tensorboard_rows_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # it is the writer's own thread
+def test_a_full_disk_costs_tensorboard_rows_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tensorboard, "_AGAIN_S", 0.0)
     tracker = TensorboardTracker(tmp_path, 0, every=1)
     with full(1):
@@ -124,14 +128,21 @@ def test_a_resumed_run_shows_no_step_twice_in_tensorboard(tmp_path: Path, again:
     assert [event.step for event in found.Scalars("loss")] == list(range(1, 13))
 
 
-def test_tensorboard_knows_what_a_run_was_and_which_of_its_scalars_to_draw_against_it(tmp_path: Path) -> None:
+def test_tensorboard_knows_what_a_run_was_and_which_of_its_scalars_to_draw_against_it(
+    tmp_path: Path,
+) -> None:
     for start in (0, 0, 3):
-        tracker = TensorboardTracker(tmp_path, start, every=1, treatment=treatment_of(make_config("optim.lr=2e-4")))
+        tracker = TensorboardTracker(
+            tmp_path, start, every=1, treatment=treatment_of(make_config("optim.lr=2e-4"))
+        )
         tracker.log({"step": start + 1, "loss": 2.5})
         tracker.close()
     assert len(list(tmp_path.glob("events*"))) == 3, "its words stay with the run that has them"
     found = EventAccumulator(str(tmp_path)).Reload()
-    said = {tag: HParamsPluginData.FromString(content) for tag, content in found.PluginTagToContent("hparams").items()}
+    said = {
+        tag: HParamsPluginData.FromString(content)
+        for tag, content in found.PluginTagToContent("hparams").items()
+    }
     values = said["_hparams_/session_start_info"].session_start_info.hparams
     assert values["optim.lr"].number_value == 2e-4
     assert values["model"].string_value == "mpt-tiny"

@@ -26,11 +26,18 @@ print(resident() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have no such setting")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other allocators have no such setting"
+)
 @pytest.mark.parametrize(("device", "kept"), [("cpu", True), ("cuda", False)])
-def test_what_a_step_frees_stays_with_the_process_where_a_cpu_trains(device: str, kept: bool) -> None:
+def test_what_a_step_frees_stays_with_the_process_where_a_cpu_trains(
+    device: str, kept: bool
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FREED.format(device=device)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", FREED.format(device=device)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert (int(done.stdout) > 60 * MIB) is kept
 
@@ -46,5 +53,7 @@ def test_ranks_do_not_share_gpus(
     if index is not None:
         assert choose_device("cuda", local_rank) == torch.device("cuda", index)
         return
-    with pytest.raises(InputError, match=r"rank 2 of this node has no GPU of its own, torch sees 2 here"):
+    with pytest.raises(
+        InputError, match=r"rank 2 of this node has no GPU of its own, torch sees 2 here"
+    ):
         choose_device("cuda", local_rank)

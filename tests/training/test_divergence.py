@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hpc_llm.model.compiler import compile_forward
-from hpc_llm.training.divergence import NotFinite, SpikeRule, data_step, gradients_of, not_finite
+from hpc_llm.model.not_finite import NotFinite, gradients_of, not_finite
+from hpc_llm.training.divergence import SpikeRule, data_step
 
 
 @given(st.sets(st.integers(0, 60), max_size=20))

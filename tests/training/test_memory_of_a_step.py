@@ -1,4 +1,5 @@
-"""The plan's memory is what torch's allocator gives out, by precision, ZeRO stage, passes and checkpointing.
+"""The plan's memory is what torch's allocator gives out, by precision, ZeRO stage, passes and
+checkpointing.
 
 On one rank: between several, Gloo copies what it reduces, where NCCL does not.
 """
@@ -8,7 +9,8 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from engine_ranks import Case, trained
+
+from tests.zero.engine_ranks import Case, trained
 
 pytestmark = pytest.mark.slow
 
@@ -23,10 +25,16 @@ CASES = [
     for checkpointing in ("false", "true")
 ]
 # In buckets smaller than the model: what the last of them holds in the step shows.
-WIDE = ("model.d_model=384", "model.n_heads=6", "model.n_layers=8", "model.vocab_size=16384", "data.vocab_size=16384")
+WIDE = (
+    "model.d_model=384",
+    "model.n_heads=6",
+    "model.n_layers=8",
+    "model.vocab_size=16384",
+    "data.vocab_size=16384",
+)
 CASES += [(precision, stage, 4, *WIDE) for precision in ("bf16", "fp32") for stage in (2, 3)]
-# The worst seen is 13 % off, at ZeRO 3 in fp32, where less is taken than planned, the others 8 %; a processor with
-# products of bf16 of its own makes fewer copies in fp32.
+# The worst seen is 13 % off, at ZeRO 3 in fp32, where less is taken than planned, the others 8 %; a
+# processor with products of bf16 of its own makes fewer copies in fp32.
 TOLERANCE = 0.15
 
 
@@ -38,7 +46,7 @@ def alive() -> dict[Case, list[int]]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, (*case[:3], case[-1]))))
 def test_planned_tensors_are_those_of_a_run(case: Case) -> None:
-    from engine_worker import plan_for
+    from tests.zero.engine_worker import plan_for
 
     precision, stage, micro, *words = case
     _, plan = plan_for(precision, stage, micro, 1, *words)

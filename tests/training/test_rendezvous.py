@@ -1,4 +1,6 @@
-"""Ranks of different runs that found the same port do not become one group; those of one wait for each other."""
+"""Ranks of different runs that found the same port do not become one group; those of one wait for
+each other.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,13 @@ def free_port() -> int:
 
 def test_a_rank_of_another_run_is_not_let_in() -> None:
     port = free_port()
-    stranger, first, second = rank(1, port, "/runs/b/1"), rank(0, port, "/runs/a/1"), rank(1, port, "/runs/a/1")
+    stranger = rank(1, port, "/runs/b/1")
+    first = rank(0, port, "/runs/a/1")
+    second = rank(1, port, "/runs/a/1")
     try:
-        assert [one.communicate(timeout=60)[0].strip() for one in (first, second)] == ["met /runs/a/1"] * 2
+        assert [one.communicate(timeout=60)[0].strip() for one in (first, second)] == [
+            "met /runs/a/1"
+        ] * 2
     finally:
         for one in (stranger, first, second):
             one.kill()

@@ -10,7 +10,8 @@ from hpc_llm.training.schedule import learning_rate
 from tests.configs import make_config
 
 OPTIM = dataclasses.replace(make_config().optim, lr=1.0, min_lr_ratio=0.1, decay_fraction=0.25)
-STEPS, WARMUP = 101, 10
+STEPS = 101
+WARMUP = 10
 
 
 def rates(schedule: str) -> list[float]:
@@ -36,7 +37,9 @@ def test_every_schedule_warms_up_linearly_and_never_leaves_its_bounds(schedule: 
         ("constant", 1.0, 1.0),
     ],
 )
-def test_a_schedule_has_its_formulas_values_half_way_and_at_the_end(schedule: str, middle: float, last: float) -> None:
+def test_a_schedule_has_its_formulas_values_half_way_and_at_the_end(
+    schedule: str, middle: float, last: float
+) -> None:
     found = rates(schedule)
     assert found[55] == pytest.approx(middle)
     assert found[-1] == pytest.approx(last)
@@ -46,7 +49,10 @@ def test_wsd_holds_until_its_decay_begins_and_then_falls_linearly() -> None:
     found = rates("wsd")
     start = STEPS - 1 - int(STEPS * OPTIM.decay_fraction)
     assert set(found[WARMUP:start]) == {1.0}
-    drops = [before - after for before, after in zip(found[start + 1 : -1], found[start + 2 :], strict=True)]
+    drops = [
+        before - after
+        for before, after in zip(found[start + 1 : -1], found[start + 2 :], strict=True)
+    ]
     assert max(drops) - min(drops) < 1e-9
 
 

@@ -6,7 +6,8 @@ import random
 
 import torch
 
-from hpc_llm.training.slow_ranks import IN_A_ROW, WINDOW, ForwardClock, SlowRanks
+from hpc_llm.training.slow_ranks import IN_A_ROW, WINDOW, SlowRanks
+from hpc_llm.zero.forward_clock import ForwardClock
 
 
 def found(times: list[list[int]]) -> list[tuple[int, dict[int, float]]]:
@@ -21,7 +22,8 @@ def test_a_rank_that_stays_behind_is_told_once_with_how_much() -> None:
 
 
 def test_one_that_comes_back_and_falls_behind_again_is_told_again() -> None:
-    slow, well = [[100, 100, 200]] * (WINDOW * IN_A_ROW), [[100, 100, 100]] * WINDOW
+    slow = [[100, 100, 200]] * (WINDOW * IN_A_ROW)
+    well = [[100, 100, 100]] * WINDOW
     assert [ranks for _, ranks in found(slow + well + slow)] == [{2: 2.0}, {2: 2.0}]
 
 

@@ -1,4 +1,6 @@
-"""Ways to compute a step change no loss: compiled blocks, logits in chunks, ALiBi folded into the heads."""
+"""Ways to compute a step change no loss: compiled blocks, logits in chunks, ALiBi folded into the
+heads.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ from functools import cache
 
 import pytest
 import torch
-from engine_ranks import Case, trained
+
+from tests.zero.engine_ranks import Case, trained
 
 pytestmark = pytest.mark.slow
 
@@ -23,9 +26,18 @@ WAYS: dict[str, Case] = {
     "compiled, ZeRO 1": ("fp32", 1, 3, "train.compile=true"),
     "compiled, ZeRO 3": ("fp32", 3, 3, "train.compile=true"),
     "llama": (*BASE, "model=llama-tiny", "model.n_kv_heads=1", "model.d_ffn=null"),
-    "llama, compiled": (*BASE, "model=llama-tiny", "model.n_kv_heads=1", "model.d_ffn=null", "train.compile=true"),
+    "llama, compiled": (
+        *BASE,
+        "model=llama-tiny",
+        "model.n_kv_heads=1",
+        "model.d_ffn=null",
+        "train.compile=true",
+    ),
 }
-LIKE = {"chunks, ZeRO 3, untied": "untied", "llama, compiled": "llama"}  # the others are like "plain"
+LIKE = {
+    "chunks, ZeRO 3, untied": "untied",
+    "llama, compiled": "llama",
+}  # the others are like "plain"
 BASELINES = {"plain", *LIKE.values()}
 
 
@@ -42,8 +54,16 @@ def test_losses_and_gradient_norms_are_those_of_the_plain_step(way: str) -> None
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_at_zero_3_a_block_is_one_graph_for_all_of_them(checkpointed: bool) -> None:
-    """In a process of its own: zero.Init changes torch.Tensor, which the compiler must not find so."""
-    case = ("bf16", 3, 4, "train.compile=true", f"train.activation_checkpointing={str(checkpointed).lower()}")
+    """In a process of its own: zero.Init changes torch.Tensor, which the compiler must not find
+    so.
+    """
+    case = (
+        "bf16",
+        3,
+        4,
+        "train.compile=true",
+        f"train.activation_checkpointing={str(checkpointed).lower()}",
+    )
     assert trained(1, [case], "graphs")[case] == [[2, {}]] * 4  # the block and the loss
 
 

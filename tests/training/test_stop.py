@@ -14,7 +14,9 @@ from hpc_llm.training.stop import Outcome, StopFlag
 from tests.runs.machine import in_child
 
 
-def test_a_signal_between_the_look_and_the_wait_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_between_the_look_and_the_wait_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looks: list[bool] = []
     hold = StopFlag.hold.fget
     assert hold is not None

@@ -1,4 +1,6 @@
-"""The loop around an engine that computes nothing: when it answers a signal, and what it leaves to no collector."""
+"""The loop around an engine that computes nothing: when it answers a signal, and what it leaves to
+no collector.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from hpc_llm.planning.walltime import NOTICE_STEPS
 from hpc_llm.trackers.protocol import Row
 from hpc_llm.training import loop
 from hpc_llm.training.divergence import SpikeRule
-from hpc_llm.training.engine import StepOutput
 from hpc_llm.training.metrics import Metrics
 from hpc_llm.training.stop import Outcome
+from hpc_llm.zero.engine import StepOutput
 from tests.configs import make_config
 
 
@@ -66,7 +68,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def train(idle: Any, folder: Path, *words: str) -> Outcome:
     config = make_config("train.duration=20steps", "optim.warmup=1steps", *words)
     plan = make_plan(config, None)
-    paths = {name: folder / name for name in ("checkpoints", "metrics", "tensorboard", "divergence")}
+    paths = {
+        name: folder / name for name in ("checkpoints", "metrics", "tensorboard", "divergence")
+    }
     attempt = loop.Attempt(
         **paths,
         number=1,
@@ -88,7 +92,8 @@ def test_a_run_that_nobody_stops_saves_at_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "saved"), [("1h", [7, 14, 20]), ("5steps", [5, 7, 10, 14, 15, 20]), ("500steps", [7, 14, 20])]
+    ("every", "saved"),
+    [("1h", [7, 14, 20]), ("5steps", [5, 7, 10, 14, 15, 20]), ("500steps", [7, 14, 20])],
 )
 def test_checkpoints_that_stay_for_good_are_saved_at_their_own_steps(
     tmp_path: Path, every: str, saved: list[int]
@@ -98,8 +103,12 @@ def test_checkpoints_that_stay_for_good_are_saved_at_their_own_steps(
     assert idle.saved == saved
 
 
-def test_a_save_for_good_stands_for_one_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step takes a second of its clock; rank 0 asks after six, and what it asks is known a step later."""
+def test_a_save_for_good_stands_for_one_by_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a second of its clock; rank 0 asks after six, and what it asks is known a step
+    later.
+    """
     idle = Idle()
     monkeypatch.setattr(loop.time, "monotonic", lambda: float(idle.steps))
     train(idle, tmp_path, "checkpoint.every=6s", "checkpoint.permanent_every=5steps")
@@ -107,7 +116,9 @@ def test_a_save_for_good_stands_for_one_by_the_clock(tmp_path: Path, monkeypatch
 
 
 def test_a_signal_is_answered_within_the_steps_that_the_notice_counts(tmp_path: Path) -> None:
-    """It comes in the fifth step; what is left of that, and the steps after it, are done before the save begins."""
+    """It comes in the fifth step; what is left of that, and the steps after it, are done before the
+    save begins.
+    """
 
     def signal(idle: Idle) -> None:
         idle.stop = idle.stop or idle.steps == 5
@@ -124,7 +135,9 @@ def test_what_is_there_after_the_second_step_is_left_to_no_collection(tmp_path: 
     def note(idle: Idle) -> None:
         frozen.append(gc.get_freeze_count())
         if idle.steps == 2:
-            made.extend([index] for index in range(10_000))  # as what the first steps compile and allocate
+            made.extend(
+                [index] for index in range(10_000)
+            )  # as what the first steps compile and allocate
 
     train(Idle(during=note), tmp_path)
     assert frozen[0] > 0  # the program

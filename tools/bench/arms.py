@@ -1,18 +1,25 @@
-"""The same optimizer steps: bare PyTorch, DeepSpeed's engine in a bare loop, our loop, and transformers' model in each.
+"""The same optimizer steps: bare PyTorch, DeepSpeed's engine in a bare loop, our loop, and
+transformers' model in each.
 
-`python tools/bench/arms.py CASE_JSON` runs one arm in this process. It says `@ready 0` and waits for a line on its
-standard input before it takes memory of the device; then come turns: a line `@turn SECONDS_JSON` after each, then it
-waits for `go` or `stop`; `@result JSON` comes last. All arms share batches, learning rate, clipping and AdamW, and
-ours the model and its first weights too; each ticks one clock where a step begins.
+`python tools/bench/arms.py CASE_JSON` runs one arm in this process. It says `@ready 0` and waits
+for a line on its standard input before it takes memory of the device; then come turns: a line
+`@turn SECONDS_JSON` after each, then it waits for `go` or `stop`; `@result JSON` comes last. All
+arms share batches, learning rate, clipping and AdamW, and ours the model and its first weights too;
+each ticks one clock where a step begins.
 
-- bare: forward, backward, clip_grad_norm_, torch's fused AdamW. In bf16 it does by hand what mixed precision takes:
-  bf16 weights, fp32 master weights that the optimizer updates, gradients cast to fp32. Batches lie ready in memory.
-- deepspeed: `engine(…)`, `engine.backward`, `engine.step` with the settings of our runs, and gradients reduced as
+- bare: forward, backward, clip_grad_norm_, torch's fused AdamW. In bf16 it does by hand what mixed
+  precision takes:
+  bf16 weights, fp32 master weights that the optimizer updates, gradients cast to fp32. Batches lie
+  ready in memory.
+- deepspeed: `engine(…)`, `engine.backward`, `engine.step` with the settings of our runs, and
+  gradients reduced as
   DeepSpeed does it. Batches lie ready in memory.
-- transformers…: its model of the same architecture with weights that it draws, in the first two loops, under
-  torch.compile in both, and in its Trainer. On a CPU glibc hands memory back after every step, as it does for whoever
-  uses these; +kept: malloc as of our own ranks.
-- ours: training.loop.Trainer.train with its data loader, metrics.jsonl, TensorBoard and fence; it saves nothing.
+- transformers…: its model of the same architecture with weights that it draws, in the first two
+  loops, under
+  torch.compile in both, and in its Trainer. On a CPU glibc hands memory back after every step, as
+  it does for whoever uses these; +kept: malloc as of our own ranks.
+- ours: training.loop.Trainer.train with its data loader, metrics.jsonl, TensorBoard and fence; it
+  saves nothing.
 """
 
 from __future__ import annotations
@@ -51,17 +58,27 @@ def bare(setting: Setting) -> None:
 
 def bare_loop(setting: Setting, model: torch.nn.Module) -> None:
     """The loop around any model that gives the sum of its losses for (tokens, targets)."""
-    optim, bf16 = setting.config.optim, setting.config.train.precision == "bf16"
-    masters = {name: torch.nn.Parameter(p.detach().clone()) if bf16 else p for name, p in model.named_parameters()}
+    optim = setting.config.optim
+    bf16 = setting.config.train.precision == "bf16"
+    masters = {
+        name: torch.nn.Parameter(p.detach().clone()) if bf16 else p
+        for name, p in model.named_parameters()
+    }
     decayed = [p for name, p in masters.items() if p.dim() >= 2 and not name.endswith("wte.weight")]
     rest = [p for name, p in masters.items() if p.dim() < 2 or name.endswith("wte.weight")]
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=True)
+    groups = [
+        {"params": decayed, "weight_decay": optim.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=True
+    )
     if bf16:
         model.bfloat16()
         for master in masters.values():
             master.grad = torch.empty_like(master)
-    weights, master_list = list(model.parameters()), list(masters.values())
+    weights = list(model.parameters())
+    master_list = list(masters.values())
     for passes in setting.batches():
         total = torch.zeros((), device=setting.device)
         for number, (tokens, targets) in enumerate(passes):
@@ -69,7 +86,8 @@ def bare_loop(setting: Setting, model: torch.nn.Module) -> None:
             loss.backward()
             total += loss.detach()
             if bf16:
-                sums, found = [master.grad for master in master_list], [weight.grad for weight in weights]
+                sums = [master.grad for master in master_list]
+                found = [weight.grad for weight in weights]
                 (torch._foreach_add_ if number else torch._foreach_copy_)(sums, found)
                 if number < len(passes) - 1:
                     model.zero_grad()
@@ -88,7 +106,9 @@ def deepspeed_alone(setting: Setting) -> None:
     from hpc_llm.model.transformer import Block
 
     model = setting.model()
-    if setting.plan.zero_stage == 3:  # as our engine does: else the compiler stops at every weight that is gathered
+    if (
+        setting.plan.zero_stage == 3
+    ):  # as our engine does: else the compiler stops at every weight that is gathered
         deepspeed.utils.set_z3_leaf_modules(model, [Block])
     deepspeed_loop(setting, model)
 
@@ -96,13 +116,16 @@ def deepspeed_alone(setting: Setting) -> None:
 def deepspeed_loop(setting: Setting, model: torch.nn.Module) -> None:
     import deepspeed
 
-    from hpc_llm.training import optim
-    from hpc_llm.training.engine import deepspeed_settings
+    from hpc_llm.zero import optimizers
+    from hpc_llm.zero.engine import deepspeed_settings
 
     config = setting.config
     need_operator(setting)
-    optimizer = optim.make(config.optim, list(model.named_parameters()), setting.device.type)
-    settings = {**deepspeed_settings(config, setting.plan), "gradient_clipping": config.optim.grad_clip}
+    optimizer = optimizers.make(config.optim, list(model.named_parameters()), setting.device.type)
+    settings = {
+        **deepspeed_settings(config, setting.plan),
+        "gradient_clipping": config.optim.grad_clip,
+    }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     for passes in setting.batches():
         total = torch.zeros((), device=setting.device)
@@ -115,15 +138,20 @@ def deepspeed_loop(setting: Setting, model: torch.nn.Module) -> None:
 
 
 def need_operator(setting: Setting) -> None:
-    """End where DeepSpeed's optimizer is not built: what takes its place would be measured under its name."""
+    """End where DeepSpeed's optimizer is not built: what takes its place would be measured under
+    its name.
+    """
     from hpc_llm.storage import operators
-    from hpc_llm.training import ops
+    from hpc_llm.zero import kernels
 
     optim = setting.config.optim
     device = "cpu" if optim.offloaded else setting.device.type
     operator = operators.needed(optim.name, device)
-    if operator is not None and not ops.load(operator, device):
-        sys.exit(f"OperatorError: python -m hpc_llm.build optim={optim.name} cluster.device={setting.device.type}")
+    if operator is not None and not kernels.load(operator, device):
+        sys.exit(
+            f"OperatorError: python -m hpc_llm.build optim={optim.name} "
+            f"cluster.device={setting.device.type}"
+        )
 
 
 class TimedBatches(Batches):
@@ -139,10 +167,12 @@ class TimedBatches(Batches):
 def ours(setting: Setting) -> None:
     from hpc_llm.trackers import jsonl
     from hpc_llm.training import loop
-    from hpc_llm.training.engine import Engine
     from hpc_llm.training.stop import StopFlag
+    from hpc_llm.zero.engine import Engine
 
-    config, plan, layout = setting.config, setting.plan, RunLayout(setting.folder / "run")
+    config = setting.config
+    plan = setting.plan
+    layout = RunLayout(setting.folder / "run")
     need_operator(setting)
     layout.make_folders()
     number = claim(layout)
@@ -162,23 +192,31 @@ def ours(setting: Setting) -> None:
     engine = Engine(
         config,
         plan,
-        lambda: build_model(config, plan.activation_checkpointing, plan.attention, plan.compile, plan.loss_chunk),
+        lambda: build_model(
+            config, plan.activation_checkpointing, plan.attention, plan.compile, plan.loss_chunk
+        ),
         setting.device,
         rank=0,
     )
     pinned = setting.device.type == "cuda"
-    with TimedBatches(stream.training(config, plan, setting.folder), setting.share, pinned=pinned) as batches:
+    with TimedBatches(
+        stream.training(config, plan, setting.folder), setting.share, pinned=pinned
+    ) as batches:
         batches.clock = setting.clock
         metrics = loop.open_metrics(config, plan, attempt, setting.device, 0)
         try:
-            loop.Trainer(config, plan, attempt, engine, batches, [], StopFlag(hold_on_sigterm=False)).train(0, metrics)
+            loop.Trainer(
+                config, plan, attempt, engine, batches, [], StopFlag(hold_on_sigterm=False)
+            ).train(0, metrics)
         finally:
             metrics.close()
             setting.losses += [row["loss"] for row in jsonl.read(layout.metrics)]
 
 
 class Theirs(torch.nn.Module):
-    """The same architecture in transformers, asked as its users ask it: it shifts the labels itself."""
+    """The same architecture in transformers, asked as its users ask it: it shifts the labels
+    itself.
+    """
 
     def __init__(self, setting: Setting, *, compiled: bool = False) -> None:
         super().__init__()
@@ -192,7 +230,9 @@ class Theirs(torch.nn.Module):
 
 def transformers_model(setting: Setting) -> torch.nn.Module:
     """Its model of the same architecture, on the device; SystemExit where it has none."""
-    with setting.device:  # it draws its weights there: for 3 B parameters one core would take half a minute
+    with (
+        setting.device
+    ):  # it draws its weights there: for 3 B parameters one core would take half a minute
         return _transformers_model(setting)
 
 
@@ -239,9 +279,14 @@ def transformers_trainer(setting: Setting) -> None:
     """As its documentation has it: fp32 weights, and autocast where it is bf16."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    config, losses, clock = setting.config, setting.losses, setting.clock
+    config = setting.config
+    losses = setting.losses
+    clock = setting.clock
     with Batches(stream.training(config, setting.plan, setting.folder), setting.share) as batches:
-        steps = [[tokens.clone() for tokens, _ in batches.step(step)] for step in range(setting.num_steps)]
+        steps = [
+            [tokens.clone() for tokens, _ in batches.step(step)]
+            for step in range(setting.num_steps)
+        ]
         rows = [row for passes in steps for tokens in passes for row in tokens]
 
     class Ticks(TrainerCallback):
@@ -271,7 +316,9 @@ def transformers_trainer(setting: Setting) -> None:
         disable_tqdm=True,
     )
     data = [{"input_ids": row, "labels": row} for row in rows]
-    Recorded(transformers_model(setting), arguments, train_dataset=data, callbacks=[Ticks()]).train()  # type: ignore[arg-type]
+    Recorded(
+        transformers_model(setting), arguments, train_dataset=data, callbacks=[Ticks()]
+    ).train()  # type: ignore[arg-type]
 
 
 ARMS: dict[str, Callable[[Setting], None]] = {
@@ -282,7 +329,9 @@ ARMS: dict[str, Callable[[Setting], None]] = {
     "transformers-compiled": lambda setting: bare_loop(setting, Theirs(setting, compiled=True)),
     "transformers-trainer": transformers_trainer,
     "transformers-deepspeed": lambda setting: deepspeed_loop(setting, Theirs(setting)),
-    "transformers-deepspeed-compiled": lambda setting: deepspeed_loop(setting, Theirs(setting, compiled=True)),
+    "transformers-deepspeed-compiled": lambda setting: deepspeed_loop(
+        setting, Theirs(setting, compiled=True)
+    ),
 }
 NO_DEEPSPEED = ("bare", "transformers", "transformers-compiled", "transformers-trainer")
 
@@ -305,7 +354,12 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     if kept or not theirs:
         devices.keep_memory(device)
     num_steps = case.warmup + case.most_turns * (case.turn_steps + 1) + 1
-    words = [*case.words, f"train.duration={num_steps + 1}steps", *gpu_words(case.device), f"data.out={folder}"]
+    words = [
+        *case.words,
+        f"train.duration={num_steps + 1}steps",
+        *gpu_words(case.device),
+        f"data.out={folder}",
+    ]
     config = compose(words)
     tokens = num_steps * config.train.global_batch * config.train.seq_len + 1
     make_shards(folder, config.data.name, config.model.vocab_size, tokens)

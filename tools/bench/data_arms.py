@@ -1,13 +1,18 @@
-"""The same shuffled tokens from our loader, a bare memory map and other libraries; one arm in this process, in turns.
+"""The same shuffled tokens from our loader, a bare memory map and other libraries; one arm in this
+process, in turns.
 
-`python tools/bench/data_arms.py CASE_JSON`, from tools/bench/data.py. Every arm gives batches of `batch` sequences of
-seq_len + 1 tokens as torch tensors; ours gives tokens and targets, two views of the same. An arm writes its own format
-once, untimed, then says `@ready`; a line `@turn SECONDS` follows each `go`, and `@result JSON` the `stop`.
+`python tools/bench/data_arms.py CASE_JSON`, from tools/bench/data.py. Every arm gives batches of
+`batch` sequences of seq_len + 1 tokens as torch tensors; ours gives tokens and targets, two views
+of the same. An arm writes its own format once, untimed, then says `@ready`; a line `@turn SECONDS`
+follows each `go`, and `@result JSON` the `stop`.
 
-- map: rows of numpy's memory map in the order of a stored permutation, stacked and cast. map-take: the same by one
+- map: rows of numpy's memory map in the order of a stored permutation, stacked and cast. map-take:
+  the same by one
   take from overlapping views, the fastest way known to us.
-- ours: data.loader.Batches with its thread. ours-mixed: the same tokens as two sources, 30 % and 70 %.
-- litdata: TokensLoader. datasets: Arrow rows, format torch. megatron: IndexedDataset and GPTDataset.
+- ours: data.loader.Batches with its thread. ours-mixed: the same tokens as two sources, 30 % and 70
+  %.
+- litdata: TokensLoader. datasets: Arrow rows, format torch. megatron: IndexedDataset and
+  GPTDataset.
   streaming: MDS rows. With `workers` above 0 through their own or torch's DataLoader.
 """
 
@@ -52,15 +57,19 @@ Batches = Iterator[Any]
 
 
 def memory_map(case: Case) -> Batches:
-    tokens, length = np.asarray(case.tokens), case.seq_len
+    tokens = np.asarray(case.tokens)
+    length = case.seq_len
     for ids in _orders(case):
         rows = [tokens[sample * length : sample * length + length + 1] for sample in ids.tolist()]
         yield torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
 def memory_map_take(case: Case) -> Batches:
-    tokens, length = np.asarray(case.tokens), case.seq_len
-    views = np.lib.stride_tricks.as_strided(tokens, (case.num_samples, length + 1), (2 * length, 2), writeable=False)
+    tokens = np.asarray(case.tokens)
+    length = case.seq_len
+    views = np.lib.stride_tricks.as_strided(
+        tokens, (case.num_samples, length + 1), (2 * length, 2), writeable=False
+    )
     for ids in _orders(case):
         yield torch.from_numpy(views[ids].astype(np.int64))
 
@@ -80,7 +89,9 @@ def ours(case: Case, parts: tuple[float, ...] = (1.0,)) -> Batches:
     folder = case.own(f"ours-{len(parts)}")
     if not folder.exists():
         ours_data.write(folder, case.tokens, parts)
-    with Loader(ours_data.stream(folder, case.seq_len, case.batch), Share(0, 1, case.batch, case.batch)) as loader:
+    with Loader(
+        ours_data.stream(folder, case.seq_len, case.batch), Share(0, 1, case.batch, case.batch)
+    ) as loader:
         for step in itertools.count():
             ((tokens, targets),) = loader.step(step)
             yield tokens, targets
@@ -89,14 +100,19 @@ def ours(case: Case, parts: tuple[float, ...] = (1.0,)) -> Batches:
 def litdata(case: Case) -> Batches:
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader, optimize
 
-    folder, length = case.own("litdata"), case.seq_len + 1
+    folder = case.own("litdata")
+    length = case.seq_len + 1
     if not folder.exists():
         whole = [(f"{case.folder}/tokens.bin", case.num_samples * case.seq_len // length * length)]
         settings = {"chunk_size": length * 8192, "num_workers": 1, "start_method": "fork"}
         optimize(_litdata_tokens, whole, str(folder), item_loader=TokensLoader(), **settings)
-    data = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=length), shuffle=True, seed=1)
+    data = StreamingDataset(
+        str(folder), item_loader=TokensLoader(block_size=length), shuffle=True, seed=1
+    )
     while True:
-        yield from StreamingDataLoader(data, batch_size=case.batch, num_workers=case.workers, drop_last=True)
+        yield from StreamingDataLoader(
+            data, batch_size=case.batch, num_workers=case.workers, drop_last=True
+        )
 
 
 def _litdata_tokens(whole: tuple[str, int]) -> Iterator[torch.Tensor]:
@@ -109,14 +125,21 @@ def datasets(case: Case) -> Batches:
     import pyarrow
 
     datasets.disable_progress_bars()
-    folder, length = case.own("datasets"), case.seq_len + 1
+    folder = case.own("datasets")
+    length = case.seq_len + 1
     if not folder.exists():
         rows = len(case.tokens) // length
-        column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(case.tokens[: rows * length]), length)
+        column = pyarrow.FixedSizeListArray.from_arrays(
+            pyarrow.array(case.tokens[: rows * length]), length
+        )
         datasets.Dataset(pyarrow.table({"tokens": column})).save_to_disk(folder)
     data = datasets.load_from_disk(folder).with_format("torch").shuffle(seed=1)
     while True:
-        for rows in _torch_loader(data, case) if case.workers else data.iter(case.batch, drop_last_batch=True):
+        for rows in (
+            _torch_loader(data, case)
+            if case.workers
+            else data.iter(case.batch, drop_last_batch=True)
+        ):
             yield rows["tokens"]
 
 
@@ -149,13 +172,17 @@ def megatron(case: Case) -> Batches:
 class _MegatronTokenizer:
     """What GPTDataset asks of a tokenizer."""
 
-    eod, pad, vocab_size, unique_identifiers = 0, -1, 2**16, {"class": "none"}
+    eod = 0
+    pad = -1
+    vocab_size = 2**16
+    unique_identifiers = {"class": "none"}
 
 
 def streaming(case: Case) -> Batches:
     from streaming import MDSWriter, StreamingDataset
 
-    folder, length = case.own("streaming"), case.seq_len + 1
+    folder = case.own("streaming")
+    length = case.seq_len + 1
     if not folder.exists():
         with MDSWriter(out=str(folder), columns={"tokens": f"ndarray:uint16:{length}"}) as writer:
             for sample in range(case.num_samples):
@@ -167,7 +194,9 @@ def streaming(case: Case) -> Batches:
 
 
 def _torch_loader(data: Any, case: Case) -> Any:
-    return torch.utils.data.DataLoader(data, batch_size=case.batch, num_workers=case.workers, drop_last=True)
+    return torch.utils.data.DataLoader(
+        data, batch_size=case.batch, num_workers=case.workers, drop_last=True
+    )
 
 
 ARMS: dict[str, Callable[[Case], Batches]] = {
@@ -204,7 +233,11 @@ def main() -> None:
     peak = 0
     for _ in itertools.islice(batches, count):
         peak = max(peak, anonymous_bytes())
-    result = {"peak_anonymous": peak, "at_start": at_start, "tokens": count * case.batch * case.seq_len}
+    result = {
+        "peak_anonymous": peak,
+        "at_start": at_start,
+        "tokens": count * case.batch * case.seq_len,
+    }
     print("\n@result", json.dumps(result), flush=True)
 
 

@@ -1,7 +1,9 @@
-"""The first batch of a fresh process, after imports: `python tools/bench/data_resume.py FOLDER BATCH SEQ_LEN STEP`.
+"""The first batch of a fresh process, after imports: `python tools/bench/data_resume.py FOLDER
+BATCH SEQ_LEN STEP`.
 
-Prints milliseconds from nothing to the batch of optimizer step STEP (opening manifest and shards with it), how much
-resident memory that took, and a digest of the batch put together from one rank and from four.
+Prints milliseconds from nothing to the batch of optimizer step STEP (opening manifest and shards
+with it), how much resident memory that took, and a digest of the batch put together from one rank
+and from four.
 """
 
 from __future__ import annotations
@@ -34,15 +36,21 @@ def digest(folder: Path, batch: int, seq_len: int, step: int, world_size: int) -
 
 
 def main() -> None:
-    folder, (batch, seq_len, step) = Path(sys.argv[1]), map(int, sys.argv[2:])
+    folder = Path(sys.argv[1])
+    (batch, seq_len, step) = map(int, sys.argv[2:])
     torch.empty(1)
-    before, started = resident_bytes(), time.perf_counter()
+    before = resident_bytes()
+    started = time.perf_counter()
     batches = Batches(stream(folder, seq_len, batch), Share(0, 1, batch, batch))
     batches.step(step)
-    seconds, grown = time.perf_counter() - started, resident_bytes() - before
+    seconds = time.perf_counter() - started
+    grown = resident_bytes() - before
     batches.close()
     digests = [digest(folder, batch, seq_len, step, world_size) for world_size in (1, 4)]
-    print("@result", json.dumps({"ms": 1000 * seconds, "grown": grown, "same": digests[0] == digests[1]}))
+    print(
+        "@result",
+        json.dumps({"ms": 1000 * seconds, "grown": grown, "same": digests[0] == digests[1]}),
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Tokenising: whole processes from their start to the manifest, against SentencePiece alone on the same documents.
+"""Tokenising: whole processes from their start to the manifest, against SentencePiece alone on the
+same documents.
 
-`python tools/bench/data_tokenise.py CORPUS MODEL` is the bare one: read every file, encode it whole, keep the ids.
+`python tools/bench/data_tokenise.py CORPUS MODEL` is the bare one: read every file, encode it
+whole, keep the ids.
 """
 
 from __future__ import annotations
@@ -18,9 +20,15 @@ import record
 
 
 def corpus(folder: Path, megabytes: float) -> int:
-    """Library sources, each copy with a line of its own so that none is a duplicate; bytes written."""
+    """Library sources, each copy with a line of its own so that none is a duplicate; bytes
+    written.
+    """
     modules = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
-    texts = [path.read_bytes() for path in modules if path.stat().st_size > 200 and "test" not in path.parts]
+    texts = [
+        path.read_bytes()
+        for path in modules
+        if path.stat().st_size > 200 and "test" not in path.parts
+    ]
     written = copy = 0
     while written < megabytes * 1e6:
         (folder / str(copy)).mkdir(parents=True)
@@ -41,7 +49,9 @@ def corpus(folder: Path, megabytes: float) -> int:
 def seconds(words: list[str]) -> float:
     started = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(record.ROOT)}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"{' '.join(words)} failed:\n{done.stderr}")
     return time.perf_counter() - started
@@ -62,12 +72,20 @@ def lines(megabytes: float, rounds: int) -> list[str]:
         seconds(prepare_words(folder / "text" / "0", trained, 1, None))
         model = folder / "tokenizer.model"
         shutil.copy(trained / "tokenizer.model", model)
-        times: dict[str, list[float]] = {"SentencePiece alone": [], "prepare, 1 worker": [], "prepare, 2 workers": []}
+        times: dict[str, list[float]] = {
+            "SentencePiece alone": [],
+            "prepare, 1 worker": [],
+            "prepare, 2 workers": [],
+        }
         for _ in range(rounds):
-            times["SentencePiece alone"].append(seconds([__file__, str(folder / "text"), str(model)]))
+            times["SentencePiece alone"].append(
+                seconds([__file__, str(folder / "text"), str(model)])
+            )
             for workers, arm in ((1, "prepare, 1 worker"), (2, "prepare, 2 workers")):
                 shutil.rmtree(folder / "out", ignore_errors=True)
-                times[arm].append(seconds(prepare_words(folder / "text", folder / "out", workers, model)))
+                times[arm].append(
+                    seconds(prepare_words(folder / "text", folder / "out", workers, model))
+                )
     rates = {arm: [size / each for each in measured] for arm, measured in times.items()}
     bare, one, two = rates.values()
     per_core = [each / base for each, base in zip(one, bare, strict=True)]
@@ -75,7 +93,10 @@ def lines(megabytes: float, rounds: int) -> list[str]:
     return [
         f"Tokenising {size:.0f} MB of Python sources, from process start to manifest:",
         "",
-        *record.table(["arm", "MB/s, median (least–greatest)"], [[a, record.spread(r, 2)] for a, r in rates.items()]),
+        *record.table(
+            ["arm", "MB/s, median (least–greatest)"],
+            [[a, record.spread(r, 2)] for a, r in rates.items()],
+        ),
         "",
         f"- 1 worker ÷ SentencePiece alone ≥ 0.9: {record.spread(per_core, 3)}",
         f"- 2 workers ÷ 1 worker ≥ 1.8: {record.spread(speedup, 3)}",

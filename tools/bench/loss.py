@@ -1,9 +1,10 @@
 """Cross-entropy of a large vocabulary: whole, in chunks, compiled; appended to benchmarks/loss.md.
 
-    python tools/bench/loss.py                                                          # here, on the CPU
-    python tools/bench/loss.py --device cuda --tokens 16384 --width 2048 --chunks 2048
+    python tools/bench/loss.py                                                          # here, on
+    the CPU python tools/bench/loss.py --device cuda --tokens 16384 --width 2048 --chunks 2048
 
-Every way is a fresh process, forward and backward of the output matrix with its loss; ways take turns over rounds.
+Every way is a fresh process, forward and backward of the output matrix with its loss; ways take
+turns over rounds.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import torch
 from setting import memory
 
 from hpc_llm.config.compose import compose
-from hpc_llm.launch import allocator
 from hpc_llm.model.loss import summed_loss
+from hpc_llm.training import allocator
 from hpc_llm.training import device as devices
 
 INTRODUCTION = """
@@ -44,7 +45,9 @@ Way = tuple[bool, int | None]  # compiled, and tokens of a chunk
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--vocabularies", default="50432,128256")
     parser.add_argument("--precisions", default="bf16,fp32")
@@ -58,26 +61,42 @@ def main() -> None:
     if arguments.one:
         print("@result", json.dumps(measure(**json.loads(arguments.one))))
         return
-    section = record.Section(arguments.out, INTRODUCTION, f"cross-entropy, {arguments.device}", ["torch"])
+    section = record.Section(
+        arguments.out, INTRODUCTION, f"cross-entropy, {arguments.device}", ["torch"]
+    )
     head = f"{arguments.tokens:,} tokens, d_model {arguments.width}, {arguments.rounds} rounds."
     chunks = [None, *map(int, arguments.chunks.split(","))]
     ways = list(itertools.product((False, True), chunks))
     done: list[list[str]] = []
-    for vocabulary, precision in itertools.product(arguments.vocabularies.split(","), arguments.precisions.split(",")):
+    for vocabulary, precision in itertools.product(
+        arguments.vocabularies.split(","), arguments.precisions.split(",")
+    ):
         found: dict[Way, list[list[float]]] = {way: [] for way in ways}
         failed: dict[Way, str] = {}
         for number in range(arguments.rounds):
             for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
                 if way in failed:
                     continue
-                case = {"device": arguments.device, "vocabulary": int(vocabulary), "precision": precision}
-                case |= {"tokens": arguments.tokens, "width": arguments.width, "compiled": way[0], "chunk": way[1]}
+                case = {
+                    "device": arguments.device,
+                    "vocabulary": int(vocabulary),
+                    "precision": precision,
+                }
+                case |= {
+                    "tokens": arguments.tokens,
+                    "width": arguments.width,
+                    "compiled": way[0],
+                    "chunk": way[1],
+                }
                 try:
                     found[way].append(in_a_process(case))
                 except CaseFailed as failure:
                     print(failure, flush=True)
                     failed[way] = str(failure).strip().splitlines()[-1][:200]
-                rows = [[vocabulary, precision, *row_of(way, found[way], failed.get(way))] for way in ways]
+                rows = [
+                    [vocabulary, precision, *row_of(way, found[way], failed.get(way))]
+                    for way in ways
+                ]
                 section.write([head, "", *record.table(HEADER, done + rows)])
         for row in rows:
             print(*row, sep=" | ", flush=True)
@@ -101,7 +120,9 @@ class CaseFailed(Exception):
 
 
 def in_a_process(case: dict[str, object]) -> list[float]:
-    malloc = allocator.environment(os.environ, allocator.library()) if case["device"] == "cpu" else {}
+    malloc = (
+        allocator.environment(os.environ, allocator.library()) if case["device"] == "cpu" else {}
+    )
     command = [sys.executable, __file__, "--one", json.dumps(case)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **malloc})
     if done.returncode:
@@ -111,7 +132,13 @@ def in_a_process(case: dict[str, object]) -> list[float]:
 
 
 def measure(
-    device: str, vocabulary: int, precision: str, tokens: int, width: int, chunk: int | None, compiled: bool
+    device: str,
+    vocabulary: int,
+    precision: str,
+    tokens: int,
+    width: int,
+    chunk: int | None,
+    compiled: bool,
 ) -> list[float]:
     """[fastest step in ms, memory in GiB, loss per token]."""
     place = devices.choose_device(device, 0)
@@ -123,10 +150,15 @@ def measure(
     x = torch.randn(tokens, width, device=place).to(dtype).requires_grad_()
     weight = (torch.randn(vocabulary, width, device=place) / width**0.5).to(dtype).requires_grad_()
     targets = torch.randint(0, vocabulary, (tokens,), device=place)
-    x.grad, weight.grad = torch.zeros_like(x), torch.zeros_like(weight)
+    x.grad = torch.zeros_like(x)
+    weight.grad = torch.zeros_like(weight)
     if compiled:
-        importlib.import_module("torch._inductor.compile_fx")  # its import is no part of a loss's memory
-    before, times, loss = taken(place), [], torch.zeros(())
+        importlib.import_module(
+            "torch._inductor.compile_fx"
+        )  # its import is no part of a loss's memory
+    before = taken(place)
+    times = []
+    loss = torch.zeros(())
     for _ in range(STEPS):
         begun = time.perf_counter()
         loss = summed_loss(x, weight, targets, config, chunk, compiled)
@@ -138,7 +170,9 @@ def measure(
 
 
 def taken(place: torch.device) -> int:
-    """Bytes before the first step. On a GPU the peak begins anew here: making the inputs took copies of them."""
+    """Bytes before the first step. On a GPU the peak begins anew here: making the inputs took
+    copies of them.
+    """
     if place.type == "cpu":
         return memory(place)["peak"]
     torch.cuda.reset_peak_memory_stats()

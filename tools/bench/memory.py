@@ -2,7 +2,8 @@
 
 `python tools/bench/memory.py [--models mpt-125m,llama-125m] [--device cuda --batch 8]`
 
-Every case is a fresh process with a few steps of our loop, on one rank; one that cannot run is a row that says so.
+Every case is a fresh process with a few steps of our loop, on one rank; one that cannot run is a
+row that says so.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ TARGET = {"cpu": 0.2, "cuda": 0.1}
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buckets", "overhead")
 HEADER = [
     *("model", "precision", "ZeRO", "checkpointing", "most at", *PARTS),
-    *("planned GiB", "measured GiB", "planned ÷ measured", "tensors planned", "tensors alive", "planned ÷ alive"),
+    *(
+        "planned GiB",
+        "measured GiB",
+        "planned ÷ measured",
+        "tensors planned",
+        "tensors alive",
+        "planned ÷ alive",
+    ),
 ]
 INTRODUCTION = f"""
 # Memory, planned and measured
@@ -51,14 +59,18 @@ Written by `tools/bench/memory.py`; sections are only ever added.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--models", default="mpt-tiny,mpt-125m,llama-125m")
     parser.add_argument("--precisions", default="bf16,fp32")
     parser.add_argument("--stages", default="0,1,2,3")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--batch", type=int, default=8, help="sequences per step, one pass")
-    parser.add_argument("--words", nargs="*", default=[], help="further overrides, such as train.loss_chunk=1024")
+    parser.add_argument(
+        "--words", nargs="*", default=[], help="further overrides, such as train.loss_chunk=1024"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "memory.md")
     arguments = parser.parse_args()
@@ -66,7 +78,8 @@ def main() -> None:
     section = record.Section(arguments.out, INTRODUCTION, title, ["torch", "deepspeed"])
     lists = (arguments.models, arguments.precisions, arguments.stages)
     rows: list[list[str]] = []
-    off, off_tensors = [], []
+    off = []
+    off_tensors = []
     for model, precision, stage in itertools.product(*(one.split(",") for one in lists)):
         if (precision, stage) == ("bf16", "0"):
             continue  # DeepSpeed has none
@@ -76,13 +89,17 @@ def main() -> None:
                 taken = Taken.of(model, precision, stage, checkpointing, arguments)
             except ArmFailed as failure:
                 print(failure, flush=True)
-                rows.append([*case, f"not possible: {failure.why}", *["–"] * (len(HEADER) - len(case) - 1)])
+                rows.append(
+                    [*case, f"not possible: {failure.why}", *["–"] * (len(HEADER) - len(case) - 1)]
+                )
             else:
                 rows.append([*case, *taken.row()])
                 off.append(abs(taken.planned / taken.measured - 1))
                 off_tensors.append(abs(taken.tensors / taken.alive - 1))
             print(*rows[-1], flush=True)
-            verdict = f"Within {TARGET[arguments.device]:.0%}: {within(TARGET[arguments.device], off)}. "
+            verdict = (
+                f"Within {TARGET[arguments.device]:.0%}: {within(TARGET[arguments.device], off)}. "
+            )
             verdict += f"Tensors within {TARGET['cuda']:.0%}: {within(TARGET['cuda'], off_tensors)}"
             section.write([
                 f"{arguments.batch} sequences of {arguments.seq_len} tokens. {verdict}.",
@@ -105,13 +122,26 @@ class Taken:
     alive: int  # measured
 
     @classmethod
-    def of(cls, model: str, precision: str, stage: str, checkpointing: str, arguments: argparse.Namespace) -> Taken:
-        """By running it, on a CPU twice: the profiler takes memory of its own. ArmFailed where it does not run."""
+    def of(
+        cls,
+        model: str,
+        precision: str,
+        stage: str,
+        checkpointing: str,
+        arguments: argparse.Namespace,
+    ) -> Taken:
+        """By running it, on a CPU twice: the profiler takes memory of its own. ArmFailed where it
+        does not run.
+        """
         result = measured(model, precision, stage, checkpointing, arguments)
-        planned = result["plan"]["memory_total"] - (CONTEXT_BYTES if arguments.device == "cuda" else 0)
+        planned = result["plan"]["memory_total"] - (
+            CONTEXT_BYTES if arguments.device == "cuda" else 0
+        )
         taken = alive = result["memory"]["peak"]
         if arguments.device == "cpu":
-            alive = measured(model, precision, stage, checkpointing, arguments, alive=True)["memory"]["alive"]
+            alive = measured(model, precision, stage, checkpointing, arguments, alive=True)[
+                "memory"
+            ]["alive"]
         return cls(result["plan"]["memory"], planned, taken, result["plan"]["tensors"], alive)
 
     def row(self) -> list[str]:
@@ -132,11 +162,19 @@ def within(target: float, off: list[float]) -> str:
 
 
 def measured(
-    model: str, precision: str, stage: str, checkpointing: str, arguments: argparse.Namespace, alive: bool = False
+    model: str,
+    precision: str,
+    stage: str,
+    checkpointing: str,
+    arguments: argparse.Namespace,
+    alive: bool = False,
 ) -> Any:
     """The result of arms.py."""
     more = [f"train.zero_stage={stage}", f"train.activation_checkpointing={checkpointing}"]
-    arguments.turns, arguments.turn_steps, arguments.warmup, arguments.clock = 1, 1, 3, "wall"
+    arguments.turns = 1
+    arguments.turn_steps = 1
+    arguments.warmup = 3
+    arguments.clock = "wall"
     arguments.micro_batch = None
     runner = Runner.start("ours", [*words_of(model, precision, arguments), *more], arguments, alive)
     runner.build()

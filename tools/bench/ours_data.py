@@ -22,7 +22,8 @@ def write(folder: Path, tokens: np.ndarray, parts: tuple[float, ...]) -> None:
     """`tokens` as sources of these parts of them, called a, b, …; documents of 1000 tokens."""
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir(parents=True)
-    writers, ends = {}, np.cumsum([0, *parts])
+    writers = {}
+    ends = np.cumsum([0, *parts])
     for number, name in enumerate("abcdefgh"[: len(parts)]):
         first, end = (int(len(tokens) * part) for part in ends[number : number + 2])
         with ShardWriter(partial, "train", name, 2**16) as writer:
@@ -36,8 +37,14 @@ def write(folder: Path, tokens: np.ndarray, parts: tuple[float, ...]) -> None:
 def stream(folder: Path, seq_len: int, batch: int, manifest: Manifest | None = None) -> Stream:
     """Sources in the proportions of their tokens."""
     manifest = manifest or read_manifest(folder)
-    samples = [Concatenated(ShardSet(folder, "train", manifest, name), seq_len) for name in sorted(manifest.sources)]
-    sources = [Source(name, part.num_samples) for name, part in zip(sorted(manifest.sources), samples, strict=True)]
+    samples = [
+        Concatenated(ShardSet(folder, "train", manifest, name), seq_len)
+        for name in sorted(manifest.sources)
+    ]
+    sources = [
+        Source(name, part.num_samples)
+        for name, part in zip(sorted(manifest.sources), samples, strict=True)
+    ]
     weights = {name: float(facts.tokens["train"]) for name, facts in manifest.sources.items()}
     parts = stages([Phase(0, weights)], sources, batch, STEPS)
     return Stream(Mixture(SEED, sources, parts, batch), list(samples), [(0, seq_len)])

@@ -1,4 +1,6 @@
-"""What every row of benchmarks/ carries beside its numbers: machine, versions, command; and how it is appended."""
+"""What every row of benchmarks/ carries beside its numbers: machine, versions, command; and how it
+is appended.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +15,36 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from hpc_llm.launch import allocator
 from hpc_llm.storage.files import write_atomic
+from hpc_llm.training import allocator
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ALLOCATOR_SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE", "PYTORCH_", "LD_PRELOAD")
 
 
-def append(page: Path, introduction: str, title: str, body: Sequence[str], packages: Sequence[str]) -> None:
-    """A dated section at the end of `page`, which begins with `introduction`. Nothing written before is touched."""
+def append(
+    page: Path, introduction: str, title: str, body: Sequence[str], packages: Sequence[str]
+) -> None:
+    """A dated section at the end of `page`, which begins with `introduction`. Nothing written
+    before is touched.
+    """
     Section(page, introduction, title, packages).write(body)
 
 
 class Section:
-    """A section at the end of a page that is written again as it grows: what ends a bench takes no row with it."""
+    """A section at the end of a page that is written again as it grows: what ends a bench takes no
+    row with it.
+    """
 
     def __init__(self, page: Path, introduction: str, title: str, packages: Sequence[str]) -> None:
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        facts = [f"- machine: {machine()}", f"- versions: {versions(packages)}", f"- command: `{command()}`"]
-        self._page, self._introduction = page, introduction
+        facts = [
+            f"- machine: {machine()}",
+            f"- versions: {versions(packages)}",
+            f"- command: `{command()}`",
+        ]
+        self._page = page
+        self._introduction = introduction
         self._head = ["", f"## {now}: {title}", "", *facts, ""]
         self._written = ""
 
@@ -46,18 +59,26 @@ class Section:
 
 
 def machine() -> str:
-    """Processor with its widest vectors, cores, memory, GPUs, and whether CPU ranks find tcmalloc; no name."""
+    """Processor with its widest vectors, cores, memory, GPUs, and whether CPU ranks find tcmalloc;
+    no name.
+    """
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    known = {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+    }
     vectors = [
-        name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in known.get("flags", "").split()
+        name
+        for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+        if name in known.get("flags", "").split()
     ]
     model = " ".join([known.get("model name", ""), *(f"({name})" for name in vectors[-1:])]).strip()
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     words = [f"{model or platform.machine()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB"]
     try:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        words += subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+        words += subprocess.run(
+            query, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         words.append("no NVIDIA GPU")
     return ", ".join([*words, *(["tcmalloc"] if allocator.library() else [])])
@@ -71,19 +92,29 @@ def versions(packages: Sequence[str]) -> str:
 
 def _commit() -> str:
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout
 
     try:
         changed = git("status", "--porcelain", "hpc_llm", "conf").strip()
-        return git("rev-parse", "--short", "HEAD").strip() + (" with local changes" if changed else "")
+        return git("rev-parse", "--short", "HEAD").strip() + (
+            " with local changes" if changed else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "outside git"
 
 
 def command() -> str:
-    """What was typed, with the environment that changes how memory is allocated; folders elsewhere by name alone."""
+    """What was typed, with the environment that changes how memory is allocated; folders elsewhere
+    by name alone.
+    """
     words = [Path(word).name.upper() if word.startswith("/") else word for word in sys.argv[1:]]
-    settings = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(ALLOCATOR_SETTINGS)]
+    settings = [
+        f"{name}={value}"
+        for name, value in os.environ.items()
+        if name.startswith(ALLOCATOR_SETTINGS)
+    ]
     return shlex.join([*settings, "python", os.path.relpath(sys.argv[0], ROOT), *words])
 
 
@@ -94,7 +125,10 @@ def python_path() -> str:
 
 def spread(values: Sequence[float], digits: int) -> str:
     """`median (min–max)`."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+    return (
+        f"{statistics.median(values):.{digits}f} "
+        f"({min(values):.{digits}f}–{max(values):.{digits}f})"
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

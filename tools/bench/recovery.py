@@ -1,7 +1,8 @@
-"""How soon a job trains again after it was hurt: ours, plain `sbatch --requeue`, a requeue handler, and submitit.
+"""How soon a job trains again after it was hurt: ours, plain `sbatch --requeue`, a requeue handler,
+and submitit.
 
-`python tools/bench/recovery.py [--rounds N] [--grace S] [--faults preempted rank-killed …] [--arms …]`, as root, with
-tools/install_slurm.sh done. Rows go to benchmarks/recovery.md.
+`python tools/bench/recovery.py [--rounds N] [--grace S] [--faults preempted rank-killed …] [--arms
+…]`, as root, with tools/install_slurm.sh done. Rows go to benchmarks/recovery.md.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from typing import Any
 import record
 
 LOCAL_SLURM = record.ROOT / "tools" / "local_slurm"
-FROM_WITHIN = record.ROOT / "tests" / "chaos" / "faults"  # makes ranks of ours obey orders in a file
+FROM_WITHIN = (
+    record.ROOT / "tests" / "chaos" / "faults"
+)  # makes ranks of ours obey orders in a file
 HOLD_S = 20  # how long the urgent job keeps the nodes
 PATIENCE_S = 240.0
 INTRODUCTION = """
@@ -77,7 +80,9 @@ PLAIN = """#!/bin/bash
 #SBATCH --partition=train --requeue --nodes=2 --ntasks-per-node=2 --gpus-per-node=2 --time=60 --mem=2000
 srun --kill-on-bad-exit=1 {python} {folder}/counter.py {folder}
 """
-HANDLER = PLAIN.replace("#SBATCH", "#SBATCH --signal=USR2@120", 1).replace("srun", "export HANDLER=1; srun", 1)
+HANDLER = PLAIN.replace("#SBATCH", "#SBATCH --signal=USR2@120", 1).replace(
+    "srun", "export HANDLER=1; srun", 1
+)
 SUBMITIT = """
 import sys, submitit
 sys.path.insert(0, sys.argv[1])
@@ -107,7 +112,9 @@ class Bench:
         return self.folder / "orders"
 
     def call(self, *words: str) -> str:
-        done = subprocess.run(words, env=self.environment, cwd=self.folder, capture_output=True, text=True)
+        done = subprocess.run(
+            words, env=self.environment, cwd=self.folder, capture_output=True, text=True
+        )
         if done.returncode:
             sys.exit(f"{' '.join(words)}:\n{done.stdout}{done.stderr}")
         return done.stdout.strip()
@@ -129,14 +136,28 @@ class Bench:
             self.call("scontrol", "update", f"NodeName={self.bad}", "State=RESUME")
             self.bad = None
         user = f"--user={os.getuid()}"
-        subprocess.run(["scancel", "--signal=KILL", "--full", user], env=self.environment, check=False)
+        subprocess.run(
+            ["scancel", "--signal=KILL", "--full", user], env=self.environment, check=False
+        )
         self.call("scancel", user)
         wait(lambda: self.call("squeue", "--noheader") == "", "an empty queue")
-        wait(lambda: self.call("sinfo", "--noheader", "--Node", "--format=%T").split().count("idle") >= 3, "idle nodes")
+        wait(
+            lambda: (
+                self.call("sinfo", "--noheader", "--Node", "--format=%T").split().count("idle") >= 3
+            ),
+            "idle nodes",
+        )
 
     def urgent(self, mark: Path) -> None:
         """A job that takes all nodes for a while and notes when it leaves."""
-        words = ["--nodes=3", "--exclusive", "--partition=urgent", "--time=5", "--output=/dev/null", "--mem=1000"]
+        words = [
+            "--nodes=3",
+            "--exclusive",
+            "--partition=urgent",
+            "--time=5",
+            "--output=/dev/null",
+            "--mem=1000",
+        ]
         self.call("sbatch", *words, f"--wrap=sleep {HOLD_S}; date +%s.%N > {mark}")
 
 
@@ -160,8 +181,10 @@ class Job:
                 environment = (folder / "environ").read_bytes()
             except OSError:
                 continue
-            inside = b"SLURM_PROCID=" in environment and str(self.place).encode() in b" ".join(words)
-            launcher = words[0].endswith((b"srun", b"bash")) or b"hpc_llm.launch.supervisor" in words
+            inside = b"SLURM_PROCID=" in environment and str(self.place).encode() in b" ".join(
+                words
+            )
+            launcher = words[0].endswith((b"srun", b"bash")) or b"hpc_llm.supervise" in words
             if inside and not launcher:
                 found.append(int(folder.name))
         return sorted(found)
@@ -170,7 +193,12 @@ class Job:
         if self.run is None:
             return []
         files = (self.run / "ledger").glob("*.jsonl")
-        events = [json.loads(line) for file in files for line in file.read_text().splitlines() if line.endswith("}")]
+        events = [
+            json.loads(line)
+            for file in files
+            for line in file.read_text().splitlines()
+            if line.endswith("}")
+        ]
         return sorted(events, key=lambda event: event["time"])
 
 
@@ -179,9 +207,27 @@ def ours(bench: Bench, place: Path, every_s: float) -> Iterator[Job]:
     """A run looked after by the watchdog as it comes, or at a shorter interval."""
     root = place / "runs"
     words = ["+cluster=local-slurm", "model=mpt-tiny", "train.duration=100000steps", "trackers=[]"]
-    small = ["train.seq_len=64", "train.global_batch=4", "checkpoint.every=100steps", "train.eval_every=100000steps"]
-    patient = ["recovery.hang_floor_s=10", "recovery.max_no_progress=9", "recovery.on_divergence=skip"]
-    bench.call(sys.executable, "-m", "hpc_llm.submit", *words, *small, *patient, f"run.root={root}", "run.name=run")
+    small = [
+        "train.seq_len=64",
+        "train.global_batch=4",
+        "checkpoint.every=100steps",
+        "train.eval_every=100000steps",
+    ]
+    patient = [
+        "recovery.hang_floor_s=10",
+        "recovery.max_no_progress=9",
+        "recovery.on_divergence=skip",
+    ]
+    bench.call(
+        sys.executable,
+        "-m",
+        "hpc_llm.submit",
+        *words,
+        *small,
+        *patient,
+        f"run.root={root}",
+        "run.name=run",
+    )
     submitted = json.loads((root / "run" / "ledger" / "submit.jsonl").read_text().splitlines()[0])
     watchdog = subprocess.Popen(
         [sys.executable, "-m", "hpc_llm.watchdog", str(root), "--every", str(every_s)],
@@ -212,7 +258,9 @@ def counter(bench: Bench, place: Path, how: str) -> Iterator[Job]:
     else:
         script = place / "job.sbatch"
         script.write_text(SCRIPTS[how].format(python=sys.executable, folder=place))
-        job = bench.call("sbatch", "--parsable", f"--output={place}/log", "--open-mode=append", str(script))
+        job = bench.call(
+            "sbatch", "--parsable", f"--output={place}/log", "--open-mode=append", str(script)
+        )
 
     def steps() -> tuple[int, float]:
         mine = place / "rank-0"
@@ -300,7 +348,9 @@ def launch_fails(job: Job) -> float:
 def disk_full(job: Job) -> float:
     """In one rank's next save."""
     order(job, kind="full", after=100, times=1)
-    wait(lambda: any(event["event"] == "save-failed" for event in job.ledger()), "a save that fails")
+    wait(
+        lambda: any(event["event"] == "save-failed" for event in job.ledger()), "a save that fails"
+    )
     return next(event["time"] for event in job.ledger() if event["event"] == "save-failed")
 
 
@@ -355,12 +405,17 @@ def measure(bench: Bench, arm: str, fault: str) -> Measured:
             return job.steps()[1] > since if fault in PASSING else trains_again(job, since)
 
         wait(lambda: again() or (bench.state(job.id) in over and job.run is None), "a step")
-        state, when = bench.state(job.id), job.steps()[1]
+        state = bench.state(job.id)
+        when = job.steps()[1]
         told = [event["time"] for event in job.ledger()[known:] if event["event"] != "checkpointed"]
         resumed = [event["step"] for event in job.ledger()[known:] if event["event"] == "resumed"]
         found = Measured(
-            detected=max(0.0, told[0] - since) if told and fault not in ("preempted", "watchdog-killed") else None,
-            next_step=(pause_s(job, since) if fault in PASSING else when - since) if again() else None,
+            detected=max(0.0, told[0] - since)
+            if told and fault not in ("preempted", "watchdog-killed")
+            else None,
+            next_step=(pause_s(job, since) if fault in PASSING else when - since)
+            if again()
+            else None,
             lost_steps=max(0, before - resumed[0]) if resumed else 0 if fault in PASSING else None,
             state=state,
         )
@@ -371,7 +426,11 @@ def measure(bench: Bench, arm: str, fault: str) -> Measured:
 def pause_s(job: Job, since: float) -> float:
     """The longest time between two steps of a run that goes on, from a second before the fault."""
     assert job.run is not None
-    rows = [json.loads(line) for line in (job.run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+    rows = [
+        json.loads(line)
+        for line in (job.run / "metrics.jsonl").read_text().splitlines()
+        if line.endswith("}")
+    ]
     times = [row["time"] for row in rows if row.get("time", 0.0) > since - 1]
     return max(late - early for early, late in itertools.pairwise(times))
 
@@ -388,7 +447,10 @@ def trains_again(job: Job, since: float) -> bool:
     starts = []
     for pid in job.ranks():
         with contextlib.suppress(OSError, IndexError):
-            starts.append(boot + int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / hertz)
+            starts.append(
+                boot
+                + int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / hertz
+            )
     return bool(starts) and job.steps()[1] > max(starts) > since - 1
 
 
@@ -403,7 +465,9 @@ def wait(condition: Callable[[], bool], what: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--grace", type=int, default=0, help="GraceTime of the cluster, seconds")
     parser.add_argument("--faults", nargs="+", default=list(FAULTS), choices=[*FAULTS, *OURS])
@@ -411,7 +475,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "recovery.md")
     arguments = parser.parse_args()
     rows = list(on_cluster(arguments))
-    header = ["fault", "arm", "round", "load", "detected s", "to the next step s", "lost steps", "job then"]
+    header = [
+        "fault",
+        "arm",
+        "round",
+        "load",
+        "detected s",
+        "to the next step s",
+        "lost steps",
+        "job then",
+    ]
     body = [f"GraceTime {arguments.grace} s.", "", *record.table(header, rows)]
     record.append(arguments.out, INTRODUCTION, "recovery", body, ["submitit", "torch", "deepspeed"])
     print("\n".join(body))
@@ -438,7 +511,9 @@ def on_cluster(arguments: argparse.Namespace) -> Iterator[list[object]]:
         try:
             for number in range(1, arguments.rounds + 1):
                 for fault in arguments.faults:
-                    for arm in [arm for arm in arguments.arms if fault in FAULTS or arm == "hpc_llm"]:
+                    for arm in [
+                        arm for arm in arguments.arms if fault in FAULTS or arm == "hpc_llm"
+                    ]:
                         load = os.getloadavg()[0]
                         found = measure(bench, arm, fault)
                         shown = [_shown(found.detected, "–"), _shown(found.next_step, "never")]

@@ -1,4 +1,6 @@
-"""What every arm of the training benchmark starts from: a case, a clock, a model, batches of made-up tokens."""
+"""What every arm of the training benchmark starts from: a case, a clock, a model, batches of
+made-up tokens.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Case:
     device: str  # cpu or cuda
     clock: str  # on a CPU: wall, or cpu, the CPU time of the process's threads
     warmup: int  # steps of the first turn
-    turn_steps: int  # steps timed per turn; one more comes before them, for caches and queues to fill
+    turn_steps: (
+        int  # steps timed per turn; one more comes before them, for caches and queues to fill
+    )
     most_turns: int  # beside the first
     alive: bool = False  # on a CPU: watch the allocator, which takes time and memory of its own
 
@@ -46,13 +50,17 @@ class Enough(BaseException):
 
 
 class Clock:
-    """Notes where steps begin: by the CPU's clock, on a GPU by events, so that no step waits for the device."""
+    """Notes where steps begin: by the CPU's clock, on a GPU by events, so that no step waits for
+    the device.
+    """
 
     def __init__(self, device: torch.device, case: Case) -> None:
-        self._cuda, self._case = device.type == "cuda", case
+        self._cuda = device.type == "cuda"
+        self._case = case
         self._now = time.process_time if case.clock == "cpu" else time.perf_counter
         self._ticks: list[Any] = []
-        self._left, self._turns = 0, 0
+        self._left = 0
+        self._turns = 0
 
     def tick(self) -> None:
         """Begin a step; between turns, wait to be told. Enough when told to stop."""
@@ -61,7 +69,8 @@ class Clock:
             print("\n@turn", json.dumps(self._seconds()[1:]), flush=True)
             if sys.stdin.readline().strip() != "go":
                 raise Enough
-            self._ticks, self._left = [], self._case.turn_steps + 1 if self._turns else self._case.warmup
+            self._ticks = []
+            self._left = self._case.turn_steps + 1 if self._turns else self._case.warmup
             self._turns += 1
         self._note()
         self._left -= 1
@@ -100,12 +109,20 @@ class Setting:
 
     def model(self) -> Transformer:
         plan = self.plan
-        model = build_model(self.config, plan.activation_checkpointing, plan.attention, plan.compile, plan.loss_chunk)
+        model = build_model(
+            self.config,
+            plan.activation_checkpointing,
+            plan.attention,
+            plan.compile,
+            plan.loss_chunk,
+        )
         initialise_all(model, self.config.model, self.config.run.seed)
         return model.to(self.device)
 
     def batches(self) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Tokens and targets of every step's passes, all read before the clock first ticks, which it does for each."""
+        """Tokens and targets of every step's passes, all read before the clock first ticks, which
+        it does for each.
+        """
         with Batches(stream.training(self.config, self.plan, self.folder), self.share) as batches:
             ready = [batches.step(step) for step in range(self.num_steps)]
         for passes in ready:
@@ -117,11 +134,15 @@ class Setting:
 
 
 def make_shards(folder: Path, source: str, vocab_size: int, num_tokens: int) -> None:
-    """Skewed random tokens in the project's own format: time per step does not depend on what they say."""
+    """Skewed random tokens in the project's own format: time per step does not depend on what they
+    say.
+    """
     tokens = (vocab_size * np.random.default_rng(0).random(num_tokens) ** 3).astype(np.int64)
     with ShardWriter(folder, "train", source, vocab_size) as writer:
         writer.append(tokens, text_bytes=num_tokens)
-    (folder / MANIFEST).write_text(manifest_of({source: writer.shards}, writer.dtype.name, vocab_size).to_json())
+    (folder / MANIFEST).write_text(
+        manifest_of({source: writer.shards}, writer.dtype.name, vocab_size).to_json()
+    )
 
 
 def manifest_of(shards: dict[str, list[Shard]], dtype: str, vocab_size: int) -> Manifest:
@@ -163,14 +184,17 @@ def gpu_words(device: str) -> list[str]:
     """Tells the plan which GPU this is: its peak and memory."""
     if device == "cpu":
         return ["cluster.device=cpu"]
-    name, total = torch.cuda.get_device_name().lower(), torch.cuda.get_device_properties(0).total_memory / GIB
+    name = torch.cuda.get_device_name().lower()
+    total = torch.cuda.get_device_properties(0).total_memory / GIB
     alike = [key for key in GPUS if key.split("-")[0] in name]
     nearest = min(alike, key=lambda key: abs(GPUS[key].memory_gib - total), default="null")
     return ["cluster.device=cuda", f"cluster.gpu={nearest}"]
 
 
 def memory(device: torch.device) -> dict[str, int]:
-    """Peak bytes: on a CPU the process's, on a GPU torch's tensors and, with context and cache, the device's."""
+    """Peak bytes: on a CPU the process's, on a GPU torch's tensors and, with context and cache, the
+    device's.
+    """
     if device.type == "cpu":
         return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     free, total = torch.cuda.mem_get_info()

@@ -1,4 +1,5 @@
-"""How long a user waits for a dry run: whole processes, interleaved, appended to benchmarks/startup.md.
+"""How long a user waits for a dry run: whole processes, interleaved, appended to
+benchmarks/startup.md.
 
 `python tools/bench/startup.py [--rounds N] [--quick]`
 """
@@ -37,7 +38,9 @@ Written by `tools/bench/startup.py`; sections are only ever added.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="2 rounds")
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "startup.md")
@@ -46,7 +49,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as cache:
         first = {
-            name: seconds(words, caching(f"{cache}/{number}")) for number, (name, words) in enumerate(COMMANDS.items())
+            name: seconds(words, caching(f"{cache}/{number}"))
+            for number, (name, words) in enumerate(COMMANDS.items())
         }
         environment = caching(f"{cache}/{len(COMMANDS) - 1}")
         times: dict[str, list[float]] = {name: [] for name in COMMANDS}
@@ -59,26 +63,40 @@ def main() -> None:
 
     dry = times[list(COMMANDS)[-1]]
     torch_free = "torch" not in modules
-    slowest = sorted(((us, name) for name, us in modules.items() if "." not in name), reverse=True)[:6]
+    slowest = sorted(((us, name) for name, us in modules.items() if "." not in name), reverse=True)[
+        :6
+    ]
     body = [
         *record.table(
             ["command", "median s", "min s", "max s", "first s"],
             [
-                [f"`{name}`", *(f"{value:.3f}" for value in (median(values), min(values), max(values), first[name]))]
+                [
+                    f"`{name}`",
+                    *(
+                        f"{value:.3f}"
+                        for value in (median(values), min(values), max(values), first[name])
+                    ),
+                ]
                 for name, values in times.items()
             ],
         ),
         "",
         f"- dry run ≤ {TARGET_S:.1f} s: {'held' if max(dry) <= TARGET_S else 'MISSED'} "
-        f"(slowest of {rounds}: {max(dry):.3f} s); torch imported: {'no' if torch_free else 'YES'}; "
-        f"of {', '.join(HEAVY)} imported: {', '.join(name for name in HEAVY if name in modules) or 'none'}",
+        f"(slowest of {rounds}: {max(dry):.3f} s); torch imported: "
+        f"{'no' if torch_free else 'YES'}; "
+        f"of {', '.join(HEAVY)} imported: "
+        f"{', '.join(name for name in HEAVY if name in modules) or 'none'}",
         f"- {len(modules)} modules; dearest packages, ms with all that they import: "
         + ", ".join(f"{name} {us / 1000:.0f}" for us, name in slowest),
         "",
         *record.table(
             ["round", "load", *(f"`{name.split('+')[0].strip()}`" for name in COMMANDS)],
             [
-                [number + 1, f"{loads[number]:.2f}", *(f"{values[number]:.3f}" for values in times.values())]
+                [
+                    number + 1,
+                    f"{loads[number]:.2f}",
+                    *(f"{values[number]:.3f}" for values in times.values()),
+                ]
                 for number in range(rounds)
             ],
         ),
@@ -97,16 +115,30 @@ def caching(folder: str) -> dict[str, str]:
 def seconds(words: list[str], environment: dict[str, str]) -> float:
     """Wall-clock time of one process, from before it is made until it has been waited for."""
     begun = time.perf_counter()
-    subprocess.run([sys.executable, *words], cwd=record.ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        [sys.executable, *words],
+        cwd=record.ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
     return time.perf_counter() - begun
 
 
 def imported(words: list[str], environment: dict[str, str]) -> dict[str, int]:
-    """Every module that the command imports, with the microseconds of its import and all below it."""
+    """Every module that the command imports, with the microseconds of its import and all below
+    it.
+    """
     run = subprocess.run(
-        [sys.executable, "-X", "importtime", *words], cwd=record.ROOT, env=environment, capture_output=True, check=True
+        [sys.executable, "-X", "importtime", *words],
+        cwd=record.ROOT,
+        env=environment,
+        capture_output=True,
+        check=True,
     )
-    lines = re.findall(r"^import time: +\d+ \| +(\d+) \| +(\S+)$", run.stderr.decode(), re.MULTILINE)
+    lines = re.findall(
+        r"^import time: +\d+ \| +(\d+) \| +(\S+)$", run.stderr.decode(), re.MULTILINE
+    )
     return {name: int(cumulative) for cumulative, name in lines}
 
 

@@ -2,8 +2,8 @@
 
 `python tools/bench/status.py [--runs 1000,10000] [--rounds N]`
 
-The runs are made up as for tools/bench/watchdog.py, each with a plan, a metrics.jsonl of 500 steps and a checkpoint;
-squeue and sacct are stand-ins. Rows go to benchmarks/sweeps.md.
+The runs are made up as for tools/bench/watchdog.py, each with a plan, a metrics.jsonl of 500 steps
+and a checkpoint; squeue and sacct are stand-ins. Rows go to benchmarks/sweeps.md.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ STEPS = 500
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=lambda text: [int(word) for word in text.split(",")], default=list(TARGETS_S))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", type=lambda text: [int(word) for word in text.split(",")], default=list(TARGETS_S)
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "sweeps.md")
     arguments = parser.parse_args()
-    rows, held = [], []
+    rows = []
+    held = []
     for num_runs in arguments.runs:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder) / "runs"
@@ -43,10 +48,20 @@ def main() -> None:
                 walls = [seconds(root, flags, environment) for _ in range(arguments.rounds)]
                 calls = len((Path(folder) / "calls").read_text().split()) // arguments.rounds
                 (Path(folder) / "calls").unlink()
-                rows.append([f"{num_runs:,}", " ".join(["status ROOT", *flags]), record.spread(walls, 2), calls])
+                rows.append(
+                    [
+                        f"{num_runs:,}",
+                        " ".join(["status ROOT", *flags]),
+                        record.spread(walls, 2),
+                        calls,
+                    ]
+                )
                 if num_runs in TARGETS_S:
                     word = "held" if max(walls) <= TARGETS_S[num_runs] else "MISSED"
-                    held.append(f"- {num_runs:,} runs in ≤ {TARGETS_S[num_runs]:g} s ({rows[-1][1]}): {word}")
+                    held.append(
+                        f"- {num_runs:,} runs in ≤ {TARGETS_S[num_runs]:g} s ({rows[-1][1]}): "
+                        f"{word}"
+                    )
     body = [*held, "", *record.table(["runs", "command", "seconds", "Slurm calls"], rows)]
     record.append(arguments.out, INTRODUCTION, f"status, {LIVE} of the runs live", body, [])
     print("\n".join(body))

@@ -1,10 +1,12 @@
-"""How soon the shell is back after a submission: 1, 100 and 1,000 runs, ours, hydra-submitit-launcher and submitit.
+"""How soon the shell is back after a submission: 1, 100 and 1,000 runs, ours,
+hydra-submitit-launcher and submitit.
 
-`python tools/bench/submit.py --peers VENV [--runs 1,100,1000] [--rounds N]`, as root, with tools/install_slurm.sh done.
-VENV has hydra-submitit-launcher, which brings submitit and hydra-core. Rows go to benchmarks/submit.md.
+`python tools/bench/submit.py --peers VENV [--runs 1,100,1000] [--rounds N]`, as root, with
+tools/install_slurm.sh done. VENV has hydra-submitit-launcher, which brings submitit and hydra-core.
+Rows go to benchmarks/submit.md.
 
-A cluster of tools/local_slurm takes the jobs and starts none. Every arm finds the same `sbatch` on PATH: a wrapper that
-notes when Slurm has accepted.
+A cluster of tools/local_slurm takes the jobs and starts none. Every arm finds the same `sbatch` on
+PATH: a wrapper that notes when Slurm has accepted.
 """
 
 from __future__ import annotations
@@ -37,7 +39,13 @@ three. Arms take turns within a round.
 Written by `tools/bench/submit.py`; sections are only ever added.
 """
 SMALL = [  # whose checkpoints a thousand times over fit on the disk, which submit looks at
-    *("model.d_model=32", "model.n_heads=2", "model.n_layers=1", "model.vocab_size=512", "model.max_seq_len=64"),
+    *(
+        "model.d_model=32",
+        "model.n_heads=2",
+        "model.n_layers=1",
+        "model.vocab_size=512",
+        "model.max_seq_len=64",
+    ),
     "train.seq_len=16",
 ]
 APP = """
@@ -78,7 +86,11 @@ class Bench:
         python = str(self.peers / "bin" / "python")
         if arm == "submitit":
             return [python, str(self.folder / "plain.py"), str(count)]
-        launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=train", "hydra.launcher.timeout_min=60"]
+        launcher = [
+            "hydra/launcher=submitit_slurm",
+            "hydra.launcher.partition=train",
+            "hydra.launcher.timeout_min=60",
+        ]
         return [python, str(self.folder / "app.py"), "-m", *launcher, f"+seed=range({count})"]
 
     def measure(self, arm: str, count: int) -> tuple[float, float | None]:
@@ -88,11 +100,18 @@ class Bench:
         place = Path(tempfile.mkdtemp(dir=self.folder))
         words = self.words(arm, count)
         if arm == "hpc_llm":
-            words += [f"run.root={self.folder / 'runs'}", f"run.sweep=s{place.name}" if count > 1 else ""]
+            words += [
+                f"run.root={self.folder / 'runs'}",
+                f"run.sweep=s{place.name}" if count > 1 else "",
+            ]
         begun = time.time()
         with (place / "output").open("w") as output:
             process = subprocess.Popen(
-                [word for word in words if word], cwd=place, env=self.environment, stdout=output, stderr=output
+                [word for word in words if word],
+                cwd=place,
+                env=self.environment,
+                stdout=output,
+                stderr=output,
             )
             prompt = self._until_back(process, begun, mark)
         if process.returncode and prompt is not None:
@@ -101,7 +120,9 @@ class Bench:
         self.slurm("scancel", f"--user={os.getuid()}")
         return accepted, prompt
 
-    def _until_back(self, process: subprocess.Popen[bytes], begun: float, mark: Path) -> float | None:
+    def _until_back(
+        self, process: subprocess.Popen[bytes], begun: float, mark: Path
+    ) -> float | None:
         while process.poll() is None:
             now = time.time()
             lingers = mark.exists() and now - mark.stat().st_mtime > LINGER_S
@@ -117,28 +138,46 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peers", type=Path, required=True, metavar="VENV")
-    parser.add_argument("--runs", type=lambda text: [int(word) for word in text.split(",")], default=[1, 100, 1000])
+    parser.add_argument(
+        "--runs", type=lambda text: [int(word) for word in text.split(",")], default=[1, 100, 1000]
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "submit.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)  # munge's socket must be reachable
-        inherited = {**os.environ, "LOCAL_SLURM_DIR": str(folder / "slurm"), "PYTHONPATH": str(record.ROOT)}
+        inherited = {
+            **os.environ,
+            "LOCAL_SLURM_DIR": str(folder / "slurm"),
+            "PYTHONPATH": str(record.ROOT),
+        }
         subprocess.run([LOCAL_SLURM, "up"], env=inherited, check=True)
         try:
-            rows = run(prepared(folder, arguments.peers, inherited), arguments.runs, arguments.rounds)
+            rows = run(
+                prepared(folder, arguments.peers, inherited), arguments.runs, arguments.rounds
+            )
         finally:
             subprocess.run([LOCAL_SLURM, "down"], env=inherited, check=True)
-    body = [*summary(rows), "", *record.table(["round", "load", "arm", "runs", "accepted s", "prompt s"], raw(rows))]
-    record.append(arguments.out, INTRODUCTION, "time to the prompt", body, ["hydra-core", "submitit"])
+    body = [
+        *summary(rows),
+        "",
+        *record.table(["round", "load", "arm", "runs", "accepted s", "prompt s"], raw(rows)),
+    ]
+    record.append(
+        arguments.out, INTRODUCTION, "time to the prompt", body, ["hydra-core", "submitit"]
+    )
     print("\n".join(body))
 
 
 def prepared(folder: Path, peers: Path, environment: dict[str, str]) -> Bench:
-    """The cluster closed to starts, `sbatch` wrapped, the peers' programs written, our data prepared."""
+    """The cluster closed to starts, `sbatch` wrapped, the peers' programs written, our data
+    prepared.
+    """
     wrapped = folder / "bin" / "sbatch"
     wrapped.parent.mkdir()
     wrapped.write_text(SBATCH.format(sbatch=shutil.which("sbatch"), mark=folder / "accepted"))
@@ -178,13 +217,23 @@ def summary(rows: list[Row]) -> list[str]:
     held = [row[5] for row in rows if row[2] == "hpc_llm" and row[3] == 1000 and row[5] is not None]
     lines = record.table(["arm", "runs", "accepted s", "prompt s"], cells)
     if held:
-        lines += ["", f"- 1,000 runs ≤ {TARGET_S} s: {'held' if max(held) <= TARGET_S else 'MISSED'}"]
+        lines += [
+            "",
+            f"- 1,000 runs ≤ {TARGET_S} s: {'held' if max(held) <= TARGET_S else 'MISSED'}",
+        ]
     return lines
 
 
 def raw(rows: list[Row]) -> list[list[object]]:
     return [
-        [number, f"{load:.2f}", arm, count, f"{accepted:.2f}", "–" if prompt is None else f"{prompt:.2f}"]
+        [
+            number,
+            f"{load:.2f}",
+            arm,
+            count,
+            f"{accepted:.2f}",
+            "–" if prompt is None else f"{prompt:.2f}",
+        ]
         for number, load, arm, count, accepted, prompt in rows
     ]
 

@@ -1,7 +1,8 @@
-"""A sweep of 24 runs, two of which are preempted: ours beside hydra-submitit-launcher, on the same cluster.
+"""A sweep of 24 runs, two of which are preempted: ours beside hydra-submitit-launcher, on the same
+cluster.
 
-`python tools/bench/sweeps.py --peers VENV [--rounds N]`, as root, with tools/install_slurm.sh done. VENV has
-hydra-submitit-launcher. Rows go to benchmarks/sweeps.md.
+`python tools/bench/sweeps.py --peers VENV [--rounds N]`, as root, with tools/install_slurm.sh done.
+VENV has hydra-submitit-launcher. Rows go to benchmarks/sweeps.md.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ functions do that save nothing: what to save and find again is left to the user 
 Written by `tools/bench/` (sweeps.py, ladder.py, status.py); sections are only ever added.
 """
 SMALL = [
-    *("model.d_model=32", "model.n_heads=2", "model.n_layers=1", "model.vocab_size=512", "model.max_seq_len=64"),
+    *(
+        "model.d_model=32",
+        "model.n_heads=2",
+        "model.n_layers=1",
+        "model.vocab_size=512",
+        "model.max_seq_len=64",
+    ),
     *("train.seq_len=16", "train.global_batch=4", "checkpoint.every=100steps", "trackers=[]"),
     *("cluster.nodes=1", "cluster.gpus_per_node=1", f"train.duration={STEPS}steps"),
 ]
@@ -58,8 +65,16 @@ def main(config):
 main()
 """
 LAUNCHER = [
-    *("hydra/launcher=submitit_slurm", "hydra.launcher.partition=train", "hydra.launcher.timeout_min=60"),
-    *("hydra.launcher.gpus_per_node=1", "hydra.launcher.mem_gb=1", "hydra.launcher.array_parallelism=24"),
+    *(
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.partition=train",
+        "hydra.launcher.timeout_min=60",
+    ),
+    *(
+        "hydra.launcher.gpus_per_node=1",
+        "hydra.launcher.mem_gb=1",
+        "hydra.launcher.array_parallelism=24",
+    ),
 ]
 
 
@@ -84,15 +99,28 @@ class Bench:
     environment: dict[str, str]
 
     def call(self, *words: str) -> str:
-        done = subprocess.run(words, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            words, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=True
+        )
         return done.stdout.strip()
 
     def ours(self) -> Swept:
         root = Path(tempfile.mkdtemp(dir=self.folder))
-        words = [sys.executable, "-m", "hpc_llm.submit", "+cluster=local-slurm", *SMALL, f"run.root={root}"]
+        words = [
+            sys.executable,
+            "-m",
+            "hpc_llm.submit",
+            "+cluster=local-slurm",
+            *SMALL,
+            f"run.root={root}",
+        ]
         begun = time.time()
-        shell = subprocess.Popen([*words, "-m", f"run.seed=range({RUNS})", "run.sweep=s"], env=self.environment)
-        watch = subprocess.Popen([sys.executable, "-m", "hpc_llm.watchdog", str(root)], env=self.environment)
+        shell = subprocess.Popen(
+            [*words, "-m", f"run.seed=range({RUNS})", "run.sweep=s"], env=self.environment
+        )
+        watch = subprocess.Popen(
+            [sys.executable, "-m", "hpc_llm.watchdog", str(root)], env=self.environment
+        )
         folders = root / "s"
         try:
             return self._disturbed("hpc_llm", begun, shell, lambda: _trained(folders))
@@ -103,13 +131,23 @@ class Bench:
     def theirs(self) -> Swept:
         place = Path(tempfile.mkdtemp(dir=self.folder))
         (place / "app.py").write_text(APP)
-        words = [str(self.peers / "bin" / "python"), "app.py", "-m", *LAUNCHER, f"+seed=range({RUNS})"]
+        words = [
+            str(self.peers / "bin" / "python"),
+            "app.py",
+            "-m",
+            *LAUNCHER,
+            f"+seed=range({RUNS})",
+        ]
         begun = time.time()
         shell = subprocess.Popen(words, env=self.environment, cwd=place, stdout=subprocess.DEVNULL)
         return self._disturbed("hydra-submitit-launcher", begun, shell, lambda: _counted(place))
 
     def _disturbed(
-        self, arm: str, begun: float, shell: subprocess.Popen[bytes], steps: Callable[[], dict[str, int]]
+        self,
+        arm: str,
+        begun: float,
+        shell: subprocess.Popen[bytes],
+        steps: Callable[[], dict[str, int]],
     ) -> Swept:
         """Preempt the first two at work, and wait for the end of all."""
         back: list[float] = []
@@ -125,7 +163,9 @@ class Bench:
                 newest[name] = step
 
         _wait(lambda: sum(step >= 100 for step in newest.values()) >= 2, "two at work", watch)
-        hit = self.call("squeue", "--noheader", "--array", "--states=R", "--sort=i", "--format=%F_%K").split()[:2]
+        hit = self.call(
+            "squeue", "--noheader", "--array", "--states=R", "--sort=i", "--format=%F_%K"
+        ).split()[:2]
         for job in hit:
             self.call(str(LOCAL_SLURM), "preempt", job)
         _wait(lambda: not self.call("squeue", "--noheader"), "an empty queue", watch)
@@ -141,14 +181,18 @@ def _trained(folder: Path) -> dict[str, int]:
     """The newest step by run."""
     found = {}
     for path in folder.glob("*/metrics.jsonl"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()[-3:] if line.endswith("}")]
+        rows = [
+            json.loads(line) for line in path.read_text().splitlines()[-3:] if line.endswith("}")
+        ]
         found[path.parent.name] = max((row["step"] for row in rows), default=0)
     return found
 
 
 def _counted(place: Path) -> dict[str, int]:
     files = place.glob("multirun/*/*/*/steps")
-    return {file.parent.name: int((file.read_text().split("\n")[:-1] or ["0"])[-1]) for file in files}
+    return {
+        file.parent.name: int((file.read_text().split("\n")[:-1] or ["0"])[-1]) for file in files
+    }
 
 
 def _wait(condition: Callable[[], bool], what: str, watch: Callable[[], None]) -> None:
@@ -161,7 +205,9 @@ def _wait(condition: Callable[[], bool], what: str, watch: Callable[[], None]) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peers", type=Path, required=True, metavar="VENV")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "sweeps.md")
@@ -170,30 +216,52 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)  # munge's socket must be reachable
-        environment = {**os.environ, "LOCAL_SLURM_DIR": str(folder / "slurm"), "PYTHONPATH": str(record.ROOT)}
+        environment = {
+            **os.environ,
+            "LOCAL_SLURM_DIR": str(folder / "slurm"),
+            "PYTHONPATH": str(record.ROOT),
+        }
         subprocess.run([LOCAL_SLURM, "up"], env=environment, check=True)
         environment["SLURM_CONF"] = str(folder / "slurm" / "etc" / "slurm.conf")
         bench = Bench(folder, arguments.peers, environment)
         try:
-            bench.call(sys.executable, "-m", "hpc_llm.prepare", *SMALL[:6], f"run.root={folder / 'runs'}")
+            bench.call(
+                sys.executable, "-m", "hpc_llm.prepare", *SMALL[:6], f"run.root={folder / 'runs'}"
+            )
             for number in range(1, arguments.rounds + 1):
                 for arm in (bench.ours, bench.theirs):
                     rows.append((number, os.getloadavg()[0], arm()))
                     print(rows[-1], file=sys.stderr, flush=True)
         finally:
             subprocess.run([LOCAL_SLURM, "down"], env=environment, check=True)
-    header = ["arm", "round", "load", "prompt s", "all ended s", "complete", "steps lost", "the preempted two"]
+    header = [
+        "arm",
+        "round",
+        "load",
+        "prompt s",
+        "all ended s",
+        "complete",
+        "steps lost",
+        "the preempted two",
+    ]
     body = record.table(
         header,
         [
             [
-                *(one.arm, number, f"{load:.2f}", "–" if one.prompt is None else f"{one.prompt:.1f}"),
+                *(
+                    one.arm,
+                    number,
+                    f"{load:.2f}",
+                    "–" if one.prompt is None else f"{one.prompt:.1f}",
+                ),
                 *(f"{one.ended:.0f}", f"{one.complete} of {RUNS}", one.lost, one.preempted),
             ]
             for number, load, one in rows
         ],
     )
-    record.append(arguments.out, INTRODUCTION, "24 runs, two preempted", body, ["hydra-core", "submitit"])
+    record.append(
+        arguments.out, INTRODUCTION, "24 runs, two preempted", body, ["hydra-core", "submitit"]
+    )
     print("\n".join(body))
 
 

@@ -1,9 +1,10 @@
-"""What the plan predicts of a run's speed against what it does; appended to benchmarks/throughput.md.
+"""What the plan predicts of a run's speed against what it does; appended to
+benchmarks/throughput.md.
 
 `python tools/bench/throughput.py [--steps N] [--words model=… …]`
 
-Two runs for each case, by `submit local=true`, as a user starts them: the first leaves its speed below the root, the
-second, with another seed and twice the global batch, is predicted from it.
+Two runs for each case, by `submit local=true`, as a user starts them: the first leaves its speed
+below the root, the second, with another seed and twice the global batch, is predicted from it.
 """
 
 from __future__ import annotations
@@ -45,10 +46,14 @@ Written by `tools/bench/throughput.py`; sections are only ever added.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--words", nargs="*", help="overrides of one case in place of those for a CPU")
+    parser.add_argument(
+        "--words", nargs="*", help="overrides of one case in place of those for a CPU"
+    )
     parser.add_argument("--out", type=Path, default=record.ROOT / "benchmarks" / "throughput.md")
     arguments = parser.parse_args()
     cases = CASES if arguments.words is None else {" ".join(arguments.words): arguments.words}
@@ -66,7 +71,15 @@ def main() -> None:
             rows.append([name, f"{load:.2f}", f"not possible: {failure.why}", "–", "–"])
         else:
             off.append(abs(predicted / measured - 1))
-            rows.append([name, f"{load:.2f}", f"{predicted:,.0f}", f"{measured:,.0f}", f"{predicted / measured:.3f}"])
+            rows.append(
+                [
+                    name,
+                    f"{load:.2f}",
+                    f"{predicted:,.0f}",
+                    f"{measured:,.0f}",
+                    f"{predicted / measured:.3f}",
+                ]
+            )
         print(*rows[-1], flush=True)
         verdict = f"within {TARGET:.0%}: {sum(one <= TARGET for one in off)} of {len(off)}"
         verdict += f"; worst {max(off):.0%} off" if off else ""
@@ -86,9 +99,24 @@ class VerbFailed(Exception):
 
 def speeds(root: Path, words: list[str], arguments: argparse.Namespace) -> tuple[float, float]:
     """Tokens/s that the plan gives the second run, and what it then does."""
-    common = [*words, f"run.root={root}", f"cluster.device={arguments.device}", f"train.micro_batch={MICRO_BATCH}"]
-    common += ["local=true", f"train.duration={arguments.steps}steps", "optim.warmup=5steps", "trackers=[]"]
-    ranks = int(next((word.partition("=")[2] for word in words if word.startswith("cluster.gpus_per_node=")), "1"))
+    common = [
+        *words,
+        f"run.root={root}",
+        f"cluster.device={arguments.device}",
+        f"train.micro_batch={MICRO_BATCH}",
+    ]
+    common += [
+        "local=true",
+        f"train.duration={arguments.steps}steps",
+        "optim.warmup=5steps",
+        "trackers=[]",
+    ]
+    ranks = int(
+        next(
+            (word.partition("=")[2] for word in words if word.startswith("cluster.gpus_per_node=")),
+            "1",
+        )
+    )
     batch = MICRO_BATCH * ranks
     verb("submit", *common, "run.name=first", f"train.global_batch={batch}")
     second = [*common, f"train.global_batch={2 * batch}", "run.seed=18"]
@@ -101,7 +129,9 @@ def speeds(root: Path, words: list[str], arguments: argparse.Namespace) -> tuple
 
 
 def verb(name: str, *words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", f"hpc_llm.{name}", *words], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", f"hpc_llm.{name}", *words], capture_output=True, text=True
+    )
     if done.returncode:
         raise VerbFailed(f"{name} {' '.join(words)}:\n{done.stdout}{done.stderr}")
     return done.stdout

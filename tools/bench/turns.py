@@ -1,4 +1,6 @@
-"""Arms as processes that take turns, so that whatever else the machine does meets all of them alike."""
+"""Arms as processes that take turns, so that whatever else the machine does meets all of them
+alike.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ from typing import IO, Any, TypeVar
 
 import psutil
 import record
-from filelock import FileLock
 
-from hpc_llm.launch import allocator
+from hpc_llm.storage.locks import locked
+from hpc_llm.training import allocator
 
 ARMS = {  # name → (what arms.py runs, words beside BASE)
     "bare": ("bare", []),
@@ -42,7 +44,9 @@ TURNS_TRIED = 4  # times the turns that are wanted, before a round makes do with
 
 
 def arm_of(name: str) -> tuple[str, list[str]]:
-    """What arms.py runs, and with which words. "ours: optim=muon train.compile=true" is ours with those."""
+    """What arms.py runs, and with which words. "ours: optim=muon train.compile=true" is ours with
+    those.
+    """
     known, _, given = name.partition(":")
     arm, more = ARMS[known]
     words = {word.partition("=")[0]: word for word in [BASE, *more, *given.split()]}
@@ -68,7 +72,9 @@ class Runner:
     result: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, name: str, words: list[str], arguments: argparse.Namespace, alive: bool = False) -> Runner:
+    def start(
+        cls, name: str, words: list[str], arguments: argparse.Namespace, alive: bool = False
+    ) -> Runner:
         arm, more = arm_of(name)
         case = {
             "arm": arm,
@@ -80,9 +86,14 @@ class Runner:
             "most_turns": arguments.turns * TURNS_TRIED,
             "alive": alive,
         }
-        threads = {"OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
+        threads = {
+            "OMP_NUM_THREADS": str(arguments.threads),
+            "MKL_NUM_THREADS": str(arguments.threads),
+        }
         command = [sys.executable, str(Path(__file__).with_name("arms.py")), json.dumps(case)]
-        as_ours = arguments.device == "cpu" and (arm.endswith("+kept") or not arm.startswith("transformers"))
+        as_ours = arguments.device == "cpu" and (
+            arm.endswith("+kept") or not arm.startswith("transformers")
+        )
         malloc = allocator.environment(os.environ, allocator.library()) if as_ours else {}
         return cls.of(command, {**threads, **malloc, "PYTHONPATH": record.python_path()})
 
@@ -106,7 +117,9 @@ class Runner:
         self.say("build")
 
     def turn(self) -> tuple[list[float], float]:
-        """Seconds of the steps of one turn, and the share of the cores that others took meanwhile."""
+        """Seconds of the steps of one turn, and the share of the cores that others took
+        meanwhile.
+        """
         busy = others(psutil.Process(self.process.pid))
         self.say("go")
         return self.read("@turn"), busy()
@@ -117,7 +130,9 @@ class Runner:
         self.process.communicate()
 
     def pause(self) -> None:
-        """Its workers too: what a library reads ahead of its next turn would slow the others' down."""
+        """Its workers too: what a library reads ahead of its next turn would slow the others'
+        down.
+        """
         for process in self._family():
             process.suspend()
 
@@ -151,10 +166,13 @@ class Runner:
 
 
 def others(process: psutil.Process) -> Callable[[], float]:
-    """Call the result later: the share of all cores that anything but `process` took from now to then."""
+    """Call the result later: the share of all cores that anything but `process` took from now to
+    then.
+    """
 
     def used() -> tuple[float, float]:
-        times, own = psutil.cpu_times(), process.cpu_times()
+        times = psutil.cpu_times()
+        own = process.cpu_times()
         idle = times.idle + getattr(times, "iowait", 0.0)
         return sum(times[:8]) - idle - own.user - own.system, sum(times[:8])
 
@@ -163,7 +181,9 @@ def others(process: psutil.Process) -> Callable[[], float]:
 
 
 def wait_for_quiet(share: float, patience_s: float) -> None:
-    """Until the cores are less busy than `share` for a second, but no longer than patience. The arms wait too."""
+    """Until the cores are less busy than `share` for a second, but no longer than patience. The
+    arms wait too.
+    """
     deadline = time.monotonic() + patience_s
     while psutil.cpu_percent(interval=1.0) / 100 > share and time.monotonic() < deadline:
         pass
@@ -199,42 +219,60 @@ class Round:
         )
 
 
-def in_turns(words: list[str], arms: list[str], number: int, arguments: argparse.Namespace) -> Iterator[Round]:
+def in_turns(
+    words: list[str], arms: list[str], number: int, arguments: argparse.Namespace
+) -> Iterator[Round]:
     """Round `number` (from 0), with all arms' processes there at once."""
-    runners, failed = {name: Runner.start(name, words, arguments) for name in arms}, dict[str, str]()
+    runners = {name: Runner.start(name, words, arguments) for name in arms}
+    failed = dict[str, str]()
     for_each(arms, failed, lambda name: runners[name].build())
     for_each(arms, failed, lambda name: runners[name].read("@turn"))  # everything is built
     for_each(arms, failed, lambda name: runners[name].turn())  # warm-up
     steps_s: dict[str, list[float]] = {name: [] for name in arms}
-    kept, worst, taken = 0, 0.0, 0
+    kept = 0
+    worst = 0.0
+    taken = 0
     while kept < arguments.turns and len(failed) < len(arms):
         wait_for_quiet(arguments.max_others, arguments.patience)
         first = (number + taken) % len(arms)
         turns = for_each(arms[first:] + arms[:first], failed, lambda name: runners[name].turn())
         busiest = max((share for _, share in turns.values()), default=0.0)
         taken += 1
-        if busiest > arguments.max_others and arguments.turns * TURNS_TRIED - taken > arguments.turns - kept:
+        if (
+            busiest > arguments.max_others
+            and arguments.turns * TURNS_TRIED - taken > arguments.turns - kept
+        ):
             continue
-        kept, worst = kept + 1, max(worst, busiest)
+        kept = kept + 1
+        worst = max(worst, busiest)
         for name, (seconds, _) in turns.items():
             steps_s[name] += seconds
     for_each(arms, failed, lambda name: runners[name].stop())
-    yield Round.of(runners, {name: steps_s[name] for name in arms if name not in failed}, worst, taken, failed)
+    yield Round.of(
+        runners, {name: steps_s[name] for name in arms if name not in failed}, worst, taken, failed
+    )
 
 
-def one_at_a_time(words: list[str], arms: list[str], number: int, arguments: argparse.Namespace) -> Iterator[Round]:
-    """Round `number` (from 0), as far as it is after each arm: each takes its turns before the next one is built.
+def one_at_a_time(
+    words: list[str], arms: list[str], number: int, arguments: argparse.Namespace
+) -> Iterator[Round]:
+    """Round `number` (from 0), as far as it is after each arm: each takes its turns before the next
+    one is built.
 
     For models of which a GPU holds one at a time.
     """
     order = arms[number % len(arms) :] + arms[: number % len(arms)]
-    runners, failed = {name: Runner.start(name, words, arguments) for name in order}, dict[str, str]()
-    for_each(order, failed, lambda name: runners[name].read("@ready"))  # what imports take of the cores is over
-    steps_s, worst = dict[str, list[float]](), 0.0
+    runners = {name: Runner.start(name, words, arguments) for name in order}
+    failed = dict[str, str]()
+    for_each(
+        order, failed, lambda name: runners[name].read("@ready")
+    )  # what imports take of the cores is over
+    steps_s = dict[str, list[float]]()
+    worst = 0.0
 
     def alone(name: str) -> list[tuple[list[float], float]]:
         runner = runners[name]
-        with FileLock(arguments.lock) if arguments.lock else contextlib.nullcontext():
+        with locked(Path(arguments.lock)) if arguments.lock else contextlib.nullcontext():
             runner.say("build")
             runner.read("@turn")
             runner.turn()  # warm-up
@@ -254,7 +292,9 @@ T = TypeVar("T")
 
 
 def for_each(names: list[str], failed: dict[str, str], do: Callable[[str], T]) -> dict[str, T]:
-    """What `do` gives for every arm that has not failed. Which fail now, and why, is put down in `failed`."""
+    """What `do` gives for every arm that has not failed. Which fail now, and why, is put down in
+    `failed`.
+    """
     found = {}
     for name in names:
         if name not in failed:

@@ -34,7 +34,9 @@ class Cluster:
 
     @property
     def is_up(self) -> bool:
-        """Whether it came up and runs, or slurmctld was stopped on purpose; anything else is leftovers."""
+        """Whether it came up and runs, or slurmctld was stopped on purpose; anything else is
+        leftovers.
+        """
         daemon = "munged" if self._paused.exists() else "slurmctld"
         return self._ready.exists() and self.daemons.pid(daemon) is not None
 
@@ -46,7 +48,8 @@ class Cluster:
     def _paused(self) -> Path:
         return self.site.path("run/ctld-stopped")
 
-    # -- up and down ---------------------------------------------------------------------------------------------
+    # -- up and down
+    # ---------------------------------------------------------------------------------------------
 
     def up(self) -> None:
         """Write the files, start every daemon, and return once all nodes are idle."""
@@ -75,8 +78,8 @@ class Cluster:
     def stop(self) -> None:
         """Kill every daemon, step and job process, and wait until they are gone.
 
-        Killed, not asked: their state goes too, and an orderly end of slurmctld takes seconds. From slurmctld and
-        the nodes down to munge, so that nothing new is started meanwhile.
+        Killed, not asked: their state goes too, and an orderly end of slurmctld takes seconds. From
+        slurmctld and the nodes down to munge, so that nothing new is started meanwhile.
         """
         for name in reversed(self.daemon_names):
             self.daemons.stop(name, signal.SIGKILL)
@@ -84,7 +87,9 @@ class Cluster:
 
     @contextmanager
     def start_lock(self) -> Iterator[None]:
-        """Held by a starting `up`, and let go of even where that is killed; ClusterError where another holds it."""
+        """Held by a starting `up`, and let go of even where that is killed; ClusterError where
+        another holds it.
+        """
         self.site.path("run").mkdir(exist_ok=True)
         with self.site.path("run/up.lock").open("w") as lock:
             try:
@@ -98,7 +103,14 @@ class Cluster:
         os.umask(0o022)
         Path(self.site.prefix).mkdir(parents=True, exist_ok=True)
         self.site.save()  # first, so that the folder is known as ours whenever this is cut short
-        for name in ("etc", "run", "log", "dev", "spool", *(f"spool/{node}" for node in self.site.nodes)):
+        for name in (
+            "etc",
+            "run",
+            "log",
+            "dev",
+            "spool",
+            *(f"spool/{node}" for node in self.site.nodes),
+        ):
             self.site.path(name).mkdir(parents=True)
         for name in ("state", "db"):
             self.site.path(name).mkdir(mode=0o700)
@@ -111,43 +123,81 @@ class Cluster:
 
     def _start_munged(self) -> None:
         """A munge of our own: the machine's, where there is one, stays untouched."""
-        key, run = self.site.path("etc/munge.key"), self.site.path("run")
+        key = self.site.path("etc/munge.key")
+        run = self.site.path("run")
         check_output(["mungekey", "--create", f"--keyfile={key}"])
-        places = [f"--key-file={key}", f"--socket={run}/munge.socket", f"--seed-file={run}/munge.seed"]
-        places += [f"--pid-file={run}/munged.munge.pid", f"--log-file={self.site.path('log/munged.log')}"]
+        places = [
+            f"--key-file={key}",
+            f"--socket={run}/munge.socket",
+            f"--seed-file={run}/munge.seed",
+        ]
+        places += [
+            f"--pid-file={run}/munged.munge.pid",
+            f"--log-file={self.site.path('log/munged.log')}",
+        ]
         self.daemons.start("munged", [program("munged"), "--foreground", *places])
         self.daemons.await_ready("munged", lambda: accepts(str(run / "munge.socket")))
 
     def _start_mariadb(self) -> None:
-        database, unix_socket = self.site.path("db"), str(self.site.path("run/mariadb.socket"))
+        database = self.site.path("db")
+        unix_socket = str(self.site.path("run/mariadb.socket"))
         # Small logs and no waiting for the disk: the data die with the cluster.
-        small = ["--innodb-log-file-size=8M", "--innodb-buffer-pool-size=32M", "--innodb-flush-log-at-trx-commit=0"]
-        # Temporary tables of two servers that start at once have the same names, and each removes the other's.
+        small = [
+            "--innodb-log-file-size=8M",
+            "--innodb-buffer-pool-size=32M",
+            "--innodb-flush-log-at-trx-commit=0",
+        ]
+        # Temporary tables of two servers that start at once have the same names, and each removes
+        # the other's.
         small.append(f"--tmpdir={self.site.path('run')}")
-        install = [program("mariadb-install-db"), "--no-defaults", f"--datadir={database}", "--user=root"]
+        install = [
+            program("mariadb-install-db"),
+            "--no-defaults",
+            f"--datadir={database}",
+            "--user=root",
+        ]
         install += ["--auth-root-authentication-method=normal", "--skip-test-db", *small]
         # It takes seconds, so must be found as ours where this process is killed meanwhile.
         check_output(install, environment=self.daemons.environment)
-        serve = [program("mariadbd"), "--no-defaults", f"--datadir={database}", "--user=root", *small]
-        serve += ["--bind-address=127.0.0.1", f"--port={self.site.mariadb_port}", f"--socket={unix_socket}"]
-        serve += ["--skip-name-resolve", "--skip-sync-frm", f"--pid-file={self.site.path('run/mariadbd.mysql.pid')}"]
+        serve = [
+            program("mariadbd"),
+            "--no-defaults",
+            f"--datadir={database}",
+            "--user=root",
+            *small,
+        ]
+        serve += [
+            "--bind-address=127.0.0.1",
+            f"--port={self.site.mariadb_port}",
+            f"--socket={unix_socket}",
+        ]
+        serve += [
+            "--skip-name-resolve",
+            "--skip-sync-frm",
+            f"--pid-file={self.site.path('run/mariadbd.mysql.pid')}",
+        ]
         self.daemons.start("mariadbd", serve)
         self.daemons.await_ready("mariadbd", lambda: accepts(unix_socket))
 
         password = secrets.token_hex(16)
         statements = (
-            "CREATE DATABASE slurm; "
-            f"CREATE USER slurm@127.0.0.1 IDENTIFIED BY '{password}'; GRANT ALL ON slurm.* TO slurm@127.0.0.1; "
-            f"ALTER USER root@localhost IDENTIFIED BY '{secrets.token_hex(16)}';"
+            f"CREATE DATABASE slurm; CREATE USER slurm@127.0.0.1 IDENTIFIED BY '{password}'; "
+            "GRANT ALL ON slurm.* TO slurm@127.0.0.1; ALTER USER root@localhost IDENTIFIED BY "
+            f"'{secrets.token_hex(16)}';"
         )
         # Through standard input: a password among the arguments is everyone's to read.
-        check_output([program("mariadb"), "--no-defaults", f"--socket={unix_socket}", "--user=root"], statements)
+        check_output(
+            [program("mariadb"), "--no-defaults", f"--socket={unix_socket}", "--user=root"],
+            statements,
+        )
         conf = self.site.path("etc/slurmdbd.conf")
         conf.touch(mode=0o600)
         conf.write_text(conf_files.slurmdbd_conf(self.site, password))
 
     def _start_slurmdbd(self) -> None:
-        self.daemons.start("slurmdbd", [program("slurmdbd"), "-D"], SLURM_CONF=str(self.site.slurm_conf))
+        self.daemons.start(
+            "slurmdbd", [program("slurmdbd"), "-D"], SLURM_CONF=str(self.site.slurm_conf)
+        )
         self.daemons.await_ready("slurmdbd", lambda: accepts(("127.0.0.1", self.site.dbd_port)))
         self._sacctmgr("add", "cluster", conf_files.CLUSTER_NAME)
         if self.site.preempt_type == "qos" or self.site.max_submit:
@@ -161,13 +211,16 @@ class Cluster:
         for node in self.site.nodes:
             self._start_slurmd(node)
         for node in self.site.nodes:
-            self.daemons.await_ready(f"slurmd-{node}", lambda node=node: self._node_state(node) == "idle")
+            self.daemons.await_ready(
+                f"slurmd-{node}", lambda node=node: self._node_state(node) == "idle"
+            )
 
     def _start_slurmd(self, node: str) -> None:
         command = [program("slurmd"), "-D", "-N", node, "-f", str(self.site.slurm_conf)]
         self.daemons.start(f"slurmd-{node}", command, SLURM_CONF=str(self.site.slurm_conf))
 
-    # -- asking Slurm --------------------------------------------------------------------------------------------
+    # -- asking Slurm
+    # --------------------------------------------------------------------------------------------
 
     def client(self, *command: str) -> str:
         """What a Slurm command of this cluster prints; its complaint as an error."""
@@ -175,7 +228,11 @@ class Cluster:
 
     def _client_environment(self) -> dict[str, str]:
         """The user's environment without the SLURM_* of whatever job or cluster it belongs to."""
-        own = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
+        own = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("SLURM_", "SBATCH_"))
+        }
         return own | {"SLURM_CONF": str(self.site.slurm_conf)}
 
     def _ctld_answers(self) -> bool:
@@ -190,7 +247,9 @@ class Cluster:
     def _node_state(self, node: str) -> str:
         """Slurm's long word for it; `*` at its end means that the node does not answer."""
         try:
-            return self.client("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%T").split()[0]
+            return self.client(
+                "sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%T"
+            ).split()[0]
         except (ClusterError, IndexError):
             return "unknown"
 
@@ -200,7 +259,9 @@ class Cluster:
         lines = [f"prefix   {self.site.prefix}"]
         # A plain user may not look into root's processes, so has to take Slurm's word for them.
         if os.geteuid() == 0:
-            running = [f"{name} {self.daemons.pid(name) or 'STOPPED'}" for name in self.daemon_names]
+            running = [
+                f"{name} {self.daemons.pid(name) or 'STOPPED'}" for name in self.daemon_names
+            ]
             lines.append("daemons  " + ", ".join(running))
         if not answers:
             return "\n".join([*lines, "slurmctld does not answer"]), False
@@ -213,7 +274,8 @@ class Cluster:
         pairs = {"SLURM_CONF": str(self.site.slurm_conf), "LOCAL_SLURM_DIR": self.site.prefix}
         return "\n".join(f"export {key}={shlex.quote(value)}" for key, value in pairs.items())
 
-    # -- faults --------------------------------------------------------------------------------------------------
+    # -- faults
+    # --------------------------------------------------------------------------------------------------
 
     def start_ctld(self) -> None:
         if self.daemons.pid("slurmctld") is not None:
@@ -231,14 +293,20 @@ class Cluster:
         self.daemons.stop("slurmctld")
 
     def kill_node(self, node: str) -> None:
-        """SIGKILL to the node's slurmd. Its steps go on running, and Slurm finds out after SlurmdTimeout."""
+        """SIGKILL to the node's slurmd. Its steps go on running, and Slurm finds out after
+        SlurmdTimeout.
+        """
         self._check_node(node)
         if self.daemons.pid(f"slurmd-{node}") is None:
-            raise ClusterError(f"the slurmd of {node} is dead already; tools/local_slurm revive-node {node}", 2)
+            raise ClusterError(
+                f"the slurmd of {node} is dead already; tools/local_slurm revive-node {node}", 2
+            )
         self.daemons.stop(f"slurmd-{node}", signal.SIGKILL)
 
     def revive_node(self, node: str) -> None:
-        """Start the node's slurmd again; returns once Slurm counts on the node (where slurmctld runs)."""
+        """Start the node's slurmd again; returns once Slurm counts on the node (where slurmctld
+        runs).
+        """
         self._check_node(node)
         name = f"slurmd-{node}"
         if self.daemons.pid(name) is not None:
@@ -260,8 +328,9 @@ class Cluster:
     def preempt(self, job: str, hold_s: int) -> str:
         """Submit an urgent job that fits only where `job` makes room, and return its id.
 
-        It asks, on the job's nodes, for the job's GPUs and for those idle there. Where several preemptable jobs share
-        a node, which of them goes is Slurm's choice. A job without GPUs is driven out by asking for the whole nodes.
+        It asks, on the job's nodes, for the job's GPUs and for those idle there. Where several
+        preemptable jobs share a node, which of them goes is Slurm's choice. A job without GPUs is
+        driven out by asking for the whole nodes.
         """
         fields = self._job_fields(job)
         nodes = self.client("scontrol", "show", "hostnames", fields["NodeList"]).split()
@@ -278,7 +347,9 @@ class Cluster:
     def _job_fields(self, job: str) -> dict[str, str]:
         """scontrol's words on one running job."""
         if not re.fullmatch(r"\d+(_\d+)?", job):
-            raise ClusterError(f"{job!r} is no job id; allowed: 12 or, for a task of an array, 12_3", 2)
+            raise ClusterError(
+                f"{job!r} is no job id; allowed: 12 or, for a task of an array, 12_3", 2
+            )
         lines = self.client("scontrol", "show", "job", "--details", "--oneliner", job).splitlines()
         if len(lines) != 1:
             raise ClusterError(f"{job} is an array of {len(lines)}; name one task, as {job}_0", 2)
@@ -288,7 +359,9 @@ class Cluster:
         for key, _, value in pairs:
             fields.setdefault(key, value)
         if fields["JobState"] != "RUNNING":
-            raise ClusterError(f"job {job} is {fields['JobState']}; only a running job can be preempted", 2)
+            raise ClusterError(
+                f"job {job} is {fields['JobState']}; only a running job can be preempted", 2
+            )
         if fields["Partition"] == "urgent" and self.site.preempt_type == "partition":
             raise ClusterError(f"job {job} is in partition urgent, which nothing preempts", 2)
         return fields
@@ -306,13 +379,17 @@ def _gpus(fields: dict[str, str]) -> int:
 
 
 def remove_leftovers(prefix: Path) -> bool:
-    """Clear away a cluster that was killed; refuses where one runs. True where there was something."""
+    """Clear away a cluster that was killed; refuses where one runs. True where there was
+    something.
+    """
     site = load_site(prefix)
     if site is None:
         return False
     cluster = Cluster(site)
     if cluster.is_up:
-        raise ClusterError(f"already up at {prefix} ({site.num_nodes} × {site.gpus_per_node} GPUs); down first", 2)
+        raise ClusterError(
+            f"already up at {prefix} ({site.num_nodes} × {site.gpus_per_node} GPUs); down first", 2
+        )
     with cluster.start_lock():
         cluster.down()
     return True

@@ -14,8 +14,11 @@ def slurm_conf(site: Site) -> str:
     gres = f" Gres=gpu:{site.gpus_per_node}" if site.gpus_per_node else ""
     # CPUs and memory are claimed, not measured: config_overrides below makes Slurm believe them.
     nodes = "\n".join(
-        f"NodeName={node} NodeHostname={site.hostname} NodeAddr=127.0.0.1 Port={site.node_port(node)}"
-        f" CPUs={site.cpus_per_node} RealMemory={site.cpus_per_node * MEMORY_PER_CPU_MB}{gres} State=UNKNOWN"
+        (
+            f"NodeName={node} NodeHostname={site.hostname} NodeAddr=127.0.0.1 "
+            f"Port={site.node_port(node)} CPUs={site.cpus_per_node} "
+            f"RealMemory={site.cpus_per_node * MEMORY_PER_CPU_MB}{gres} State=UNKNOWN"
+        )
         for node in site.nodes
     )
     return f"""\
@@ -75,13 +78,18 @@ JobRequeue={int(site.requeue)}
 
 
 def _listening(site: Site) -> str:
-    """Slurm can bind to the address of the machine's own name only, so loopback alone needs a name that means it.
+    """Slurm can bind to the address of the machine's own name only, so loopback alone needs a name
+    that means it.
 
-    Elsewhere (Debian gives 127.0.1.1, a server its own address) slurmctld would not hear 127.0.0.1 at all.
+    Elsewhere (Debian gives 127.0.1.1, a server its own address) slurmctld would not hear 127.0.0.1
+    at all.
     """
     if site.name_is_loopback:
         return "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny"
-    return "# Bound to every address, because the machine's name is not 127.0.0.1; munge's key keeps strangers out."
+    return (
+        "# Bound to every address, because the machine's name is not 127.0.0.1; munge's key "
+        "keeps strangers out."
+    )
 
 
 def _preemption(site: Site) -> str:
@@ -92,7 +100,8 @@ def _preemption(site: Site) -> str:
 def _accounting(site: Site) -> str:
     if not site.accounting:
         return "AccountingStorageType=accounting_storage/none"
-    # AccountingStoragePass: to slurmdbd, Slurm takes munge's socket from here and not from AuthInfo.
+    # AccountingStoragePass: to slurmdbd, Slurm takes munge's socket from here and not from
+    # AuthInfo.
     enforced = "AccountingStorageEnforce=limits" if site.max_submit else "# no limits are enforced"
     return f"""\
 {enforced}
@@ -115,17 +124,31 @@ PartitionName=urgent PriorityTier=10 PreemptMode=OFF {limits}"""
 def account_commands(site: Site, users: list[str]) -> list[list[str]]:
     """sacctmgr's words where QOS decide on preemption, or a user's jobs are limited.
 
-    Jobs of `urgent` may preempt those of `normal`. A job without an association has no QOS and is never preempted, and
-    limits hold for associations, so the machine's users get one.
+    Jobs of `urgent` may preempt those of `normal`. A job without an association has no QOS and is
+    never preempted, and limits hold for associations, so the machine's users get one.
     """
     words = [
-        ["add", "account", "users", f"Cluster={CLUSTER_NAME}", "Description=users", "Organization=local"],
+        [
+            "add",
+            "account",
+            "users",
+            f"Cluster={CLUSTER_NAME}",
+            "Description=users",
+            "Organization=local",
+        ],
         ["add", "user", ",".join(users), "Account=users", "DefaultAccount=users"],
     ]
     if site.preempt_type == "qos":
         mode = site.preempt_mode.lower()
         words += [
-            ["modify", "qos", "normal", "set", f"PreemptMode={mode}", f"GraceTime={site.grace_time_s}"],
+            [
+                "modify",
+                "qos",
+                "normal",
+                "set",
+                f"PreemptMode={mode}",
+                f"GraceTime={site.grace_time_s}",
+            ],
             ["add", "qos", "urgent", "Preempt=normal", "Priority=100"],
             ["modify", "account", "users", "root", "set", "QOS=normal,urgent", "DefaultQOS=normal"],
         ]
@@ -163,5 +186,7 @@ def gres_conf(site: Site) -> str:
 
 
 def cgroup_conf(version: tuple[int, int]) -> str:
-    """The file must exist. Newer releases would look for systemd unless they are told that cgroups are off."""
+    """The file must exist. Newer releases would look for systemd unless they are told that cgroups
+    are off.
+    """
     return "CgroupPlugin=disabled\n" if version >= (24, 5) else "# cgroups are not used\n"

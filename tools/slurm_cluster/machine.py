@@ -1,4 +1,6 @@
-"""This machine: what must hold before a cluster can start, and the commands and sockets it is asked through."""
+"""This machine: what must hold before a cluster can start, and the commands and sockets it is asked
+through.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from .site import ClusterError, site_file
 
 INSTALL = "apt-get install slurm-wlm slurmdbd munge mariadb-server"
 PROGRAMS = (
-    *("slurmctld", "slurmd", "slurmdbd", "munged", "mungekey", "mariadbd", "mariadb", "mariadb-install-db"),
+    *(
+        "slurmctld",
+        "slurmd",
+        "slurmdbd",
+        "munged",
+        "mungekey",
+        "mariadbd",
+        "mariadb",
+        "mariadb-install-db",
+    ),
     *("scontrol", "sinfo", "squeue", "sbatch", "sacctmgr"),
 )
 # sun_path holds 108 characters, and slurmstepd's sockets add "/spool/n12/n12_JOBID.4294967291".
@@ -27,7 +38,9 @@ def check_machine() -> None:
     require_root("up")
     missing = [name for name in PROGRAMS if shutil.which(name, path=_search_path()) is None]
     if missing:
-        raise ClusterError(f"not installed: {', '.join(missing)}; {INSTALL} (or tools/install_slurm.sh)", 2)
+        raise ClusterError(
+            f"not installed: {', '.join(missing)}; {INSTALL} (or tools/install_slurm.sh)", 2
+        )
 
 
 def require_root(command: str) -> None:
@@ -37,10 +50,17 @@ def require_root(command: str) -> None:
 
 def check_prefix(prefix: Path) -> None:
     """A folder that Slurm can name in its files, and that is ours to fill and later to remove."""
-    if not re.fullmatch(r"/[A-Za-z0-9._/+@-]+", str(prefix)):  # `%`, `#` and blanks mean something in slurm.conf
-        raise ClusterError(f"prefix {str(prefix)!r}: allowed are letters, digits and . _ / + @ -", 2)
+    if not re.fullmatch(
+        r"/[A-Za-z0-9._/+@-]+", str(prefix)
+    ):  # `%`, `#` and blanks mean something in slurm.conf
+        raise ClusterError(
+            f"prefix {str(prefix)!r}: allowed are letters, digits and . _ / + @ -", 2
+        )
     if len(str(prefix)) > MAX_PREFIX_CHARS:
-        raise ClusterError(f"prefix {prefix} has {len(str(prefix))} characters; sockets allow {MAX_PREFIX_CHARS}", 2)
+        raise ClusterError(
+            f"prefix {prefix} has {len(str(prefix))} characters; sockets allow {MAX_PREFIX_CHARS}",
+            2,
+        )
     try:
         found = prefix.lstat()
     except FileNotFoundError:
@@ -48,14 +68,18 @@ def check_prefix(prefix: Path) -> None:
     except OSError as error:
         raise ClusterError(f"prefix {prefix}: {error.strerror}", 2) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise ClusterError(f"prefix {prefix} must be a folder of root's that nobody else may write to", 2)
+        raise ClusterError(
+            f"prefix {prefix} must be a folder of root's that nobody else may write to", 2
+        )
     if not site_file(prefix).exists() and any(prefix.iterdir()):
         raise ClusterError(f"prefix {prefix} holds other files; name a new or an empty folder", 2)
 
 
 def closed_parent(prefix: Path) -> Path | None:
     """The first folder on the way to the cluster that plain users may not enter."""
-    return next((parent for parent in prefix.parents if not parent.stat().st_mode & stat.S_IXOTH), None)
+    return next(
+        (parent for parent in prefix.parents if not parent.stat().st_mode & stat.S_IXOTH), None
+    )
 
 
 def host_name() -> str:
@@ -90,7 +114,9 @@ def program(name: str) -> str:
     return found
 
 
-def check_output(command: list[str], text_in: str = "", environment: dict[str, str] | None = None) -> str:
+def check_output(
+    command: list[str], text_in: str = "", environment: dict[str, str] | None = None
+) -> str:
     """What a command prints; its last complaint as an error."""
     try:
         done = subprocess.run(
@@ -118,9 +144,15 @@ def make_device(path: Path) -> None:
     try:
         os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     except PermissionError:
-        raise ClusterError(f"mknod {path} is not permitted: a container needs CAP_MKNOD for pretended GPUs") from None
+        raise ClusterError(
+            f"mknod {path} is not permitted: a container needs CAP_MKNOD for pretended GPUs"
+        ) from None
 
 
 def user_names() -> list[str]:
     """Root, nobody and the machine's people."""
-    return sorted(user.pw_name for user in pwd.getpwall() if user.pw_uid in (0, 65534) or 1000 <= user.pw_uid < 65534)
+    return sorted(
+        user.pw_name
+        for user in pwd.getpwall()
+        if user.pw_uid in (0, 65534) or 1000 <= user.pw_uid < 65534
+    )

@@ -1,7 +1,8 @@
-"""Daemons that run in the foreground of their own session, are remembered by pid and stopped by pid.
+"""Daemons that run in the foreground of their own session, are remembered by pid and stopped by
+pid.
 
-A pid alone proves nothing: after a crash or a reboot it may be somebody else's. So every daemon carries the cluster's
-folder in its environment, and nothing is signalled that does not.
+A pid alone proves nothing: after a crash or a reboot it may be somebody else's. So every daemon
+carries the cluster's folder in its environment, and nothing is signalled that does not.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 
 
 
 def environment_of(pid: int) -> dict[str, str]:
-    """The environment a process was started with; empty where it is gone, a zombie, or not ours to read."""
+    """The environment a process was started with; empty where it is gone, a zombie, or not ours to
+    read.
+    """
     try:
         raw = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
@@ -56,15 +59,24 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 class Daemons:
-    """The daemons of one cluster, by name: `munged`, `mariadbd`, `slurmdbd`, `slurmctld`, `slurmd-n1` …"""
+    """The daemons of one cluster, by name: `munged`, `mariadbd`, `slurmdbd`, `slurmctld`,
+    `slurmd-n1` …
+    """
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
 
     @property
     def environment(self) -> dict[str, str]:
-        """What marks a process as ours, and little else: SLURM_* of a job or of another cluster would mislead it."""
-        return {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(Path.home()), MARK: str(self.prefix)}
+        """What marks a process as ours, and little else: SLURM_* of a job or of another cluster
+        would mislead it.
+        """
+        return {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "HOME": str(Path.home()),
+            MARK: str(self.prefix),
+        }
 
     def start(self, name: str, command: Sequence[str], **environment: str) -> None:
         """Start a daemon; what it prints is appended to its log."""
@@ -80,7 +92,11 @@ class Daemons:
             )
         self._pid_file(name).write_text(f"{process.pid}\n")
         # Popen returns a moment before /proc shows the new program's environment.
-        wait_until(lambda: self.pid(name) is not None or process.poll() is not None, timeout_s=5, poll_s=0.005)
+        wait_until(
+            lambda: self.pid(name) is not None or process.poll() is not None,
+            timeout_s=5,
+            poll_s=0.005,
+        )
 
     def pid(self, name: str) -> int | None:
         """The pid of a running daemon of this cluster, else None."""
@@ -92,14 +108,27 @@ class Daemons:
         return pid if ours and program_of(pid) == name.partition("-")[0] else None
 
     def await_ready(self, name: str, ready: Callable[[], bool], timeout_s: float = 60) -> None:
-        """Wait until a daemon serves; where it dies or stays silent, say so with the end of its log."""
-        if wait_until(lambda: self.pid(name) is None or ready(), timeout_s) and self.pid(name) is not None:
+        """Wait until a daemon serves; where it dies or stays silent, say so with the end of its
+        log.
+        """
+        if (
+            wait_until(lambda: self.pid(name) is None or ready(), timeout_s)
+            and self.pid(name) is not None
+        ):
             return
-        what = "ended at its start" if self.pid(name) is None else f"was not ready within {timeout_s:g} s"
+        what = (
+            "ended at its start"
+            if self.pid(name) is None
+            else f"was not ready within {timeout_s:g} s"
+        )
         raise ClusterError(f"{name} {what}; the end of {self.log(name)}:\n{self.tail(name)}")
 
-    def stop(self, name: str, number: signal.Signals = signal.SIGTERM, timeout_s: float = 10) -> None:
-        """Stop a daemon and wait until it is gone; one that does not listen to SIGTERM is killed."""
+    def stop(
+        self, name: str, number: signal.Signals = signal.SIGTERM, timeout_s: float = 10
+    ) -> None:
+        """Stop a daemon and wait until it is gone; one that does not listen to SIGTERM is
+        killed.
+        """
         for attempt in (number, signal.SIGKILL):
             pid = self.pid(name)
             if pid is None:
@@ -123,24 +152,41 @@ class Daemons:
     def strays(self) -> set[int]:
         """Daemons and job steps of this cluster that still run, whatever the pid files say."""
         pids = set(_all_pids())
-        marked = {pid for pid in pids if environment_of(pid).get(MARK) == str(self.prefix) or self._is_step(pid)}
+        marked = {
+            pid
+            for pid in pids
+            if environment_of(pid).get(MARK) == str(self.prefix) or self._is_step(pid)
+        }
         return (marked | _descendants(marked) | self._job_processes(pids)) - _self_and_ancestors()
 
     def _is_step(self, pid: int) -> bool:
-        """A slurmstepd writes its title over its environment, but keeps its slurmd's working directory."""
+        """A slurmstepd writes its title over its environment, but keeps its slurmd's working
+        directory.
+        """
         try:
-            return program_of(pid) == "slurmstepd:" and Path(f"/proc/{pid}/cwd").readlink() == self.prefix
+            return (
+                program_of(pid) == "slurmstepd:"
+                and Path(f"/proc/{pid}/cwd").readlink() == self.prefix
+            )
         except OSError:
             return False
 
     def _job_processes(self, pids: set[int]) -> set[int]:
-        """What jobs left behind when their step died: it was started inside a job of this cluster."""
+        """What jobs left behind when their step died: it was started inside a job of this
+        cluster.
+        """
         conf = str(self.prefix / "etc" / "slurm.conf")
         environments = ((pid, environment_of(pid)) for pid in pids)
-        return {pid for pid, env in environments if env.get("SLURM_CONF") == conf and "SLURM_JOB_ID" in env}
+        return {
+            pid
+            for pid, env in environments
+            if env.get("SLURM_CONF") == conf and "SLURM_JOB_ID" in env
+        }
 
     def kill_strays(self, timeout_s: float = 10) -> None:
-        """Kill what is left, again and again until nothing is: a dying step may still start a process."""
+        """Kill what is left, again and again until nothing is: a dying step may still start a
+        process.
+        """
 
         def gone() -> bool:
             left = self.strays()
@@ -149,7 +195,9 @@ class Daemons:
             return not left
 
         if not wait_until(gone, timeout_s):
-            raise ClusterError(f"processes of {self.prefix} outlived SIGKILL: {sorted(self.strays())}")
+            raise ClusterError(
+                f"processes of {self.prefix} outlived SIGKILL: {sorted(self.strays())}"
+            )
 
 
 def _all_pids() -> Iterator[int]:
@@ -176,7 +224,8 @@ def _descendants(roots: set[int]) -> set[int]:
 
 def _self_and_ancestors() -> set[int]:
     """`down` typed in an salloc shell must not kill the shell it was typed in."""
-    family, pid = set(), os.getpid()
+    family = set()
+    pid = os.getpid()
     while pid > 1:
         family.add(pid)
         pid = _parent(pid)

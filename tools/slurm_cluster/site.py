@@ -11,7 +11,9 @@ from pathlib import Path
 
 
 class ClusterError(Exception):
-    """What the user is told, in one line. `code` is the exit status: 2 for the user's input, 1 for what went wrong."""
+    """What the user is told, in one line. `code` is the exit status: 2 for the user's input, 1 for
+    what went wrong.
+    """
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -83,7 +85,8 @@ def site_file(prefix: Path) -> Path:
 def load_site(prefix: Path) -> Site | None:
     """The cluster of a folder, or None where there is none.
 
-    Root stops processes and removes a folder on this file's word, and /tmp is everyone's: so it must be root's.
+    Root stops processes and removes a folder on this file's word, and /tmp is everyone's: so it
+    must be root's.
     """
     try:
         owner = site_file(prefix).lstat().st_uid
@@ -93,21 +96,28 @@ def load_site(prefix: Path) -> Site | None:
     except PermissionError:
         raise ClusterError(f"{prefix} is not readable for this user", 2) from None
     except ValueError:
-        raise ClusterError(f"{site_file(prefix)} is not a cluster's file; remove the folder by hand", 2) from None
+        raise ClusterError(
+            f"{site_file(prefix)} is not a cluster's file; remove the folder by hand", 2
+        ) from None
     if owner != 0:
-        raise ClusterError(f"{site_file(prefix)} belongs to uid {owner}, not to root; name another --prefix", 2)
+        raise ClusterError(
+            f"{site_file(prefix)} belongs to uid {owner}, not to root; name another --prefix", 2
+        )
     return Site(**{**fields, "prefix": str(prefix), "ports": tuple(fields["ports"])})
 
 
 def free_ports(count: int) -> tuple[int, ...]:
     """`count` distinct ports that nobody listens on, below the ephemeral range.
 
-    From the ephemeral range (`bind` to port 0) a port could be taken as some connection's own end while a killed
-    slurmd is away. Drawn at random, so that two clusters starting at once rarely try the same.
+    From the ephemeral range (`bind` to port 0) a port could be taken as some connection's own end
+    while a killed slurmd is away. Drawn at random, so that two clusters starting at once rarely try
+    the same.
     """
     ephemeral_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     candidates = range(10_000, ephemeral_from)
-    if len(candidates) < 2 * count:  # a machine that gives away low ports too: then any port above them may do
+    if (
+        len(candidates) < 2 * count
+    ):  # a machine that gives away low ports too: then any port above them may do
         candidates = range(10_000, 65_536)
     found: list[int] = []
     with ExitStack() as held:  # held until all are found, so that none is found twice
@@ -116,9 +126,12 @@ def free_ports(count: int) -> tuple[int, ...]:
                 return tuple(found)
             probe = held.enter_context(socket.socket())
             try:
-                # The wildcard address, because slurmd and slurmdbd bind to it: free on loopback alone is not enough.
+                # The wildcard address, because slurmd and slurmdbd bind to it: free on loopback
+                # alone is not enough.
                 probe.bind(("", port))
             except OSError:
                 continue
             found.append(port)
-    raise ClusterError(f"no {count} free ports between {candidates.start} and {candidates.stop - 1}")
+    raise ClusterError(
+        f"no {count} free ports between {candidates.start} and {candidates.stop - 1}"
+    )

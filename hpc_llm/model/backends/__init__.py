@@ -1,7 +1,7 @@
 """Ways to compute the same attention, one file each, behind one protocol.
 
-All of them are softmax(q·kᵀ/√head + ALiBi) · v over the past, within the document and the window, and are tested
-against that formula.
+All of them are softmax(q·kᵀ/√head + ALiBi) · v over the past, within the document and the window,
+and are tested against that formula.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from hpc_llm.model.backends.protocol import Backend
 
 
 def make_backend(name: str, config: ModelConfig, seq_len: int) -> Backend:
-    """The backend `name` (config.computing) for sequences of at most `seq_len` tokens. InputError if it is not here."""
+    """The backend `name` (config.computing) for sequences of at most `seq_len` tokens. InputError
+    if it is not here.
+    """
     if name == "folded":
         from hpc_llm.model.backends.folded import Folded
 
         return Folded(config)
     if name == "flex":
-        from hpc_llm.model.backends.flex import Flex  # imports torch's compiler: 1 s for those who ask for it
+        from hpc_llm.model.backends.flex import (
+            Flex,
+        )  # imports torch's compiler: 1 s for those who ask for it
 
         return Flex(config)
     if name == "flash":

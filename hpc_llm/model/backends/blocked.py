@@ -1,7 +1,9 @@
-"""Plain matrix products and softmax over a quarter of the queries at a time, with the keys that they can attend to.
+"""Plain matrix products and softmax over a quarter of the queries at a time, with the keys that
+they can attend to.
 
-On a CPU this beats torch's fused kernel, whose bf16 products are several times slower than oneDNN's; three eighths of
-the scores, all in the future, are never computed. What it keeps for backward grows with length².
+On a CPU this beats torch's fused kernel, whose bf16 products are several times slower than
+oneDNN's; three eighths of the scores, all in the future, are never computed. What it keeps for
+backward grows with length².
 """
 
 from __future__ import annotations
@@ -18,13 +20,22 @@ from hpc_llm.model.masks import past
 class Blocked(Sdpa):
     """Scores and probabilities have the dtype of the queries; softmax itself is in fp32."""
 
-    def attend(self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: Tensor | None) -> Tensor:
-        groups, length = k_BGSd.shape[1], q_BHSd.shape[2]
-        # Contiguous, so that the blocks are views: otherwise a product would copy each of them, and keep the copy.
+    def attend(
+        self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: Tensor | None
+    ) -> Tensor:
+        groups = k_BGSd.shape[1]
+        length = q_BHSd.shape[2]
+        # Contiguous, so that the blocks are views: otherwise a product would copy each of them, and
+        # keep the copy.
         q_BGRSd = (q_BHSd.contiguous() * q_BHSd.shape[-1] ** -0.5).unflatten(1, (groups, -1))
-        k_BGSd, v_BGSd = k_BGSd.contiguous(), v_BGSd.contiguous()
+        k_BGSd = k_BGSd.contiguous()
+        v_BGSd = v_BGSd.contiguous()
         # A mask has one head shared by all, or one for each.
-        mask = None if shared is None else shared.unflatten(1, (groups, -1) if shared.shape[1] > 1 else (1, 1))
+        mask = (
+            None
+            if shared is None
+            else shared.unflatten(1, (groups, -1) if shared.shape[1] > 1 else (1, 1))
+        )
         mixed = []
         for start, end in blocks(length):
             scores = _product(q_BGRSd[:, :, :, start:end], k_BGSd[:, :, :end])
@@ -39,5 +50,7 @@ class Blocked(Sdpa):
 
 
 def _product(x_BGRst: Tensor, y_BGut: Tensor) -> Tensor:
-    """x · yᵀ. Heads of a group share a matrix, which is not copied: they are rows of one product."""
+    """x · yᵀ. Heads of a group share a matrix, which is not copied: they are rows of one
+    product.
+    """
     return times_transposed(x_BGRst.flatten(2, 3), y_BGut).unflatten(2, (x_BGRst.shape[2], -1))

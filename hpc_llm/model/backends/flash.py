@@ -1,4 +1,6 @@
-"""FlashAttention-2's kernel for sequences of unequal length, if the package flash-attn is installed (CUDA only)."""
+"""FlashAttention-2's kernel for sequences of unequal length, if the package flash-attn is installed
+(CUDA only).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ Shared = tuple[Tensor, Tensor | None]  # boundaries of the documents of all rows
 
 
 class Flash:
-    """Every document, or row without documents, is its own sequence, so that no mask is needed at all."""
+    """Every document, or row without documents, is its own sequence, so that no mask is needed at
+    all.
+    """
 
     constant = None
 
@@ -27,23 +31,38 @@ class Flash:
                 "or choose train.attention=auto"
             ) from None
         self._kernel = flash_attn_varlen_func
-        self._alibi = (config.n_heads, config.alibi_bias_max) if config.positions == "alibi" else None
+        self._alibi = (
+            (config.n_heads, config.alibi_bias_max) if config.positions == "alibi" else None
+        )
         self._window = (-1, -1) if config.sliding_window is None else (config.sliding_window - 1, 0)
 
     def shared(self, constant: None, tokens_BS: Tensor, documents_BS: Tensor | None) -> Shared:
         slopes = self._alibi and slopes_on(*self._alibi, tokens_BS.device)
         if documents_BS is None:
             batch, length = tokens_BS.shape
-            ends = torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=tokens_BS.device)
+            ends = torch.arange(
+                0, batch * length + 1, length, dtype=torch.int32, device=tokens_BS.device
+            )
             return ends, slopes
         return boundaries(documents_BS), slopes
 
     def attend(self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: Shared) -> Tensor:
         ends, slopes = shared
         batch, _, length, _ = q_BHSd.shape
-        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHSd, k_BGSd, v_BGSd))  # each [batch·length, heads, d]
+        q, k, v = (
+            x.transpose(1, 2).flatten(0, 1) for x in (q_BHSd, k_BGSd, v_BGSd)
+        )  # each [batch·length, heads, d]
         mixed = self._kernel(
-            q, k, v, ends, ends, length, length, causal=True, window_size=self._window, alibi_slopes=slopes
+            q,
+            k,
+            v,
+            ends,
+            ends,
+            length,
+            length,
+            causal=True,
+            window_size=self._window,
+            alibi_slopes=slopes,
         )
         return mixed.unflatten(0, (batch, length)).transpose(1, 2)
 
@@ -51,9 +70,12 @@ class Flash:
 def boundaries(documents_BS: Tensor) -> Tensor:
     """Where the documents of all rows, laid end to end, begin, and the end of the last, int32.
 
-    Padded to a power of two with empty documents, since a compiled block has a kernel for each length. The host
-    knows their number only after the device has counted them: one synchronisation per pass.
+    Padded to a power of two with empty documents, since a compiled block has a kernel for each
+    length. The host knows their number only after the device has counted them: one synchronisation
+    per pass.
     """
     begins_BS = documents_BS.diff(dim=1, prepend=documents_BS[:, :1] - 1) != 0
     starts = begins_BS.flatten().nonzero().flatten().int()
-    return F.pad(starts, (0, (1 << len(starts).bit_length()) - len(starts)), value=documents_BS.numel())
+    return F.pad(
+        starts, (0, (1 << len(starts).bit_length()) - len(starts)), value=documents_BS.numel()
+    )

@@ -1,4 +1,5 @@
-"""FlexAttention: compiled on a GPU, where masked blocks are skipped and ALiBi is computed in the kernel.
+"""FlexAttention: compiled on a GPU, where masked blocks are skipped and ALiBi is computed in the
+kernel.
 
 torch has no backward for it on a CPU; there, tests run only the forward pass.
 """
@@ -22,13 +23,19 @@ class Flex:
     constant = None
 
     def __init__(self, config: ModelConfig) -> None:
-        self._alibi = (config.n_heads, config.alibi_bias_max) if config.positions == "alibi" else None
+        self._alibi = (
+            (config.n_heads, config.alibi_bias_max) if config.positions == "alibi" else None
+        )
         self._window = config.sliding_window
         self._masks: dict[tuple[int, torch.device], BlockMask] = {}
         self._kernel: Any = flex_attention
 
-    def shared(self, constant: None, tokens_BS: Tensor, documents_BS: Tensor | None) -> tuple[BlockMask, Tensor | None]:
-        window, length, device = self._window, tokens_BS.shape[1], tokens_BS.device
+    def shared(
+        self, constant: None, tokens_BS: Tensor, documents_BS: Tensor | None
+    ) -> tuple[BlockMask, Tensor | None]:
+        window = self._window
+        length = tokens_BS.shape[1]
+        device = tokens_BS.device
 
         def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             seen = i >= j
@@ -40,18 +47,29 @@ class Flex:
 
         make: Any = create_block_mask
         if device.type == "cuda":  # here, since compiled code calls `attend`
-            make, self._kernel = compiled_block_mask(), compiled()
+            make = compiled_block_mask()
+            self._kernel = compiled()
         if documents_BS is not None:
             mask = make(visible, documents_BS.shape[0], None, length, length, device=device)
         elif (mask := self._masks.get((length, device))) is None:  # the same for every pass
-            mask = self._masks[length, device] = make(visible, None, None, length, length, device=device)
+            mask = self._masks[length, device] = make(
+                visible, None, None, length, length, device=device
+            )
         return mask, self._alibi and slopes_on(*self._alibi, device)
 
-    def attend(self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: tuple[BlockMask, Tensor | None]) -> Tensor:
+    def attend(
+        self,
+        q_BHSd: Tensor,
+        k_BGSd: Tensor,
+        v_BGSd: Tensor,
+        shared: tuple[BlockMask, Tensor | None],
+    ) -> Tensor:
         mask, slopes_H = shared
         fewer = q_BHSd.shape[1] != k_BGSd.shape[1]
         score_mod = None if slopes_H is None else biased(slopes_H)
-        return self._kernel(q_BHSd, k_BGSd, v_BGSd, score_mod=score_mod, block_mask=mask, enable_gqa=fewer)
+        return self._kernel(
+            q_BHSd, k_BGSd, v_BGSd, score_mod=score_mod, block_mask=mask, enable_gqa=fewer
+        )
 
 
 def biased(slopes_H: Tensor) -> Callable[..., Tensor]:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 
 class Backend(Protocol):
-    """Queries are [batch, n_heads, length, head], keys and values [batch, kv_heads, length, head]."""
+    """Queries are [batch, n_heads, length, head], keys and values [batch, kv_heads, length,
+    head].
+    """
 
     @property
     def constant(self) -> Tensor | None:

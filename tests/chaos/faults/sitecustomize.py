@@ -1,25 +1,30 @@
-"""Faults for ranks under test: put this folder on PYTHONPATH and say in HPC_LLM_FAULTS what shall go wrong.
+"""Faults for ranks under test: put this folder on PYTHONPATH and say in HPC_LLM_FAULTS what shall
+go wrong.
 
 JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its attempt and rank alone.
 
     {"kind": "kill", "step": K}          SIGKILL oneself before optimizer step K (from 0)
-    {"kind": "kill-save", "event": K}    SIGKILL oneself at the K-th touch of a file below checkpoints/
+    {"kind": "kill-save", "event": K}    SIGKILL oneself at the K-th touch of a file below
+    checkpoints/
                                          (open for writing, rename, mkdir, remove, rmdir)
     {"kind": "stall-save", "event": K, "mark": PATH}   write PATH at that touch, and go no further
-    {"kind": "full", "after": BYTES, "times": T}   ENOSPC once that many bytes went into checkpoint files; T times
-    {"kind": "nan", "step": K, "layer": L}   the weights turn NaN before step K; of parameters named L… if it is given
-    {"kind": "nan-backward", "step": K, "layer": L}   from step K on the backward pass of modules named …L makes NaN
-    {"kind": "scale", "step": K, "by": F}    the weights are F times what they were before step K: the loss leaps
-    {"kind": "raise", "step": K, "error": E}  before step K: E is gpu-memory, host-memory (that really runs out), or bug
-    {"kind": "slow", "step": K, "seconds": S}   from step K on every forward pass takes S longer
-    {"kind": "segfault", "step": K}      SIGSEGV
-    {"kind": "stop", "step": K}          SIGSTOP oneself before step K: hangs, with all who wait for this rank
+    {"kind": "full", "after": BYTES, "times": T}   ENOSPC once that many bytes went into checkpoint
+    files; T times {"kind": "nan", "step": K, "layer": L}   the weights turn NaN before step K; of
+    parameters named L… if it is given {"kind": "nan-backward", "step": K, "layer": L}   from step K
+    on the backward pass of modules named …L makes NaN {"kind": "scale", "step": K, "by": F}    the
+    weights are F times what they were before step K: the loss leaps {"kind": "raise", "step": K,
+    "error": E}  before step K: E is gpu-memory, host-memory (that really runs out), or bug {"kind":
+    "slow", "step": K, "seconds": S}   from step K on every forward pass takes S longer {"kind":
+    "segfault", "step": K}      SIGSEGV {"kind": "stop", "step": K}          SIGSTOP oneself before
+    step K: hangs, with all who wait for this rank
 
-HPC_LLM_FAULT_ORDERS names a file through which a fault without attempt and step, {"rank": R, "kind": …}, is ordered
-while a run trains: the rank takes the file away and obeys before its next step.
+HPC_LLM_FAULT_ORDERS names a file through which a fault without attempt and step, {"rank": R,
+"kind": …}, is ordered while a run trains: the rank takes the file away and obeys before its next
+step.
 
-HPC_LLM_PACE names a file that does not exist yet: until it does, steps from the 100th on take 50 ms longer, and those
-of the last fifth 0.5 s, so that a run which is there to be hit leaves the cores to others and does not end before.
+HPC_LLM_PACE names a file that does not exist yet: until it does, steps from the 100th on take 50 ms
+longer, and those of the last fifth 0.5 s, so that a run which is there to be hit leaves the cores
+to others and does not end before.
 
 Audit hooks see what the interpreter does to files: the program under test has no test hooks.
 """
@@ -65,7 +70,8 @@ def _at_save_event(number: int, action) -> None:  # type: ignore[no-untyped-def]
 def _full_after(limit: int, times: float) -> None:
     from pathlib import Path
 
-    written, raised = 0, 0
+    written = 0
+    raised = 0
     opened = Path.open
 
     class Full(io.FileIO):
@@ -91,7 +97,9 @@ def _at_step(number: int, action) -> None:  # type: ignore[no-untyped-def]
 
 
 def _before_steps(action) -> None:  # type: ignore[no-untyped-def]
-    """Run `action(step, steps)` when the learning rate of a step is asked for, which is before that step."""
+    """Run `action(step, steps)` when the learning rate of a step is asked for, which is before that
+    step.
+    """
     import importlib.abc
     import importlib.util
 

@@ -1,0 +1,1 @@
+"""Documents → shards, by processes and jobs that may be killed."""

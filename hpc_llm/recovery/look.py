@@ -1,0 +1,291 @@
+"""A run's directory and Slurm's answers → what the decision about it rests on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc_llm.checkpoint.manifest import newest_step
+from hpc_llm.recovery import outside
+from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.history import attempts_since_submission
+from hpc_llm.recovery.outside import JobFacts, RunFacts
+from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets, Decision, Ended
+from hpc_llm.runs import below, frozen_sections, ledger
+from hpc_llm.runs.frozen_sections import FrozenSections
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.ledger import Event, _SharedLedger
+from hpc_llm.slurm import client
+from hpc_llm.slurm.records import JobLife, QueuedJob
+
+SUBMISSIONS = ("submitted", "resubmitted")
+WAITING = "waiting"  # frozen, and Slurm has no room for its job yet
+_LIFE_S = 14 * 86400.0  # how far back sacct is asked at most
+_MOST_IDS = 5000  # on a command line; for more, sacct is asked for all of this user's jobs
+# What a supervisor that was asked in vain leaves with: RequeueExit may name any of them.
+_EXIT_CODES = frozenset({0, 1, 2, 75, 80})
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its directory tells it."""
+
+    layout: RunLayout
+    config: FrozenSections
+    events: list[Event]
+    facts: RunFacts
+
+
+def read_record(layout: RunLayout) -> RunRecord:
+    """OSError, ValueError or KeyError where it is no run, or a damaged one."""
+    config = frozen_sections.read(layout)
+    events = ledger.read(layout.ledger)
+    cluster = config.cluster
+    history = attempts_since_submission(
+        events, newest_step(layout.checkpoints), cluster.world_size, cluster.held_gpus
+    )
+    return RunRecord(layout, config, events, _run_facts(layout, config, history, events))
+
+
+def _run_facts(
+    layout: RunLayout, config: FrozenSections, history: Sequence[Ended], events: Sequence[Event]
+) -> RunFacts:
+    last = next(
+        (event for event in reversed(events) if event.event in (*SUBMISSIONS, WAITING)), None
+    )
+    since = last.time if last else 0.0
+    # An attempt says itself which job it is in: also where the note of that job's submission was
+    # lost.
+    newest_job = [
+        event
+        for event in events
+        if event.event in (*SUBMISSIONS, "started") and event.facts.get("job")
+    ]
+    if (
+        last is not None and last.event == WAITING
+    ):  # the job that it had before is none of its business any more
+        newest_job = [event for event in newest_job if event.time > since]
+    newest = max(
+        (event.facts["attempt"] for event in events if event.event == "started"), default=0
+    )
+    final = [event for event in events if event.time >= since and _is_final(event, newest)]
+    successor = next((event for event in reversed(events) if event.event == "successor"), None)
+    sent = next((event for event in reversed(events) if event.event == "resubmitting"), None)
+    return RunFacts(
+        address=str(newest_job[-1].facts["job"]) if newest_job else None,
+        submitted_at=since,
+        completed=ledger.is_complete(events),
+        final=_final_word(final),
+        history=history,
+        budgets=Budgets.of(config.run, config.recovery),
+        heartbeat_at=layout.heartbeat.stat().st_mtime if layout.heartbeat.exists() else None,
+        attempt=newest,
+        began=_began(events, newest),
+        started_at=max((event.time for event in events if event.event == "started"), default=None),
+        charged_life=next(
+            (event.facts["life"] for event in reversed(events) if event.facts.get("life")), None
+        ),
+        successor=str(successor.facts["job"]) if successor and successor.time >= since else None,
+        sent_at=sent.time if sent and sent.time > since else None,
+    )
+
+
+def _began(events: Sequence[Event], newest_attempt: int) -> bool:
+    """Whether an attempt began since the run was last sent on its way; by number where that is
+    told: clocks differ.
+    """
+    sent = next(
+        (
+            event
+            for event in reversed(events)
+            if event.event in (*SUBMISSIONS, "released", "requeued")
+        ),
+        None,
+    )
+    if sent is None:
+        return newest_attempt > 0
+    before = sent.facts.get("after_attempt", sent.facts.get("attempt"))
+    if before is not None:
+        return newest_attempt > int(before)
+    begun = [event for event in events if event.event == "started"]
+    return any(
+        event.time >= sent.time or event.facts.get("job") == sent.facts.get("job", "")
+        for event in begun
+    )
+
+
+def _final_word(final: Sequence[Event]) -> str | None:
+    """Why it stopped; a run that halving stopped is cancelled because of that."""
+    words = [str(event.facts.get("cause", event.event)) for event in final]
+    return outside.HALVED if outside.HALVED in words else words[-1] if words else None
+
+
+def _is_final(event: Event, newest_attempt: int) -> bool:
+    """Whether the run ended with it. What an attempt says that another one has followed ends
+    nothing.
+    """
+    if event.event in ("cancelled", "given-up", outside.HALVED):
+        return True
+    if event.event != "ended" or event.facts.get("attempt", newest_attempt) < newest_attempt:
+        return False
+    if event.facts.get("restart") or event.facts.get("action") in [
+        action.value for action in AGAIN
+    ]:
+        return False
+    return event.facts.get("cause") not in (*ELSEWHERE, Cause.FENCED)
+
+
+def addresses(record: RunRecord) -> set[str]:
+    """Every job that the ledger names as the run's."""
+    return {str(event.facts["job"]) for event in record.events if event.facts.get("job")}
+
+
+class SlurmQueue:
+    """One squeue for all of this user's jobs."""
+
+    def __init__(self, *, ask: bool = True) -> None:
+        self.jobs: list[QueuedJob] = []
+        self.asked = False
+        with contextlib.suppress(client.SlurmError):
+            if ask:
+                self.jobs = client.queued()
+                self.asked = True
+        self.by_address = {job.address: job for job in self.jobs}
+
+    def job(self, address: str | None) -> QueuedJob | None:
+        """Of an array whose tasks were cancelled one by one while they waited, Slurm keeps the
+        array's record alone.
+        """
+        array, _, task = (address or "").partition("_")
+        whole = self.by_address.get(array) if task else None
+        return self.by_address.get(address or "") or (
+            whole if whole is not None and not whole.live else None
+        )
+
+
+class SlurmAnswers:
+    """What Slurm says of `records`: from `queue`, and one sacct for the rest."""
+
+    def __init__(self, records: Iterable[RunRecord], queue: SlurmQueue) -> None:
+        self._queue = queue
+        self._lives = dict[str, JobLife]()
+        self._remembered = False
+        asked = (
+            [record.facts for record in records if _for_sacct(record.facts, queue)]
+            if queue.asked
+            else []
+        )
+        if not asked:
+            return
+        numbers = {int(run.address.partition("_")[0]) for run in asked if run.address}
+        since_s = min(_LIFE_S, time.time() - min(run.submitted_at for run in asked) + 3600)
+        with contextlib.suppress(client.SlurmError):
+            for life in client.lives(
+                sorted(numbers) if len(numbers) < _MOST_IDS else (), since_s=since_s
+            ):
+                if life.end_time is not None:  # the last life that ended, of each address
+                    self._lives[life.address] = life
+            self._remembered = True
+
+    def __call__(self, record: RunRecord) -> JobFacts:
+        run = record.facts
+        queue = self._queue
+        queued = queue.job(run.address)
+        over = run.completed or run.final is not None
+        again = over and queued is not None and queued.state == "PENDING" and bool(run.history)
+        return JobFacts(
+            asked=queue.asked,
+            queued=queued,
+            remembered=self._remembered,
+            last_life=self._lives.get(run.address or ""),
+            successor=queue.job(run.successor),
+            site_requeues=again and site_requeues(),
+        )
+
+
+def _for_sacct(run: RunFacts, queue: SlurmQueue) -> bool:
+    """squeue has forgotten the job, or has it again after a life whose end nobody told."""
+    if run.address is None or run.completed or run.final is not None:
+        return False
+    job = queue.job(run.address)
+    untold = bool(run.history) and run.history[-1].cause is Cause.LOST
+    return job is None or (job.state == "PENDING" and (untold or outside.glance(job) == "event"))
+
+
+def site_requeues() -> bool:
+    """Whether this Slurm queues a job again by an exit code that a supervisor may leave with
+    (RequeueExit).
+    """
+    try:
+        said = client.config().get("RequeueExit", "")
+    except client.SlurmError:
+        return False
+    codes: set[int] = set()
+    for part in said.replace("(null)", "").split(","):
+        first, _, last = part.strip().partition("-")
+        if first.isdigit():
+            codes.update(range(int(first), int(last or first) + 1))
+    return bool(codes & _EXIT_CODES)
+
+
+_WRITER = "watchdog-"  # prefix of the ledgers that a watchdog writes
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run and what is to be done about it."""
+
+    record: RunRecord
+    job: JobFacts
+    decision: Decision
+
+
+def ledger_for(record: RunRecord) -> ledger.Ledger:
+    """Of the run, for this watchdog to write."""
+    writer = f"{_WRITER}{os.uname().nodename}-{os.getpid()}"
+    return _SharedLedger(record.layout.ledger, writer, record.config.run.group)
+
+
+def look_at_all(root: Path) -> list[Seen]:
+    """Every run at or below `root` and what should be done about it; nothing is written."""
+    return decide_all(read_all(root), SlurmQueue(), time.time(), {})
+
+
+def read_all(root: Path) -> list[RunRecord]:
+    """Every run at or below `root` that can be read; Slurm is not asked."""
+    paths = [str(run.path.relative_to(root)) for run in below.find_runs(root)]
+    return [record for _, record in readable(root, paths)]
+
+
+def readable(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, RunRecord]]:
+    """Runs with their facts; one that cannot be read does not keep the others from being looked
+    after.
+    """
+    for path in paths:
+        layout = RunLayout(root / path)
+        try:
+            yield path, read_record(layout)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"{layout.path}: passed over, it cannot be read ({error!r})", file=sys.stderr)
+
+
+def decide_all(
+    records: Iterable[RunRecord],
+    queue: SlurmQueue,
+    now: float,
+    silences: Mapping[Path, outside.Silence],
+) -> list[Seen]:
+    """silences: what the last pass saw, by run directory."""
+    records = list(records)
+    found = []
+    answers = SlurmAnswers(records, queue)
+    for record in records:
+        job = answers(record)
+        silence = silences.get(record.layout.path, outside.NO_SILENCE)
+        found.append(Seen(record, job, outside.decide_outside(record.facts, job, now, silence)))
+    return found

@@ -1,0 +1,103 @@
+"""One `#SBATCH` line: sbatch splits it by its own rules, not the shell's.
+
+From sbatch's source (src/sbatch/opt.c, get_argument, 17.11 to 24): words end at white space; single
+and double quotes group; a backslash takes the next character as it is, inside quotes too; an
+unquoted # begins a comment. "packjob" and "hetjob" anywhere in the line are blanked out or split
+the job. No variable is expanded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hpc_llm.config.errors import InputError
+from hpc_llm.config.schema import ClusterConfig
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./,:=@%+*&|()\[\]-]+")
+_EATEN = re.compile("packjob|hetjob", re.IGNORECASE)
+
+# Options that have their own key; if an option were given twice, it would be unclear which value
+# holds.
+KEY_OF = {
+    "job-name": "run.name",
+    **{
+        key: f"cluster.{key}"
+        for key in ("account", "partition", "qos", "constraint", "exclude", "reservation", "nodes")
+    },
+    **dict.fromkeys(("ntasks", "ntasks-per-node"), "cluster.gpus_per_node"),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gres", "gpus-per-task"), "cluster.gpu_request"),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "cluster.cpus_per_gpu"),
+    "mem": "cluster.mem",
+    "time": "cluster.time_min",
+    "signal": "cluster.signal_lead_s",
+    "array": "-m with cluster.array_throttle",
+    **dict.fromkeys(("output", "error", "chdir"), "run.root"),
+    "export": "cluster.exports",
+}
+RESERVED = {
+    "requeue",
+    "no-requeue",
+    "open-mode",
+    "wrap",
+    "parsable",
+    "test-only",
+    "wait",
+    "no-kill",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """An sbatch option, its value if it takes one, and the configuration key to name in an
+    error.
+    """
+
+    name: str
+    value: str | None = None
+    key: str = ""
+
+
+def directive(option: Option) -> str:
+    """The `#SBATCH` line of `option`; InputError if sbatch could not read the value back."""
+    if option.value is None:
+        return f"#SBATCH --{option.name}"
+    value = option.value
+    said = f"{option.key or option.name}={option.value!r}"
+    if not value.strip():
+        raise InputError(f"{said}: text is expected, or null to leave --{option.name} out")
+    if has_control_characters(value) or re.search(r"[\"'\\]", value):
+        raise InputError(
+            f"{said}: one line without quotes, backslashes and control characters (sbatch cannot "
+            "hold them)"
+        )
+    if _EATEN.search(value):
+        raise InputError(
+            f"{said}: sbatch blanks out the words 'packjob' and 'hetjob'; use another name"
+        )
+    return (
+        f"#SBATCH --{option.name}={value}"
+        if _PLAIN.fullmatch(value)
+        else f'#SBATCH --{option.name}="{value}"'
+    )
+
+
+def check_extras(cluster: ClusterConfig) -> Iterator[str]:
+    """Problems with the names in cluster.sbatch."""
+    for name in cluster.sbatch:
+        key = KEY_OF.get(name)
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            yield (
+                f"cluster.sbatch.{name}: an sbatch option's long name, without dashes before "
+                "it, for example comment"
+            )
+        elif name in RESERVED:
+            yield f"cluster.sbatch.{name}: hpc_llm sets this option itself; leave it out"
+        elif key and not (key == "cluster.gpu_request" and cluster.gpu_request == "none"):
+            yield f"cluster.sbatch.{name}: give it as {key}"
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether `text` holds a newline or another character that no line of a script may."""
+    return any(ord(character) < 32 or ord(character) == 127 for character in text)

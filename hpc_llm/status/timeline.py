@@ -1,0 +1,46 @@
+"""The story of one run: its ledger as lines, oldest first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from hpc_llm.runs.ledger import Event
+
+# Told by the line itself, or of no use to a person who asks what happened.
+_UNTOLD = ("attempt", "words", "pid", "job_id", "array_task", "exit_codes")
+_WIDTH = 150
+
+
+def lines(events: Sequence[Event]) -> Iterator[str]:
+    """A line per event; saves in a row are one line."""
+    for event, group in groupby(events, key=_kind):
+        several = list(group)
+        count = f" × {len(several)}" if len(several) > 1 else ""
+        last = several[-1]
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last.time))
+        attempt = f"attempt {event[1]}" if event[1] is not None else "-"
+        yield f"{when}  {attempt:<10}  {last.event}{count}  {_facts(last.facts)}"[:_WIDTH].rstrip()
+
+
+def _kind(event: Event) -> tuple[str, Any, float]:
+    """Equal for events that share a line."""
+    own = 0.0 if event.event == "checkpointed" else event.time
+    return event.event, event.facts.get("attempt"), own
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    told = {
+        key: value
+        for key, value in facts.items()
+        if key not in _UNTOLD and value not in (None, [], "")
+    }
+    return " ".join(f"{key}={_plain(value)}" for key, value in told.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(map(str, value)) if isinstance(value, list) else " ".join(str(value).split())

@@ -1,0 +1,1 @@
+"""Runs on a login node and ends: examine, freeze, submit, report."""

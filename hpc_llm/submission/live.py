@@ -1,0 +1,262 @@
+"""What a person sees of a local run: a live line, the end, and what to type next."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.plan import RunPlan
+from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.history import since_submission
+from hpc_llm.runs import ledger
+from hpc_llm.runs.layout import RunLayout
+
+_PLAIN_EVERY_S = 10.0  # between lines where no terminal can redraw one
+_ERROR_LINES = 12  # the end of a traceback
+
+
+class Show:
+    """Follows metrics.jsonl and the ledger of one run; draws on a terminal, prints lines
+    elsewhere.
+    """
+
+    def __init__(self, layout: RunLayout, plan: RunPlan) -> None:
+        self.layout = layout
+        self.plan = plan
+        self.stopping = False
+        self._console = Console(highlight=False)
+        self._rows: list[dict[str, Any]] = []
+        self._offset = 0
+        self._printed_at = time.monotonic()
+        self._printed_step = 0
+        self._told_stopping = False
+        self._seen_events = 0.0
+        self._name: str | None = None  # as its user calls it
+        self._progress: Progress | None = None
+
+    def header(self, config: RunConfig) -> None:
+        """One line on what is about to run and where."""
+        plan = self.plan
+        self._seen_events = time.time()
+        self._name = config.run.name
+        self._say(
+            f"{config.model.name}: {plan.parameters / 1e6:,.1f} M parameters, {plan.steps:,} "
+            f"steps of {plan.tokens_per_step:,} tokens, {config.optim.name}, "
+            f"ZeRO-{plan.zero_stage}, {config.train.precision}, ranks {plan.world_size} × "
+            f"micro-batch {plan.micro_batch} × passes {plan.accumulation}"
+        )
+        self._say(f"run directory: {self.layout.path}")
+
+    def __enter__(self) -> Show:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=self._console)
+            self._progress.start()
+            self._task = self._progress.add_task("starting", total=self.plan.steps)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.update()
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self) -> None:
+        """Read what is new and show it."""
+        self._read_rows()
+        if self.stopping and not self._told_stopping:
+            self._told_stopping = True
+            self._say("stopping: saving at the next step; once more leaves at once")
+        for event in ledger.read(self.layout.ledger):
+            if event.time > self._seen_events:
+                self._seen_events = event.time
+                self._show_event(event)
+        steps = [row for row in self._rows if "loss" in row]
+        if not steps:
+            return
+        last = steps[-1]
+        text = self._line(last)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=last["step"], description=text)
+        elif (
+            time.monotonic() - self._printed_at >= _PLAIN_EVERY_S or last["step"] == self.plan.steps
+        ):
+            if last["step"] != self._printed_step:
+                left = (
+                    (self.plan.steps - last["step"])
+                    * self.plan.tokens_per_step
+                    / last["tokens_per_second"]
+                )
+                self._say(f"step {last['step']}/{self.plan.steps}  {text}  {left:.0f} s left")
+            self._printed_at = time.monotonic()
+            self._printed_step = last["step"]
+
+    def complete(self) -> bool:
+        """Whether the run has reached its end before."""
+        return ledger.is_complete(ledger.read(self.layout.ledger))
+
+    def summary(self) -> None:
+        """Held-out loss against what knowing the frequencies of tokens alone would give."""
+        self._read_rows()
+        heldout = [row for row in self._rows if "heldout_loss" in row]
+        if heldout and self.plan.unigram_entropy is not None:
+            self._say(
+                f"held-out loss {heldout[-1]['heldout_loss']:.3f} nats per token after step "
+                f"{heldout[-1]['step']:,}; unigram entropy of the corpus "
+                f"{self.plan.unigram_entropy:.3f}"
+            )
+
+    def ending(self, status: int, words: list[str]) -> None:
+        """How it ended and what to type next."""
+        if status == 0:
+            self.summary()
+            self._say(f"complete: {self.layout.path}")
+            self._say("next:")
+            if self.layout.tensorboard.exists():
+                self._say(
+                    f"  python -m hpc_llm.status {shlex.quote(str(self.layout.path))} --tensorboard"
+                )
+            self._say(
+                f"  {_submit(longer(words, self._name, 2 * self.plan.steps))}      # twice as long"
+            )
+            return
+        self._explain_newest()
+        self._say(f"go on with: {_submit(words)}")
+
+    def _explain_newest(self) -> None:
+        """Why the last attempt ended; where its supervisor died nobody says so, and an earlier
+        one's end is not its.
+        """
+        events = since_submission(ledger.read(self.layout.ledger))
+        number = max(
+            (event.facts["attempt"] for event in events if event.event == "started"), default=0
+        )
+        ends = [
+            event.facts
+            for event in events
+            if event.event == "ended" and event.facts["attempt"] == number
+        ]
+        if ends:
+            self._explain(ends[-1])
+        elif number:
+            log = self.layout.supervisor_log(number)
+            self._say(
+                f"attempt {number} was left by its supervisor, which died or was killed; its "
+                f"log: {log}"
+            )
+
+    def _explain(self, facts: dict[str, Any]) -> None:
+        rank = facts["first_failed"]
+        if facts["cause"] == Cause.HOURS_SPENT:
+            self._say(f"  {facts['why']}: give it more to go on")
+        self._say(
+            f"{facts['cause']} in attempt {facts['attempt']}; newest checkpoint: step "
+            f"{facts['checkpoint_step']}"
+        )
+        if rank is None:
+            return
+        log = self.layout.rank_log(facts["attempt"], rank)
+        if facts["cause"] == Cause.KILLED:
+            self._say(
+                f"  rank {rank} got SIGKILL from outside: the host ran out of memory, or "
+                "somebody's hand"
+            )
+        else:
+            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            first = next(
+                (number for number, line in enumerate(lines) if " ERROR " in line),
+                max(0, len(lines) - 8),
+            )
+            for line in lines[first:][-_ERROR_LINES:]:
+                self._say(f"  {line}")
+        self._say(f"{facts['why']}; all of rank {rank}: {log}")
+
+    def _show_event(self, event: ledger.Event) -> None:
+        facts = event.facts
+        if event.event == "resumed":
+            self._say(f"going on from the checkpoint of step {facts['step']}")
+        elif event.event == "checkpoint-rejected":
+            self._say(
+                f"checkpoint of step {facts['step']} is not valid and is passed over: "
+                f"{facts['why']}"
+            )
+        elif event.event == "save-failed":
+            self._say(f"step {facts['step']} could not be saved: {facts['why']}")
+        elif event.event == "ended" and facts["restart"]:
+            self._explain(facts)
+
+    def _line(self, row: dict[str, Any]) -> str:
+        heldout = next(
+            (
+                f"  held-out {r['heldout_loss']:.3f}"
+                for r in reversed(self._rows)
+                if "heldout_loss" in r
+            ),
+            "",
+        )
+        return (
+            f"loss {row['loss']:.3f}{heldout}  {row['tokens_per_second']:,.0f} tokens/s  MFU "
+            f"{row['mfu']:.1%}"
+        )
+
+    def _read_rows(self) -> None:
+        path = self.layout.metrics
+        if not path.exists():
+            return
+        if path.stat().st_size < self._offset:  # cut back to a checkpoint
+            self._rows = []
+            self._offset = 0
+        with path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    self._rows.append(json.loads(line))
+                except (
+                    ValueError
+                ):  # cut back and grown again since: the offset lies inside another line
+                    self._rows = []
+                    self._offset = 0
+                    break
+                self._offset += len(line)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
+        sys.stdout.flush()
+
+
+def longer(words: Sequence[str], name: str | None, steps: int) -> list[str]:
+    """The same words for `steps`, as a run of its own: one that is called `name` needs another
+    one.
+    """
+    kept = [
+        word
+        for word in words
+        if word.lstrip("+").partition("=")[0] not in ("run.name", "train.duration")
+    ]
+    named = [] if name is None else [f"run.name={re.sub(r'-[0-9]+steps$', '', name)}-{steps}steps"]
+    return [*kept, *named, f"train.duration={steps}steps"]
+
+
+def _submit(words: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "hpc_llm.submit", *words])

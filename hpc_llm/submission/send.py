@@ -1,0 +1,101 @@
+"""Submit one batch script to Slurm exactly once: if the answer is lost, look for the job before
+anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc_llm.runs import ledger
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.slurm import client
+
+LOOK_S = 20.0  # a slow slurmctld may still take a submission whose sbatch has given up
+PATIENCE_S = 60.0  # while slurmctld does not answer at all
+_AGAIN_S = 1.0
+
+
+class MaybeQueued(client.SlurmUnavailable):
+    """It is not known whether the job exists."""
+
+
+class QueuedNotRecorded(MaybeQueued):
+    """Slurm has the job, and what is written of it is not complete."""
+
+
+def send(
+    script: Path, *, name: str, work_dir: Path, known: Collection[int], options: Sequence[str] = ()
+) -> int:
+    """The id of the job (or array) that `script` makes with sbatch's `options`, submitted once.
+
+    `known` are the ids of this user's earlier jobs. SlurmRefused: Slurm refused. SlurmUnavailable:
+    the answer was lost and there is no such job. Unknown: it was lost and Slurm does not answer.
+    """
+    from hpc_llm.slurm import executor  # submitit takes 0.1 s to import
+
+    try:
+        return executor.submit(script, options)
+    except client.SlurmUnavailable as error:
+        found = _look_for(name, work_dir, known, str(error))
+        if found is None:
+            raise client.SlurmUnavailable(
+                f"{error}; no job {name} is queued, so nothing was submitted"
+            ) from None
+        return found
+
+
+@contextlib.contextmanager
+def recording(number: int) -> Iterator[None]:
+    """Around what is written once Slurm has accepted job `number`: Unrecorded where it fails, for
+    nothing is undone.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise QueuedNotRecorded(
+            f"job {number} is queued, though not all of it could be recorded ({error}); squeue "
+            f"--jobs={number} shows it, and submitting again checks first"
+        ) from None
+
+
+def record_submitted(runs: Mapping[str, RunLayout], sent_at: float, **facts: Any) -> None:
+    """Record in the ledgers of `runs` (by job address) that they were submitted.
+
+    sent_at: before sbatch was called. The first of a thousand tasks may start before the last
+    ledger is written, and attempts older than a submission do not count for it.
+    """
+    for address, run in runs.items():
+        array, _, task = address.partition("_")
+        job = {"job": address, "job_id": int(array), "array_task": int(task) if task else None}
+        book = ledger.Ledger(run.ledger, "submit")
+        book.write_at(
+            sent_at, "submitted", **job, host=os.uname().nodename, code=run.code_hash(), **facts
+        )
+
+
+def _look_for(name: str, work_dir: Path, known: Collection[int], why: str) -> int | None:
+    """The new job of this name and folder, once Slurm answers; None if it has none after LOOK_S."""
+    start = time.monotonic()
+    while True:
+        try:
+            jobs = client.queued()
+        except client.SlurmUnavailable as error:
+            if time.monotonic() - start > PATIENCE_S:
+                raise MaybeQueued(
+                    f"{why}; then {error}: it is not known whether Slurm accepted job {name}; "
+                    f"squeue --me --name={name} shows it once Slurm answers, and submitting "
+                    "again checks first"
+                ) from None
+        else:
+            ours = (
+                job.array_id for job in jobs if job.name == name and job.work_dir == str(work_dir)
+            )
+            found = max((number for number in ours if number not in known), default=None)
+            if found is not None or time.monotonic() - start > LOOK_S:
+                return found
+        time.sleep(_AGAIN_S)

@@ -1,0 +1,1 @@
+"""Runs in the job, outside any container: keeps one run's ranks alive. Standard library only."""

@@ -1,0 +1,1 @@
+"""Corpus files → documents, and the tokenizers that read them."""

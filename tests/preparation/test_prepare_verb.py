@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpc_llm import freeze
+from hpc_llm.prepare import main
+
+
+def test_prepare_sums_up_and_says_what_comes_next(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "data=files",
+        f"data.source={corpus}",
+        f"data.out={tmp_path / 'data'}",
+        "model.vocab_size=512",
+    ]
+    assert main([*words, "data.workers=1"]) == 0
+    shown = capsys.readouterr()
+    assert "prepared in" in shown.out
+    assert "40: " in shown.out
+    assert "nats per token" in shown.out
+    assert "next: python -m hpc_llm.submit data=files" in shown.out
+    assert "tokenising: 0.4 MB" in shown.err
+    assert main(words) == 0
+    assert "already prepared" in capsys.readouterr().out
+
+
+def test_every_mistake_is_a_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data=files", "data.source=/no/such", f"data.out={tmp_path / 'data'}"]
+    assert main(words) == 2
+    assert capsys.readouterr().err == (
+        "prepare: data.source=/no/such: no such file or folder; give an existing one with "
+        "data.source=PATH\n"
+    )
+    assert main(["data.vocabsize=3", "data.worker=2"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("verb", [main, freeze.main])
+def test_a_sweep_is_for_other_verbs(
+    verb: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verb(["run.seed=1,2", "-m"]) == 2
+    assert capsys.readouterr().err.partition(": ")[2] == (
+        "-m: a sweep is for submit and plan; here leave it out, and give each key one value\n"
+    )
+    assert verb(["run.seed=1,2"]) == 2
+    assert capsys.readouterr().err.partition(": ")[2] == (
+        "run.seed=1,2: several values are a sweep; submit and plan can; here give each key one "
+        "value\n"
+    )
+
+
+def test_what_slurm_says_no_to_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sbatch").write_text(
+        "#!/bin/sh\necho 'sbatch: error: invalid partition specified: nope' >&2\nexit 1\n"
+    )
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    words = ["+cluster=a100x64", "cluster.partition=nope", f"run.root={tmp_path / 'runs'}"]
+    assert main([*words, "test_only=true"]) == 2
+    assert capsys.readouterr().err == (
+        "prepare: cluster=a100x64: sbatch: invalid partition specified: nope\n"
+    )

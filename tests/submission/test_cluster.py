@@ -1,0 +1,201 @@
+"""What becomes of a submission when the disk fails; real Slurm is asked in
+tests/on_slurm/test_submit.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.plan import make_plan
+from hpc_llm.runs import freeze, ledger
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.slurm import client
+from hpc_llm.slurm.records import QueuedJob
+from hpc_llm.submission import backlog, cluster, local, send
+from hpc_llm.submission.arrays import JobScript
+from tests.configs import make_config
+
+
+class Slurm:
+    """A queue that accepts everything, in which nothing ever starts."""
+
+    def __init__(self) -> None:
+        self.jobs: list[QueuedJob] = []
+
+    def send(
+        self, script: Path, *, name: str, work_dir: Path, options: Sequence[str] = (), **_: Any
+    ) -> int:
+        number = 12 + len({job.array_id for job in self.jobs})
+        array = next((option for option in options if option.startswith("--array=")), "")
+        first, _, last = array.removeprefix("--array=").partition("-")
+        tasks = (
+            [f"_{task}" for task in range(int(first), int(last or first) + 1)] if array else [""]
+        )
+        self.jobs += [
+            QueuedJob(
+                f"{number}{task}", number, "PENDING", "", 1, None, None, "", name, str(work_dir)
+            )
+            for task in tasks
+        ]
+        return number
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    fake = Slurm()
+    monkeypatch.setattr(send, "send", fake.send)
+    monkeypatch.setattr(client, "queued", lambda: list(fake.jobs))
+    monkeypatch.setattr(client, "config", dict)
+    monkeypatch.setattr(cluster, "_require_sbatch", lambda: None)
+    monkeypatch.setattr(
+        cluster, "examine_all", lambda configs: [make_plan(config, None) for config in configs]
+    )
+    monkeypatch.setattr(local, "prepare", lambda _: None)
+    return fake
+
+
+def runs(root: Path, *names: str, sweep: str | None = None) -> list[RunConfig]:
+    config = make_config("cluster=local-slurm", "model.n_layers=1", "train.duration=4steps")
+    return [
+        dataclasses.replace(
+            config, run=dataclasses.replace(config.run, root=str(root), name=name, sweep=sweep)
+        )
+        for name in names
+    ]
+
+
+@contextlib.contextmanager
+def over_quota(folder: Path) -> Iterator[None]:
+    """Nothing can be written into `folder`."""
+    append = ledger.append_line
+
+    def full(path: Path, line: str) -> None:
+        if path.parent == folder:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(path))
+        append(path, line)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "append_line", full)
+        yield
+
+
+def submissions(run: RunLayout) -> list[Any]:
+    return [event.facts["job"] for event in ledger.read(run.ledger) if event.event == "submitted"]
+
+
+def test_a_queued_job_whose_ledger_cannot_be_written_keeps_its_run_and_is_told_of(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    (config,) = runs(tmp_path, "one")
+    run = freeze.layout_for(config)
+    with over_quota(run.ledger), pytest.raises(send.QueuedNotRecorded, match="job 12 is queued"):
+        cluster.submit([config], [])
+    assert run.script.exists()
+    assert cluster.submit([config], []).left == {run.path: "job 12 is PENDING"}
+    assert len(slurm.jobs) == 1
+
+
+@pytest.mark.parametrize("again", ["the user", "the watchdog"])
+def test_an_array_of_which_not_all_runs_could_be_noted_is_sent_once(
+    slurm: Slurm, tmp_path: Path, again: str
+) -> None:
+    configs = runs(tmp_path, "a", "b", "c", sweep="rates")
+    second = freeze.layout_for(configs[1])
+    with over_quota(second.ledger):
+        with pytest.raises(send.QueuedNotRecorded, match="job 12 is queued"):
+            cluster.submit(configs, ["-m"])
+        assert "job 12 is queued" in "".join(backlog.go_on(tmp_path))
+    if again == "the user":
+        assert cluster.submit(configs, ["-m"]).jobs == []
+    else:
+        assert list(backlog.go_on(tmp_path)) == []
+    assert [job.address for job in slurm.jobs] == ["12_0", "12_1", "12_2"]
+    assert [set(submissions(freeze.layout_for(each))) for each in configs] == [
+        {"12_0"},
+        {"12_1"},
+        {"12_2"},
+    ]
+
+
+def test_a_run_that_was_removed_before_it_was_noted_keeps_nobody_from_submitting(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    configs = runs(tmp_path, "a", "b", sweep="rates")
+    removed = freeze.layout_for(configs[1])
+    with over_quota(removed.ledger), pytest.raises(send.QueuedNotRecorded):
+        cluster.submit(configs, ["-m"])
+    shutil.rmtree(removed.path)
+    (other,) = runs(tmp_path, "other")
+    assert len(cluster.submit([other], []).jobs) == 1
+    assert set(submissions(freeze.layout_for(configs[0]))) == {"12_0"}
+    assert not removed.path.exists()
+
+
+def test_an_array_that_the_watchdog_could_not_note_is_not_sent_again(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = runs(tmp_path, "a", "b", sweep="rates")
+    with monkeypatch.context() as patch:
+        patch.setattr(backlog, "fill", lambda *_: iter(()))  # no room
+        cluster.submit(configs, ["-m"])
+    monkeypatch.setattr(backlog, "_AGAIN_S", 0.0)
+    with over_quota(freeze.layout_for(configs[0]).ledger):
+        assert "job 12 is queued" in "".join(backlog.go_on(tmp_path))
+    for _ in range(2):
+        list(backlog.go_on(tmp_path))
+    assert [job.address for job in slurm.jobs] == ["12_0", "13_1"]
+
+
+def test_links_that_cannot_be_made_undo_no_array(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = runs(tmp_path, "a", "b", sweep="rates")
+
+    def full(_: JobScript) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(JobScript, "link", full)
+    with pytest.raises(send.QueuedNotRecorded, match="submitted before: 12"):
+        cluster.submit(configs, ["-m"])
+    assert all(freeze.layout_for(config).path.exists() for config in configs)
+    assert len(slurm.jobs) == 2
+
+
+def test_what_fails_before_sbatch_leaves_nothing(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: JobScript) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(JobScript, "write", full)
+    with pytest.raises(OSError, match="quota"):
+        cluster.submit(runs(tmp_path, "one"), [])
+    assert not (tmp_path / "one").exists()
+    assert slurm.jobs == []
+
+
+def test_what_waits_is_submitted_where_a_file_system_has_no_locks(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(backlog, "fill", lambda *_: iter(()))  # no room
+        cluster.submit(runs(tmp_path, "a", "b", sweep="rates"), ["-m"])
+    monkeypatch.setattr(backlog, "_AGAIN_S", 0.0)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert len(list(backlog.go_on(tmp_path))) == 1
+    assert slurm.jobs

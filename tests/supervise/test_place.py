@@ -1,0 +1,102 @@
+"""Where the ranks meet, also while nobody answers who knows it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_llm.runs import attempts
+from hpc_llm.runs.attempts import Fence
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.ledger import Ledger
+from hpc_llm.slurm import client
+from hpc_llm.supervise import place, successor
+from hpc_llm.supervise.place import SlurmPlace
+
+SCONTROL = """#!/bin/sh
+case "$*" in
+  *hostnames*) printf 'n1\\nn2\\nn3\\n';;
+  *) [ -e "$AWAY" ] && { echo "Unable to contact slurm controller (connect failure)" >&2; exit 1; }
+     for host; do :; done
+     echo "NodeName=$host NodeAddr=10.0.0.${host#n}";;
+esac
+"""
+
+
+@pytest.fixture
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that takes slurmctld away while it is there; node names do not resolve."""
+
+    def unknown(*_: Any) -> Any:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    (tmp_path / "scontrol").write_text(SCONTROL)
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("AWAY", str(tmp_path / "away"))
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(place, "AGAIN_S", 0.0)
+    return tmp_path / "away"
+
+
+def allocation() -> SlurmPlace:
+    return SlurmPlace({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]"}, num_nodes=2)
+
+
+def test_where_the_ranks_meet_is_known_when_slurm_goes_away(away: Path) -> None:
+    here = allocation()
+    away.touch()
+    assert here._master_address() == "10.0.0.1"
+    here.leave_out(["n1"])
+    assert here.hosts == ["n3", "n2"]
+    assert here._master_address() == "10.0.0.3", "the spare one's too"
+
+
+def test_a_place_that_could_not_ask_asks_again_and_at_last_takes_the_name(
+    away: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away.touch()
+    here = allocation()
+    monkeypatch.setattr(place, "ADDRESS_PATIENCE_S", 0.3)
+    assert here._master_address() == "n1"
+    away.unlink()
+    assert here._master_address() == "10.0.0.1"
+
+
+def test_behind_the_fence_slurm_is_told_nothing_of_the_job(
+    tmp_path: Path, away: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number may be that of a healthy attempt: Slurm requeues a job under its own."""
+    here = allocation()
+    run = RunLayout(tmp_path / "run")
+    fence = Fence(run, attempts.claim(run))
+    (tmp_path / "scancel").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "scancel").chmod(0o755)
+    assert here._signal_tasks(fence, "KILL")
+    attempts.claim(run)
+    monkeypatch.setattr(client, "show", lambda address: pytest.fail("asked"))
+    with pytest.raises(attempts.Fenced):
+        here._signal_tasks(fence, "KILL")
+    assert here.come_back(fence) is None
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), ValueError("half a line")]
+)
+def test_a_run_that_cannot_be_read_is_handed_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: Path, error: Exception
+) -> None:
+    """Then the job is queued again itself, as without a successor."""
+
+    def unread(layout: RunLayout) -> None:
+        raise error
+
+    monkeypatch.setattr(successor.look, "read_record", unread)
+    run = RunLayout(tmp_path / "run")
+    assert allocation().hand_over(run, Ledger(run.ledger, "supervisor-1")) is False
+    allocation().finished(run)
