@@ -22,7 +22,7 @@ from hpc_llm.recovery.look import RunRecord, Seen, SlurmQueue, addresses, ledger
 from hpc_llm.recovery.policy import AGAIN, Action
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RootLayout
-from hpc_llm.slurm import client
+from hpc_llm.slurm import client, own_jobs
 
 UNANSWERED_S = 30.0  # a slow slurmctld may still take a submission whose answer was lost
 
@@ -70,15 +70,19 @@ def sent_already(record: RunRecord, queue: SlurmQueue, task: str) -> str | None:
     recording it.
     """
     layout = record.layout
-    known = addresses(record)
     name = re.search(r'--job-name="?([^"\n]+)', layout.script.read_text())
-    folder = os.path.realpath(layout.path.parent if task else layout.path)
-    for job in queue.jobs:
-        if job.live and job.address.partition("_")[2] == task and job.address not in known:
-            place = job.work_dir if task else os.path.dirname(job.work_dir)  # noqa: PTH120 – code is a link
-            if name is not None and job.name == name[1] and os.path.realpath(place) == folder:
-                return job.address
-    return None
+    if name is None:
+        return None
+    folder = layout.path.parent if task else layout.path
+    jobs = own_jobs.find(
+        queue.jobs,
+        {os.path.realpath(folder)},
+        folder_of=own_jobs.resolved if task else own_jobs.run_of_code,
+        name=name[1],
+        tasks={task},
+        known=addresses(record),
+    )
+    return jobs[0].address if jobs else None
 
 
 class _Performance:

@@ -23,7 +23,7 @@ from hpc_llm.recovery import look
 from hpc_llm.recovery.outside import FORGOTTEN_AFTER_S
 from hpc_llm.runs import freeze, ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout, SweepLayout
-from hpc_llm.slurm import client
+from hpc_llm.slurm import client, own_jobs
 from hpc_llm.slurm.records import QueuedJob
 from hpc_llm.slurm.script import array_spec
 from hpc_llm.storage.files import write_atomic
@@ -144,7 +144,7 @@ def wait(backlog: Backlog, live: int) -> None:
 def settle(root: Path, queue: Sequence[QueuedJob]) -> None:
     """Note the arrays that are queued though their senders could not record it."""
     for backlog in _read(root):
-        if number := _found(backlog, queue):
+        if number := _array_being_sent(backlog, queue):
             _drop_removed(backlog)
             backlog.note(number)
 
@@ -185,7 +185,7 @@ def go_on(root: Path) -> Iterator[str]:
 
 
 def _next(backlog: Backlog, queue: Sequence[QueuedJob]) -> Iterator[str]:
-    number = _found(backlog, queue)
+    number = _array_being_sent(backlog, queue)
     _drop_removed(backlog)
     if number:
         backlog.note(number)
@@ -239,17 +239,18 @@ def _read(root: Path) -> Iterator[Backlog]:
             print(f"{path}: passed over, it cannot be read ({error!r})", file=sys.stderr)
 
 
-def _found(backlog: Backlog, queue: Sequence[QueuedJob]) -> int | None:
+def _array_being_sent(backlog: Backlog, queue: Sequence[QueuedJob]) -> int | None:
     """The array that was being sent when its sender died."""
-    folder = os.path.realpath(Path(backlog.script).parent)
-    for job in queue if backlog.sending else ():
-        task = job.address.partition("_")[2]
-        ours = (
-            job.name == backlog.name and os.path.realpath(job.work_dir) == folder and task.isdigit()
-        )
-        if ours and job.array_id not in backlog.arrays and int(task) in backlog.sending:
-            return job.array_id
-    return None
+    jobs = own_jobs.find(
+        queue,
+        {os.path.realpath(Path(backlog.script).parent)},
+        folder_of=own_jobs.resolved,
+        name=backlog.name,
+        tasks={str(index) for index in backlog.sending},
+        known=backlog.arrays,
+        ended=True,
+    )
+    return jobs[0].array_id if jobs else None
 
 
 def _drop_removed(backlog: Backlog) -> None:

@@ -18,7 +18,7 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs import freeze, ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout, SweepLayout
-from hpc_llm.slurm import client
+from hpc_llm.slurm import client, own_jobs
 from hpc_llm.slurm.records import QueuedJob
 from hpc_llm.slurm.site import most_tasks
 from hpc_llm.storage.files import restrict_access
@@ -179,9 +179,7 @@ def _refuse_lost_arrays(
         for config in configs
         if config.run.sweep is not None
     }
-    lost = {
-        job.array_id: job for job in live if job.work_dir in folders and job.array_id not in noted
-    }
+    lost = {job.array_id: job for job in own_jobs.find(live, folders, known=noted)}
     known = {
         _array_of(run) for folder in folders if lost for run in SweepLayout(Path(folder)).runs()
     }

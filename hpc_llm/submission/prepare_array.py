@@ -17,7 +17,7 @@ from hpc_llm.config.schema import DataConfig, RunConfig
 from hpc_llm.data import manifest
 from hpc_llm.preparation.workspace import Workspace
 from hpc_llm.runs import freeze
-from hpc_llm.slurm import client
+from hpc_llm.slurm import client, own_jobs
 from hpc_llm.slurm.prepare_script import render_prepare_script
 from hpc_llm.storage.files import write_atomic, write_json
 from hpc_llm.storage.locks import one_writer
@@ -72,9 +72,8 @@ def submit(config: RunConfig, directory: Path) -> Submitted | None:
     ):
         queue = client.queued()
         work_dir = _logs(directory)
-        for job in queue:
-            if job.live and job.work_dir == str(work_dir):
-                return Submitted(job.array_id, found=True)
+        if jobs := own_jobs.find(queue, {str(work_dir)}):
+            return Submitted(jobs[0].array_id, found=True)
         script = begin(config, directory)
         known = {job.array_id for job in queue}
         try:

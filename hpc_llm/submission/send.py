@@ -13,7 +13,7 @@ from typing import Any
 
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
-from hpc_llm.slurm import client
+from hpc_llm.slurm import client, own_jobs
 
 LOOK_S = 20.0  # a slow slurmctld may still take a submission whose sbatch has given up
 PATIENCE_S = 60.0  # while slurmctld does not answer at all
@@ -92,10 +92,9 @@ def _look_for(name: str, work_dir: Path, known: Collection[int], why: str) -> in
                     "again checks first"
                 ) from None
         else:
-            ours = (
-                job.array_id for job in jobs if job.name == name and job.work_dir == str(work_dir)
-            )
-            found = max((number for number in ours if number not in known), default=None)
-            if found is not None or time.monotonic() - start > LOOK_S:
-                return found
+            new = own_jobs.find(jobs, {str(work_dir)}, name=name, known=known, ended=True)
+            if new:
+                return max(job.array_id for job in new)
+            if time.monotonic() - start > LOOK_S:
+                return None
         time.sleep(_AGAIN_S)
