@@ -20,7 +20,7 @@ from hpc_llm.runs import below, frozen_sections, ledger
 from hpc_llm.runs.frozen_sections import FrozenSections
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Event, _SharedLedger
-from hpc_llm.slurm import client
+from hpc_llm.slurm import client, site
 from hpc_llm.slurm.records import JobLife, QueuedJob
 
 SUBMISSIONS = ("submitted", "resubmitted")
@@ -197,7 +197,7 @@ class SlurmAnswers:
         queue = self._queue
         queued = queue.job(run.address)
         over = run.completed or run.final is not None
-        again = over and queued is not None and queued.state == "PENDING" and bool(run.history)
+        again = over and queued is not None and queued.pending and bool(run.history)
         return JobFacts(
             asked=queue.asked,
             queued=queued,
@@ -214,23 +214,15 @@ def _for_sacct(run: RunFacts, queue: SlurmQueue) -> bool:
         return False
     job = queue.job(run.address)
     untold = bool(run.history) and run.history[-1].cause is Cause.LOST
-    return job is None or (job.state == "PENDING" and (untold or outside.glance(job) == "event"))
+    return job is None or (job.pending and (untold or outside.glance(job) == "event"))
 
 
 def site_requeues() -> bool:
-    """Whether this Slurm queues a job again by an exit code that a supervisor may leave with
-    (RequeueExit).
-    """
+    """Whether this Slurm requeues a job by an exit code that a supervisor may leave with."""
     try:
-        said = client.config().get("RequeueExit", "")
+        return not _EXIT_CODES.isdisjoint(site.requeued_exit_codes())
     except client.SlurmError:
         return False
-    codes: set[int] = set()
-    for part in said.replace("(null)", "").split(","):
-        first, _, last = part.strip().partition("-")
-        if first.isdigit():
-            codes.update(range(int(first), int(last or first) + 1))
-    return bool(codes & _EXIT_CODES)
 
 
 _WRITER = "watchdog-"  # prefix of the ledgers that a watchdog writes

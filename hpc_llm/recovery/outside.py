@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import FINAL, Action, Budgets, Decision, Ended, exhausted
+from hpc_llm.slurm import reasons
+from hpc_llm.slurm.reasons import Hold
 from hpc_llm.slurm.records import JobLife, QueuedJob
 
 EXPEDITE_FROM_S = 5.0  # a requeued job with less time to wait is left alone
@@ -39,16 +41,6 @@ _CAUSES = {
     "FAILED": Cause.LOST,
     "COMPLETED": Cause.LOST,
 }  # states of a job that ended though its run did not
-_GOING_ON = (
-    "REQUEUED",
-    "REQUEUE_HOLD",
-    "COMPLETING",
-    "CONFIGURING",
-    "SIGNALING",
-    "STAGE_OUT",
-    "SUSPENDED",
-    "RESIZING",
-)
 
 
 @dataclass(frozen=True)
@@ -105,9 +97,7 @@ class JobFacts:
     def _life(self) -> QueuedJob | JobLife | None:
         """The job's present life, or its last one while it is queued or forgotten."""
         return (
-            self.queued
-            if self.queued is not None and self.queued.state != "PENDING"
-            else self.last_life
+            self.queued if self.queued is not None and not self.queued.pending else self.last_life
         )
 
     @property
@@ -146,14 +136,15 @@ def glance(job: QueuedJob | None) -> str:
     """
     if job is None or not job.live:
         return "gone"
-    if job.state == "PENDING":
-        return "event" if job.reason == "BeginTime" or _held(job) else "pending"
-    return "running" if job.state == "RUNNING" or job.state in _GOING_ON else "event"
+    if job.pending:
+        waits_for_us = reasons.waits_to_begin(job) or reasons.hold_of(job) is not None
+        return "event" if waits_for_us else "pending"
+    return "running" if job.going_on else "event"
 
 
 def starved(job: QueuedJob | None) -> bool:
-    """Whether a job waits for nodes that are down: `ReqNodeNotAvail, UnavailableNodes:n[2-3]`."""
-    return job is not None and job.state == "PENDING" and "UnavailableNodes:" in job.reason
+    """Whether a job waits for nodes that are down."""
+    return job is not None and reasons.lacks_nodes(job)
 
 
 def decide_outside(
@@ -183,7 +174,7 @@ def decide_outside(
 
 def silence(run: RunFacts, job: JobFacts, now: float, earlier: Silence) -> Silence:
     """That of the run's supervisor now: `earlier` if it has not been broken since."""
-    if job.queued is None or job.queued.state != "RUNNING":
+    if job.queued is None or not job.queued.running:
         return NO_SILENCE
     since = max(run.heartbeat_at or 0.0, job.queued.start_time or now)
     if now - since <= ORPHAN_AFTER_S:
@@ -224,12 +215,12 @@ def _over(run: RunFacts, job: JobFacts) -> Decision:
     """
     if run.final == HALVED and job.queued is not None and job.queued.live:
         return Decision(Action.FREE, "stopped by halving")
-    if job.successor is not None and job.successor.live and job.successor.state == "PENDING":
+    if job.successor is not None and job.successor.pending:
         return Decision(
             Action.WITHDRAW,
             f"{run.final or 'completed'}: job {job.successor.address} has nothing to do",
         )
-    again = job.queued is not None and job.queued.state == "PENDING" and bool(run.history)
+    again = job.queued is not None and job.queued.pending and bool(run.history)
     if again and job.site_requeues and run.final != "cancelled":
         return Decision(
             Action.WITHDRAW, f"{run.final or 'completed'}: requeued by the site's RequeueExit"
@@ -240,7 +231,7 @@ def _over(run: RunFacts, job: JobFacts) -> Decision:
 def _alive(run: RunFacts, job: JobFacts, now: float, earlier: Silence) -> Decision:
     queued = job.queued
     assert queued is not None
-    if queued.state == "PENDING":
+    if queued.pending:
         return _pending(run, queued, job.last_life, now)
     silent = silence(run, job, now, earlier)
     if silent is not NO_SILENCE and now - silent.seen_at >= SURE_AFTER_S:
@@ -257,10 +248,10 @@ def _alive(run: RunFacts, job: JobFacts, now: float, earlier: Silence) -> Decisi
 
 
 def _pending(run: RunFacts, job: QueuedJob, life: JobLife | None, now: float) -> Decision:
-    held = _held(job)
-    if held == "by a person":
+    hold = reasons.hold_of(job)
+    if hold is Hold.PERSON:
         return NOTHING
-    if held == "launch":
+    if hold is Hold.FAILED_LAUNCH:
         history = charged(replace(run, began=False), Cause.LAUNCH_FAILED)
         cause = Cause.LAUNCH_FAILED
         return _spent(history, run, job.reason, cause) or Decision(
@@ -273,10 +264,10 @@ def _pending(run: RunFacts, job: QueuedJob, life: JobLife | None, now: float) ->
         charged(replace(run, began=True), end) if end else run.history, run, "requeued", end
     ):
         return stop
-    if held == "exit":
+    if hold is Hold.EXIT_CODE:
         return Decision(Action.RELEASE, job.reason, cause=end)
     wait_s = (job.start_time or now) - now
-    if job.reason == "BeginTime" and wait_s > EXPEDITE_FROM_S:
+    if reasons.waits_to_begin(job) and wait_s > EXPEDITE_FROM_S:
         return Decision(Action.EXPEDITE, f"{wait_s:.0f} s to wait after a requeue", cause=end)
     return NOTHING
 
@@ -290,22 +281,6 @@ def _untold(run: RunFacts, life: JobLife | None) -> Cause | None:
         return _CAUSES.get(life.state, Cause.LOST) if silent else None
     failed = life.state in _CAUSES and life.state != "PREEMPTED" and life.start_time is not None
     return Cause.LAUNCH_FAILED if failed and life.start_time != run.charged_life else None
-
-
-def _held(job: QueuedJob) -> str:
-    """Why Slurm holds a job: `launch` (a node failed to start it), `exit` (RequeueExitHold), `by a
-    person`, or ''.
-    """
-    reason = job.reason.lower().replace("_", " ")
-    if "launch failed" in reason or "launchfailure" in reason or "maxrequeue" in reason:
-        return "launch"
-    if "requeued in held state" in reason:
-        return "exit"
-    return (
-        "by a person"
-        if "held" in reason or "special exit" in reason or job.state == "SPECIAL_EXIT"
-        else ""
-    )
 
 
 def _again(run: RunFacts, why: str, cause: Cause) -> Decision:

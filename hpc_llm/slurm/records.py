@@ -20,6 +20,16 @@ _LOCAL_LENGTH = 19
 SACCT_FIELDS = "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,NodeList,JobName"
 
 _PASSING = ("SIGNALING", "RESIZING", "CONFIGURING")  # shown briefly instead of RUNNING
+# A job in one of these states runs, or Slurm leads it on to another state by itself.
+_GOING_ON = (
+    "RUNNING",
+    *_PASSING,
+    "COMPLETING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "STAGE_OUT",
+    "SUSPENDED",
+)
 ENDED = frozenset(
     {
         *(
@@ -61,6 +71,21 @@ class QueuedJob:
     def live(self) -> bool:
         """Whether it is queued or holds nodes."""
         return self.state not in ENDED
+
+    @property
+    def pending(self) -> bool:
+        """Whether it waits in the queue."""
+        return self.state == "PENDING"
+
+    @property
+    def running(self) -> bool:
+        """Whether Slurm says RUNNING, and none of the states that it shows briefly instead."""
+        return self.state == "RUNNING"
+
+    @property
+    def going_on(self) -> bool:
+        """Whether it runs, or moves on to another state without anybody's help."""
+        return self.state in _GOING_ON
 
     @property
     def array_id(self) -> int:

@@ -123,7 +123,7 @@ def hand_over(layout: RunLayout, book: ledger.Ledger) -> bool:
     record = look.read_record(layout)
     waiting = SlurmQueue().job(record.facts.successor)
     out = _left_out(record)
-    if waiting is None or waiting.state != "PENDING" or out is None or not out.words:
+    if waiting is None or not waiting.pending or out is None or not out.words:
         return False
     try:
         client.update(waiting.address, ExcNodeList=out.words)
