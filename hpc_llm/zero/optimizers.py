@@ -1,10 +1,10 @@
-"""Optimizers by name."""
+"""The optimizer of a run, made by its name in the configuration."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import OptimConfig
 from hpc_llm.storage import operators
 from hpc_llm.zero import kernels, start_up
+from hpc_llm.zero.parameter_groups import Named, is_hidden, parameter_groups
 
 log = logging.getLogger(__name__)
 
@@ -43,36 +44,18 @@ def make(
             "DeepSpeed's %s is not built: using torch's fused AdamW instead; %s", operator, advice
         )
         operator = None
-    # DeepSpeed's Adam for CPUs keeps beta^step as a running product but restarts it with pow()
-    # after a resume: the last bit differs. An empty call at step 0 before every step makes it
-    # always use pow().
     if operator == "fused_adam":
         from deepspeed.ops.adam import FusedAdam
 
         fused = FusedAdam(groups, adam_w_mode=True, **adam)
         if device == "cpu":
-            nothing = [[torch.empty(0)] for _ in range(4)]
-            forget = (
-                0,
-                torch.zeros(1, dtype=torch.int32),
-                nothing,
-                config.lr,
-                *config.betas,
-                config.eps,
-                0,
-                1,
-                1,
-                0.0,
-            )
-            _before_each_step(fused, lambda: fused.multi_tensor_adam(*forget))
+            _restart_powers_of_fused(fused, config)
         return fused
     if operator == "cpu_adam":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         offloaded = DeepSpeedCPUAdam(groups, adamw_mode=True, **adam)
-        none = [torch.empty(0) for _ in range(4)]
-        start = (offloaded.opt_id, 0, config.lr, *config.betas, config.eps, 0.0, True, *none)
-        _before_each_step(offloaded, lambda: offloaded.ds_opt_adam.adam_update(*start))
+        _restart_powers_of_offloaded(offloaded, config)
         return offloaded
     if operator == "fused_lion":
         from deepspeed.ops.lion import FusedLion
@@ -105,6 +88,53 @@ def own_groups(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             state["step"] = state["step"].clone()
 
 
+def _restart_powers_of_fused(optimizer: Any, config: OptimConfig) -> None:
+    """Make FusedAdam on a CPU compute beta^step with pow() at every step.
+
+    DeepSpeed's Adams for CPUs keep beta^step as a running product, but restart it with pow() after
+    a resume: the last bit differs. An empty call at step 0 before every step makes them always use
+    pow().
+    """
+    nothing = [[torch.empty(0)] for _ in range(4)]
+    no_overflow = torch.zeros(1, dtype=torch.int32)
+    step = 0
+    adamw = 1
+    bias_correction = 1
+    weight_decay = 0.0
+    forget = (
+        0,
+        no_overflow,
+        nothing,
+        config.lr,
+        *config.betas,
+        config.eps,
+        step,
+        adamw,
+        bias_correction,
+        weight_decay,
+    )
+    _before_each_step(optimizer, lambda: optimizer.multi_tensor_adam(*forget))
+
+
+def _restart_powers_of_offloaded(optimizer: Any, config: OptimConfig) -> None:
+    """Make DeepSpeedCPUAdam compute beta^step with pow() at every step, as above."""
+    nothing = [torch.empty(0) for _ in range(4)]
+    step = 0
+    weight_decay = 0.0
+    bias_correction = True
+    forget = (
+        optimizer.opt_id,
+        step,
+        config.lr,
+        *config.betas,
+        config.eps,
+        weight_decay,
+        bias_correction,
+        *nothing,
+    )
+    _before_each_step(optimizer, lambda: optimizer.ds_opt_adam.adam_update(*forget))
+
+
 def _before_each_step(optimizer: torch.optim.Optimizer, call: Callable[[], object]) -> None:
     def hook(*_: object) -> None:  # torch would take a return value for the step's new arguments
         call()
@@ -112,73 +142,44 @@ def _before_each_step(optimizer: torch.optim.Optimizer, call: Callable[[], objec
     optimizer.register_step_pre_hook(hook)
 
 
-# -- Muon (kellerjordan.github.io/posts/muon) for hidden matrices, AdamW for the rest, as DeepSpeed
-# runs it under ZeRO.
-#
-# DeepSpeed recognises Muon by the optimizer's class and orthogonalises inside ZeRO, where the
-# matrices are whole.
-
-
 def make_muon(
     config: OptimConfig, named: Named, device: str, compiled: bool
 ) -> torch.optim.Optimizer:
-    """The optimizer; config refuses what it cannot do. A group's `lr_factor` multiplies the
-    schedule's lr.
+    """Muon for the hidden matrices, AdamW for the rest (kellerjordan.github.io/posts/muon).
 
-    compiled: whether torch's compiler may be used. On a CPU it is not: that takes longer than it
-    saves.
+    DeepSpeed recognises Muon by the optimizer's class, and orthogonalises inside ZeRO, where the
+    matrices are whole. A group's `lr_factor` multiplies the schedule's rate. What it cannot do is
+    refused by the rules on the configuration.
+    compiled: whether torch's compiler may be used. On a CPU it is not: compiling takes longer than
+    it saves.
     """
-    with start_up.compiling_later() if compiled and device != "cpu" else start_up.compiling_never():
+    compiling = start_up.compiling_never
+    if compiled and device != "cpu":
+        compiling = start_up.compiling_later
+    with compiling():
         from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
     assert config.muon_lr is not None and config.muon_momentum is not None
+    hidden: list[nn.Parameter] = []
+    rest: list[tuple[str, nn.Parameter]] = []
     for name, parameter in named:
         parameter.use_muon = is_hidden(name, parameter)  # type: ignore[attr-defined]
-    hidden: dict[str, Any] = {
-        "params": [parameter for name, parameter in named if is_hidden(name, parameter)],
+        if parameter.use_muon:  # type: ignore[attr-defined]
+            hidden.append(parameter)
+        else:
+            rest.append((name, parameter))
+    muon: dict[str, Any] = {
+        "params": hidden,
         "use_muon": True,
         "lr": config.muon_lr,
         "lr_factor": config.muon_lr / config.lr,
         "momentum": config.muon_momentum,
         "weight_decay": config.weight_decay,
     }
-    rest = [(name, parameter) for name, parameter in named if not is_hidden(name, parameter)]
     adam: dict[str, Any] = {
         "use_muon": False,
         "lr": config.lr,
         "betas": tuple(config.betas),
         "eps": config.eps,
     }
-    return MuonWithAuxAdam(
-        [hidden, *({**group, **adam} for group in parameter_groups(rest, config.weight_decay))]
-    )
-
-
-# -- Which parameters an optimizer treats alike.
-
-
-Named = Sequence[tuple[str, nn.Parameter]]
-_TABLES = ("wte.weight", "wpe.weight")  # looked up, not multiplied, even if tied
-
-
-def parameter_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms, biases and embeddings do not. Groups in a fixed order, empty ones left
-    out.
-
-    A parameter counts as a matrix by its full shape, even if ZeRO-3 holds only a part of it.
-    """
-    decayed = [parameter for name, parameter in named if is_matrix(name, parameter)]
-    rest = [parameter for name, parameter in named if not is_matrix(name, parameter)]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2 and not name.endswith(_TABLES)
-
-
-def is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    """Whether it is a matrix inside the model: neither an embedding nor the output matrix."""
-    return is_matrix(name, parameter) and not name.endswith("lm_head.weight")
+    adam_groups = parameter_groups(rest, config.weight_decay)
+    return MuonWithAuxAdam([muon, *({**group, **adam} for group in adam_groups)])
