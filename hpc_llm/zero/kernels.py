@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder.builder import OpBuilder
+from torch.utils import cpp_extension
 
 from hpc_llm.storage import operators
 from hpc_llm.storage.locks import locked
@@ -74,5 +77,9 @@ def build(name: str, device: str) -> Path:
             builder = get_accelerator().create_op_builder(_BUILDERS[name])
             if builder is None:
                 raise RuntimeError(f"DeepSpeed {deepspeed.__version__} has none for {device}")
-            builder.load(verbose=False)
+            # torch 2.13 quotes the folders of headers and not that of its libraries, whose path may
+            # have a space.
+            libraries = shlex.quote(cpp_extension.TORCH_LIB_PATH)
+            with mock.patch.object(cpp_extension, "TORCH_LIB_PATH", libraries):
+                builder.load(verbose=False)
     return library

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -225,10 +226,12 @@ def test_a_disk_that_is_really_full_costs_no_checkpoint(root: Path, tmp_path: Pa
     """
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
+    words = [*TINY, f"run.root={tmp_path}", "run.name=small", f"data.out={root}/.shared-data"]
+    words += ["checkpoint.keep=1", "model.d_model=64"]
+    command = [sys.executable, "-m", "hpc_llm.submit", *words]
     script = f"""
-        mount -t tmpfs -o size=1m,mode=0700 none {tmp_path}
-        exec {sys.executable} -m hpc_llm.submit {" ".join(f"'{word}'" for word in TINY)} \
-            run.root={tmp_path} run.name=small data.out={root}/.shared-data checkpoint.keep=1 model.d_model=64
+        mount -t tmpfs -o size=1m,mode=0700 none {shlex.quote(str(tmp_path))}
+        exec {shlex.join(command)}
     """
     command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", script]
     done = subprocess.run(
@@ -254,12 +257,12 @@ def test_a_disk_that_is_full_for_a_while_costs_neither_the_run_nor_a_row(
         "checkpoint.keep=1",
         "optim.warmup=2steps",
     ]
+    words += [f"run.root={place}", "run.name=filled", f"data.out={root}/.shared-data"]
     script = f"""
-        mount -t tmpfs -o size=64m,mode=0700 none {place}
-        {sys.executable} -m hpc_llm.submit {" ".join(f"'{word}'" for word in words)} \
-            run.root={place} run.name=filled data.out={root}/.shared-data
+        mount -t tmpfs -o size=64m,mode=0700 none {shlex.quote(str(place))}
+        {shlex.join([sys.executable, "-m", "hpc_llm.submit", *words])}
         status=$?
-        cp -r {place}/filled {kept}
+        cp -r {shlex.join([str(place / "filled"), str(kept)])}
         exit $status
     """
     command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", script]

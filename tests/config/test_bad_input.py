@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -151,7 +152,8 @@ def test_an_unknown_verb_gets_the_nearest(tmp_path: Path) -> None:
 
 def test_output_cut_short_is_no_error(tmp_path: Path) -> None:
     command = (
-        f"{sys.executable} -m hpc_llm.submit cluster=a100x8 model=mpt-7b dry_run=true | read line"
+        f"{shlex.quote(sys.executable)} -m hpc_llm.submit cluster=a100x8 model=mpt-7b "
+        "dry_run=true | read line"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(

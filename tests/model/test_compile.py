@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -62,3 +67,28 @@ def test_within_uncompiled_the_hooks_of_a_blocks_parts_are_called_and_afterwards
     assert met == ["norm_1"]
     assert made.blocks[1].forward is compiled
     hook.remove()
+
+
+COMPILED = """
+import torch
+from hpc_llm.model.compiler import compile_forward
+assert " " in torch.__file__, torch.__file__
+module = torch.nn.Linear(4, 4)
+compile_forward(module)
+x = torch.ones(2, 4)
+torch.testing.assert_close(module(x).exp(), torch.nn.functional.linear(x, module.weight, module.bias).exp())
+gelu = torch.nn.GELU()
+compile_forward(gelu)
+torch.testing.assert_close(gelu(x), torch.nn.functional.gelu(x))
+"""
+
+
+def test_torch_and_its_cache_may_lie_below_a_folder_with_a_space(tmp_path: Path) -> None:
+    packages = tmp_path / "site packages"
+    packages.mkdir()
+    (packages / "torch").symlink_to(Path(torch.__file__).parent)
+    cache = tmp_path / "its cache"
+    path = os.pathsep.join([str(packages), str(Path(__file__).resolve().parents[2])])
+    environment = {**os.environ, "PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    subprocess.run([sys.executable, "-c", COMPILED], env=environment, check=True)
+    assert list(cache.rglob("*.so"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -50,8 +51,8 @@ def by_hand(
     slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
     """`by_hand(script, options, words)` submits a script from the checkout; its job id."""
-    places = {"seen": tmp_path / "seen", "stay": tmp_path / "stay"}
-    (tmp_path / "python").write_text(PYTHON.format(python=sys.executable, **places))
+    places = {name: shlex.quote(str(tmp_path / name)) for name in ("seen", "stay")}
+    (tmp_path / "python").write_text(PYTHON.format(python=shlex.quote(sys.executable), **places))
     (tmp_path / "python").chmod(0o755)
     more = {
         "PYTHON": str(tmp_path / "python"),

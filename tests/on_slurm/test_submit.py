@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -144,7 +145,7 @@ def sbatch_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     def put(script: str) -> None:
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
-        (folder / "sbatch").write_text(f"#!/bin/bash\nREAL={real}\n{script}\n")
+        (folder / "sbatch").write_text(f"#!/bin/bash\nREAL={shlex.quote(str(real))}\n{script}\n")
         (folder / "sbatch").chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,7 @@ class Runs:
         self.slurm = slurm
         self.root = folder / "runs"
         python = folder / "python"
-        python.write_text(STAND_IN % {"python": sys.executable})
+        python.write_text(STAND_IN % {"python": shlex.quote(sys.executable)})
         python.chmod(0o755)
         self._words = [
             "+cluster=local-slurm",
@@ -213,7 +214,8 @@ def test_a_watchdog_killed_between_sbatch_and_its_ledger_sends_nothing_twice(
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "sbatch").write_text(
-        f'#!/bin/bash\n{shutil.which("sbatch")} "$@" >/dev/null\nkill -KILL $PPID\n'
+        f'#!/bin/bash\n{shlex.quote(str(shutil.which("sbatch")))} "$@" >/dev/null\nkill -KILL '
+        "$PPID\n"
     )
     (folder / "sbatch").chmod(0o755)
     killing = f"{folder}:{os.environ['PATH']}"

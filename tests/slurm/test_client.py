@@ -5,6 +5,7 @@ tests/slurm.
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ class Commands:
     ) -> None:
         (self.folder / f"{name}.out").write_text(out)
         (self.folder / f"{name}.err").write_text(err)
-        here = f"{self.folder}/{name}"
+        here = shlex.quote(f"{self.folder}/{name}")
         script = (
             f"#!/bin/bash\nprintf '%s\\n' \"$@\" >{here}.words\nenv >{here}.env\nsleep {sleep}\n"
         )

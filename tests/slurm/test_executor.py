@@ -43,7 +43,7 @@ def test_sbatch_gets_the_runs_own_script_and_nothing_of_submitit_is_left(
     command(
         tmp_path,
         "sbatch",
-        f'echo "$@" >{tmp_path}/words; env >{tmp_path}/env; echo Submitted batch job 4711',
+        f'cd "{tmp_path}"; echo "$@" >words; env >env; echo Submitted batch job 4711',
     )
     assert executor.submit(script) == 4711
     assert (tmp_path / "words").read_text() == f"{script}\n"
@@ -56,7 +56,7 @@ def test_sbatch_gets_the_runs_own_script_and_nothing_of_submitit_is_left(
 
 
 def test_options_of_this_submission_stand_before_the_script(script: Path, tmp_path: Path) -> None:
-    command(tmp_path, "sbatch", f'echo "$@" >{tmp_path}/words; echo Submitted batch job 4711')
+    command(tmp_path, "sbatch", f'cd "{tmp_path}"; echo "$@" >words; echo Submitted batch job 4711')
     executor.submit(script, ["--dependency=afterok:7"])
     assert (tmp_path / "words").read_text() == f"--dependency=afterok:7 {script}\n"
 

@@ -5,6 +5,7 @@ rules.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,10 @@ from hpc_llm.slurm.directives import Option, directive
 from hpc_llm.slurm.script import array_spec, render_script, time_limit
 from tests.configs import make_config, slurm_clusters
 
-FAKE_PYTHON = """#!{python}
+# A `#!` ends at the first space of a path: hence a shell, which finds its own words in the file's
+# second line.
+FAKE_PYTHON = """#!/bin/sh
+''''exec {python} "$0" "$@" # '''
 import json, os, sys
 print(json.dumps({{"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid()}}))
 """
@@ -116,7 +120,7 @@ def run_in_bash(text: str, folder: Path, **environment: str) -> dict[str, object
 def fake_python(tmp_path: Path) -> str:
     path = tmp_path / "the python" / "py'thon"
     path.parent.mkdir()
-    path.write_text(FAKE_PYTHON.format(python=sys.executable))
+    path.write_text(FAKE_PYTHON.format(python=shlex.quote(sys.executable)))
     path.chmod(0o755)
     return str(path)
 

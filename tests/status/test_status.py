@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -270,6 +271,8 @@ def shared_root(slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> Iterato
     capsys.readouterr()
     yield slurm.root
     os.umask(mask)
+    # Its owner, unless that is root, cannot remove what is in a folder that a test has closed.
+    subprocess.run(["chmod", "-R", "u+rwX", folder], check=True)
     shutil.rmtree(folder)
 
 

@@ -48,7 +48,13 @@ def test_what_comes_next_is_said_in_the_users_own_words(
     layout = freeze.layout_for(compose(words))
     layout.tensorboard.mkdir(parents=True)
     *_, pages, longer = said_at_the_end(capsys, layout, 0, words)
-    assert pages.split() == ["python", "-m", "hpc_llm.status", str(layout.path), "--tensorboard"]
+    assert shlex.split(pages) == [
+        "python",
+        "-m",
+        "hpc_llm.status",
+        str(layout.path),
+        "--tensorboard",
+    ]
     typed = shlex.split(longer, comments=True)
     assert typed[:3] == ["python", "-m", "hpc_llm.submit"]
     config = compose(typed[3:])

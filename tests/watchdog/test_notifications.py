@@ -40,9 +40,7 @@ def hook() -> Iterator[tuple[str, list[object], list[int]]]:
 def test_a_command_finds_the_event_on_its_standard_input_and_no_shell_sees_it(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "tell").write_text(
-        f'#!/bin/bash\necho "$1" >{tmp_path}/words; cat >{tmp_path}/said\n'
-    )
+    (tmp_path / "tell").write_text(f'#!/bin/bash\ncd "{tmp_path}"\necho "$1" >words; cat >said\n')
     (tmp_path / "tell").chmod(0o755)
     assert notifications.deliver([str(tmp_path / "tell"), "a b; c"], EVENT) is None
     assert json.loads((tmp_path / "said").read_text()) == EVENT

@@ -366,7 +366,7 @@ def test_nodes_that_the_user_excludes_stay_excluded(slurm: FakeSlurm) -> None:
 def test_jobs_that_wait_are_spared_a_node_that_goes_bad_meanwhile(
     slurm: FakeSlurm, tmp_path: Path
 ) -> None:
-    (tmp_path / "tell").write_text(f"#!/bin/bash\ncat >>{tmp_path}/told; echo >>{tmp_path}/told\n")
+    (tmp_path / "tell").write_text(f'#!/bin/bash\ncd "{tmp_path}"\n{{ cat; echo; }} >>told\n')
     (tmp_path / "tell").chmod(0o755)
     for task in (3, 4):
         make_run(
@@ -913,7 +913,7 @@ def test_a_census_that_is_damaged_is_made_anew(slurm: FakeSlurm) -> None:
 @pytest.fixture
 def told(tmp_path: Path) -> Callable[[], list[dict[str, Any]]]:
     """What the user's command was given."""
-    (tmp_path / "tell").write_text(f"#!/bin/bash\ncat >>{tmp_path}/said; echo >>{tmp_path}/said\n")
+    (tmp_path / "tell").write_text(f'#!/bin/bash\ncd "{tmp_path}"\n{{ cat; echo; }} >>said\n')
     (tmp_path / "tell").chmod(0o755)
     said = tmp_path / "said"
     return lambda: (

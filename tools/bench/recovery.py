@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -257,7 +258,9 @@ def counter(bench: Bench, place: Path, how: str) -> Iterator[Job]:
         job = bench.call(sys.executable, str(place / "job.py"), str(place))
     else:
         script = place / "job.sbatch"
-        script.write_text(SCRIPTS[how].format(python=sys.executable, folder=place))
+        script.write_text(
+            SCRIPTS[how].format(python=shlex.quote(sys.executable), folder=shlex.quote(str(place)))
+        )
         job = bench.call(
             "sbatch", "--parsable", f"--output={place}/log", "--open-mode=append", str(script)
         )
@@ -503,7 +506,9 @@ def on_cluster(arguments: argparse.Namespace) -> Iterator[list[object]]:
         environment["SLURM_CONF"] = str(folder / "slurm" / "etc" / "slurm.conf")
         bench = Bench(folder, environment)
         prolog = folder / "prolog"
-        prolog.write_text(f"#!/bin/bash\n[[ ! -e {folder}/bad-$SLURMD_NODENAME ]]\n")
+        prolog.write_text(
+            f"#!/bin/bash\n[[ ! -e {shlex.quote(str(folder))}/bad-$SLURMD_NODENAME ]]\n"
+        )
         prolog.chmod(0o755)
         with Path(environment["SLURM_CONF"]).open("a") as file:
             file.write(f"Prolog={prolog}\n")

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -162,6 +163,7 @@ def make_root(root: Path, num_runs: int, num_live: int) -> list[Path]:
 def stand_ins(folder: Path, root: Path, num_live: int) -> dict[str, str]:
     """An environment in which squeue knows the live jobs and sacct is noted too."""
     programs = folder / "bin"
+    quoted = shlex.quote(str(folder))
     programs.mkdir()
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 7000))
     lines = []
@@ -176,12 +178,12 @@ def stand_ins(folder: Path, root: Path, num_live: int) -> dict[str, str]:
         )
     (folder / "queue").write_text("\n".join(lines) + "\n")
     for name, says in (
-        ("squeue", f"cat {folder}/queue"),
+        ("squeue", f"cat {quoted}/queue"),
         ("sacct", ":"),
         ("scontrol", ":"),
         ("sbatch", "exit 1"),
     ):
-        (programs / name).write_text(f"#!/bin/sh\necho {name} >>{folder}/calls\n{says}\n")
+        (programs / name).write_text(f"#!/bin/sh\necho {name} >>{quoted}/calls\n{says}\n")
         (programs / name).chmod(0o755)
     return {
         **os.environ,
