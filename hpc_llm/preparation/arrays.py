@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from hpc_llm.storage.files import replacing
+
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write beside `path`, fsync, rename over it: two processes that write the same at once do no
-    harm.
-    """
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    """Write `path` atomically: two processes that write the same at once do no harm."""
+    with replacing(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from hpc_llm.data.shards import SHARD_TOKENS, ShardFile, dtype_for, shard_name
 from hpc_llm.preparation.arrays import read_arrays, write_arrays
 from hpc_llm.preparation.split import HELDOUT, TRAIN
 from hpc_llm.preparation.tokenise import Tokenised
+from hpc_llm.storage.files import private_name
 
 _COUNTED = 1 << 20  # at once: bincount makes 8 bytes of a token
 SPLITS = {"train": TRAIN, "heldout": HELDOUT}
@@ -83,7 +83,7 @@ def assemble(shard: PlannedShard, vocab_size: int, folder: Path, out: Path) -> i
     """Make a shard in `folder`, then describe it in `out` (see `assembled`); returns 0, since no
     token is new.
     """
-    temporary = f".{shard.name}.{os.uname().nodename}.{os.getpid()}"
+    temporary = private_name(shard.name)
     file = ShardFile(out.parent, temporary, shard.source, dtype_for(vocab_size))
     counts = np.zeros(vocab_size, np.int64)
     for stretch in shard.stretches:

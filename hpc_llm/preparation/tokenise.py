@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from hpc_llm.preparation.arrays import read_arrays, write_arrays
 from hpc_llm.preparation.chunks import Chunk
 from hpc_llm.preparation.scan import DIGEST_BYTES, Scanned, items, reject_line
 from hpc_llm.preparation.split import HELDOUT, TRAIN
-from hpc_llm.storage.files import sha256_file
+from hpc_llm.storage.files import replacing, sha256_file
 from hpc_llm.text.documents import Document, Filtered, Reject, Rejected
 from hpc_llm.text.sources import InputFile
 from hpc_llm.text.tokenizer import Tokenizer, open_tokenizer
@@ -75,13 +74,9 @@ def tokenise(
 
     `verdicts` (uint8 [n]) says what happens to each document.
     """
-    temporary = out.with_name(f".{out.stem}.{os.uname().nodename}.{os.getpid()}.bin")
-    with temporary.open("wb", buffering=1 << 20) as file:
+    with replacing(out.with_suffix(".bin"), buffering=1 << 20) as file:
         tokens = _Tokens(file, _tokenizer(tokenizer))
         _tokenise(chunk, reading, Scanned.read(scanned), verdicts, tokens)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(out.with_suffix(".bin"))
     tokens.tokenised().write(out)
     return sum(tokens.lengths)
 

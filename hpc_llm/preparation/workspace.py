@@ -18,14 +18,13 @@ import dataclasses
 import glob
 import hashlib
 import json
-import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_llm.storage.files import write_atomic
+from hpc_llm.storage.files import private_name, write_atomic
 from hpc_llm.text.sources import InputFile
 
 _FOLDERS = ("scan", "tokens", "shards", "out")
@@ -108,9 +107,7 @@ class Workspace:
 
     def remove(self) -> None:
         """Remove everything; to other processes it disappears at once."""
-        gone = self.path.with_name(
-            f".{self.path.name.lstrip('.')}.{os.uname().nodename}.{os.getpid()}"
-        )
+        gone = self.path.with_name(private_name(self.path.name.lstrip(".")))
         with suppress(FileNotFoundError):
             self.path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)

@@ -8,26 +8,34 @@ import grp
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _CHUNK = 1 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def no_room(error: OSError) -> bool:
-    """Whether the cause is lack of space or quota: nothing is broken, and there may be space
-    later.
-    """
+    """Whether space or quota is lacking: nothing is broken, and there may be space later."""
     return error.errno in _NO_ROOM
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write beside `path`, fsync, rename over it, fsync the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def private_name(name: str) -> str:
+    """A hidden name beside `name` that no other process has: process ids are a machine's own."""
+    return f".{name}.{os.uname().nodename}.{os.getpid()}"
+
+
+@contextlib.contextmanager
+def replacing(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path`, durably, when the block ends.
+
+    If the block raises, `path` stays as it was and nothing is left beside it.
+    """
+    temporary = path.with_name(f"{private_name(path.name)}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+        with temporary.open("wb", buffering=buffering) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -37,13 +45,23 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     fsync_directory(path.parent)
 
 
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path`: a reader sees the old content or the new."""
+    if isinstance(data, str):
+        data = data.encode()
+    with replacing(path) as file:
+        file.write(data)
+
+
 def link_atomic(path: Path, target: str) -> None:
-    """A symbolic link at `path`, instead of the one that may be there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Put a symbolic link at `path`, instead of one that may exist.
+
+    It is durable once the folder is fsynced, as write_atomic does for a file beside it.
+    """
+    temporary = path.with_name(f"{private_name(path.name)}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(path)
-    fsync_directory(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -52,9 +70,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def tail(path: Path, size: int) -> str:
-    """The last `size` bytes of a text file; the first line may be cut. OSError if it cannot be
-    read.
-    """
+    """The last `size` bytes of a text file, whose first line may be cut; OSError if unreadable."""
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - size))
         return file.read().decode(errors="replace")
@@ -75,14 +91,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def append_whole(descriptor: int, data: bytes) -> None:
-    """Append all of `data` or nothing to a file opened for appending, which no other process
-    writes.
+    """Append all of `data` or nothing to a file that no other process writes.
+
+    `descriptor` is opened for appending. OSError if there is no room for all of it.
     """
     size = os.fstat(descriptor).st_size
     try:
-        if os.write(descriptor, data) < len(
-            data
-        ):  # how a file system that fills up says so at first
+        written = os.write(descriptor, data)
+        if written < len(data):  # how a file system that fills up says so at first
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError:
         with contextlib.suppress(OSError):

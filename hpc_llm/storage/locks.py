@@ -1,13 +1,12 @@
 """One process at a time, by a lock file: the kernel takes the lock back when its process dies.
-Standard library only.
 
-    with locked(path): …                              wait for it, for ever or for `timeout_s`
-    with one_at_a_time(path, "a submission"): …       the same for people: says that it waits, and
-    gives up with held_by_us(path) as ours: …                  take it if it is free is_held(path)
-    look without taking it
+    with locked(path):                              # waits for it, for ever or for `timeout_s`
+    with one_at_a_time(path, "a submission"):       # for people: announces the wait, and gives up
+    with held_by_us(path) as ours:                  # takes it if it is free
+    if is_held(path):                               # looks, without taking it
 
 Where a file system has no locks, that is said once and everybody goes on: attempts are fenced by
-their numbers, and submissions are announced and looked for.
+their numbers, and submissions are announced and looked for. Standard library only.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from hpc_llm.config.errors import InputError
 # Lustre mounted without `flock`, and NFS whose lock service is down.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 _POLL_S = 0.05
-SILENT_S = 2.0  # people are told of a longer wait
+SILENT_S = 2.0  # a longer wait is announced
 PATIENCE_S = 120.0  # another submission, or a pass of the watchdog, takes seconds
 _files_without_locks: set[Path] = set()
 
@@ -37,15 +36,14 @@ class Busy(Exception):
 
 @contextlib.contextmanager
 def locked(path: Path, timeout_s: float | None = None) -> Iterator[None]:
-    """Hold the lock file at `path`. Busy if another process does for `timeout_s`; None: wait for
-    ever.
+    """Hold the lock file at `path`; wait for it, for ever where `timeout_s` is None.
 
-    OSError if the file cannot be written.
+    Busy if another process holds it for that long; OSError if the file cannot be written.
     """
-    until = None if timeout_s is None else time.monotonic() + timeout_s
+    began = time.monotonic()
     with _opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
         while not _lock(descriptor, fcntl.LOCK_EX, path):
-            if until is not None and time.monotonic() >= until:
+            if timeout_s is not None and time.monotonic() - began >= timeout_s:
                 raise Busy(f"{path} is locked by another process")
             time.sleep(_POLL_S)
         yield
@@ -73,10 +71,9 @@ def one_at_a_time(path: Path, busy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_writer(folder: Path, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock file beside `folder`, which `key` names; on_wait is called if another process
-    holds it.
+    """Hold the lock file beside `folder`; on_wait is called if another process holds it.
 
-    InputError if the lock file cannot be made there.
+    InputError, which names the configuration's `key`, if the lock file cannot be made there.
     """
     path = folder.with_name(f"{folder.name}.lock")
     with contextlib.ExitStack() as stack:
@@ -97,9 +94,8 @@ def one_writer(folder: Path, key: str, on_wait: Callable[[], None]) -> Iterator[
 def held_by_us(path: Path) -> Iterator[bool]:
     """Whether the lock at `path` is this process's, for as long as the context lasts.
 
-    True where the file system has no locks: what is left then is that two watchdogs may submit a
-    run twice in the same seconds, and the older job is fenced. OSError if the file cannot be
-    written.
+    True where the file system has no locks: two watchdogs may then submit a run twice in the same
+    seconds, and the older job is fenced. OSError if the file cannot be written.
     """
     with _opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
         yield _lock(descriptor, fcntl.LOCK_EX, path)
@@ -108,7 +104,7 @@ def held_by_us(path: Path) -> Iterator[bool]:
 def is_held(path: Path) -> bool:
     """Whether another process holds the lock at `path`; False where the file system has no locks.
 
-    InputError if it cannot be asked.
+    InputError if that cannot be found out.
     """
     try:
         with _opened(path, os.O_RDONLY) as descriptor:

@@ -1,5 +1,4 @@
-"""Where DeepSpeed's compiled operators are stored: one folder per combination of what the binary
-depends on.
+"""Where DeepSpeed's compiled operators lie: a folder for all that a binary depends on.
 
 No torch here, so that `submit` can look without importing it.
 """
@@ -15,24 +14,26 @@ from pathlib import Path
 
 
 def needed(optimizer: str, device: str) -> str | None:
-    """The operator that `optimizer` (optim.name) runs on `device` (cuda, cpu); None if it is
-    torch's own.
-    """
+    """The operator that `optimizer` (optim.name) runs on `device` (cuda, cpu); None for torch's."""
     if optimizer == "fused_lion" and device == "cpu":
         return "cpu_lion"  # DeepSpeed has no fused_lion kernel for CPUs
-    return None if optimizer in ("torch_adam", "muon") else optimizer
+    if optimizer in ("torch_adam", "muon"):
+        return None
+    return optimizer
 
 
 def folder(architecture: str) -> Path:
-    """Folder of the operators for this Python, torch (its CUDA with it), DeepSpeed and
-    `architecture`.
-    """
-    cache = (
-        os.environ.get("HPC_LLM_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hpc_llm"
-    )
-    key = f"py{sys.version_info.major}.{sys.version_info.minor}-torch{version('torch')}-ds{version('deepspeed')}"
-    return Path(cache).expanduser() / "ops" / f"{key}-{architecture}"
+    """Folder of operators for this Python, torch with its CUDA, DeepSpeed and `architecture`."""
+    python = f"py{sys.version_info.major}.{sys.version_info.minor}"
+    key = f"{python}-torch{version('torch')}-ds{version('deepspeed')}-{architecture}"
+    return _cache() / "ops" / key
+
+
+def _cache() -> Path:
+    given = os.environ.get("HPC_LLM_CACHE")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hpc_llm"
 
 
 def library(name: str, architecture: str) -> Path:
@@ -41,20 +42,30 @@ def library(name: str, architecture: str) -> Path:
 
 
 def built_for(name: str, capability: str) -> Path | None:
-    """A library of operator `name` whose list of GPU architectures (TORCH_CUDA_ARCH_LIST) has
-    `capability`, as 9.0.
+    """A library of operator `name` whose list of GPU architectures has `capability`, as 9.0.
+
+    The list is what TORCH_CUDA_ARCH_LIST was when it was compiled.
     """
     pattern = folder("sm").name
     for path in sorted(folder("sm").parent.glob(f"{pattern}*/{name}/{name}.so")):
-        listed = path.parent.parent.name.removeprefix(pattern).split("_")
-        if capability in [one.removesuffix("+PTX") for one in listed]:
+        listed = path.parent.parent.name.removeprefix(pattern)
+        if capability in listed.replace("+PTX", "").split("_"):
             return path
     return None
 
 
 def cpu_architecture() -> str:
     """This processor, with its instruction sets: DeepSpeed compiles with -march=native."""
+    flags = hashlib.sha256(_cpu_flags().encode()).hexdigest()[:8]
+    return f"{platform.machine()}-{flags}"
+
+
+def _cpu_flags() -> str:
+    """The line of /proc/cpuinfo that names the instruction sets; empty if there is none."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
+    if not cpuinfo.exists():
+        return ""
+    for line in cpuinfo.read_text().splitlines():
+        if line.startswith(("flags", "Features")):
+            return line
+    return ""

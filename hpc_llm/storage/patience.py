@@ -14,18 +14,17 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 # Errors of a server or a mount, not of the request itself.
 _PASSING = frozenset(
-    getattr(errno, name)
-    for name in (
-        "EIO",
-        "ESTALE",
-        "EAGAIN",
-        "ETIMEDOUT",
-        "ENOTCONN",
-        "ECONNRESET",
-        "ESHUTDOWN",
-        "EREMOTEIO",
-        "ENOLCK",
-    )
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.EAGAIN,
+        errno.ETIMEDOUT,
+        errno.ENOTCONN,
+        errno.ECONNRESET,
+        errno.ESHUTDOWN,
+        errno.EREMOTEIO,
+        errno.ENOLCK,
+    }
 )
 T = TypeVar("T")
 
@@ -36,9 +35,7 @@ def passing(error: OSError) -> bool:
 
 
 def patiently(action: Callable[[], T], sleep: Callable[[float], object] = time.sleep) -> T:
-    """The result of `action`, retried after temporary errors, with growing pauses, for
-    PATIENCE_S.
-    """
+    """The result of `action`, retried after temporary errors for PATIENCE_S, with longer pauses."""
     deadline = time.monotonic() + PATIENCE_S
     pause = _FIRST_PAUSE_S
     while True:

@@ -21,7 +21,7 @@ from hpc_llm.runs import freeze
 from hpc_llm.runs.freeze import digest_of
 from hpc_llm.runs.layout import RunLayout, SweepLayout
 from hpc_llm.slurm.script import render_script
-from hpc_llm.storage.files import write_atomic
+from hpc_llm.storage.files import link_atomic, write_atomic
 
 _SCRIPT_BYTES = 3_000_000  # Slurm takes 4 MB (MAX_BATCH_SCRIPT_SIZE)
 
@@ -50,9 +50,7 @@ class JobScript:
     def link(self) -> None:
         """Once it is accepted: the script of an array is each of its runs' job.sbatch."""
         for run in self.runs if self.array else []:
-            link = run.script.with_name(f".{run.script.name}.{os.getpid()}")
-            link.symlink_to(os.path.relpath(self.script, run.path))
-            link.replace(run.script)
+            link_atomic(run.script, os.path.relpath(self.script, run.path))
 
 
 def of_job(config: RunConfig, plan: RunPlan, task: int | None) -> JobScript:
