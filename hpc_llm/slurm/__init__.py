@@ -1,5 +1,4 @@
-"""Everything that knows how Slurm spells things: commands, records, variables, batch scripts,
-srun's messages.
+"""Everything that knows how Slurm spells things: commands, records, variables, batch scripts.
 
 Standard library only, but for executor.py, which hands scripts to submitit.
 """

@@ -18,22 +18,31 @@ from hpc_llm.config.schema import ClusterConfig
 _PLAIN = re.compile(r"[A-Za-z0-9_./,:=@%+*&|()\[\]-]+")
 _EATEN = re.compile("packjob|hetjob", re.IGNORECASE)
 
-# Options that have their own key; if an option were given twice, it would be unclear which value
-# holds.
+# Options that have their own key: given twice, it would be unclear which value holds.
 KEY_OF = {
     "job-name": "run.name",
-    **{
-        key: f"cluster.{key}"
-        for key in ("account", "partition", "qos", "constraint", "exclude", "reservation", "nodes")
-    },
-    **dict.fromkeys(("ntasks", "ntasks-per-node"), "cluster.gpus_per_node"),
-    **dict.fromkeys(("gpus", "gpus-per-node", "gres", "gpus-per-task"), "cluster.gpu_request"),
-    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "cluster.cpus_per_gpu"),
+    "account": "cluster.account",
+    "partition": "cluster.partition",
+    "qos": "cluster.qos",
+    "constraint": "cluster.constraint",
+    "exclude": "cluster.exclude",
+    "reservation": "cluster.reservation",
+    "nodes": "cluster.nodes",
+    "ntasks": "cluster.gpus_per_node",
+    "ntasks-per-node": "cluster.gpus_per_node",
+    "gpus": "cluster.gpu_request",
+    "gpus-per-node": "cluster.gpu_request",
+    "gpus-per-task": "cluster.gpu_request",
+    "gres": "cluster.gpu_request",
+    "cpus-per-task": "cluster.cpus_per_gpu",
+    "cpus-per-gpu": "cluster.cpus_per_gpu",
     "mem": "cluster.mem",
     "time": "cluster.time_min",
     "signal": "cluster.signal_lead_s",
     "array": "-m with cluster.array_throttle",
-    **dict.fromkeys(("output", "error", "chdir"), "run.root"),
+    "output": "run.root",
+    "error": "run.root",
+    "chdir": "run.root",
     "export": "cluster.exports",
 }
 RESERVED = {
@@ -50,13 +59,11 @@ RESERVED = {
 
 @dataclass(frozen=True)
 class Option:
-    """An sbatch option, its value if it takes one, and the configuration key to name in an
-    error.
-    """
+    """An sbatch option as it stands in a script's header."""
 
     name: str
-    value: str | None = None
-    key: str = ""
+    value: str | None = None  # None: it takes none
+    key: str = ""  # of the configuration, to name in an error
 
 
 def directive(option: Option) -> str:
@@ -64,23 +71,21 @@ def directive(option: Option) -> str:
     if option.value is None:
         return f"#SBATCH --{option.name}"
     value = option.value
-    said = f"{option.key or option.name}={option.value!r}"
+    given = f"{option.key or option.name}={value!r}"
     if not value.strip():
-        raise InputError(f"{said}: text is expected, or null to leave --{option.name} out")
+        raise InputError(f"{given}: text is expected, or null to leave --{option.name} out")
     if has_control_characters(value) or re.search(r"[\"'\\]", value):
         raise InputError(
-            f"{said}: one line without quotes, backslashes and control characters (sbatch cannot "
+            f"{given}: one line without quotes, backslashes and control characters (sbatch cannot "
             "hold them)"
         )
     if _EATEN.search(value):
         raise InputError(
-            f"{said}: sbatch blanks out the words 'packjob' and 'hetjob'; use another name"
+            f"{given}: sbatch blanks out the words 'packjob' and 'hetjob'; use another name"
         )
-    return (
-        f"#SBATCH --{option.name}={value}"
-        if _PLAIN.fullmatch(value)
-        else f'#SBATCH --{option.name}="{value}"'
-    )
+    if _PLAIN.fullmatch(value):
+        return f"#SBATCH --{option.name}={value}"
+    return f'#SBATCH --{option.name}="{value}"'
 
 
 def check_extras(cluster: ClusterConfig) -> Iterator[str]:

@@ -33,42 +33,48 @@ class RankEnvironment:
 
 
 def read(environment: Mapping[str, str]) -> RankEnvironment:
-    """The place that `environment` describes: RANK and related variables first, then SLURM_*, else
-    a single rank.
+    """The place that `environment` describes: by torchrun, else by srun, else a single rank.
 
-    InputError if they are incomplete, as when srun started several tasks without saying where rank
-    0 listens.
+    InputError if variables are missing, as when srun started several tasks without saying where
+    rank 0 listens.
     """
     if "RANK" in environment:
-        if missing := _missing(environment, _TORCHRUN):
-            raise InputError(
-                f"{missing}: missing beside RANK; start by torchrun, or unset RANK for a single "
-                "rank"
-            )
-        return RankEnvironment(
-            _number(environment, "RANK"),
-            _number(environment, "LOCAL_RANK", 0),
-            _number(environment, "WORLD_SIZE"),
-            _number(environment, "LOCAL_WORLD_SIZE", 1),
-            environment["MASTER_ADDR"],
-            _number(environment, "MASTER_PORT"),
-        )
+        return _of_torchrun(environment)
     num_tasks = _number(environment, "SLURM_NTASKS", 1)
     if num_tasks > 1 and "SLURM_PROCID" in environment:
-        if missing := _missing(environment, _SRUN):
-            raise InputError(
-                f"{missing}: missing, and srun started {num_tasks} tasks; export MASTER_ADDR (the "
-                "first node) and MASTER_PORT (a free port there) before srun"
-            )
-        return RankEnvironment(
-            _number(environment, "SLURM_PROCID"),
-            _number(environment, "SLURM_LOCALID"),
-            num_tasks,
-            num_tasks // _number(environment, "SLURM_NNODES", 1),
-            environment["MASTER_ADDR"],
-            _number(environment, "MASTER_PORT"),
-        )
+        return _of_srun(environment, num_tasks)
     return RankEnvironment(0, 0, 1, 1, "127.0.0.1", 0)
+
+
+def _of_torchrun(environment: Mapping[str, str]) -> RankEnvironment:
+    if missing := _missing(environment, _TORCHRUN):
+        raise InputError(
+            f"{missing}: missing beside RANK; start by torchrun, or unset RANK for a single rank"
+        )
+    return RankEnvironment(
+        rank=_number(environment, "RANK"),
+        local_rank=_number(environment, "LOCAL_RANK", 0),
+        world_size=_number(environment, "WORLD_SIZE"),
+        local_world_size=_number(environment, "LOCAL_WORLD_SIZE", 1),
+        master_addr=environment["MASTER_ADDR"],
+        master_port=_number(environment, "MASTER_PORT"),
+    )
+
+
+def _of_srun(environment: Mapping[str, str], num_tasks: int) -> RankEnvironment:
+    if missing := _missing(environment, _SRUN):
+        raise InputError(
+            f"{missing}: missing, and srun started {num_tasks} tasks; export MASTER_ADDR (the "
+            "first node) and MASTER_PORT (a free port there) before srun"
+        )
+    return RankEnvironment(
+        rank=_number(environment, "SLURM_PROCID"),
+        local_rank=_number(environment, "SLURM_LOCALID"),
+        world_size=num_tasks,
+        local_world_size=num_tasks // _number(environment, "SLURM_NNODES", 1),
+        master_addr=environment["MASTER_ADDR"],
+        master_port=_number(environment, "MASTER_PORT"),
+    )
 
 
 def _missing(environment: Mapping[str, str], names: Iterable[str]) -> str:

@@ -18,15 +18,14 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from hpc_llm.slurm import client
+from hpc_llm.slurm import command
+from hpc_llm.slurm.command import SlurmError, SlurmUnavailable
 
-SBATCH_TIMEOUT_S = (
-    100  # sbatch itself waits MessageTimeout (10 s, on large sites 60 s or more) and retries
-)
+# sbatch itself waits MessageTimeout (10 s, on large sites 60 s or more) and retries.
+SBATCH_TIMEOUT_S = 100
 _TIMED_OUT = 124  # timeout(1)'s own exit status
-_SIGNALS = range(
-    129, 193
-)  # 128 + the signal that ended sbatch; 255 is its own, for options it does not know
+# 128 + the signal that ended sbatch; 255 is its own, for options it does not know.
+_SIGNALS = range(129, 193)
 
 
 class ScriptExecutor(submitit.SlurmExecutor):
@@ -48,17 +47,11 @@ class ScriptExecutor(submitit.SlurmExecutor):
         # The file in the run directory itself, so that `scontrol show job` names it, in an
         # environment without Slurm options. timeout(1) also keeps Ctrl-C from killing sbatch
         # half-way.
-        ours = client.clean_environment(os.environ)
-        removed = [word for name in os.environ if name not in ours for word in ("-u", name)]
-        return [
-            "timeout",
-            str(SBATCH_TIMEOUT_S),
-            "env",
-            *removed,
-            "sbatch",
-            *self._options,
-            str(self._script),
-        ]
+        argv = ["timeout", str(SBATCH_TIMEOUT_S), "env"]
+        foreign = os.environ.keys() - command.clean_environment(os.environ).keys()
+        for name in sorted(foreign):
+            argv += ["-u", name]
+        return [*argv, "sbatch", *self._options, str(self._script)]
 
 
 def submit(script: Path, options: Sequence[str] = ()) -> int:
@@ -71,17 +64,21 @@ def submit(script: Path, options: Sequence[str] = ()) -> int:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
             return ScriptExecutor(script, folder, options).submit_script()
     except OSError as error:  # submitit writes a file before sbatch, and others after it
-        raise client.SlurmUnavailable(f"sbatch {script}: {error}") from None
+        raise SlurmUnavailable(f"sbatch {script}: {error}") from None
     except FailedSubmissionError as error:
-        raise client.SlurmUnavailable(" ".join(str(error).split())) from None
+        raise SlurmUnavailable(" ".join(str(error).split())) from None
     except FailedJobError as error:
-        cause = error.__cause__
-        code = cause.returncode if isinstance(cause, subprocess.CalledProcessError) else -1
-        if code == _TIMED_OUT:
-            raise client.SlurmUnavailable(
-                f"sbatch: no answer within {SBATCH_TIMEOUT_S} s"
-            ) from None
-        said = client.one_line(str(error))
-        lost = code < 0 or code in _SIGNALS or not said or client.unreachable(said)
-        said = f"sbatch: {said or f'ended with status {code}'}"
-        raise (client.SlurmUnavailable(said) if lost else client.refusal(said)) from None
+        raise _slurm_error(error) from None
+
+
+def _slurm_error(error: FailedJobError) -> SlurmError:
+    cause = error.__cause__
+    status = cause.returncode if isinstance(cause, subprocess.CalledProcessError) else -1
+    if status == _TIMED_OUT:
+        return SlurmUnavailable(f"sbatch: no answer within {SBATCH_TIMEOUT_S} s")
+    message = command.one_line(str(error))
+    if not message:
+        return SlurmUnavailable(f"sbatch: ended with status {status}")
+    if status < 0 or status in _SIGNALS or command.unreachable(message):
+        return SlurmUnavailable(f"sbatch: {message}")
+    return command.refusal(f"sbatch: {message}")

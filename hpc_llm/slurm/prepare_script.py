@@ -18,10 +18,10 @@ from hpc_llm.slurm.directives import Option
 def render_prepare_script(
     config: RunConfig, *, work: str, logs: str, code: str, python: str, name: str
 ) -> str:
-    """Text of the script whose tasks join the preparation in folder `work` with the package below
-    `code`.
+    """Text of the script whose tasks join the preparation in folder `work`.
 
-    All paths are absolute. InputError lists every value that the script cannot hold.
+    They run the package below `code`. All paths are absolute. InputError lists every value that the
+    script cannot hold.
     """
     cluster = config.cluster
     body = _body(cluster, work, code, python)
@@ -30,28 +30,29 @@ def render_prepare_script(
 
 def _options(config: RunConfig, logs: str, name: str) -> Iterator[Option]:
     cluster = config.cluster
-    cores = None if cluster.cpus_per_gpu is None else cluster.cpus_per_gpu * cluster.gpus_per_node
-    alone = dataclasses.replace(
+    cores = None
+    if cluster.cpus_per_gpu is not None:
+        cores = cluster.cpus_per_gpu * cluster.gpus_per_node
+    one_node = dataclasses.replace(
         cluster, nodes=1, gpus_per_node=1, cpus_per_gpu=cores, gpu_request="none"
     )
-    task = dataclasses.replace(config, cluster=alone)
-    for option in script.options(
-        task, run_dir=logs, name=name, indices=tuple(range(cluster.nodes))
-    ):
+    task = dataclasses.replace(config, cluster=one_node)
+    indices = tuple(range(cluster.nodes))
+    for option in script.options(task, run_dir=logs, name=name, indices=indices):
+        if option.name == "signal":
+            continue  # results are complete or absent: there is nothing to save before the end
         if option.name == "output":
             yield Option("output", f"{logs.replace('%', '%%')}/%A_%a.log", "data.out")
         elif option.name == "chdir":
             yield Option("chdir", logs, "data.out")
-        elif (
-            option.name != "signal"
-        ):  # results are complete or absent: there is nothing to save before the end
+        else:
             yield option
 
 
 def _body(cluster: ClusterConfig, work: str, code: str, python: str) -> Iterator[str]:
     yield "set -eo pipefail"
     yield from cluster.setup
-    yield from (f"export {name}={shlex.quote(value)}" for name, value in cluster.exports.items())
+    yield from script.exports(cluster)
     yield f"cd -- {shlex.quote(code)}"
     command = shlex.join([*cluster.wrapper, python, "-m", "hpc_llm.prepare", f"join={work}"])
     yield f"exec {command}"

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 SQUEUE_FIELDS = "%i|%A|%T|%r|%Q|%V|%S|%N|%j|%Z"  # the last may contain anything, even a `|`
+SACCT_FIELDS = "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,NodeList,JobName"  # so may the last
 # for SLURM_TIME_FORMAT, which Slurm gives to strftime if below 32 characters
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 _LOCAL_TIME = "%Y-%m-%dT%H:%M:%S"  # of a command that does not heed it
 _LOCAL_LENGTH = 19
-SACCT_FIELDS = "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,NodeList,JobName"
 
 _PASSING = ("SIGNALING", "RESIZING", "CONFIGURING")  # shown briefly instead of RUNNING
 # A job in one of these states runs, or Slurm leads it on to another state by itself.
@@ -32,17 +32,18 @@ _GOING_ON = (
 )
 ENDED = frozenset(
     {
-        *(
-            "COMPLETED",
-            "CANCELLED",
-            "FAILED",
-            "TIMEOUT",
-            "PREEMPTED",
-            "NODE_FAIL",
-            "BOOT_FAIL",
-            "DEADLINE",
-        ),
-        *("OUT_OF_MEMORY", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"),
+        "COMPLETED",
+        "CANCELLED",
+        "FAILED",
+        "TIMEOUT",
+        "PREEMPTED",
+        "NODE_FAIL",
+        "BOOT_FAIL",
+        "DEADLINE",
+        "OUT_OF_MEMORY",
+        "REVOKED",
+        "LAUNCH_FAILED",
+        "RECONFIG_FAIL",
     }
 )
 _UNKNOWN = ("", "Unknown", "None", "N/A", "NONE", "(null)")
@@ -50,8 +51,9 @@ _UNKNOWN = ("", "Unknown", "None", "N/A", "NONE", "(null)")
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job, or one task of an array, as squeue shows it: queued, running, or ended less than
-    MinJobAge ago.
+    """A job, or one task of an array, as squeue shows it.
+
+    It is queued, it runs, or it ended less than MinJobAge ago.
     """
 
     # `12`, `12_3` for task 3 of array 12, `12+1` in a heterogeneous job: what scontrol and scancel
@@ -89,9 +91,7 @@ class QueuedJob:
 
     @property
     def array_id(self) -> int:
-        """The number that sbatch printed: the array's for a task, its own for a single job, 12 for
-        `12+1`.
-        """
+        """What sbatch printed: for a task the array's number, for `12+1` 12, else its own."""
         return _number(self.address)
 
 
@@ -114,32 +114,18 @@ class JobLife:
 
 @dataclass(frozen=True)
 class Job:
-    """`scontrol show job`: one job or array task in full."""
+    """One job or array task, as `scontrol show job` tells what squeue does not."""
 
     address: str
-    job_id: int
-    name: str
     state: str
-    reason: str
-    priority: int  # 0: held
-    requeue: bool  # whether Slurm may requeue it
-    restarts: int
-    submit_time: float | None
-    eligible_time: float | None  # of a requeued job: when its delay is over
-    start_time: float | None
-    end_time: float | None
     preempt_time: float | None  # set during the grace time of a preemption
     time_limit_s: float | None  # None: unlimited, or not known yet
-    partition: str
     node_list: str
-    batch_host: str
-    exclude: str  # ExcNodeList
-    work_dir: str
-    fields: dict[str, str] = field(repr=False)  # everything, in Slurm's spelling
 
     @property
-    def live(self) -> bool:
-        return self.state not in ENDED
+    def running(self) -> bool:
+        """Whether Slurm says RUNNING, and none of the states that it shows briefly instead."""
+        return self.state == "RUNNING"
 
     @property
     def ending(self) -> bool:
@@ -151,23 +137,23 @@ def read_squeue(text: str) -> list[QueuedJob]:
     """Lines of `squeue --noheader --array [--states=all] --format=SQUEUE_FIELDS`."""
     jobs = []
     for line in text.splitlines():
-        parts = line.split("|", 9)
-        if len(parts) == 10 and parts[1].isdigit():  # else `CLUSTER: name`, or a site's message
-            address, job_id, state, reason, priority, submit, start, nodes, name, work_dir = parts
-            times = seconds(submit), seconds(start)
-            jobs.append(
-                QueuedJob(
-                    address,
-                    int(job_id),
-                    state,
-                    reason,
-                    int(priority),
-                    *times,
-                    nodes,
-                    name,
-                    work_dir,
-                )
-            )
+        cells = line.split("|", 9)
+        if len(cells) < 10 or not cells[1].isdigit():
+            continue  # `CLUSTER: name`, or a site's message
+        address, job_id, state, reason, priority, submit, start, nodes, name, work_dir = cells
+        job = QueuedJob(
+            address=address,
+            job_id=int(job_id),
+            state=state,
+            reason=reason,
+            priority=int(priority),
+            submit_time=seconds(submit),
+            start_time=seconds(start),
+            node_list=nodes,
+            name=name,
+            work_dir=work_dir,
+        )
+        jobs.append(job)
     return jobs
 
 
@@ -178,16 +164,16 @@ def read_sacct(text: str) -> list[JobLife]:
     """
     lives = []
     for line in text.splitlines():
-        parts = line.split("|", 8)
-        if len(parts) != 9:
+        cells = line.split("|", 8)
+        if len(cells) < 9:
             continue
-        name, raw, state, code, submit, start, end, nodes, job_name = parts
-        word, _, by = state.partition(" by ")
-        status, _, signal = code.partition(":")
+        address, raw_id, state, exit_code, submit, start, end, nodes, name = cells
+        state, _, by = state.partition(" by ")
+        status, _, signal = exit_code.partition(":")
         life = JobLife(
-            address=name,
-            job_id=_number(raw),
-            state=word.rstrip("+"),
+            address=address,
+            job_id=_number(raw_id),
+            state=state.rstrip("+"),
             cancelled_by=int(by) if by.isdigit() else None,
             exit_code=_number(status),
             exit_signal=_number(signal),
@@ -195,29 +181,31 @@ def read_sacct(text: str) -> list[JobLife]:
             start_time=seconds(start),
             end_time=seconds(end),
             node_list="" if nodes == "None assigned" else nodes,
-            name=job_name,
+            name=name,
         )
-        lives += [replace(life, address=address) for address in addresses(name)]
+        lives += [replace(life, address=task) for task in addresses(address)]
     return lives
 
 
 def read_jobs(text: str) -> list[Job]:
-    """Lines of `scontrol show job --oneliner`; pending tasks that share a line become one Job
-    each.
+    """Lines of `scontrol show job --oneliner`.
+
+    Pending tasks that share a line become one record each.
     """
     jobs = []
     for line in text.splitlines():
         fields = fields_of(line)
-        if "JobId" not in fields:
-            continue
-        array = fields.get("ArrayJobId")
-        tasks = fields.get("ArrayTaskId", "N/A")
-        if array is None or tasks == "N/A":
-            names = [fields["JobId"]]
-        else:
-            names = addresses(f"{array}_{tasks}" if tasks.isdigit() else f"{array}_[{tasks}]")
-        jobs += [_job(name, fields) for name in names]
+        if "JobId" in fields:
+            jobs += [_job(address, fields) for address in _addresses_of(fields)]
     return jobs
+
+
+def _addresses_of(fields: dict[str, str]) -> list[str]:
+    array = fields.get("ArrayJobId")
+    tasks = fields.get("ArrayTaskId", "N/A")
+    if array is None or tasks == "N/A":
+        return [fields["JobId"]]
+    return addresses(f"{array}_{tasks}" if tasks.isdigit() else f"{array}_[{tasks}]")
 
 
 def _job(address: str, fields: dict[str, str]) -> Job:
@@ -227,31 +215,17 @@ def _job(address: str, fields: dict[str, str]) -> Job:
 
     return Job(
         address=address,
-        job_id=int(fields["JobId"]),
-        name=text("JobName"),
         state=text("JobState"),
-        reason=text("Reason"),
-        priority=int(text("Priority") or 0),
-        requeue=text("Requeue") == "1",
-        restarts=int(text("Restarts") or 0),
-        submit_time=seconds(text("SubmitTime")),
-        eligible_time=seconds(text("EligibleTime")),
-        start_time=seconds(text("StartTime")),
-        end_time=seconds(text("EndTime")),
         preempt_time=seconds(text("PreemptTime")),
         time_limit_s=duration(text("TimeLimit")),
-        partition=text("Partition"),
         node_list=text("NodeList"),
-        batch_host=text("BatchHost"),
-        exclude=text("ExcNodeList"),
-        work_dir=text("WorkDir"),
-        fields=fields,
     )
 
 
 def fields_of(line: str) -> dict[str, str]:
-    """`Key=value Key=value …` of scontrol. Values may contain blanks; the first value of a key
-    counts.
+    """`Key=value Key=value …` of scontrol.
+
+    Values may contain blanks, and even what looks like a field: the first value of a key counts.
     """
     fields: dict[str, str] = {}
     for part in re.split(r"\s+(?=[A-Z][A-Za-z_/:]*=)", line.strip()):
@@ -262,13 +236,18 @@ def fields_of(line: str) -> dict[str, str]:
 
 def read_config(text: str) -> dict[str, str]:
     """`scontrol show config`: one `Name   = value` per line."""
-    pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    settings = {}
+    for line in text.splitlines():
+        name, equals, value = line.partition("=")
+        if equals:
+            settings[name.strip()] = value.strip()
+    return settings
 
 
 def addresses(text: str, most: int = 4_000_001) -> list[str]:
-    """`12` → [12], `12_3` → [12_3], `12_[0-2,7%2]` → [12_0, 12_1, 12_2, 12_7], `12_[0-9:3]` → every
-    third.
+    """`12` → [12], `12_3` → [12_3], `12_[0-2,7%2]` → [12_0, 12_1, 12_2, 12_7].
+
+    `12_[0-9:3]` is every third.
     """
     array, underscore, tasks = text.partition("_")
     if not underscore or not tasks.startswith("["):
@@ -299,19 +278,17 @@ def seconds(text: str) -> float | None:
 
 
 def duration(text: str) -> float | None:
-    """`1-02:03:04`, `02:03:04`, `03:04` or plain minutes, as seconds; None for UNLIMITED and the
-    like.
-    """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if found is None:
+    """`1-02:03:04`, `02:03:04`, `03:04` or plain minutes as seconds; None for UNLIMITED."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if match is None:
         return None
-    days, first, second, third = (int(part) if part else None for part in found.groups())
-    assert first is not None
-    if third is not None or days is not None:
-        return (days or 0) * 86400 + first * 3600 + (second or 0) * 60 + (third or 0)
-    return first * 60 + (second or 0)
+    days, first, second, third = match.groups()
+    if days is None and third is None:  # minutes and seconds
+        return int(first) * 60 + int(second or 0)
+    hours = int(days or 0) * 24 + int(first)
+    return hours * 3600 + int(second or 0) * 60 + int(third or 0)
 
 
 def _number(text: str) -> int:
-    found = re.match(r"\d+", text)
-    return int(found[0]) if found else 0
+    digits = re.match(r"\d+", text)
+    return int(digits[0]) if digits else 0

@@ -16,6 +16,8 @@ from hpc_llm.config.schema import ClusterConfig, RunConfig
 from hpc_llm.slurm.directives import Option, check_extras, directive, has_control_characters
 
 SIGNAL = "USR2"  # NCCL takes USR1
+# Exit status of supervise.successor in a job that has nothing to do (EX_TEMPFAIL).
+SUCCESSOR_LEAVES = 75
 
 
 def render_script(
@@ -32,22 +34,24 @@ def render_script(
     directories. Paths are absolute; `python` is the interpreter of the batch shell, outside any
     container.
     """
-    paths = [run_dir, *(array or {}).values()]
+    run_dirs_of_tasks = array or {}
+    paths = [run_dir, *run_dirs_of_tasks.values()]
     if not all(path.startswith("/") for path in paths):
         raise ValueError("run directories must be absolute: Slurm reads them on another machine")
     if config.cluster.signal_lead_s == "auto" and config.cluster.time_min is not None:
         raise ValueError(
-            "cluster.signal_lead_s is still auto: the plan knows the seconds (launch.parts)"
+            "cluster.signal_lead_s is still auto: the plan knows the seconds (submission.arrays)"
         )
-    header = options(config, run_dir=run_dir, name=name, indices=tuple(array) if array else ())
+    header = options(config, run_dir=run_dir, name=name, indices=tuple(run_dirs_of_tasks))
     return script(config.cluster, header, _body(config, run_dir, python, array), [*paths, python])
 
 
 def script(
     cluster: ClusterConfig, header: Iterable[Option], body: Iterable[str], paths: list[str]
 ) -> str:
-    """Text of a batch script; InputError lists every value that it cannot hold, `paths` in `body`
-    included.
+    """Text of a batch script.
+
+    InputError lists every value that it cannot hold, including `paths`, which stand in `body`.
     """
     problems = [*_problems(cluster, paths)]
     lines: list[str] = []
@@ -64,13 +68,15 @@ def script(
 def options(
     config: RunConfig, *, run_dir: str, name: str, indices: tuple[int, ...] = ()
 ) -> Iterator[Option]:
-    """The header's options in the order a reader expects: who, what, how long, how it ends, where
-    it writes.
+    """The header's options as a reader expects them: who, what, how long, how it ends, where to.
+
+    indices: of the tasks of an array; none for a single job, which starts in run_dir/code.
     """
     cluster = config.cluster
     yield Option("job-name", name, "run.name")
     for key in ("account", "partition", "qos", "constraint", "exclude", "reservation"):
-        if (value := getattr(cluster, key)) is not None:
+        value = getattr(cluster, key)
+        if value is not None:
             yield Option(key, value, f"cluster.{key}")
     if indices:
         yield Option("array", array_spec(indices, cluster.array_throttle))
@@ -89,34 +95,44 @@ def options(
     # Slurm's own log. The tasks of an array write into their runs' folders and share one file for
     # errors before that. A literal % is doubled: Slurm expands patterns in this option, not in
     # --chdir.
-    pattern = "%A" if indices else "%j"
-    yield Option("output", f"{run_dir.replace('%', '%%')}/slurm/{pattern}.log", "run.root")
-    yield Option("chdir", run_dir if indices else f"{run_dir}/code", "run.root")
+    logs = f"{run_dir.replace('%', '%%')}/slurm"
+    if indices:
+        yield Option("output", f"{logs}/%A.log", "run.root")
+        yield Option("chdir", run_dir, "run.root")
+    else:
+        yield Option("output", f"{logs}/%j.log", "run.root")
+        yield Option("chdir", f"{run_dir}/code", "run.root")
     yield from _placement(cluster)
-    for key, value in cluster.sbatch.items():
-        if value != "false":
-            yield Option(key, None if value in ("", "true") else value, f"cluster.sbatch.{key}")
+    yield from _extras(cluster)
 
 
 def _placement(cluster: ClusterConfig) -> Iterator[Option]:
-    """--no-kill only with spare nodes: with it, a job whose batch node is lost stays RUNNING with
-    nothing in it, and only a watchdog finds it.
+    """What else a job has on its nodes, and what happens where one is late or lost.
 
     No --hint: whether `cpus_per_gpu` counts cores or hyperthreads depends on the site
     (cluster.sbatch.hint).
     """
     if cluster.mem == "0" and "exclusive" not in cluster.sbatch:
-        yield Option(
-            "exclusive"
-        )  # all the memory is requested, so other jobs could not use the cores anyway
+        # All the memory is requested, so other jobs could not use the cores anyway.
+        yield Option("exclusive")
     if cluster.spare_nodes:
-        yield Option(
-            "no-kill"
-        )  # the allocation survives the loss of a node, and the step restarts on the others
+        # The allocation survives the loss of a node, and the step restarts on the others. Only with
+        # spare nodes: a job whose batch node is lost stays RUNNING with nothing in it, and only a
+        # watchdog finds it.
+        yield Option("no-kill")
     if cluster.nodes + cluster.spare_nodes > 1 and "wait-all-nodes" not in cluster.sbatch:
-        yield Option(
-            "wait-all-nodes", "1"
-        )  # start the script when every node has booted, not the first
+        # Start the script when every node has booted, not the first.
+        yield Option("wait-all-nodes", "1")
+
+
+def _extras(cluster: ClusterConfig) -> Iterator[Option]:
+    """The options of cluster.sbatch; `false` leaves one out, and `true` gives it no value."""
+    for name, value in cluster.sbatch.items():
+        key = f"cluster.sbatch.{name}"
+        if value in ("", "true"):
+            yield Option(name, None, key)
+        elif value != "false":
+            yield Option(name, value, key)
 
 
 def _gpus(cluster: ClusterConfig) -> Iterator[Option]:
@@ -125,10 +141,8 @@ def _gpus(cluster: ClusterConfig) -> Iterator[Option]:
     if dialect == "gpus-per-node":
         yield Option("gpus-per-node", str(cluster.gpus_per_node))
     elif dialect == "gres":
-        yield Option(
-            "gres",
-            f"gpu:{kind}:{cluster.gpus_per_node}" if kind else f"gpu:{cluster.gpus_per_node}",
-        )
+        model = f"gpu:{kind}" if kind else "gpu"
+        yield Option("gres", f"{model}:{cluster.gpus_per_node}")
 
 
 def time_limit(minutes: int) -> str:
@@ -139,17 +153,25 @@ def time_limit(minutes: int) -> str:
 
 
 def array_spec(indices: tuple[int, ...], throttle: int | None = None) -> str:
-    """Array indices as Slurm writes them: ranges, and `%` before the number that may run at
-    once.
-    """
+    """Array indices as Slurm writes them: `0-3,7%2`, of which two may run at once."""
     ranges: list[list[int]] = []
     for index in sorted(indices):
         if ranges and index == ranges[-1][1] + 1:
             ranges[-1][1] = index
         else:
             ranges.append([index, index])
-    text = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+    text = ",".join(_range(first, last) for first, last in ranges)
     return f"{text}%{throttle}" if throttle else text
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def exports(cluster: ClusterConfig) -> Iterator[str]:
+    """Lines of a script's body that set cluster.exports."""
+    for name, value in cluster.exports.items():
+        yield f"export {name}={shlex.quote(value)}"
 
 
 def _body(
@@ -159,14 +181,15 @@ def _body(
     yield "set -eo pipefail  # not -u: the functions of environment modules read unset variables"
     if array:
         yield "run_dirs=("
-        yield from (f"  [{index}]={shlex.quote(path)}" for index, path in sorted(array.items()))
+        for index, path in sorted(array.items()):
+            yield f"  [{index}]={shlex.quote(path)}"
         yield ")"
         yield "run_dir=${run_dirs[$SLURM_ARRAY_TASK_ID]:?no run has this array index}"
         yield 'exec >>"$run_dir/slurm/${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}.log" 2>&1'
     else:
         yield f"run_dir={shlex.quote(run_dir)}"
     yield from cluster.setup
-    yield from (f"export {name}={shlex.quote(value)}" for name, value in cluster.exports.items())
+    yield from exports(cluster)
     # Where --chdir fails Slurm falls back to /tmp, and python -m would import whatever lies there.
     yield 'cd -- "$run_dir/code"'
     if config.recovery.successor:
@@ -199,8 +222,3 @@ def _problems(cluster: ClusterConfig, paths: list[str]) -> Iterator[str]:
     for word in cluster.wrapper:
         if has_control_characters(word):
             yield f"cluster.wrapper={word!r}: words of one line without control characters"
-
-
-SUCCESSOR_LEAVES = (
-    75  # exit status of recovery.successor in a job that has nothing to do (EX_TEMPFAIL)
-)

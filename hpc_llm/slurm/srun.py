@@ -23,11 +23,10 @@ _SIGNALS = {
 
 @dataclass(frozen=True)
 class RankExit:
-    """How a rank ended. code: negative for a signal; None: a cgroup's limit ended it, and it could
-    say nothing.
-    """
+    """How a rank ended."""
 
     rank: int
+    # negative for a signal; None: a cgroup's limit on memory ended it, and it could say nothing
     code: int | None
 
 
@@ -47,20 +46,23 @@ def rank_exits(text: str) -> list[RankExit]:
     Reads lines such as `srun: error: n1: tasks 0-1: Exited with exit code 3` and `… task 1:
     Killed`.
     """
-    return [
-        RankExit(rank, _code(what))
-        for ranks, what in _EXIT.findall(text)
-        for rank in _expand(ranks)
-    ]
+    exits = []
+    for ranks, description in _EXIT.findall(text):
+        code = _code(description)
+        exits += [RankExit(rank, code) for rank in _expand(ranks)]
+    return exits
 
 
-def _code(what: str) -> int | None:
-    number = re.match(r"Exited with exit code (\d+)", what)
-    if what.startswith("Out Of Memory"):
+def _code(description: str) -> int | None:
+    if description.startswith("Out Of Memory"):
         return None
-    if number:
+    number = re.match(r"Exited with exit code (\d+)", description)
+    if number is not None:
         return int(number[1])
-    return -next((value for name, value in _SIGNALS.items() if what.startswith(name)), 1)
+    for name, signal_number in _SIGNALS.items():
+        if description.startswith(name):
+            return -signal_number
+    return -1
 
 
 def _expand(ranks: str) -> list[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hpc_llm.slurm import client
+from hpc_llm.slurm import client, records
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -34,16 +34,17 @@ def test_times_are_told_with_their_offset(
         "squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%S|"
     )
     (queued,) = [one for one in client.queued() if one.address == job]
-    (shown,) = client.show(job)
+    shown = records.fields_of(client.call("scontrol", "show", "job", "--oneliner", job))
     until(
         lambda: any(one.end_time for one in client.lives([int(job)], since_s=600)),
         30,
         "sacct's word",
     )
     (life,) = client.lives([int(job)], since_s=600)
-    for start in (queued.start_time, shown.start_time, life.start_time):
+    shown_start = records.seconds(shown["StartTime"])
+    for start in (queued.start_time, shown_start, life.start_time):
         assert start is not None and abs(time.time() - start) < 60
-    assert life.end_time == shown.end_time
+    assert life.end_time == records.seconds(shown["EndTime"])
 
 
 def test_a_heterogeneous_job_is_one_like_others(asked: SlurmCluster) -> None:

@@ -1,5 +1,5 @@
 """What is asked of Slurm's commands, and how their failures are told apart; real Slurm is asked in
-tests/slurm.
+tests/on_slurm.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_llm.slurm import client, records
+from hpc_llm.slurm import client, command, records
 from hpc_llm.slurm.client import SlurmRefused, SlurmUnavailable
 
 
@@ -97,7 +97,7 @@ def test_an_answer_is_told_from_silence(commands: Commands, words: str) -> None:
 def test_a_command_that_is_not_there_or_hangs_is_unknown(
     commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(command, "TIMEOUT_S", 0.2)
     with monkeypatch.context() as empty:
         empty.setenv("PATH", "/nowhere")
         with pytest.raises(SlurmUnavailable, match="sacct is not on PATH"):
@@ -220,12 +220,11 @@ def test_a_job_to_which_a_signal_is_on_its_way_requeues_itself_after_that(
     monkeypatch.setattr(
         client, "show", lambda address: records.read_jobs(shown(JobState=states.pop(0)))
     )
-    monkeypatch.setattr(client, "_AGAIN_S", 0.01)
     commands.say("scontrol")
-    assert client.requeue_own("12") == "requeue"
+    assert client.requeue_own("12", again_s=0.01) == "requeue"
     assert states == []
     states += ["SIGNALING", "COMPLETING"]
-    assert client.requeue_own("12") is None
+    assert client.requeue_own("12", again_s=0.01) is None
     assert states == []
 
 
@@ -238,8 +237,7 @@ def test_a_job_that_became_anothers_while_slurmctld_was_away_is_not_requeued(
         raise SlurmUnavailable("away")
 
     monkeypatch.setattr(client, "show", away)
-    monkeypatch.setattr(client, "_AGAIN_S", 0.01)
-    assert client.requeue_own("12", ours=lambda: ours.pop(0)) is None
+    assert client.requeue_own("12", ours=lambda: ours.pop(0), again_s=0.01) is None
     assert ours == []
 
 
@@ -255,9 +253,8 @@ def test_a_requeue_waits_for_slurmctld_to_come_back(
         return records.read_jobs(shown())
 
     monkeypatch.setattr(client, "show", show)
-    monkeypatch.setattr(client, "_AGAIN_S", 0.01)
     commands.say("scontrol")
-    assert client.requeue_own("12") == "requeue"
+    assert client.requeue_own("12", again_s=0.01) == "requeue"
     assert tries == ["12"] * 3
     tries.clear()
     assert client.requeue_own("12", patience_s=0) is None

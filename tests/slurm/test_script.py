@@ -28,7 +28,8 @@ from tests.configs import make_config, slurm_clusters
 FAKE_PYTHON = """#!/bin/sh
 ''''exec {python} "$0" "$@" # '''
 import json, os, sys
-print(json.dumps({{"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid()}}))
+seen = {{"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid()}}
+print(json.dumps(seen))
 """
 ONE_LINE = st.text(
     st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs", "Cc"]),
@@ -42,7 +43,7 @@ def with_cluster(**changes: object) -> RunConfig:
 
 
 def planned(*words: str) -> RunConfig:
-    """With the notice that its plan chose, as launch.parts gives it."""
+    """With the notice that its plan chose, as submission.arrays gives it."""
     config = make_config(*words)
     lead_s = make_plan(config, None).signal_lead_s or 0
     return replace(config, cluster=replace(config.cluster, signal_lead_s=lead_s))

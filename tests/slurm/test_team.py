@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hpc_llm.slurm.team import _JOB, _NODE, User, gpus, read_partitions, read_shares, read_users
+from hpc_llm.slurm.columns import num_gpus
+from hpc_llm.slurm.nodes import PARTITION_COLUMNS, read_partitions
+from hpc_llm.slurm.team import JOB_COLUMNS, User, read_shares, read_users
 
 
 def columns(widths: dict[str, int], *rows: tuple[str, ...]) -> str:
@@ -26,12 +28,12 @@ def columns(widths: dict[str, int], *rows: tuple[str, ...]) -> str:
     ],
 )
 def test_gpus_are_counted_in_every_spelling(text: str, count: int) -> None:
-    assert gpus(text) == count
+    assert num_gpus(text) == count
 
 
 def test_users_with_most_gpus_come_first_and_those_with_a_share_alone_last() -> None:
     jobs = columns(
-        _JOB,
+        JOB_COLUMNS,
         ("ann", "nlp", "RUNNING", "node=1,gres/gpu=8"),
         ("bob", "nlp", "PENDING", "node=4,gres/gpu=32"),
         ("ann", "nlp", "PENDING", "node=1,gres/gpu=8"),
@@ -52,7 +54,7 @@ def test_users_with_most_gpus_come_first_and_those_with_a_share_alone_last() -> 
 
 def test_gpus_of_a_node_that_is_down_are_not_free() -> None:
     nodes = columns(
-        _NODE,
+        PARTITION_COLUMNS,
         ("gpu*", "n1", "gpu:a100:4(S:0-1)", "gpu:a100:1(IDX:0)", "mixed"),
         ("gpu*", "n2", "gpu:a100:4(S:0-1)", "gpu:a100:0(IDX:N/A)", "drained"),
         ("gpu*", "n3", "gpu:a100:4", "gpu:a100:0", "idle*"),
