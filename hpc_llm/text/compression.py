@@ -1,5 +1,6 @@
-"""Files, compressed or not, as streams of bytes; a compressed file that ends too early is an error,
-not an end.
+"""Files, compressed or not, as streams of bytes.
+
+A compressed file that ends too early is an error, not an end.
 """
 
 from __future__ import annotations
@@ -18,12 +19,10 @@ from hpc_llm.text.documents import Rejected
 from hpc_llm.text.sources import InputFile
 
 _BLOCK = 1 << 20
-# Zstandard packs 128 kB into 4 bytes at best, and unpacks all that it is given: 16 MB at most
+# Bytes that are unpacked at once: Zstandard packs 128 kB into 4 bytes at best, so 16 MB come out.
 _MOST_PACKED = 512
-
-_MOST_WINDOW = (
-    1 << 31
-)  # bytes, of zstd --long=31; a frame takes as much as it was packed with, 2 to 8 MB unless told
+# Bytes of zstd --long=31. A frame takes the window that it was packed with, 2 to 8 MB by default.
+_MOST_WINDOW = 1 << 31
 
 
 @contextmanager
@@ -88,11 +87,11 @@ class _Zstandard(io.RawIOBase):
         return size
 
     def _unpack(self) -> bool:
-        """Decompress some more; False at the end."""
+        """Decompress a little more; False at the end."""
         packed = self._raw.read(_MOST_PACKED)
         if not packed and self._within and not self._ready:
             raise EOFError
-        found = bool(packed)
+        at_end = not packed
         while packed:
             try:
                 self._ready += self._frame.decompress(packed)
@@ -102,7 +101,7 @@ class _Zstandard(io.RawIOBase):
             packed = self._frame.unused_data
             if self._frame.eof:
                 self._frame = self._next_frame()
-        return found
+        return not at_end
 
     def _next_frame(self) -> Any:
         return self._library.ZstdDecompressor(max_window_size=_MOST_WINDOW).decompressobj()

@@ -1,5 +1,6 @@
-"""A document being read: its place, and its text in pieces, so that a huge one is never in memory
-whole.
+"""A document while it is read: its place, and its text in pieces.
+
+So a huge document is never in memory whole.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class Filtered:
 
 
 def cut(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
-    """`text` in pieces of at most `size` characters, cut at `cut_point`; the places depend only on
-    the text.
+    """`text` in pieces of at most `size` characters.
+
+    They are cut at `cut_point`, so the places depend on the text alone.
     """
     start = 0
     while len(text) - start > size:
@@ -50,15 +52,14 @@ def cut(text: str, size: int = PIECE_CHARS) -> Iterator[str]:
         yield text[start:end]
         start = end
     if start < len(text):
-        yield text[start:] if start else text
+        yield text[start:]
 
 
 def cut_point(text: str, start: int, limit: int) -> int:
-    """Before the last single space between words in characters [start, limit), where most
-    tokenizers split anyway.
+    """Where to cut `text` in characters [start, limit).
 
-    Without one it is after the last line that ends there, where a token may be cut in two,
-    otherwise at `limit`.
+    Before the last single space between words, where most tokenizers split anyway. Without one,
+    after the last line that ends there, where a token may be cut in two, otherwise at `limit`.
     """
     position = limit
     while (position := text.rfind(" ", start + 1, position)) > 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, BinaryIO
@@ -18,9 +18,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Span:
-    """The part of a file that begins in bytes [start, end); without an end, to the end of the
-    file.
-    """
+    """The documents of a file that begin in bytes [start, end); end None: of the file."""
 
     file: InputFile
     start: int = 0
@@ -29,21 +27,20 @@ class Span:
 
 def divisible(file: InputFile, reading: ReadingConfig) -> bool:
     """Whether reading can start in the middle of the file, because each document is a line."""
-    return file.compression is None and (
-        file.kind == ".jsonl" or (file.kind == ".txt" and reading.split == "line")
-    )
+    if file.compression is not None:
+        return False
+    return file.kind == ".jsonl" or (file.kind == ".txt" and reading.split == "line")
 
 
 def documents(span: Span, reading: ReadingConfig) -> Iterator[Document | Reject | Filtered]:
     """The documents that begin in `span`. A file that breaks off gives one reject for the whole
     rest.
     """
+    read = _text if span.file.kind == ".txt" else _records
     last = None
     try:
         with named_errors():
-            for item in (
-                _text(span, reading) if span.file.kind == ".txt" else _records(span, reading)
-            ):
+            for item in read(span, reading):
                 last = item
                 yield item
     except Rejected as rejected:
@@ -78,9 +75,7 @@ def _fragments(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _lines(stream: BinaryIO, span: Span) -> Iterator[tuple[int, bytes]]:
-    """Lines that begin in the span, with where they begin; a line longer than a block comes in
-    blocks.
-    """
+    """Lines that begin in the span, each with its offset; one longer than a block in blocks."""
     offset = _first_line(stream, span)
     begins = True
     while span.end is None or offset < span.end or not begins:
@@ -108,9 +103,7 @@ def _rest(first: bytes, lines: Iterator[tuple[int, bytes]], split: str) -> Itera
 
 
 def _first_line(stream: BinaryIO, span: Span) -> int:
-    """Go to the first line that begins in the span; its offset (the span's end if there is
-    none).
-    """
+    """Go to the first line that begins in the span; its offset, or the span's end if none does."""
     if span.start == 0:
         return 0
     stream.seek(span.start - 1)
@@ -127,10 +120,12 @@ def _records(span: Span, reading: ReadingConfig) -> Iterator[Document | Reject |
     for offset, row in _rows(span, reading):
         if isinstance(row, Rejected):
             yield Reject(offset, str(row))
-        elif any(_spelled(_field(row, key)) != value for key, value in reading.where.items()):
+        elif not _passes(row, reading.where):
             yield Filtered(offset)
         else:
-            name = None if reading.id_field is None else _spelled(_field(row, reading.id_field))
+            name = None
+            if reading.id_field is not None:
+                name = _spelled(_field(row, reading.id_field))
             try:
                 yield Document(offset, cut(_text_of(row, reading.text_field)), name)
             except Rejected as rejected:
@@ -138,16 +133,11 @@ def _records(span: Span, reading: ReadingConfig) -> Iterator[Document | Reject |
 
 
 def _rows(span: Span, reading: ReadingConfig) -> Iterator[records.Row]:
-    columns = {
-        name.partition(".")[0]
-        for name in (reading.text_field, reading.id_field, *reading.where)
-        if name
-    }
     if span.file.kind in (".parquet", ".arrow"):
         with opened(span.file):  # says what is wrong with it in the words of all files
             pass
         read = records.parquet_rows if span.file.kind == ".parquet" else records.arrow_rows
-        yield from read(span.file, sorted(columns))
+        yield from read(span.file, _columns(reading))
         return
     with opened(span.file) as stream:
         if span.file.kind == ".json":
@@ -156,13 +146,28 @@ def _rows(span: Span, reading: ReadingConfig) -> Iterator[records.Row]:
             yield from records.json_lines(stream, _first_line(stream, span), span.end)
 
 
+def _columns(reading: ReadingConfig) -> list[str]:
+    """The columns of a table that hold the fields that are read."""
+    fields = [reading.text_field, *reading.where]
+    if reading.id_field:
+        fields.append(reading.id_field)
+    return sorted({field.partition(".")[0] for field in fields if field})
+
+
+def _passes(row: dict[str, Any], where: Mapping[str, str]) -> bool:
+    """Whether the fields named in `where` have the values asked for."""
+    return all(_spelled(_field(row, key)) == value for key, value in where.items())
+
+
 def _field(row: dict[str, Any], path: str) -> Any:
     """The value of `path`, a field or a.b for b in a; None where there is none."""
     if path in row:
         return row[path]
     value: Any = row
     for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, dict):
+            return None
+        value = value.get(part)
     return value
 
 
@@ -170,7 +175,9 @@ def _spelled(value: Any) -> str:
     """A value as YAML spells it."""
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
 
 
 def _text_of(row: dict[str, Any], field: str) -> str:

@@ -19,10 +19,10 @@ Row = tuple[int, "dict[str, Any] | Rejected"]  # offset, fields
 
 
 def json_lines(stream: BinaryIO, start: int, end: int | None) -> Iterator[Row]:
-    """Lines of JSON that begin in bytes [start, end) of `stream`, which is at `start`, the
-    beginning of a line.
+    """Lines of JSON that begin in bytes [start, end) of `stream`.
 
-    Blank lines are skipped, and a byte-order mark at the beginning of the file.
+    `stream` is at `start`, the beginning of a line. Blank lines are skipped, and a byte-order mark
+    at the beginning of the file.
     """
     offset = start
     while end is None or offset < end:
@@ -31,17 +31,24 @@ def json_lines(stream: BinaryIO, start: int, end: int | None) -> Iterator[Row]:
             return
         size = len(line)
         if size == MAX_RECORD_BYTES and not line.endswith(b"\n"):
-            line = b""
-            while rest := stream.readline(_BLOCK):
-                size += len(rest)
-                if rest.endswith(b"\n"):
-                    break
+            size += _skip_line(stream)
             yield offset, Rejected(f"record of {size} bytes; at most {MAX_RECORD_BYTES} are read")
         else:
-            text = line if offset else line.removeprefix(codecs.BOM_UTF8)
-            if text.strip():
-                yield offset, _parsed(text)
+            if offset == 0:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line.strip():
+                yield offset, _parsed(line)
         offset += size
+
+
+def _skip_line(stream: BinaryIO) -> int:
+    """Pass over the rest of a line; its bytes."""
+    size = 0
+    while block := stream.readline(_BLOCK):
+        size += len(block)
+        if block.endswith(b"\n"):
+            break
+    return size
 
 
 def json_values(stream: BinaryIO) -> Iterator[Row]:
@@ -90,15 +97,17 @@ def arrow_rows(file: InputFile, columns: list[str]) -> Iterator[Row]:
                 batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
             else:
                 batches = iter(pyarrow.ipc.open_stream(mapped))
-            yield from _rows(
-                batch.select([name for name in columns if name in batch.schema.names]).slice(
-                    first, _BATCH_ROWS
-                )
-                for batch in batches
-                for first in range(0, batch.num_rows, _BATCH_ROWS)
-            )
+            yield from _rows(_slices(batches, columns))
     except (pyarrow.ArrowException, OSError) as error:
         raise Rejected(f"damaged: {_first_line(error)}") from None
+
+
+def _slices(batches: Any, columns: list[str]) -> Iterator[Any]:
+    """The columns that there are, a few rows at a time."""
+    for batch in batches:
+        present = batch.select([name for name in columns if name in batch.schema.names])
+        for first in range(0, batch.num_rows, _BATCH_ROWS):
+            yield present.slice(first, _BATCH_ROWS)
 
 
 def _rows(batches: Any) -> Iterator[Row]:
@@ -110,18 +119,15 @@ def _rows(batches: Any) -> Iterator[Row]:
 
 
 def _fields_of(batch: Any) -> list[dict[str, Any] | Rejected]:
-    """The rows of a batch; Rejected instead of one that holds what Python cannot, such as invalid
-    UTF-8.
-    """
+    """The rows of a batch; Rejected in place of one that Python cannot hold: invalid UTF-8."""
     try:
         return list(batch.to_pylist())
     except (ValueError, OverflowError) as error:
         if batch.num_rows > 1:
-            return [
-                fields
-                for row in range(batch.num_rows)
-                for fields in _fields_of(batch.slice(row, 1))
-            ]
+            fields: list[dict[str, Any] | Rejected] = []
+            for row in range(batch.num_rows):
+                fields += _fields_of(batch.slice(row, 1))
+            return fields
         if isinstance(error, UnicodeDecodeError):
             return [Rejected(f"invalid UTF-8 at byte {error.start} of a field")]
         return [Rejected(f"a field cannot be read: {_first_line(error)}")]
@@ -137,15 +143,14 @@ def _parsed(line: bytes) -> dict[str, Any] | Rejected:
 
 
 def _fields(value: Any) -> dict[str, Any] | Rejected:
-    return (
-        value
-        if isinstance(value, dict)
-        else Rejected(f"a JSON object is expected, not {type(value).__name__}")
-    )
+    if not isinstance(value, dict):
+        return Rejected(f"a JSON object is expected, not {type(value).__name__}")
+    return value
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 class _Values:
@@ -172,8 +177,9 @@ class _Values:
         self._position += count
 
     def next(self) -> Any:
-        """The value that begins here. Rejected if there is none, or it does not end within
-        MAX_RECORD_BYTES.
+        """The value that begins here.
+
+        Rejected if there is none, or it does not end within MAX_RECORD_BYTES.
         """
         parse = json.JSONDecoder().raw_decode
         while True:

@@ -1,5 +1,6 @@
-"""Where documents come from: named sources, and the files of each in an order independent of the
-disk.
+"""Where documents come from: named sources, and the files of each.
+
+Their order is by name, whatever the order on disk.
 """
 
 from __future__ import annotations
@@ -18,18 +19,17 @@ from hpc_llm.config.schema import DataConfig, ReadingConfig
 COMPRESSIONS = (".gz", ".zst", ".xz")
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _STDLIB = ReadingConfig(suffixes=[".py"])
+_RECORDS = (".jsonl", ".json", ".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or a file, and how its documents are read; `key` names its path in the
-    configuration.
-    """
+    """A folder or a file, and how its documents are read."""
 
     name: str
     path: Path
     reading: ReadingConfig
-    key: str
+    key: str  # of the path in the configuration
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,22 @@ class InputFile:
     @property
     def compression(self) -> str | None:
         """.gz, .zst, .xz or None."""
-        return next((suffix for suffix in COMPRESSIONS if self.name.endswith(suffix)), None)
+        for suffix in COMPRESSIONS:
+            if self.name.endswith(suffix):
+                return suffix
+        return None
 
     @property
     def kind(self) -> str:
         """.jsonl, .json, .parquet, .arrow; everything else counts as .txt."""
         suffix = Path(self.name.removesuffix(self.compression or "")).suffix
-        return suffix if suffix in (".jsonl", ".json", ".parquet", ".arrow") else ".txt"
+        return suffix if suffix in _RECORDS else ".txt"
 
 
 def sources(config: DataConfig) -> list[Source]:
-    """The sources of `config`, sorted by name. InputError if data.source is missing, or has no
-    effect.
+    """The sources of `config`, sorted by name.
+
+    InputError if data.source is missing, or has no effect.
     """
     if config.name == "stdlib":
         if config.source is not None or config.sources:
@@ -71,41 +75,38 @@ def sources(config: DataConfig) -> list[Source]:
                 "data.source: missing; give a folder or a file of text with data.source=PATH"
             )
         return [Source(config.name, _absolute(config.source), config, "data.source")]
-    below = _absolute(config.source or ".")
-    return [
-        Source(
-            name,
-            _absolute(below / Path(source.path).expanduser()),
-            source,
-            f"data.sources.{name}.path",
-        )
-        for name, source in sorted(config.sources.items())
-    ]
+    base = _absolute(config.source or ".")
+    named = []
+    for name, source in sorted(config.sources.items()):
+        path = _absolute(base / Path(source.path).expanduser())
+        named.append(Source(name, path, source, f"data.sources.{name}.path"))
+    return named
 
 
 def files(source: Source) -> list[InputFile]:
-    """Every file of a source, sorted by name. InputError if there is no such source or no file in
-    it.
+    """Every file of a source, sorted by name.
+
+    InputError if there is no such source, or no file in it.
     """
     if not source.path.exists():
         raise InputError(
             f"{source.key}={source.path}: no such file or folder; give an existing one with "
             f"{source.key}=PATH"
         )
+    listed = []
     if source.path.is_file():
-        found = [_file(source, source.path, source.path.name)]
+        listed.append(_file(source, source.path, source.path.name))
     else:
-        paths = ((path, path.relative_to(source.path).as_posix()) for path in _walk(source))
-        found = sorted(
-            (_file(source, path, name) for path, name in paths), key=lambda file: file.name
-        )
-    if not found:
+        for path in _walk(source):
+            listed.append(_file(source, path, path.relative_to(source.path).as_posix()))
+        listed.sort(key=lambda file: file.name)
+    if not listed:
         raise InputError(
             f"{source.key}={source.path}: no file in it ends in {_suffixes(source)}; "
             f"{_hint(source)}"
         )
-    _check_readers(source, found)
-    return found
+    _check_readers(source, listed)
+    return listed
 
 
 def _walk(source: Source) -> Iterator[Path]:
@@ -115,28 +116,35 @@ def _walk(source: Source) -> Iterator[Path]:
             "its permissions"
         )
 
-    suffixes = tuple(
-        suffix + more for suffix in source.reading.suffixes for more in ("", *COMPRESSIONS)
-    )
+    endings: tuple[str, ...] = ()
+    for suffix in source.reading.suffixes:
+        endings += (suffix, *(suffix + compression for compression in COMPRESSIONS))
     for folder, folders, names in _folders(source.path, refuse):
         if source.reading is _STDLIB:
             folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
         if "dataset_dict.json" in names:
-            raise InputError(
-                f"{source.key}={folder}: a saved DatasetDict of {', '.join(sorted(folders))}; "
-                "give one of them, for example "
-                f"{source.key}={folder}/{sorted(folders)[-1] if folders else 'train'}"
-            )
+            raise _several_datasets(source, folder, sorted(folders))
         if "state.json" in names and any(name.endswith(".arrow") for name in names):
             names = _of_saved_dataset(Path(folder))
-        yield from (Path(folder, name) for name in names if name.endswith(suffixes))
+        for name in names:
+            if name.endswith(endings):
+                yield Path(folder, name)
+
+
+def _several_datasets(source: Source, folder: str, names: list[str]) -> InputError:
+    example = names[-1] if names else "train"
+    return InputError(
+        f"{source.key}={folder}: a saved DatasetDict of {', '.join(names)}; "
+        f"give one of them, for example {source.key}={folder}/{example}"
+    )
 
 
 def _folders(
     top: Path, refuse: Callable[[OSError], None]
 ) -> Iterator[tuple[str, list[str], list[str]]]:
-    """os.walk through links too: a folder is read once, under its own name if it has one below
-    `top`.
+    """os.walk that follows links too, and reads every folder once.
+
+    A folder that has a name of its own below `top` is read under that name.
     """
     seen = set[tuple[int, int]]()
     tops = [str(top)]
@@ -150,7 +158,9 @@ def _folders(
             seen.add(key)
             folders.sort()
             yield folder, folders, names
-            tops += (f"{folder}/{name}" for name in folders if Path(folder, name).is_symlink())
+            for name in folders:
+                if Path(folder, name).is_symlink():
+                    tops.append(f"{folder}/{name}")
 
 
 def _of_saved_dataset(folder: Path) -> list[str]:
@@ -164,8 +174,8 @@ def _of_saved_dataset(folder: Path) -> list[str]:
         ) from None
 
 
-def _check_readers(source: Source, found: list[InputFile]) -> None:
-    for file in found:
+def _check_readers(source: Source, listed: list[InputFile]) -> None:
+    for file in listed:
         if file.kind in (".parquet", ".arrow") and importlib.util.find_spec("pyarrow") is None:
             raise InputError(
                 f"{source.key}: {file.name} needs pyarrow; type: pip install 'hpc_llm[parquet]'"

@@ -1,10 +1,10 @@
 """Text ↔ token ids: a SentencePiece model, or a Hugging Face tokenizer.json.
 
 With a model trained here, any UTF-8 text survives encode and decode byte for byte. Long texts are
-encoded in short stretches, since SentencePiece's time grows faster than the text (4 kB at a time
+encoded in short parts, since SentencePiece's time grows faster than the text (4 kB at a time
 5.7 MB/s, whole documents 4.9, 256 kB 3.4; benchmarks/data.md). They are cut where tokenizers split
-anyway, if there is such a place, otherwise perhaps within a token; but the ids are those of the
-whole text where the tokenizer treats a text's beginning in its own way.
+anyway, or, without such a place, perhaps within a token. Where the tokenizer treats a text's
+beginning in its own way, the ids are those of the whole text (long_texts.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hpc_llm.config.checks import padded_vocab
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import DataConfig
 from hpc_llm.text.documents import cut
-from hpc_llm.text.long_texts import STRETCH_CHARS, depends_on_place, encode_in_parts
+from hpc_llm.text.long_texts import PART_CHARS, depends_on_place, encode_in_parts
 
 _TRIED = 64  # pieces of a vocabulary
 _SPACE = "\u2581"  # SentencePiece's spelling of a space; in text it is spelled in bytes
@@ -73,6 +73,11 @@ def load(config: DataConfig) -> bytes:
             f"data.tokenizer={path}: is neither a SentencePiece model nor a tokenizer.json; null "
             "trains one"
         ) from None
+    _check(tokenizer, config, path)
+    return content
+
+
+def _check(tokenizer: Tokenizer, config: DataConfig, path: Path) -> None:
     if tokenizer.eos_id < 0:
         raise InputError(
             f"data.eos_token={config.eos_token or 'null'}: {path} has no such end-of-text piece; "
@@ -84,16 +89,14 @@ def load(config: DataConfig) -> bytes:
             f"data.vocab_size={config.vocab_size}: {path} has {pieces} pieces; "
             f"use model.vocab_size={padded_vocab(pieces)} (padded to a multiple of 128)"
         )
-    return content
 
 
 class _SentencePiece:
     def __init__(self, model: bytes, eos_token: str | None) -> None:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            self._processor.LoadFromSerializedProto(
-                model
-            )  # unlike the constructor, it refuses an empty model
+            # Unlike the constructor, this refuses an empty model.
+            self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
             raise ValueError(str(error)) from None
         self.vocab_size: int = self._processor.vocab_size()
@@ -107,7 +110,7 @@ class _SentencePiece:
     def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
         if self._placed:
             return encode_in_parts(self._processor.encode, pieces)
-        return (self._encode(stretch) for piece in pieces for stretch in cut(piece, STRETCH_CHARS))
+        return (self._encode(part) for part in _parts(pieces))
 
     def decode(self, ids: list[int]) -> str:
         return str(self._processor.decode(ids))
@@ -140,9 +143,7 @@ class _HuggingFace:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
-        candidates = _USUAL_EOS if eos_token is None else (eos_token,)
-        ids = (self._tokenizer.token_to_id(token) for token in candidates)
-        self.eos_id: int = next((number for number in ids if number is not None), -1)
+        self.eos_id = self._first_id(_USUAL_EOS if eos_token is None else (eos_token,))
         self.library = f"tokenizers {version('tokenizers')}"
         self._placed = depends_on_place(
             self._encode, _words(self._tokenizer.id_to_token, self.vocab_size)
@@ -151,7 +152,7 @@ class _HuggingFace:
     def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
         if self._placed:
             return encode_in_parts(self._encode, pieces)
-        return (self._encode(stretch) for piece in pieces for stretch in cut(piece, STRETCH_CHARS))
+        return (self._encode(part) for part in _parts(pieces))
 
     def decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids))
@@ -159,10 +160,25 @@ class _HuggingFace:
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def _first_id(self, tokens: Iterable[str]) -> int:
+        """The id of the first of `tokens` that there is; −1 if there is none."""
+        for token in tokens:
+            number: int | None = self._tokenizer.token_to_id(token)
+            if number is not None:
+                return number
+        return -1
+
+
+def _parts(pieces: Iterable[str]) -> Iterator[str]:
+    for piece in pieces:
+        yield from cut(piece, PART_CHARS)
+
 
 def _words(piece_of: Callable[[int], str | None], vocab_size: int) -> list[str]:
     """Some of a vocabulary's pieces that are words."""
-    pieces = (
-        piece_of(number) or "" for number in range(0, vocab_size, max(1, vocab_size // _TRIED))
-    )
-    return [word for word in (piece.strip(_SPACE) for piece in pieces) if word.isalpha()]
+    words = []
+    for number in range(0, vocab_size, max(1, vocab_size // _TRIED)):
+        word = (piece_of(number) or "").strip(_SPACE)
+        if word.isalpha():
+            words.append(word)
+    return words

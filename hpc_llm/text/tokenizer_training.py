@@ -18,11 +18,10 @@ _NUM_THREADS = 2  # fixed: it is written into the model file
 def train(
     texts: list[str], vocab_size: int, say: Callable[[str], None] = lambda line: None
 ) -> bytes:
-    """A SentencePiece model of `vocab_size` pieces, or of as many as the texts yield, which `say`
-    then reports.
+    """A SentencePiece model of `vocab_size` pieces; the same texts give the same bytes.
 
-    The same texts give the same bytes. InputError if so few pieces cannot hold the characters of
-    the texts.
+    Texts that yield fewer pieces give a smaller model, which `say` reports. InputError if so few
+    pieces cannot hold the characters of the texts.
     """
     try:
         return _train(texts, vocab_size)
@@ -67,7 +66,7 @@ def _train(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Texts in stretches short enough for SentencePiece, cut between lines where that is possible.
+    """Texts in parts short enough for SentencePiece, cut between lines where that is possible.
 
     Not one line each: what follows a line's end, especially indentation, should be learned too.
     """
@@ -89,7 +88,8 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 def _short_lines(text: str) -> Iterator[str]:
     most = _MAX_SENTENCE_BYTES // 4  # characters; UTF-8 takes at most 4 bytes for one
     for line in text.splitlines(keepends=True):
-        yield from (line[start : start + most] for start in range(0, len(line), most))
+        for start in range(0, len(line), most):
+            yield line[start : start + most]
 
 
 def _explained(error: RuntimeError, vocab_size: int) -> InputError:

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from hpc_llm.text import long_texts
 from hpc_llm.text.documents import Rejected, cut
-from hpc_llm.text.long_texts import depends_on_place, encode_in_parts
+from hpc_llm.text.long_texts import PART_CHARS, depends_on_place, encode_in_parts
 from hpc_llm.text.tokenizer import open_tokenizer
 
 HANZI = [chr(0x4E00 + 7 * number) for number in range(200)]
@@ -192,10 +191,7 @@ def test_wherever_a_text_is_cut_its_ids_are_those_of_the_whole(
     encode = whole(placed)
     places = [0, *sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=3))), len(text)]
     pieces = [text[start:end] for start, end in itertools.pairwise(places)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(long_texts, "STRETCH_CHARS", size)
-        patch.setattr(long_texts, "_CONTEXT_CHARS", 32)
-        assert joined(encode_in_parts(encode, pieces)) == encode(text)
+    assert joined(encode_in_parts(encode, pieces, size, context_chars=32)) == encode(text)
 
 
 @pytest.mark.parametrize("name", ["llama2", "dummy prefix"])
@@ -206,18 +202,14 @@ def test_no_space_comes_into_a_long_text(name: str, texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", FREE)
-def test_a_tokenizer_to_which_a_place_is_nothing_encodes_every_stretch_alone(
+def test_a_tokenizer_to_which_a_place_is_nothing_encodes_every_part_alone(
     name: str, texts: list[str]
 ) -> None:
     content = FREE[name](texts)
     opened = open_tokenizer(content)
     encode = whole(content)
     for text in texts_that_are_long(texts).values():
-        alone = (
-            encode(stretch)
-            for piece in cut(text)
-            for stretch in cut(piece, long_texts.STRETCH_CHARS)
-        )
+        alone = (encode(part) for piece in cut(text) for part in cut(piece, PART_CHARS))
         assert joined(opened.encode(cut(text))) == joined(alone)
 
 
@@ -241,15 +233,15 @@ def test_a_tokenizer_that_refuses_unknown_characters_is_tried_with_its_own_words
     assert joined(opened.encode(cut(text))) == made.encode(text).ids
 
 
-def test_a_text_that_can_be_cut_nowhere_is_encoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(long_texts, "STRETCH_CHARS", 64)
+def test_a_text_that_can_be_cut_nowhere_is_encoded_whole() -> None:
     longest = []
 
     def encode(text: str) -> list[int]:
         longest.append(len(text))
         return [len(text)] * len(text)
 
-    assert joined(encode_in_parts(encode, ["ab " * 1000] * 3)) == [9000] * 9000
+    parts = encode_in_parts(encode, ["ab " * 1000] * 3, part_chars=64)
+    assert joined(parts) == [9000] * 9000
     assert max(longest) == 9000
     assert len(longest) < 200, "its length is doubled until the text ends"
 

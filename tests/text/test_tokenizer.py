@@ -164,7 +164,7 @@ def test_a_long_text_has_the_same_ids_in_pieces(
     opened = open_tokenizer(request.getfixturevalue(kind))
     text = "".join(texts)[:200_000]
     short = ids(opened, *cut(text, 1000))
-    monkeypatch.setattr(tokenizer, "STRETCH_CHARS", len(text))
+    monkeypatch.setattr(tokenizer, "PART_CHARS", len(text))
     assert short == ids(opened, text)
 
 
