@@ -1,4 +1,4 @@
-"""What ended an attempt. The one table of `train`'s exit codes."""
+"""What ended an attempt: the exit codes of its ranks become one word of the ledger."""
 
 from __future__ import annotations
 
@@ -6,20 +6,7 @@ import enum
 import signal
 from collections.abc import Mapping
 
-
-class ExitCode(enum.IntEnum):
-    """What a rank leaves with. Values from 80 up are ours: shells and Slurm use none of them."""
-
-    COMPLETED = 0
-    CRASHED = 1
-    CONFIG_ERROR = 2
-    STOPPED = 80  # asked to (Ctrl-C, SIGTERM, time limit); saved
-    FENCED = 81  # a newer attempt exists
-    CHECKPOINT_UNREADABLE = 82  # the ledger knows of checkpoints and none is valid
-    STORAGE_FULL = 83  # no room for the last save
-    DIVERGED = 84  # loss or gradient is not finite
-    OUT_OF_MEMORY = 85  # of the host
-    GPU_OUT_OF_MEMORY = 86
+from hpc_llm.runs.orders import ExitCode
 
 
 class Cause(str, enum.Enum):

@@ -16,9 +16,9 @@ from types import FrameType
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.preparation import progress
-from hpc_llm.recovery.causes import ExitCode
-from hpc_llm.runs import attempts, freeze, ledger
+from hpc_llm.runs import attempts, freeze, ledger, orders
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.orders import ExitCode
 from hpc_llm.storage import operators
 from hpc_llm.storage.files import restrict_access
 from hpc_llm.storage.locks import is_held
@@ -130,7 +130,7 @@ def build(config: RunConfig) -> None:
 def supervise(layout: RunLayout) -> subprocess.Popen[bytes]:
     """The run's supervisor, which ends with this process."""
     command = [sys.executable, "-m", "hpc_llm.supervise", str(layout.path)]
-    environment = {**os.environ, "HPC_LLM_PARENT": str(os.getpid())}
+    environment = {**os.environ, orders.PARENT: str(os.getpid())}
     return subprocess.Popen(command, cwd=layout.code, env=environment, start_new_session=True)
 
 

@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from hpc_llm.recovery.causes import ExitCode
 from hpc_llm.runs.attempts import Fence
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Ledger
+from hpc_llm.runs.orders import ExitCode
 from hpc_llm.slurm import client
 from hpc_llm.storage.patience import patiently
 from hpc_llm.supervise import successor
@@ -194,7 +194,6 @@ class SlurmPlace:
         place = {
             "MASTER_ADDR": address,
             "MASTER_PORT": str(pick_port(f"{log}/{self.job}")),
-            "HPC_LLM_HOLD": "1",
         }
         if address.startswith("127."):
             place["GLOO_SOCKET_IFNAME"] = place["NCCL_SOCKET_IFNAME"] = "lo"

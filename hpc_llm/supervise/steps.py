@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from hpc_llm.recovery.causes import ExitCode, origin
+from hpc_llm.recovery.causes import origin
 from hpc_llm.runs.attempts import Fenced
+from hpc_llm.runs.orders import ExitCode
 from hpc_llm.slurm import srun
 
 AFTER_FAILURE_S = 5.0  # for the other ranks to print their own errors before they are killed

@@ -20,10 +20,10 @@ from hpc_llm.recovery.look import RunRecord, Seen, SlurmAnswers, SlurmQueue
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout
+from hpc_llm.runs.orders import AFTER
 from hpc_llm.slurm import client
 from hpc_llm.slurm.script import SUCCESSOR_LEAVES
 
-AFTER = "HPC_LLM_AFTER"  # in a successor's environment: the job that it waited for
 FAILURES = (OSError, ValueError, KeyError, client.SlurmError)  # of the disk, its contents, or Slurm
 
 

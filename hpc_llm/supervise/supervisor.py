@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.planning.experience import Limit, Speed
 from hpc_llm.recovery import look
-from hpc_llm.recovery.causes import Cause, ExitCode
+from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.history import attempts_since_submission, since_submission
 from hpc_llm.recovery.policy import (
     Action,
@@ -33,9 +33,10 @@ from hpc_llm.recovery.policy import (
     exhausted,
     seconds_left,
 )
-from hpc_llm.runs import attempts, freeze, ledger, wake
+from hpc_llm.runs import attempts, freeze, ledger, orders, wake
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
 from hpc_llm.runs.layout import RootLayout, RunLayout
+from hpc_llm.runs.orders import ExitCode
 from hpc_llm.storage.files import append_line, restrict_access
 from hpc_llm.storage.locks import held_by_us
 from hpc_llm.storage.parent import die_with_parent
@@ -293,15 +294,17 @@ class Supervisor:
         ranks_here = world_size // max(1, len(self.place.hosts))
         cores = len(os.sched_getaffinity(0)) // ranks_here
         command = [cluster.python or sys.executable, "-m", "hpc_llm.train", str(self.layout.path)]
-        environment = {**cluster.exports, "HPC_LLM_ATTEMPT": str(number)}
-        environment["HPC_LLM_RENDEZVOUS"] = f"{self.layout.path}/{number}"
-        environment["HPC_LLM_MICRO_BATCH"] = str(self._micro_batch(number))
-        if self.place.parental:
-            environment["HPC_LLM_SUPERVISOR"] = str(os.getpid())
+        told = orders.RankOrders(
+            attempt=number,
+            micro_batch=self._micro_batch(number),
+            rendezvous=f"{self.layout.path}/{number}",
+            supervisor=os.getpid() if self.place.parental else None,
+            hold=not self.place.parental,
+        )
         return StepSpec(
             command=[*cluster.wrapper, *command],
             directory=self.layout.code,
-            environment=environment,
+            environment={**cluster.exports, **told.export()},
             world_size=world_size,
             threads_per_rank=cluster.threads_per_rank or cluster.cpus_per_gpu or max(1, cores),
             log=lambda rank: self.layout.rank_log(number, rank),
@@ -316,8 +319,8 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in STOP_SIGNALS:
             signal.signal(number, lambda got, _: self.signals.append(got))
-        if "HPC_LLM_PARENT" in os.environ:  # after the handlers: the parent may be dead already
-            die_with_parent(int(os.environ["HPC_LLM_PARENT"]), signal.SIGTERM)
+        if orders.PARENT in os.environ:  # after the handlers: the parent may be dead already
+            die_with_parent(int(os.environ[orders.PARENT]), signal.SIGTERM)
         yield
 
 

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from hpc_llm.config.errors import InputError
+from hpc_llm.runs import orders
 from hpc_llm.slurm.environment import RankEnvironment
 
-_ATTEMPT = "HPC_LLM_RENDEZVOUS"  # set by the supervisor: a name of this attempt
 _WATCHED = timedelta(days=7)  # longer than any silence that a supervisor lets pass
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4  # mallopt(3)
@@ -84,25 +84,23 @@ def process_group(
     # 600 s, as it still does in the group that DeepSpeed makes for gradients and weights. How long
     # a silence is a hang depends on what they do and usually take for it, which their supervisor
     # knows.
-    timeout = _WATCHED if _ATTEMPT in os.environ else timedelta(seconds=patience_s)
+    name = orders.read(os.environ).rendezvous
+    timeout = timedelta(seconds=patience_s) if name is None else _WATCHED
+    store = None if name is None else _store(place, name)
     dist.init_process_group(
-        backend, rank=place.rank, world_size=place.world_size, store=_store(place), timeout=timeout
+        backend, rank=place.rank, world_size=place.world_size, store=store, timeout=timeout
     )
     yield
     dist.destroy_process_group()
 
 
-def _store(place: RankEnvironment) -> dist.Store | None:
-    """Rendezvous of the ranks of one attempt, under a name that only they know; None: as torch does
-    it.
+def _store(place: RankEnvironment, name: str) -> dist.Store:
+    """Rendezvous of the ranks of one attempt, under a name that only they know.
 
     Otherwise two runs that chose the same port at the same moment would mix: rank 1 of one joined
     rank 0 of the other, and together they found no valid checkpoint (seen with two clusters on one
     machine).
     """
-    name = os.environ.get(_ATTEMPT)
-    if name is None:
-        return None
     server = dist.TCPStore(
         place.master_addr,
         place.master_port,

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc_llm.recovery.causes import Cause, ExitCode, classify, origin
+from hpc_llm.recovery.causes import Cause, classify, origin
+from hpc_llm.runs.orders import ExitCode
 
 STOPPED = int(ExitCode.STOPPED)
 

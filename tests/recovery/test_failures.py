@@ -8,7 +8,8 @@ import pytest
 
 from hpc_llm import train
 from hpc_llm.recovery import failures
-from hpc_llm.recovery.causes import Cause, ExitCode
+from hpc_llm.recovery.causes import Cause
+from hpc_llm.runs.orders import ExitCode
 
 FOLLOWER = """\
 2026-11-23 16:00:02,500 rank 0 INFO starting at step 0 of 8
@@ -107,17 +108,17 @@ def test_whoever_asked_for_the_gpus_memory_its_lack_is_one_cause(kind: str) -> N
     name = kind.partition(" ")[0]
     words = OUT_OF_GPU_MEMORY[kind]
     assert failures.refine(Cause.CRASH, crash(f"torch.{name}: {words}")) is Cause.GPU_OUT_OF_MEMORY
-    assert train._crash_code(type(name, (RuntimeError,), {})(words)) is ExitCode.GPU_OUT_OF_MEMORY
+    assert train.exit_code(type(name, (RuntimeError,), {})(words)) is ExitCode.GPU_OUT_OF_MEMORY
 
 
 def test_the_hosts_memory_and_a_bug_are_no_lack_of_the_gpus() -> None:
-    assert train._crash_code(MemoryError()) is ExitCode.OUT_OF_MEMORY
+    assert train.exit_code(MemoryError()) is ExitCode.OUT_OF_MEMORY
     assert (
-        train._crash_code(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+        train.exit_code(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
         is ExitCode.OUT_OF_MEMORY
     )
     assert (
-        train._crash_code(RuntimeError("CUDA error: an illegal memory access was encountered"))
+        train.exit_code(RuntimeError("CUDA error: an illegal memory access was encountered"))
         is ExitCode.CRASHED
     )
 

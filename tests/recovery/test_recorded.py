@@ -14,8 +14,9 @@ import pytest
 
 from hpc_llm.checkpoint import manifest
 from hpc_llm.recovery import failures
-from hpc_llm.recovery.causes import Cause, ExitCode
+from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.orders import ExitCode
 from hpc_llm.supervise.ending import judge
 from hpc_llm.supervise.steps import StepEnd, srun_end
 

@@ -25,10 +25,11 @@ import pytest
 
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.recovery import look
-from hpc_llm.recovery.causes import Cause, ExitCode
+from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs import attempts, freeze, ledger
 from hpc_llm.runs.attempts import Fence
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.orders import ExitCode
 from hpc_llm.status import logs
 from hpc_llm.supervise import steps, supervisor
 from hpc_llm.supervise.place import LocalPlace, SlurmPlace

@@ -36,6 +36,6 @@ def test_a_signal_between_the_look_and_the_wait_is_not_lost(
         return int(train.main([str(tmp_path)]))
 
     monkeypatch.setattr(StopFlag, "hold", property(look))
-    monkeypatch.setattr(train, "_train", told)
+    monkeypatch.setattr(train, "train_rank", told)
     monkeypatch.setitem(os.environ, "HPC_LLM_HOLD", "1")
     assert in_child(story) == (0, train.ExitCode.STOPPED)
