@@ -30,6 +30,7 @@ from hpc_llm.runs import attempts, freeze, ledger, orders
 from hpc_llm.runs.heartbeat import Heart, Phase
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.orders import ExitCode, RankOrders
+from hpc_llm.runs.story import read_story
 from hpc_llm.slurm import environment
 from hpc_llm.slurm.environment import RankEnvironment
 from hpc_llm.storage.files import restrict_access
@@ -276,7 +277,7 @@ def _heart(
 def _interval_s(layout: RunLayout, plan: RunPlan) -> float:
     """Daly's interval, from what saves took and how often the run was interrupted up to now."""
     return accounting.checkpoint_interval_s(
-        ledger.read(layout.ledger),
+        read_story(layout.ledger),
         num_nodes=plan.nodes,
         checkpoint_bytes=plan.checkpoint_bytes,
         now=time.time(),
@@ -285,21 +286,14 @@ def _interval_s(layout: RunLayout, plan: RunPlan) -> float:
 
 def _known_steps(layout: RunLayout) -> int:
     """The newest step that the ledger knows to have been saved; 0 for none."""
-    events = ledger.read(layout.ledger)
-    return max(
-        (event.facts["step"] for event in events if event.event == "checkpointed"), default=0
-    )
+    return read_story(layout.ledger).newest_saved_step
 
 
 def _skipped(layout: RunLayout, config: RunConfig, place: RankEnvironment) -> list[int]:
     """On rank 0 the steps of the data's order to leave out: earlier attempts diverged in them."""
     if place.rank != 0 or config.recovery.on_divergence != "skip":
         return []
-    return [
-        event.facts["data_step"]
-        for event in ledger.read(layout.ledger)
-        if event.event == "diverged"
-    ]
+    return list(read_story(layout.ledger).diverged_data_steps)
 
 
 def _recorder(layout: RunLayout, number: int, rank: int) -> Callable[..., None]:

@@ -18,9 +18,9 @@ from typing import Any
 
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.exclusion import NodeExclusions, exclusion
-from hpc_llm.recovery.look import RunRecord, Seen, SlurmQueue, addresses, ledger_for
+from hpc_llm.recovery.look import RunRecord, Seen, SlurmQueue, ledger_for
 from hpc_llm.recovery.policy import AGAIN, Action
-from hpc_llm.runs import ledger
+from hpc_llm.runs import event_names, ledger
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.slurm import client, own_jobs
 
@@ -43,7 +43,7 @@ def carry_out(root: Path, seen: Sequence[Seen], queue: SlurmQueue) -> tuple[list
             _Performance(run, book, blame, queue)()
         except client.SlurmRefused as error:
             book.write(
-                "refused",
+                event_names.REFUSED,
                 action=run.decision.action.value,
                 why=str(error),
                 job=run.record.facts.address,
@@ -80,7 +80,7 @@ def sent_already(record: RunRecord, queue: SlurmQueue, task: str) -> str | None:
         folder_of=own_jobs.resolved if task else own_jobs.run_of_code,
         name=name[1],
         tasks={task},
-        known=addresses(record),
+        known=set(record.story.jobs),
     )
     return jobs[0].address if jobs else None
 
@@ -161,7 +161,7 @@ class _Performance:
         ):
             return
         self.book.write(
-            "ended",
+            event_names.ENDED,
             attempt=self.facts.attempt,
             cause=str(cause),
             checkpoint_step=history[-1].checkpoint_step,
@@ -174,7 +174,7 @@ class _Performance:
     def _hours(self, at_least: float) -> float:
         """GPU-hours of the newest attempt, from its start to the end of the job's life."""
         life = self.run.job.last_life
-        started = max(event.time for event in self.record.events if event.event == "started")
+        started = max(attempt.time for attempt in self.record.story.attempts)
         if life is None or life.end_time is None or life.end_time < started:
             return at_least
         return max(
@@ -198,7 +198,7 @@ class _Performance:
         if found is None:
             if self.facts.sent_at is not None and time.time() - self.facts.sent_at < UNANSWERED_S:
                 raise client.SlurmUnavailable("a submission a moment ago may still come to light")
-            self.book.write("resubmitting", after=address)
+            self.book.write(event_names.RESUBMITTING, after=address)
             options = [f"--array={task}"] if task else []
             if (out := exclusion(self.record, self.blame)) is not None:
                 out.write_down(self.book)

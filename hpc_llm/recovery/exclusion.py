@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,10 @@ from pathlib import Path
 
 from hpc_llm.recovery import failures, node_evidence
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.history import READMITTED
-from hpc_llm.recovery.look import _WRITER, RunRecord, ledger_for
-from hpc_llm.runs import ledger
+from hpc_llm.recovery.look import RunRecord, ledger_for
+from hpc_llm.runs import event_names, ledger
 from hpc_llm.runs.layout import RootLayout
+from hpc_llm.runs.story import WATCHDOG
 from hpc_llm.slurm import client, nodes
 from hpc_llm.slurm.nodes import Node
 
@@ -128,12 +129,8 @@ class NodeExclusions:
 
     def _log(self, record: RunRecord, attempt: int) -> str:
         """The last words of the rank that failed first."""
-        ended = [
-            e.facts
-            for e in record.events
-            if e.event == "ended" and e.facts.get("attempt") == attempt
-        ]
-        rank = ended[-1].get("first_failed") if ended else None
+        ends = [end for end in record.story.ends if end.attempt == attempt]
+        rank = ends[-1].first_failed if ends else None
         if rank is None:
             return ""
         return "".join(failures.tails([record.layout.rank_log(attempt, rank)]))
@@ -163,7 +160,7 @@ class Exclusion:
         """
         if self.new:
             book.write(
-                "excluded",
+                event_names.EXCLUDED,
                 nodes=self.new,
                 **job,
                 why="evidence of this root's runs; see status --nodes",
@@ -174,7 +171,7 @@ class Exclusion:
                 if self.too_few
                 else "there is no evidence against them any more"
             )
-            book.write(READMITTED, nodes=self.back, why=why)
+            book.write(event_names.READMITTED, nodes=self.back, why=why)
 
 
 def leave_out_of_waiting(
@@ -233,14 +230,14 @@ def _excluded_so_far(record: RunRecord) -> set[str]:
     """Nodes excluded from the run's job, by watchdogs and by the job before it, since its user
     submitted it.
     """
-    found: set[str] = set()
-    for said in record.events:
-        if said.event == "submitted":
-            found.clear()
-        elif said.event == "excluded" and (
-            said.writer.startswith(_WRITER) or said.facts.get("job", "") == record.facts.address
-        ):
-            found |= set(said.facts["nodes"])
-        elif said.event == READMITTED:
-            found -= set(said.facts["nodes"])
-    return found
+    submitted = record.story.last_sending(event_names.SUBMITTED)
+    since = submitted.time if submitted else -math.inf
+    excluded: set[str] = set()
+    for change in record.story.node_changes:
+        if change.time < since:
+            continue
+        if not change.excluded:
+            excluded -= set(change.nodes)
+        elif change.writer.startswith(WATCHDOG) or change.job == record.facts.address:
+            excluded |= set(change.nodes)
+    return excluded

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,16 +15,15 @@ from hpc_llm.recovery import outside
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.outside import JobFacts, RunFacts
-from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets, Decision, Ended
-from hpc_llm.runs import below, frozen_sections, ledger
+from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets, Decision
+from hpc_llm.runs import below, event_names, frozen_sections, ledger
 from hpc_llm.runs.frozen_sections import FrozenSections
 from hpc_llm.runs.layout import RunLayout
-from hpc_llm.runs.ledger import Event, _SharedLedger
+from hpc_llm.runs.ledger import SharedLedger
+from hpc_llm.runs.story import SUBMISSIONS, WATCHDOG, End, Story, read_story
 from hpc_llm.slurm import client, site
 from hpc_llm.slurm.records import JobLife, QueuedJob
 
-SUBMISSIONS = ("submitted", "resubmitted")
-WAITING = "waiting"  # frozen, and Slurm has no room for its job yet
 _LIFE_S = 14 * 86400.0  # how far back sacct is asked at most
 _MOST_IDS = 5000  # on a command line; for more, sacct is asked for all of this user's jobs
 # What a supervisor that was asked in vain leaves with: RequeueExit may name any of them.
@@ -37,112 +36,85 @@ class RunRecord:
 
     layout: RunLayout
     config: FrozenSections
-    events: list[Event]
+    story: Story
     facts: RunFacts
 
 
 def read_record(layout: RunLayout) -> RunRecord:
     """OSError, ValueError or KeyError where it is no run, or a damaged one."""
     config = frozen_sections.read(layout)
-    events = ledger.read(layout.ledger)
+    story = read_story(layout.ledger)
+    return RunRecord(layout, config, story, _run_facts(layout, config, story))
+
+
+def _run_facts(layout: RunLayout, config: FrozenSections, story: Story) -> RunFacts:
     cluster = config.cluster
-    history = attempts_since_submission(
-        events, newest_step(layout.checkpoints), cluster.world_size, cluster.held_gpus
-    )
-    return RunRecord(layout, config, events, _run_facts(layout, config, history, events))
-
-
-def _run_facts(
-    layout: RunLayout, config: FrozenSections, history: Sequence[Ended], events: Sequence[Event]
-) -> RunFacts:
-    last = next(
-        (event for event in reversed(events) if event.event in (*SUBMISSIONS, WAITING)), None
-    )
+    last = story.last_sending(*SUBMISSIONS, event_names.WAITING)
     since = last.time if last else 0.0
-    # An attempt says itself which job it is in: also where the note of that job's submission was
-    # lost.
-    newest_job = [
-        event
-        for event in events
-        if event.event in (*SUBMISSIONS, "started") and event.facts.get("job")
-    ]
-    if (
-        last is not None and last.event == WAITING
-    ):  # the job that it had before is none of its business any more
-        newest_job = [event for event in newest_job if event.time > since]
-    newest = max(
-        (event.facts["attempt"] for event in events if event.event == "started"), default=0
-    )
-    final = [event for event in events if event.time >= since and _is_final(event, newest)]
-    successor = next((event for event in reversed(events) if event.event == "successor"), None)
-    sent = next((event for event in reversed(events) if event.event == "resubmitting"), None)
+    waiting = last is not None and last.name == event_names.WAITING
+    heartbeat = layout.heartbeat
+    successor = story.last(event_names.SUCCESSOR)
+    resubmitting = story.last(event_names.RESUBMITTING)
     return RunFacts(
-        address=str(newest_job[-1].facts["job"]) if newest_job else None,
+        # While it waits for room, the job that it had before is none of its business any more.
+        address=story.newest_job(after=since) if waiting else story.newest_job(),
         submitted_at=since,
-        completed=ledger.is_complete(events),
-        final=_final_word(final),
-        history=history,
+        completed=story.completed,
+        final=_final_word(story, since),
+        history=attempts_since_submission(
+            story, newest_step(layout.checkpoints), cluster.world_size, cluster.held_gpus
+        ),
         budgets=Budgets.of(config.run, config.recovery),
-        heartbeat_at=layout.heartbeat.stat().st_mtime if layout.heartbeat.exists() else None,
-        attempt=newest,
-        began=_began(events, newest),
-        started_at=max((event.time for event in events if event.event == "started"), default=None),
-        charged_life=next(
-            (event.facts["life"] for event in reversed(events) if event.facts.get("life")), None
-        ),
+        heartbeat_at=heartbeat.stat().st_mtime if heartbeat.exists() else None,
+        attempt=story.newest_attempt,
+        began=_began(story),
+        started_at=max((attempt.time for attempt in story.attempts), default=None),
+        charged_life=story.charged_life,
         successor=str(successor.facts["job"]) if successor and successor.time >= since else None,
-        sent_at=sent.time if sent and sent.time > since else None,
+        sent_at=resubmitting.time if resubmitting and resubmitting.time > since else None,
     )
 
 
-def _began(events: Sequence[Event], newest_attempt: int) -> bool:
-    """Whether an attempt began since the run was last sent on its way; by number where that is
-    told: clocks differ.
+def _began(story: Story) -> bool:
+    """Whether an attempt began since the run was last sent on its way.
+
+    By the attempts' numbers where they are told: clocks differ.
     """
-    sent = next(
-        (
-            event
-            for event in reversed(events)
-            if event.event in (*SUBMISSIONS, "released", "requeued")
-        ),
-        None,
-    )
+    sent = story.last_sending(*SUBMISSIONS, event_names.RELEASED, event_names.REQUEUED)
     if sent is None:
-        return newest_attempt > 0
-    before = sent.facts.get("after_attempt", sent.facts.get("attempt"))
+        return story.newest_attempt > 0
+    before = sent.attempt if sent.after_attempt is None else sent.after_attempt
     if before is not None:
-        return newest_attempt > int(before)
-    begun = [event for event in events if event.event == "started"]
-    return any(
-        event.time >= sent.time or event.facts.get("job") == sent.facts.get("job", "")
-        for event in begun
-    )
+        return story.newest_attempt > int(before)
+    for attempt in story.attempts:
+        if attempt.time >= sent.time or (sent.job is not None and attempt.job == sent.job):
+            return True
+    return False
 
 
-def _final_word(final: Sequence[Event]) -> str | None:
+def _final_word(story: Story, since: float) -> str | None:
     """Why it stopped; a run that halving stopped is cancelled because of that."""
-    words = [str(event.facts.get("cause", event.event)) for event in final]
-    return outside.HALVED if outside.HALVED in words else words[-1] if words else None
+    words = []
+    for end in story.ends:
+        if end.time >= since and _is_final(end, story.newest_attempt):
+            words.append(str(end.cause or end.name))
+    if event_names.HALVED in words:
+        return event_names.HALVED
+    return words[-1] if words else None
 
 
-def _is_final(event: Event, newest_attempt: int) -> bool:
-    """Whether the run ended with it. What an attempt says that another one has followed ends
-    nothing.
+def _is_final(end: End, newest_attempt: int) -> bool:
+    """Whether the run ended with it.
+
+    What an attempt says that another one has followed ends nothing.
     """
-    if event.event in ("cancelled", "given-up", outside.HALVED):
+    if end.name != event_names.ENDED:
         return True
-    if event.event != "ended" or event.facts.get("attempt", newest_attempt) < newest_attempt:
+    if end.attempt is not None and end.attempt < newest_attempt:
         return False
-    if event.facts.get("restart") or event.facts.get("action") in [
-        action.value for action in AGAIN
-    ]:
+    if end.restart or end.action in [action.value for action in AGAIN]:
         return False
-    return event.facts.get("cause") not in (*ELSEWHERE, Cause.FENCED)
-
-
-def addresses(record: RunRecord) -> set[str]:
-    """Every job that the ledger names as the run's."""
-    return {str(event.facts["job"]) for event in record.events if event.facts.get("job")}
+    return end.cause not in (*ELSEWHERE, Cause.FENCED)
 
 
 class SlurmQueue:
@@ -225,9 +197,6 @@ def site_requeues() -> bool:
         return False
 
 
-_WRITER = "watchdog-"  # prefix of the ledgers that a watchdog writes
-
-
 @dataclass(frozen=True)
 class Seen:
     """A run and what is to be done about it."""
@@ -239,8 +208,8 @@ class Seen:
 
 def ledger_for(record: RunRecord) -> ledger.Ledger:
     """Of the run, for this watchdog to write."""
-    writer = f"{_WRITER}{os.uname().nodename}-{os.getpid()}"
-    return _SharedLedger(record.layout.ledger, writer, record.config.run.group)
+    writer = f"{WATCHDOG}{os.uname().nodename}-{os.getpid()}"
+    return SharedLedger(record.layout.ledger, writer, record.config.run.group)
 
 
 def look_at_all(root: Path) -> list[Seen]:

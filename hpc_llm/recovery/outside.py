@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import FINAL, Action, Budgets, Decision, Ended, exhausted
+from hpc_llm.runs import event_names
 from hpc_llm.slurm import reasons
 from hpc_llm.slurm.reasons import Hold
 from hpc_llm.slurm.records import JobLife, QueuedJob
@@ -29,7 +30,6 @@ CLOCK_SKEW_S = (
 )
 FORGOTTEN_AFTER_S = 300.0  # MinJobAge: how long squeue may know a job that sacct does not show yet
 
-HALVED = "halved"  # the ledger's word for a run that successive halving has stopped
 NOTHING = Decision(Action.NOTHING, "")
 _CAUSES = {
     "PREEMPTED": Cause.PREEMPTED,
@@ -213,7 +213,7 @@ def _over(run: RunFacts, job: JobFacts) -> Decision:
     """A run that has ended needs no job: neither a waiting successor nor one that the site has
     requeued.
     """
-    if run.final == HALVED and job.queued is not None and job.queued.live:
+    if run.final == event_names.HALVED and job.queued is not None and job.queued.live:
         return Decision(Action.FREE, "stopped by halving")
     if job.successor is not None and job.successor.pending:
         return Decision(
@@ -221,7 +221,7 @@ def _over(run: RunFacts, job: JobFacts) -> Decision:
             f"{run.final or 'completed'}: job {job.successor.address} has nothing to do",
         )
     again = job.queued is not None and job.queued.pending and bool(run.history)
-    if again and job.site_requeues and run.final != "cancelled":
+    if again and job.site_requeues and run.final != event_names.CANCELLED:
         return Decision(
             Action.WITHDRAW, f"{run.final or 'completed'}: requeued by the site's RequeueExit"
         )

@@ -9,24 +9,27 @@ from dataclasses import dataclass, fields, replace
 
 from hpc_llm.config.schema import RecoveryConfig, RunSection
 from hpc_llm.recovery.causes import Cause
+from hpc_llm.runs import event_names
 
 
 class Action(str, enum.Enum):
     """What is done about a run; its value is the ledger's word for it."""
 
     NOTHING = "nothing"
-    RESTART_STEP = "restarted"  # in the same allocation
-    RESTART_WITHOUT_NODE = "restarted-without"  # in the same allocation, on its other nodes
-    REQUEUE = "requeued"
-    REQUEUE_EXCLUDING = "requeued-excluding"
-    RESUBMIT = "resubmitted"
-    RELEASE = "released"  # a job that Slurm holds
+    RESTART_STEP = event_names.RESTARTED  # in the same allocation
+    RESTART_WITHOUT_NODE = (
+        event_names.RESTARTED_WITHOUT
+    )  # in the same allocation, on its other nodes
+    REQUEUE = event_names.REQUEUED
+    REQUEUE_EXCLUDING = event_names.REQUEUED_EXCLUDING
+    RESUBMIT = event_names.RESUBMITTED
+    RELEASE = event_names.RELEASED  # a job that Slurm holds
     # StartTime=now+3 skips the wait after a requeue (121 s); plain `now` loses jobs
-    EXPEDITE = "expedited"
-    STOP = "given-up"
-    FREE = "freed"  # end the job of a run that successive halving has stopped
-    WITHDRAW = "withdrawn"  # a queued job that has nothing left to do
-    MARK_CANCELLED = "cancelled"
+    EXPEDITE = event_names.EXPEDITED
+    STOP = event_names.GIVEN_UP
+    FREE = event_names.FREED  # end the job of a run that successive halving has stopped
+    WITHDRAW = event_names.WITHDRAWN  # a queued job that has nothing left to do
+    MARK_CANCELLED = event_names.CANCELLED
 
 
 AGAIN = frozenset(

@@ -20,8 +20,8 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.lengths import phases
 from hpc_llm.planning.mixture import Phase, begun
 from hpc_llm.planning.plan import MemoryEstimate, RunPlan
-from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
+from hpc_llm.runs.story import read_story
 from hpc_llm.storage.files import fsync_directory, link_atomic, share_with_group, write_atomic
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -119,10 +119,7 @@ def _same_so_far(earlier: RunConfig, config: RunConfig, layout: RunLayout) -> bo
     """Whether both mixtures have the same phases up to the newest checkpoint that the ledger knows
     of.
     """
-    events = ledger.read(layout.ledger)
-    step = max(
-        (event.facts["step"] for event in events if event.event == "checkpointed"), default=0
-    )
+    step = read_story(layout.ledger).newest_saved_step
     return step > 0 and begun(phases(earlier), step) == begun(phases(config), step)
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,14 +114,7 @@ def read(folder: Path) -> list[Event]:
     return sorted(events, key=lambda event: event.time)
 
 
-def is_complete(events: Iterable[Event]) -> bool:
-    """Whether the run has reached its end: its supervisor says so once, and nothing takes it
-    back.
-    """
-    return any(event.event == "completed" for event in events)
-
-
-class _SharedLedger(Ledger):
+class SharedLedger(Ledger):
     """For the run's group to read, or nobody, whatever the umask where the watchdog was started:
     one file that a colleague may not read hides the run from their status.
     """

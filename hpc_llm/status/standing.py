@@ -18,17 +18,22 @@ from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.config.schema import RecoveryConfig
 from hpc_llm.recovery import look, node_evidence
 from hpc_llm.recovery.accounting import Account, account, restarts_by_cause
-from hpc_llm.recovery.look import SUBMISSIONS, WAITING, RunRecord, Seen
-from hpc_llm.recovery.outside import HALVED
-from hpc_llm.runs import attempts
+from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.look import RunRecord, Seen
+from hpc_llm.runs import attempts, event_names
 from hpc_llm.runs.layout import RootLayout, RunLayout
-from hpc_llm.runs.ledger import Event
+from hpc_llm.runs.story import Story
 from hpc_llm.storage.files import tail
 
 _TAIL_BYTES = 4096
 _WATCHDOG_SILENT_S = (
     900.0  # fifteen passes of the default, three of a cron that looks every five minutes
 )
+_STATES = {
+    event_names.CANCELLED: "cancelled",
+    Cause.STOPPED.value: "stopped",
+    event_names.HALVED: "stopped",
+}  # of a run that has ended, by why it did; others have failed
 _HEARTBEAT_FRESH_S = 30.0  # the supervisor beats every 10 s
 
 
@@ -70,14 +75,14 @@ def row(root: Path, seen: Seen, now: float) -> dict[str, Any]:
     record = seen.record
     layout = record.layout
     facts = record.facts
-    events = record.events
+    story = record.story
     steps = last_steps(layout)
     state = state_of(seen)
     plan = json.loads(layout.plan.read_text())
     last = steps[-1] if steps else {}
     going = state in ("queued", "running")
     until = now if going else None
-    spent = account(events, until=until, first_step_at=first_step_at(layout))
+    spent = account(story, until=until, first_step_at=first_step_at(layout))
     return {
         "name": layout.name,
         "run": str(layout.path.relative_to(root)) if layout.path != root else layout.name,
@@ -93,9 +98,9 @@ def row(root: Path, seen: Seen, now: float) -> dict[str, Any]:
         "limit_s": limit_s(seen, now) if state == "running" else None,
         "nodes": _nodes(seen) if going else "",
         "checkpoint_step": newest_step(layout.checkpoints),
-        "checkpoint_age_s": _since(events, "checkpointed", now),
+        "checkpoint_age_s": _checkpoint_age_s(story, now),
         "restarts": max(0, attempts.newest(layout) - 1),
-        "restarts_by_cause": restarts_by_cause(events),
+        "restarts_by_cause": restarts_by_cause(story),
         "ettr": spent.ettr,
         "ettr_scheduled": spent.ettr_scheduled,
         "seconds": asdict(spent),
@@ -131,17 +136,11 @@ def _warnings(root: Path, rows: Sequence[dict[str, Any]], now: float) -> Iterato
 def _cause(seen: Seen) -> str | None:
     """What ended the newest attempt, or what the run waits for or was stopped by."""
     facts = seen.record.facts
-    events = seen.record.events
-    if facts.final == HALVED or _waits(events):
+    story = seen.record.story
+    if facts.final == event_names.HALVED or story.is_waiting():
         return facts.final or "no-room"
-    ends = [event.facts for event in events if event.event == "ended"]
-    return ends[-1]["cause"] if ends else facts.final
-
-
-def _waits(events: Sequence[Event]) -> bool:
-    """Whether Slurm has no room for the run's job yet (see launch.backlog)."""
-    sent = [event.event for event in events if event.event in (*SUBMISSIONS, WAITING, "started")]
-    return sent[-1:] == [WAITING]
+    causes = [end.cause for end in story.ends if end.name == event_names.ENDED]
+    return causes[-1] if causes else facts.final
 
 
 def state_of(seen: Seen) -> str:
@@ -151,10 +150,8 @@ def state_of(seen: Seen) -> str:
     if facts.completed:
         return "completed"
     if facts.final is not None:
-        return {"cancelled": "cancelled", "stopped": "stopped", HALVED: "stopped"}.get(
-            facts.final, "failed"
-        )
-    if _waits(seen.record.events):
+        return _STATES.get(facts.final, "failed")
+    if seen.record.story.is_waiting():
         return "queued"
     if facts.address is None:  # on the machine where it was typed
         alive = (
@@ -228,15 +225,15 @@ def _nodes(seen: Seen) -> str:
     """Where it trains, in Slurm's spelling; here, the machine's name."""
     if seen.job.queued is not None:
         return seen.job.queued.node_list
-    started = [event.facts for event in seen.record.events if event.event == "started"]
-    return (
-        ",".join(started[-1].get("nodes") or [str(started[-1].get("host", ""))]) if started else ""
-    )
+    attempts_so_far = seen.record.story.attempts
+    if not attempts_so_far:
+        return ""
+    newest = attempts_so_far[-1]
+    return ",".join(newest.nodes or [newest.host or ""])
 
 
-def _since(events: Sequence[Event], name: str, now: float) -> float | None:
-    """Seconds since the newest event of that name."""
-    newest = max((event.time for event in events if event.event == name), default=None)
+def _checkpoint_age_s(story: Story, now: float) -> float | None:
+    newest = max((save.time for save in story.saves), default=None)
     return None if newest is None else now - newest
 
 

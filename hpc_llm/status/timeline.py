@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+from hpc_llm.runs import event_names
 from hpc_llm.runs.ledger import Event
 
 # Told by the line itself, or of no use to a person who asks what happened.
@@ -27,7 +28,7 @@ def lines(events: Sequence[Event]) -> Iterator[str]:
 
 def _kind(event: Event) -> tuple[str, Any, float]:
     """Equal for events that share a line."""
-    own = 0.0 if event.event == "checkpointed" else event.time
+    own = 0.0 if event.event == event_names.CHECKPOINTED else event.time
     return event.event, event.facts.get("attempt"), own
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from hpc_llm.config.errors import InputError
 from hpc_llm.recovery import look
 from hpc_llm.recovery.outside import FORGOTTEN_AFTER_S
-from hpc_llm.runs import freeze, ledger
+from hpc_llm.runs import event_names, freeze, ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout, SweepLayout
 from hpc_llm.slurm import client, own_jobs
 from hpc_llm.slurm.records import QueuedJob
@@ -138,7 +138,9 @@ def wait(backlog: Backlog, live: int) -> None:
     backlog.refused_at = time.time()
     backlog.save()
     for run in backlog.tasks.values():
-        ledger.Ledger(RunLayout(Path(run)).ledger, "submit").write(look.WAITING, why=backlog.why)
+        ledger.Ledger(RunLayout(Path(run)).ledger, "submit").write(
+            event_names.WAITING, why=backlog.why
+        )
 
 
 def settle(root: Path, queue: Sequence[QueuedJob]) -> None:
@@ -288,12 +290,14 @@ def _cancelled(backlog: Backlog, live: Sequence[QueuedJob]) -> bool | None:
             continue
         if not run.completed and run.final is None:
             if (
-                time.time() - max(record.events[-1].time, run.heartbeat_at or 0.0)
+                time.time() - max(record.story.events[-1].time, run.heartbeat_at or 0.0)
                 < FORGOTTEN_AFTER_S
             ):
                 return None
             continue
-        ends.append((record.events[-1].time, not run.completed and run.final == "cancelled"))
+        ends.append(
+            (record.story.events[-1].time, not run.completed and run.final == event_names.CANCELLED)
+        )
     return max(ends)[1] if ends else False
 
 
@@ -302,6 +306,8 @@ def _cancel(backlog: Backlog) -> None:
         book = ledger.Ledger(
             RunLayout(Path(run)).ledger, f"watchdog-{os.uname().nodename}-{os.getpid()}"
         )
-        book.write("cancelled", why="its sweep's jobs were cancelled while it waited for room")
+        book.write(
+            event_names.CANCELLED, why="its sweep's jobs were cancelled while it waited for room"
+        )
     backlog.tasks = {}
     backlog.save()

@@ -16,8 +16,9 @@ from typing import Any
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan
-from hpc_llm.runs import freeze, ledger
+from hpc_llm.runs import event_names, freeze
 from hpc_llm.runs.layout import RootLayout, RunLayout, SweepLayout
+from hpc_llm.runs.story import Story, read_story
 from hpc_llm.slurm import client, own_jobs
 from hpc_llm.slurm.records import QueuedJob
 from hpc_llm.slurm.site import most_tasks
@@ -148,24 +149,25 @@ def _left_alone(configs: Sequence[RunConfig], live: Sequence[QueuedJob]) -> dict
         layout = freeze.layout_for(config)
         if not layout.path.exists():
             continue
-        events = ledger.read(layout.ledger)
-        addresses = [str(event.facts["job"]) for event in events if event.facts.get("job")]
-        noted.update(int(address.partition("_")[0]) for address in addresses)
-        found = next((by_address[name] for name in reversed(addresses) if name in by_address), None)
+        story = read_story(layout.ledger)
+        noted.update(int(address.partition("_")[0]) for address in story.jobs)
+        known = (by_address[name] for name in reversed(story.jobs) if name in by_address)
+        found = next(known, None)
         if job := found or by_folder.get(str(layout.code)):
             left[layout.path] = f"job {job.address} is {job.state}"
-        elif ledger.is_complete(events):
+        elif story.completed:
             left[layout.path] = "complete"
-        elif config.halving.rungs and (why := _halved(events)):
+        elif config.halving.rungs and (why := _halved(story)):
             left[layout.path] = f"stopped by halving: {why}"
     _refuse_lost_arrays(configs, live, noted)
     return left
 
 
-def _halved(events: Sequence[ledger.Event]) -> str | None:
+def _halved(story: Story) -> str | None:
     """Why successive halving stopped the run, unless it was submitted again since."""
-    said = [event for event in events if event.event in ("submitted", "halved")]
-    return str(said[-1].facts["why"]) if said and said[-1].event == "halved" else None
+    names = (event_names.SUBMITTED, event_names.HALVED)
+    last = next((event for event in reversed(story.events) if event.event in names), None)
+    return str(last.facts["why"]) if last and last.event == event_names.HALVED else None
 
 
 def _refuse_lost_arrays(
@@ -193,10 +195,8 @@ def _refuse_lost_arrays(
 
 
 def _array_of(run: RunLayout) -> int | None:
-    addresses = [
-        str(event.facts["job"]) for event in ledger.read(run.ledger) if event.facts.get("job")
-    ]
-    return int(addresses[-1].partition("_")[0]) if addresses else None
+    jobs = read_story(run.ledger).jobs
+    return int(jobs[-1].partition("_")[0]) if jobs else None
 
 
 def _send_all(

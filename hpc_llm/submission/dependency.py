@@ -9,8 +9,9 @@ from pathlib import PurePath
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.runs import freeze, ledger
+from hpc_llm.runs import freeze
 from hpc_llm.runs.layout import RunLayout, SweepLayout
+from hpc_llm.runs.story import read_story
 from hpc_llm.slurm.records import QueuedJob
 
 
@@ -41,10 +42,8 @@ def _dependency(config: RunConfig, live: set[str]) -> str:
     for run in runs(config):
         if complete(run):
             continue
-        known = [
-            str(event.facts["job"]) for event in ledger.read(run.ledger) if event.facts.get("job")
-        ]
-        address = next((address for address in reversed(known) if address in live), None)
+        known = reversed(read_story(run.ledger).jobs)
+        address = next((address for address in known if address in live), None)
         if address is None:
             raise InputError(
                 f"run.depends_on={config.run.depends_on}: {run.name} is neither complete nor has "
@@ -85,4 +84,4 @@ def runs(config: RunConfig) -> list[RunLayout]:
 
 
 def complete(run: RunLayout) -> bool:
-    return ledger.is_complete(ledger.read(run.ledger))
+    return read_story(run.ledger).completed

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.history import since_submission
-from hpc_llm.runs import ledger
+from hpc_llm.runs import event_names, ledger
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.story import End, end_of, read_story
 
 _PLAIN_EVERY_S = 10.0  # between lines where no terminal can redraw one
 _ERROR_LINES = 12  # the end of a traceback
@@ -112,7 +112,7 @@ class Show:
 
     def complete(self) -> bool:
         """Whether the run has reached its end before."""
-        return ledger.is_complete(ledger.read(self.layout.ledger))
+        return read_story(self.layout.ledger).completed
 
     def summary(self) -> None:
         """Held-out loss against what knowing the frequencies of tokens alone would give."""
@@ -146,14 +146,10 @@ class Show:
         """Why the last attempt ended; where its supervisor died nobody says so, and an earlier
         one's end is not its.
         """
-        events = since_submission(ledger.read(self.layout.ledger))
-        number = max(
-            (event.facts["attempt"] for event in events if event.event == "started"), default=0
-        )
+        story = read_story(self.layout.ledger).since_submission()
+        number = story.newest_attempt
         ends = [
-            event.facts
-            for event in events
-            if event.event == "ended" and event.facts["attempt"] == number
+            end for end in story.ends if end.attempt == number and end.name == event_names.ENDED
         ]
         if ends:
             self._explain(ends[-1])
@@ -164,18 +160,17 @@ class Show:
                 f"log: {log}"
             )
 
-    def _explain(self, facts: dict[str, Any]) -> None:
-        rank = facts["first_failed"]
-        if facts["cause"] == Cause.HOURS_SPENT:
-            self._say(f"  {facts['why']}: give it more to go on")
+    def _explain(self, end: End) -> None:
+        rank = end.first_failed
+        if end.cause == Cause.HOURS_SPENT:
+            self._say(f"  {end.why}: give it more to go on")
         self._say(
-            f"{facts['cause']} in attempt {facts['attempt']}; newest checkpoint: step "
-            f"{facts['checkpoint_step']}"
+            f"{end.cause} in attempt {end.attempt}; newest checkpoint: step {end.checkpoint_step}"
         )
-        if rank is None:
+        if rank is None or end.attempt is None:
             return
-        log = self.layout.rank_log(facts["attempt"], rank)
-        if facts["cause"] == Cause.KILLED:
+        log = self.layout.rank_log(end.attempt, rank)
+        if end.cause == Cause.KILLED:
             self._say(
                 f"  rank {rank} got SIGKILL from outside: the host ran out of memory, or "
                 "somebody's hand"
@@ -188,21 +183,21 @@ class Show:
             )
             for line in lines[first:][-_ERROR_LINES:]:
                 self._say(f"  {line}")
-        self._say(f"{facts['why']}; all of rank {rank}: {log}")
+        self._say(f"{end.why}; all of rank {rank}: {log}")
 
     def _show_event(self, event: ledger.Event) -> None:
         facts = event.facts
-        if event.event == "resumed":
+        if event.event == event_names.RESUMED:
             self._say(f"going on from the checkpoint of step {facts['step']}")
-        elif event.event == "checkpoint-rejected":
+        elif event.event == event_names.CHECKPOINT_REJECTED:
             self._say(
                 f"checkpoint of step {facts['step']} is not valid and is passed over: "
                 f"{facts['why']}"
             )
-        elif event.event == "save-failed":
+        elif event.event == event_names.SAVE_FAILED:
             self._say(f"step {facts['step']} could not be saved: {facts['why']}")
-        elif event.event == "ended" and facts["restart"]:
-            self._explain(facts)
+        elif event.event == event_names.ENDED and facts["restart"]:
+            self._explain(end_of(event))
 
     def _line(self, row: dict[str, Any]) -> str:
         heldout = next(

@@ -16,7 +16,7 @@ from types import FrameType
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.preparation import progress
-from hpc_llm.runs import attempts, freeze, ledger, orders
+from hpc_llm.runs import attempts, event_names, freeze, ledger, orders
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.orders import ExitCode
 from hpc_llm.storage import operators
@@ -64,7 +64,9 @@ def run(config: RunConfig, words: list[str]) -> int:
 def note(layout: RunLayout, words: list[str]) -> None:
     """Write into the run's ledger that its user began it, or had it go on, with these words."""
     facts = {"words": words, "host": os.uname().nodename, "after_attempt": attempts.newest(layout)}
-    ledger.Ledger(layout.ledger, "submit").write("submitted", **facts, code=layout.code_hash())
+    ledger.Ledger(layout.ledger, "submit").write(
+        event_names.SUBMITTED, **facts, code=layout.code_hash()
+    )
 
 
 def refuse_login_node(config: RunConfig) -> None:

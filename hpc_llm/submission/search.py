@@ -27,9 +27,10 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.config.search_space import ASKED, Dimension, Space, compose_space
 from hpc_llm.recovery import look
-from hpc_llm.runs import freeze
+from hpc_llm.runs import event_names, freeze
 from hpc_llm.runs.freeze import identity
 from hpc_llm.runs.layout import RootLayout, RunLayout
+from hpc_llm.runs.story import SUBMISSIONS
 from hpc_llm.slurm.client import SlurmError
 from hpc_llm.storage.files import write_atomic
 from hpc_llm.storage.locks import Busy, locked, one_at_a_time
@@ -242,7 +243,7 @@ def _trials(search: Search) -> Iterator[Trial]:
     for number, chosen in enumerate(search.asked):
         if number not in search.ended and _sent(search, number):
             run = look.read_record(search.layout(number)).facts
-            if run.final == "cancelled" and not run.completed:
+            if run.final == event_names.CANCELLED and not run.completed:
                 search.cancelled.append(number)
             if run.completed or run.final is not None:
                 search.ended[number] = (
@@ -256,10 +257,8 @@ def _sent(search: Search, number: int) -> bool:
     layout = search.layout(number)
     if not layout.config.exists():
         return False
-    record = look.read_record(layout)
-    return any(
-        event.event in (*look.SUBMISSIONS, look.WAITING, "started") for event in record.events
-    )
+    story = look.read_record(layout).story
+    return bool(story.attempts) or story.last_sending(*SUBMISSIONS, event_names.WAITING) is not None
 
 
 def _heldout_loss(layout: RunLayout) -> float | None:

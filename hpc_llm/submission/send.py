@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpc_llm.runs import ledger
+from hpc_llm.runs import event_names, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.slurm import client, own_jobs
 
@@ -74,7 +74,12 @@ def record_submitted(runs: Mapping[str, RunLayout], sent_at: float, **facts: Any
         job = {"job": address, "job_id": int(array), "array_task": int(task) if task else None}
         book = ledger.Ledger(run.ledger, "submit")
         book.write_at(
-            sent_at, "submitted", **job, host=os.uname().nodename, code=run.code_hash(), **facts
+            sent_at,
+            event_names.SUBMITTED,
+            **job,
+            host=os.uname().nodename,
+            code=run.code_hash(),
+            **facts,
         )
 
 

@@ -17,8 +17,8 @@ from hpc_llm.recovery import failures, node_evidence
 from hpc_llm.recovery.causes import Cause, classify
 from hpc_llm.recovery.failures import Failure
 from hpc_llm.recovery.history import node_of
-from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout
+from hpc_llm.runs.story import read_story
 from hpc_llm.supervise.hang import Hang
 from hpc_llm.supervise.steps import StepEnd
 
@@ -117,13 +117,10 @@ def bear_witness(
             node_evidence.witness(
                 root.path, ending.node, ending.cause, said, run=run, attempt=attempt
             )
-        for event in ledger.read(layout.ledger):
-            if event.event == "slow-rank" and event.facts["attempt"] == attempt:
-                said = (
-                    f"rank {event.facts['rank']}: {event.facts['factor']} times the others' "
-                    "forward pass"
-                )
-                if node := node_of(event.facts["rank"], hosts, world_size):
+        for slow in read_story(layout.ledger).slow_ranks:
+            if slow.attempt == attempt:
+                said = f"rank {slow.rank}: {slow.factor} times the others' forward pass"
+                if node := node_of(slow.rank, hosts, world_size):
                     node_evidence.report(
                         root.path, node, "slow", run=run, attempt=attempt, said=said
                     )

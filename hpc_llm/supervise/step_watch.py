@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from hpc_llm.config.schema import RecoveryConfig
-from hpc_llm.runs import heartbeat, wake
+from hpc_llm.runs import event_names, heartbeat, wake
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import SupervisorLedger
 from hpc_llm.supervise.hang import Hang, HangWatch, HoldWatch
@@ -58,7 +58,7 @@ class StepWatch:
             self._obey(step)
             if not self.hours_spent and time.monotonic() >= until:
                 self.hours_spent = True
-                self._book.note("notice", why="run.max_gpu_hours")
+                self._book.note(event_names.NOTICE, why="run.max_gpu_hours")
                 step.ask_to_stop()
             beats = heartbeat.read(self._layout.heartbeats, self._attempt)
             self._end_hang(step, beats)
@@ -80,7 +80,7 @@ class StepWatch:
         """
         for number in self._signals[self._obeyed :]:
             self._obeyed += 1
-            self._book.note("notice", signal=signal.Signals(number).name)
+            self._book.note(event_names.NOTICE, signal=signal.Signals(number).name)
             wake.wake_watchdog(self._layout)
             step.kill() if number == signal.SIGINT and self._obeyed > 1 else step.ask_to_stop()
 
@@ -90,7 +90,9 @@ class StepWatch:
             return
         self.hang = hang
         seen = {"phase": hang.phase.value, "step": hang.step, "silent_s": round(hang.silent_s, 1)}
-        self._book.note("hang", attempt=self._attempt, **seen, limit_s=round(hang.limit_s, 1))
+        self._book.note(
+            event_names.HANG, attempt=self._attempt, **seen, limit_s=round(hang.limit_s, 1)
+        )
         self._place.dump_stacks(self._layout.path, self._layout.stacks(self._attempt))
         step.abort()
 
@@ -99,6 +101,6 @@ class StepWatch:
         now = time.monotonic()
         if not self._holding.due(beats, now) or not self._holding.in_vain(self._place.going(), now):
             return
-        self._book.note("held-in-vain", attempt=self._attempt)
+        self._book.note(event_names.HELD_IN_VAIN, attempt=self._attempt)
         step.kill() if self.let_go else step.ask_to_stop()
         self.let_go = True

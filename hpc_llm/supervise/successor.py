@@ -18,7 +18,7 @@ from hpc_llm.recovery import carry_out, exclusion, look, outside
 from hpc_llm.recovery.exclusion import NodeExclusions
 from hpc_llm.recovery.look import RunRecord, Seen, SlurmAnswers, SlurmQueue
 from hpc_llm.recovery.policy import Action
-from hpc_llm.runs import ledger
+from hpc_llm.runs import event_names, ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.orders import AFTER
 from hpc_llm.slurm import client
@@ -91,8 +91,8 @@ def queue_next(record: RunRecord, own: str, book: ledger.Ledger) -> None:
             client.update(waiting.address, ExcNodeList=out.words)
             out.write_down(book, job=waiting.address)
         return
-    known = [event.facts.get("job") for event in record.events]
-    found = carry_out.sent_already(record, queue, task) if own in known else None
+    known = own in record.story.jobs
+    found = carry_out.sent_already(record, queue, task) if known else None
     if found is None or found == own:
         options = [f"--dependency=afterany:{own}", f"--export=ALL,{AFTER}={own}"]
         options += [f"--array={task}"] if task else []
@@ -101,7 +101,7 @@ def queue_next(record: RunRecord, own: str, book: ledger.Ledger) -> None:
         found = f"{number}_{task}" if task else str(number)
         if out is not None:
             out.write_down(book, job=found)
-    book.write("successor", job=found, after=own)
+    book.write(event_names.SUCCESSOR, job=found, after=own)
 
 
 def _left_out(record: RunRecord) -> exclusion.Exclusion | None:

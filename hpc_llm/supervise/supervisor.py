@@ -22,7 +22,7 @@ from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.planning.experience import Limit, Speed
 from hpc_llm.recovery import look
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.history import attempts_since_submission, since_submission
+from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.policy import (
     Action,
     Budgets,
@@ -33,10 +33,11 @@ from hpc_llm.recovery.policy import (
     exhausted,
     seconds_left,
 )
-from hpc_llm.runs import attempts, freeze, ledger, orders, wake
+from hpc_llm.runs import attempts, event_names, freeze, ledger, orders, wake
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.orders import ExitCode
+from hpc_llm.runs.story import fold
 from hpc_llm.storage.files import append_line, restrict_access
 from hpc_llm.storage.locks import held_by_us
 from hpc_llm.storage.parent import die_with_parent
@@ -92,7 +93,7 @@ class Supervisor:
         spent = exhausted(record.facts.history, record.facts.budgets)
         if spent and record.facts.final is None:
             ledger.Ledger(self.layout.ledger, f"supervisor-{os.getpid()}").write(
-                "given-up", why=spent
+                event_names.GIVEN_UP, why=spent
             )
         return bool(spent) or record.facts.final is not None
 
@@ -123,7 +124,9 @@ class Supervisor:
         began = time.time()
         step_before = self._patiently(lambda: newest_step(self.layout.checkpoints))
         until = time.monotonic() + self._patiently(lambda: self._seconds_left(number, step_before))
-        book.write("started", attempt=number, checkpoint_step=step_before, **self.place.facts())
+        book.write(
+            event_names.STARTED, attempt=number, checkpoint_step=step_before, **self.place.facts()
+        )
         _say(
             log, f"{_now()} attempt {number}: {self.plan.world_size} ranks from step {step_before}"
         )
@@ -196,18 +199,24 @@ class Supervisor:
         if cause is Cause.LOST or (self._place_ends() and cause is not Cause.COMPLETED):
             return  # Slurm tells better than we why this attempt ended
         if cause is Cause.COMPLETED:
-            book.write("ended", **ended, restart=False)
-            book.write("completed", attempt=ended["attempt"], steps=self.plan.steps)
+            book.write(event_names.ENDED, **ended, restart=False)
+            book.write(event_names.COMPLETED, attempt=ended["attempt"], steps=self.plan.steps)
             self.place.finished(self.layout)
             return
         restart = decision.restart and not self.signals
         book.write(
-            "ended", **ended, restart=restart, action=decision.action.value, why=decision.why
+            event_names.ENDED,
+            **ended,
+            restart=restart,
+            action=decision.action.value,
+            why=decision.why,
         )
         if cause is Cause.HOURS_SPENT:
-            book.write("given-up", why=decision.why)
+            book.write(event_names.GIVEN_UP, why=decision.why)
         if restart and decision.nodes:
-            book.write("excluded", nodes=list(decision.nodes), why="left out of this allocation")
+            book.write(
+                event_names.EXCLUDED, nodes=list(decision.nodes), why="left out of this allocation"
+            )
             self.place.leave_out(decision.nodes)
         fence = attempts.Fence(self.layout, ended["attempt"])
         elsewhere = decision.action in (Action.REQUEUE, Action.REQUEUE_EXCLUDING)
@@ -216,7 +225,7 @@ class Supervisor:
         if decision.action is Action.REQUEUE_EXCLUDING and self.place.hand_over(self.layout, book):
             return
         if how := self.place.come_back(fence):
-            book.write("requeued", attempt=ended["attempt"], how=how)
+            book.write(event_names.REQUEUED, attempt=ended["attempt"], how=how)
             wake.wake_watchdog(self.layout)
 
     def _seconds_left(self, number: int, newest_checkpoint: int) -> float:
@@ -229,10 +238,15 @@ class Supervisor:
     ) -> list[Ended]:
         """The attempts up to `number` of the submission that it is of."""
         ours = _up_to(number, events)
-        return attempts_since_submission(ours, newest_checkpoint, self.plan.world_size, self._gpus)
+        return attempts_since_submission(
+            fold(ours), newest_checkpoint, self.plan.world_size, self._gpus
+        )
 
     def _decide(self, ended: dict[str, Any]) -> Decision:
-        events = [*ledger.read(self.layout.ledger), ledger.Event(time.time(), "ended", "", ended)]
+        events = [
+            *ledger.read(self.layout.ledger),
+            ledger.Event(time.time(), event_names.ENDED, "", ended),
+        ]
         history = self._history(ended["attempt"], events, ended["checkpoint_step"])
         bad = bad_nodes(self.layout, self.config.recovery)
         failed = {node for node in [history[-1].node] if node is not None}
@@ -266,11 +280,9 @@ class Supervisor:
         Of this submission's attempts alone: the plan of a later one may be for larger GPUs, and has
         been made with what is remembered of the same ones.
         """
-        events = since_submission(_up_to(number, ledger.read(self.layout.ledger)))
-        ends = [event.facts for event in events if event.event == "ended"]
-        return min(
-            [self.plan.micro_batch, *(end["micro_batch"] for end in ends if "micro_batch" in end)]
-        )
+        story = fold(_up_to(number, ledger.read(self.layout.ledger))).since_submission()
+        smaller = [end.micro_batch for end in story.ends if end.micro_batch is not None]
+        return min([self.plan.micro_batch, *smaller])
 
     def _remember(self, ended: dict[str, Any], cause: Cause, first_step: int) -> None:
         """What this attempt has shown, for the attempts to come and the next runs alike.

@@ -15,8 +15,9 @@ from hpc_llm.config.building import completed, flat
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.recovery.accounting import gpu_hours
-from hpc_llm.runs import frozen_sections, ledger
+from hpc_llm.runs import frozen_sections
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.story import read_story
 from hpc_llm.trackers import jsonl
 
 _LAST_FRACTION = (
@@ -55,7 +56,7 @@ def read(layout: RunLayout) -> Result:
     try:
         config, plan = (json.loads(path.read_text()) for path in (layout.config, layout.plan))
         keys = flat(completed(RunConfig, config))
-        events = ledger.read(layout.ledger)
+        story = read_story(layout.ledger)
         rows = jsonl.read(layout.metrics)
         trained = [row for row in rows if "loss" in row]
         heldout = _finite([row["heldout_loss"] for row in rows if "heldout_loss" in row])
@@ -66,14 +67,14 @@ def read(layout: RunLayout) -> Result:
             train_flops=plan["flops_per_token"] * plan["tokens"],
             steps=plan["steps"],
             step=int(trained[-1]["step"]) if trained else 0,
-            complete=ledger.is_complete(events),
+            complete=story.completed,
             final_loss=final_loss([float(row["loss"]) for row in trained], plan["steps"]),
             heldout_loss=heldout[-1] if heldout else None,
             best_loss=min(heldout, default=None),
             tokens_per_second=_median(
                 [row["tokens_per_second"] for row in trained if "tokens_per_second" in row]
             ),
-            gpu_hours=gpu_hours(events, frozen_sections.of(config).cluster.held_gpus),
+            gpu_hours=gpu_hours(story, frozen_sections.of(config).cluster.held_gpus),
         )
     except FileNotFoundError as error:
         raise InputError(f"{layout.path}: not a run directory (no {error.filename})") from None

@@ -26,6 +26,7 @@ from hpc_llm.planning.lengths import length_at
 from hpc_llm.planning.mixture import begun, check_begun
 from hpc_llm.planning.parameters import flops_per_token
 from hpc_llm.planning.plan import RunPlan
+from hpc_llm.runs import event_names
 from hpc_llm.runs.heartbeat import Phase
 from hpc_llm.storage.files import write_atomic
 from hpc_llm.trackers import jsonl
@@ -116,7 +117,9 @@ def open_metrics(
                 rank,
                 factor,
             )
-            attempt.record("slow-rank", attempt=attempt.number, step=step, rank=rank, factor=factor)
+            attempt.record(
+                event_names.SLOW_RANK, attempt=attempt.number, step=step, rank=rank, factor=factor
+            )
 
     by_length = {length: flops_per_token(config.model, length) for _, length in plan.seq_lens}
 
@@ -176,7 +179,7 @@ class Trainer:
         )
         for step, why in chosen.rejected:
             log.warning("checkpoint of step %d is not valid and is passed over: %s", step, why)
-            attempt.record("checkpoint-rejected", step=step, why=why)
+            attempt.record(event_names.CHECKPOINT_REJECTED, step=step, why=why)
         if chosen.manifest is None:
             log.info("starting at step 0 of %d", self.plan.steps)
             return 0
@@ -185,7 +188,7 @@ class Trainer:
         self.engine.load(attempt.checkpoints, chosen.manifest, attempt.rank, beat)
         self._saved_step = chosen.manifest.step
         log.info("going on from the checkpoint of step %d of %d", self._saved_step, self.plan.steps)
-        attempt.record("resumed", attempt=attempt.number, step=self._saved_step)
+        attempt.record(event_names.RESUMED, attempt=attempt.number, step=self._saved_step)
         return self._saved_step
 
     def train(self, start: int, metrics: Metrics) -> Outcome:
@@ -255,7 +258,7 @@ class Trainer:
             write_atomic(self.attempt.divergence, text)
         except OSError as error:
             log.warning("%s: %s", self.attempt.divergence, error.strerror)
-        self.attempt.record("diverged", attempt=self.attempt.number, **facts)
+        self.attempt.record(event_names.DIVERGED, attempt=self.attempt.number, **facts)
 
     def _boundary(self, done: int, metrics: Metrics, asked_to_save: bool) -> None:
         """What is due after `done` steps; the last step's is left to the end of `train`."""
@@ -285,7 +288,7 @@ class Trainer:
         metrics.log({"step": done, "heldout_loss": loss})
         if done in self.plan.rungs:
             self.attempt.record(
-                "rung", rung=self.plan.rungs.index(done), step=done, heldout_loss=loss
+                event_names.RUNG, rung=self.plan.rungs.index(done), step=done, heldout_loss=loss
             )
         log.info("step %d/%d: held-out loss %.4f", done, self.plan.steps, loss)
 
@@ -321,7 +324,7 @@ class Trainer:
                 error,
                 "" if final else "; trying again at the next save",
             )
-            self.attempt.record("save-failed", step=done, why=str(error))
+            self.attempt.record(event_names.SAVE_FAILED, step=done, why=str(error))
             if self.attempt.rank == 0:
                 retention.remove(manifest.folder_of(self.attempt.checkpoints, done))
             if final:
@@ -330,7 +333,10 @@ class Trainer:
             self._saved_step = done
             seconds = time.perf_counter() - begun
             self.attempt.record(
-                "checkpointed", attempt=self.attempt.number, step=done, seconds=round(seconds, 3)
+                event_names.CHECKPOINTED,
+                attempt=self.attempt.number,
+                step=done,
+                seconds=round(seconds, 3),
             )
             log.info("step %d/%d: saved in %.1f s", done, self.plan.steps, seconds)
             if self.attempt.rank == 0:

@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_llm.recovery import outside
 from hpc_llm.recovery.look import RunRecord, ledger_for, readable
+from hpc_llm.runs import event_names
 from hpc_llm.watchdog.census import RunCache
 
 
@@ -88,9 +88,6 @@ def _ranked(runs: Mapping[str, RungRun], racing: Collection[str], rung: int) -> 
     )
 
 
-_PROMOTED = "promoted"  # the ledger's word for a run that has passed a rung
-
-
 def _halved_sweep(path: str, record: RunRecord) -> str | None:
     """The sweep of a run that is judged at rungs."""
     return path.rpartition("/")[0] if record.config.halving.rungs else None
@@ -112,9 +109,7 @@ def _halve(root: Path, known: RunCache) -> None:
             continue
         # A run that was resubmitted without rungs still counts in its rung.
         records = {
-            path: run
-            for path, run in found.items()
-            if _halved_sweep(path, run) or any(said.event == "rung" for said in run.events)
+            path: run for path, run in found.items() if _halved_sweep(path, run) or _reached(run)
         }
         runs = {path: _contender(run) for path, run in records.items()}
         out, through = judge_rungs(runs, len(rules[0].rungs), rules[0].keep)
@@ -122,28 +117,28 @@ def _halve(root: Path, known: RunCache) -> None:
             if run.facts.final is not None or run.facts.completed or not _halved_sweep(path, run):
                 continue
             if path in out:
-                ledger_for(run).write(outside.HALVED, why=out[path].why, rung=out[path].rung)
+                ledger_for(run).write(event_names.HALVED, why=out[path].why, rung=out[path].rung)
                 known.runs[path].state = "new"
             elif through.get(path, 0) > runs[path].promoted:
-                ledger_for(run).write(_PROMOTED, rung=through[path] - 1)
+                ledger_for(run).write(event_names.PROMOTED, rung=through[path] - 1)
 
 
 def _contender(record: RunRecord) -> RungRun:
     since = record.facts.submitted_at
-    rungs = {
-        said.facts["rung"]: said.facts["heldout_loss"]
-        for said in record.events
-        if said.event == "rung"
-    }
+    losses = _reached(record)
+    promoted = 0
+    halved_at = None
+    for rung in record.story.rungs:
+        if rung.name == event_names.HALVED and rung.time >= since:
+            halved_at = rung.rung
+        elif rung.name == event_names.PROMOTED:
+            promoted = max(promoted, rung.rung + 1)
+    if halved_at is not None:
+        losses = {number: loss for number, loss in losses.items() if number <= halved_at}
     over = record.facts.completed or record.facts.final is not None
-    out = [
-        said.facts["rung"]
-        for said in record.events
-        if said.event == outside.HALVED and said.time >= since
-    ]
-    promoted = max(
-        (said.facts["rung"] + 1 for said in record.events if said.event == _PROMOTED), default=0
-    )
-    return RungRun(
-        {rung: loss for rung, loss in rungs.items() if not out or rung <= out[-1]}, over, promoted
-    )
+    return RungRun(losses, over, promoted)
+
+
+def _reached(record: RunRecord) -> dict[int, float]:
+    """Held-out losses at the rungs that the run has reached."""
+    return {rung.rung: rung.loss for rung in record.story.rungs if rung.name == event_names.RUNG}

@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from hpc_llm.recovery.look import WAITING, Seen
-from hpc_llm.recovery.outside import HALVED
+from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.look import Seen
 from hpc_llm.recovery.policy import Action
+from hpc_llm.runs import event_names
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.storage.files import write_atomic
 from hpc_llm.watchdog.census import RunCache
 
-_SILENT = ("completed", "cancelled", "stopped", HALVED)  # the user knows already, or need not know
+# The user knows already, or need not know.
+_SILENT = (Cause.COMPLETED, event_names.CANCELLED, Cause.STOPPED, event_names.HALVED)
 _DAY_S = 86400.0
 _FORGET_S = 90 * _DAY_S
 _PATIENCE_S = _DAY_S  # how long a failing command or webhook is retried
@@ -39,22 +41,22 @@ def note_news(
     given_up = {run.record.layout.path for run in done if run.decision.action is Action.STOP}
     for path, run in seen.items():
         words = run.record.config.recovery.notify
-        last = max((said.time for said in run.record.events), default=0.0)
+        last = max((event.time for event in run.record.story.events), default=0.0)
         if not words or (_aged(last) and run.record.layout.path not in given_up):
             continue
         group = _group(path)
         common = {"name": group, "root": str(root), "time": time.time()}
-        for said in (
-            said for said in run.record.events if said.event == "excluded" and not _aged(said.time)
-        ):
-            day = int(said.time // _DAY_S)  # a node that several runs leave out is told of once
-            for node in said.facts["nodes"]:
+        for change in run.record.story.node_changes:
+            if not change.excluded or _aged(change.time):
+                continue
+            day = int(change.time // _DAY_S)  # a node that several runs leave out is told of once
+            for node in change.nodes:
                 left_out = {
                     "event": "excluded",
                     **common,
                     "run": path,
                     "node": node,
-                    "why": said.facts.get("why", ""),
+                    "why": change.why,
                 }
                 _once(told, f"excluded {node} {day}", words, left_out)
         why = run.decision.why if run.record.layout.path in given_up else _failure(run)
@@ -129,11 +131,11 @@ def _submission(run: Seen) -> tuple[str, float]:
     array = ""
     at = 0.0
     waited = False
-    for said in run.record.events:
-        if said.event in ("submitted", WAITING):
-            array = str(said.facts.get("job", "")).partition("_")[0]
-            at = at if waited else said.time
-            waited = said.event == WAITING
+    for sent in run.record.story.sendings:
+        if sent.name in (event_names.SUBMITTED, event_names.WAITING):
+            array = (sent.job or "").partition("_")[0]
+            at = at if waited else sent.time
+            waited = sent.name == event_names.WAITING
     return array, at
 
 

@@ -15,6 +15,7 @@ from hpc_llm.recovery import look
 from hpc_llm.recovery.carry_out import sent_already
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.story import fold
 from hpc_llm.submission import cluster, local
 from hpc_llm.supervise import successor
 from hpc_llm.watchdog import one_pass
@@ -75,5 +76,6 @@ def submitted_as(slurm: FakeSlurm, run: RunLayout, address: str) -> None:
     assert "#SBATCH --array=2" in lines
     assert f"  [2]={shlex.quote(str(run.path))}" in lines
     assert (
-        sent_already(replace(look.read_record(run), events=[]), look.SlurmQueue(), "2") == address
+        sent_already(replace(look.read_record(run), story=fold([])), look.SlurmQueue(), "2")
+        == address
     )

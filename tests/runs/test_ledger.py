@@ -179,11 +179,3 @@ def test_events_that_find_no_room_are_written_with_the_time_they_had(
         ("checkpointed", 3),
     ]
     assert found[1].time <= known + 0.001
-
-
-def test_a_run_is_complete_once_it_has_said_so_whatever_follows(tmp_path: Path) -> None:
-    lines(tmp_path, "supervisor-0001", (1.0, "started"), (2.0, "ended"))
-    assert not ledger.is_complete(ledger.read(tmp_path))
-    lines(tmp_path, "supervisor-0002", (3.0, "completed"))
-    lines(tmp_path, "watchdog-x", (4.0, "cancelled"))
-    assert ledger.is_complete(ledger.read(tmp_path))

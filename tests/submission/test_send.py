@@ -9,6 +9,7 @@ import pytest
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.story import read_story
 from hpc_llm.submission import backlog, send
 
 
@@ -33,7 +34,7 @@ def test_a_task_that_begins_before_its_submission_is_noted_is_an_attempt_of_it(
     waiting = backlog.Backlog(script, "sweep", tasks, None, "", ["-m"])
     assert [number for number, _ in backlog.fill(waiting, ())] == [12]
     for run in runs:
-        assert len(attempts_since_submission(ledger.read(run.ledger), 0)) == 1
+        assert len(attempts_since_submission(read_story(run.ledger), 0)) == 1
     assert (
         len(
             {
