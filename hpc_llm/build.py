@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from hpc_llm.config import verbs
+from hpc_llm.config import optimizers, verbs
 
 
 def main(words: list[str] | None = None) -> int:
@@ -38,8 +38,10 @@ def _build(optimizer: str, wanted: str, quiet: bool) -> int:
     from hpc_llm.storage import operators
     from hpc_llm.zero import kernels
 
-    kind = "cpu" if optimizer in ("cpu_adam", "cpu_lion") else kind
-    operator = operators.needed(optimizer, kind)
+    row = optimizers.optimizer(optimizer)
+    if row.offloaded:
+        kind = "cpu"
+    operator = row.kernel(kind)
     if operator is None:
         if not quiet:
             print(f"optim={optimizer} is torch's own: nothing to compile")

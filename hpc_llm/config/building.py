@@ -64,6 +64,14 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     )
 
 
+def default_value(kind: type, name: str) -> Any:
+    """What key `name` of the config dataclass `kind` is unless given."""
+    for field in dataclasses.fields(kind):
+        if field.name == name:
+            return default_of(field)
+    raise KeyError(name)
+
+
 def chosen(config: Any) -> dict[str, Any]:
     """`to_dict` without what is as it would be unless given: keys that a later version adds change
     nothing in it.

@@ -8,7 +8,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from hpc_llm.config.building import default_of
+from hpc_llm.config.building import default_of, default_value
 from hpc_llm.config.schema import DataConfig, ReadingConfig
 
 _NAME = re.compile(
@@ -56,10 +56,8 @@ def _without_effect(data: DataConfig) -> Iterator[str]:
         yield "data.sources: data=stdlib has its own source; use data=files"
     if data.eos_token is not None and data.tokenizer is None:
         yield f"data.eos_token={data.eos_token}: has an effect with data.tokenizer=PATH alone"
-    trained_on = next(
-        item for item in dataclasses.fields(DataConfig) if item.name == "tokenizer_sample_mb"
-    )
-    if data.tokenizer is not None and data.tokenizer_sample_mb != trained_on.default:
+    sample_mb = default_value(DataConfig, "tokenizer_sample_mb")
+    if data.tokenizer is not None and data.tokenizer_sample_mb != sample_mb:
         yield (
             f"data.tokenizer_sample_mb={data.tokenizer_sample_mb}: has no effect with "
             f"data.tokenizer={data.tokenizer}, which is trained already"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 
 from hpc_llm.config.computing import LARGEST_FLASH_HEAD, LONGEST_FOLDED, SMALLEST_FLEX_HEAD
@@ -19,7 +18,6 @@ def problems(config: RunConfig) -> Iterator[str]:
     yield from _shapes(config.model)
     yield from _without_effect(config)
     yield from _attention(config)
-    yield from _muon(config)
 
 
 def _shapes(model: ModelConfig) -> Iterator[str]:
@@ -113,24 +111,4 @@ def _attention(config: RunConfig) -> Iterator[str]:
         yield (
             "train.attention=flash: flash-attn computes in bf16 alone, and train.precision=fp32; "
             "use train.attention=auto"
-        )
-
-
-def _muon(config: RunConfig) -> Iterator[str]:
-    optim = config.optim
-    stage = config.train.zero_stage
-    if optim.name != "muon":
-        for key in ("muon_lr", "muon_momentum"):
-            if (value := getattr(optim, key)) is not None:
-                yield f"optim.{key}={value:g}: has an effect with optim=muon alone"
-        return
-    for key in ("muon_lr", "muon_momentum"):
-        if getattr(optim, key) is None:
-            yield f"optim.{key}=null: a number is expected with optim=muon"
-    if stage not in ("auto", 1, 2):
-        yield f"optim=muon: works with train.zero_stage=1 or 2, not {stage}"
-    if optim.grad_clip != 0 and math.isfinite(optim.grad_clip):
-        yield (
-            f"optim.grad_clip={optim.grad_clip:g}: DeepSpeed would clip Muon's updates, whose "
-            "size is fixed, instead of gradients; use optim.grad_clip=0 with optim=muon"
         )

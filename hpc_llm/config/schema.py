@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hpc_llm.config.optimizers import OptimizerName, optimizer
+
 Auto = Literal["auto"]
 
 
@@ -165,7 +167,7 @@ class DataConfig(ReadingConfig):
 class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["fused_adam", "fused_lion", "cpu_adam", "cpu_lion", "torch_adam", "muon"]
+    name: OptimizerName  # a row of config.optimizers
     lr: float
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
@@ -183,7 +185,7 @@ class OptimConfig:
     @property
     def offloaded(self) -> bool:
         """Whether states and update are in host memory."""
-        return self.name in ("cpu_adam", "cpu_lion")
+        return optimizer(self.name).offloaded
 
 
 @dataclass(frozen=True)

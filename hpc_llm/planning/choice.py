@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hpc_llm.config.optimizers import optimizer
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import microbatch_candidates, most_sequences, rows_per_rank
 from hpc_llm.planning.experience import NONE, Experience
@@ -100,14 +101,13 @@ def _modes(config: RunConfig, saved: Saved | None) -> list[tuple[int, bool]]:
     stages = (
         (train.zero_stage,) if train.zero_stage != "auto" else saved.stages if saved else (1, 2, 3)
     )
-    # DeepSpeed refuses bf16 with fp32 accumulation, and offloading, at stage 0.
-    stage_0 = stages == (0,) and train.precision == "fp32" and not config.optim.offloaded
+    # DeepSpeed refuses bf16 with fp32 accumulation at stage 0.
+    allowed = optimizer(config.optim.name).zero_stages
+    stage_0 = stages == (0,) and train.precision == "fp32"
     return [
         (stage, checkpointing)
         for stage, checkpointing in (STAGE_0 if stage_0 else CHEAPEST_FIRST)
-        if not (
-            config.optim.name == "muon" and stage == 3
-        )  # its matrices would have to be gathered (config.checks)
+        if stage in allowed
         and stage in stages
         and train.activation_checkpointing in ("auto", checkpointing)
     ]

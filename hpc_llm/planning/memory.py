@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hpc_llm.config import computing
+from hpc_llm.config.optimizers import optimizer
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.activations import activation_bytes, mask_elements
 from hpc_llm.planning.batch import accumulation
 from hpc_llm.planning.hardware import GIB
-from hpc_llm.planning.parameters import COMPUTE_BYTES, FP32_BYTES, MOMENTS, parameter_count
+from hpc_llm.planning.parameters import COMPUTE_BYTES, FP32_BYTES, parameter_count
 
 USABLE_FRACTION = 0.92  # of a GPU's memory; the rest is fragmentation
 CONTEXT_BYTES = int(
@@ -97,7 +98,9 @@ def moments(
     count = parameter_count(model)
     matrix = model.vocab_size * model.d_model
     compute = COMPUTE_BYTES[precision]
-    states = optimizer_bytes(count, world, zero_stage, precision, MOMENTS[config.optim.name])
+    states = optimizer_bytes(
+        count, world, zero_stage, precision, optimizer(config.optim.name).moments
+    )
     backend = computing.choose(config)
     sequence = activation_bytes(
         model, config.train.seq_len, compute, activation_checkpointing, backend, on_cpu

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
+from hpc_llm.config.optimizers import optimizer
 from hpc_llm.config.schema import ModelConfig
 
-# Adam keeps two fp32 moments per parameter, Lion one (arXiv 2302.06675), but DeepSpeed's for CPUs
-# two (0.19.8, ops/lion/cpu_lion.py: the second is never used). Muon keeps one of hidden matrices
-# and two of the rest: counted as two.
-MOMENTS = {
-    "fused_adam": 2,
-    "cpu_adam": 2,
-    "torch_adam": 2,
-    "fused_lion": 1,
-    "cpu_lion": 2,
-    "muon": 2,
-}
 FP32_BYTES = 4
 COMPUTE_BYTES = {"bf16": 2, "fp32": 4}
 
@@ -61,7 +51,7 @@ def flops_per_token(model: ModelConfig, seq_len: int) -> float:
     return 6.0 * (parameter_count(model) - looked_up) + 12.0 * model.n_layers * model.d_model * seen
 
 
-def checkpoint_bytes(parameters: int, optimizer: str, precision: str, zero_stage: int) -> int:
+def checkpoint_bytes(parameters: int, name: str, precision: str, zero_stage: int) -> int:
     """Bytes of one checkpoint: weights, their fp32 master copy, and the optimizer's moments.
 
     Measured with Adam, bytes per parameter in fp32: 12.1 at stage 0, 16.1 at 1 and 2, 12.1 at 3; in
@@ -70,4 +60,4 @@ def checkpoint_bytes(parameters: int, optimizer: str, precision: str, zero_stage
     """
     weights = COMPUTE_BYTES[precision] if zero_stage < 3 else 0
     master = FP32_BYTES if zero_stage > 0 else 0
-    return parameters * (weights + master + FP32_BYTES * MOMENTS[optimizer])
+    return parameters * (weights + master + FP32_BYTES * optimizer(name).moments)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from hpc_llm.config import checks, computing
 from hpc_llm.config.errors import InputError, nearest
+from hpc_llm.config.optimizers import optimizer
 from hpc_llm.config.schema import ClusterConfig, RunConfig
 from hpc_llm.planning.batch import accumulation, rows_per_rank
 from hpc_llm.planning.choice import Saved, choose, possible
@@ -21,8 +22,6 @@ from hpc_llm.planning.mixture import Phase, Source, evaluated, stages
 from hpc_llm.planning.parameters import checkpoint_bytes, flops_per_token, parameter_count
 from hpc_llm.planning.refusal import refusal
 from hpc_llm.planning.walltime import Walltime, jobs, lead_s, notice_s, walltime
-
-_LION_ELEMENTS = 2**31
 
 
 @dataclass(frozen=True)
@@ -251,22 +250,17 @@ def _loads(saved: Saved) -> str:
 
 
 def _too_long(config: RunConfig, zero_stage: int) -> list[str]:
-    """DeepSpeed 0.19.8 counts elements in 32 bits in csrc/lion/multi_tensor_lion.cu: it would skip
-    most of a part.
-    """
-    if (
-        config.optim.name != "fused_lion"
-        or config.cluster.device == "cpu"
-        or zero_stage not in (1, 2)
-    ):
+    """A part of the weights that the optimizer's kernel cannot count."""
+    limit = optimizer(config.optim.name).kernel_limit
+    if limit is None or config.cluster.device == "cpu" or zero_stage not in (1, 2):
         return []  # elsewhere it goes through weights one by one, or in DeepSpeed's sub-groups
     matrix = config.model.vocab_size * config.model.d_model
     count = parameter_count(config.model) - matrix  # those that decay are a flat group of their own
     part = shard(count, config.cluster.world_size)
-    if part < _LION_ELEMENTS:
+    if part < limit:
         return []
     return [
-        f"optim=fused_lion: its kernel takes fewer than {_LION_ELEMENTS:,} weights per GPU, and "
+        f"optim={config.optim.name}: its kernel takes fewer than {limit:,} weights per GPU, and "
         f"these are {part:,}; use more GPUs, train.zero_stage=3 or optim=torch_adam"
     ]
 

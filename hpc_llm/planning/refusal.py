@@ -7,9 +7,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from hpc_llm.config import computing
+from hpc_llm.config.optimizers import optimizer
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import rows_per_rank
 from hpc_llm.planning.choice import Choice, choose, smallest
@@ -21,12 +21,6 @@ KNOBS = (
     "zero_stage",
 )  # of train, the least intrusive first
 MOST_OTHER_KNOBS = 2
-# What computes the same in host memory.
-OFFLOADED: dict[str, Literal["cpu_adam", "cpu_lion"]] = {
-    "fused_adam": "cpu_adam",
-    "torch_adam": "cpu_adam",
-    "fused_lion": "cpu_lion",
-}
 LOSS_CHUNK = 4096  # tokens; half a GB of logits for every 10,000 pieces of a vocabulary
 
 
@@ -105,15 +99,15 @@ def _chunked_loss(config: RunConfig, usable: int) -> Iterator[Suggestion]:
 
 
 def _offloaded(config: RunConfig, usable: int) -> Iterator[Suggestion]:
-    optimizer = OFFLOADED.get(config.optim.name)
-    if optimizer is None:
+    twin = optimizer(config.optim.name).offloaded_twin
+    if twin is None:
         return
-    moved = replace(config, optim=replace(config.optim, name=optimizer))
+    moved = replace(config, optim=replace(config.optim, name=twin))
     for knobs in ((), _fixed(config)):
         if choice := choose(_released(moved, knobs), usable):
             host = choice.memory.host * config.cluster.gpus_per_node / GIB
             yield Suggestion(
-                _changed(config, choice, knobs, f"optim={optimizer}"),
+                _changed(config, choice, knobs, f"optim={twin}"),
                 f" ({host:,.0f} GiB of host memory per node)",
             )
             return

@@ -7,10 +7,10 @@ about a job is up to the supervisor.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 
+from hpc_llm.config.cluster_checks import gpu_request_problems, variable_problems
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import ClusterConfig, RunConfig
 from hpc_llm.slurm.directives import Option, check_extras, directive, has_control_characters
@@ -206,14 +206,9 @@ def _body(
 
 def _problems(cluster: ClusterConfig, paths: list[str]) -> Iterator[str]:
     yield from check_extras(cluster)
-    if not re.fullmatch(r"none|gpus-per-node|gres(:[A-Za-z0-9_.-]+)?", cluster.gpu_request):
-        yield (
-            f"cluster.gpu_request={cluster.gpu_request!r}: gpus-per-node, gres, gres:TYPE (as "
-            "gres:a100) or none"
-        )
+    yield from gpu_request_problems(cluster)
+    yield from variable_problems(cluster)
     for name, value in cluster.exports.items():
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            yield f"cluster.exports.{name}: a variable's name has letters, digits and '_'"
         if has_control_characters(value):
             yield f"cluster.exports.{name}={value!r}: one line without control characters"
     for path in paths:

@@ -12,14 +12,15 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from hpc_llm.config.optimizers import optimizer
 
-def needed(optimizer: str, device: str) -> str | None:
-    """The operator that `optimizer` (optim.name) runs on `device` (cuda, cpu); None for torch's."""
-    if optimizer == "fused_lion" and device == "cpu":
-        return "cpu_lion"  # DeepSpeed has no fused_lion kernel for CPUs
-    if optimizer in ("torch_adam", "muon"):
-        return None
-    return optimizer
+
+def needed(name: str, device: str) -> str | None:
+    """The operator that the optimizer `name` runs on `device` (cuda, cpu); None if it is torch's.
+
+    InputError if there is no such optimizer.
+    """
+    return optimizer(name).kernel(device)
 
 
 def folder(architecture: str) -> Path:

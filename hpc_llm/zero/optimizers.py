@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hpc_llm.config.errors import InputError
+from hpc_llm.config.optimizers import Optimizer, optimizer
 from hpc_llm.config.schema import OptimConfig
-from hpc_llm.storage import operators
 from hpc_llm.zero import kernels, start_up
 from hpc_llm.zero.parameter_groups import Named, is_hidden, parameter_groups
 
@@ -24,48 +24,92 @@ def make(
 ) -> torch.optim.Optimizer:
     """The optimizer `config.name` for `device` (cuda, cpu); compiled: it may use torch's compiler.
 
-    Without its compiled operator an Adam falls back to torch's fused AdamW and says so; Lion has no
-    such fallback: InputError.
+    InputError if there is none of that name. Without its compiled operator an Adam falls back to
+    torch's fused AdamW and says so; Lion has no such fallback: InputError.
     """
-    if config.name == "muon":
-        return make_muon(config, named, device, compiled)
-    groups = parameter_groups(named, config.weight_decay)
-    common: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas)}
-    adam = {**common, "eps": config.eps}
-    operator = operators.needed(config.name, device)
-    if operator is not None and not kernels.load(operator, device):
-        advice = "build it with `python -m hpc_llm.build` where a C++ compiler is"
-        if config.name.endswith("_lion"):
-            raise InputError(
-                f"optim={config.name}: DeepSpeed's {operator} is not built; {advice}, or choose "
-                "optim=torch_adam"
-            )
-        log.warning(
-            "DeepSpeed's %s is not built: using torch's fused AdamW instead; %s", operator, advice
+    row = optimizer(config.name)
+    constructor = row.constructor(device)
+    kernel = row.kernel(device)
+    if kernel is not None and not kernels.load(kernel, device):
+        constructor = _fallback(row, kernel)
+    return CONSTRUCTORS[constructor](config, named, device, compiled)
+
+
+def _fallback(row: Optimizer, kernel: str) -> str:
+    """What replaces an optimizer whose kernel is not built; InputError if nothing does."""
+    advice = "build it with `python -m hpc_llm.build` where a C++ compiler is"
+    if row.fallback is None:
+        raise InputError(
+            f"optim={row.name}: DeepSpeed's {kernel} is not built; {advice}, or choose "
+            "optim=torch_adam"
         )
-        operator = None
-    if operator == "fused_adam":
-        from deepspeed.ops.adam import FusedAdam
+    log.warning(
+        "DeepSpeed's %s is not built: using torch's fused AdamW instead; %s", kernel, advice
+    )
+    return row.fallback
 
-        fused = FusedAdam(groups, adam_w_mode=True, **adam)
-        if device == "cpu":
-            _restart_powers_of_fused(fused, config)
-        return fused
-    if operator == "cpu_adam":
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        offloaded = DeepSpeedCPUAdam(groups, adamw_mode=True, **adam)
-        _restart_powers_of_offloaded(offloaded, config)
-        return offloaded
-    if operator == "fused_lion":
-        from deepspeed.ops.lion import FusedLion
+def make_fused_adam(
+    config: OptimConfig, named: Named, device: str, compiled: bool
+) -> torch.optim.Optimizer:
+    """DeepSpeed's FusedAdam (AdamW)."""
+    from deepspeed.ops.adam import FusedAdam
 
-        return FusedLion(groups, **common)
-    if operator == "cpu_lion":
-        from deepspeed.ops.lion import DeepSpeedCPULion
+    groups = parameter_groups(named, config.weight_decay)
+    fused = FusedAdam(groups, adam_w_mode=True, **_of_adam(config))
+    if device == "cpu":
+        _restart_powers_of_fused(fused, config)
+    return fused
 
-        return DeepSpeedCPULion(groups, **common)
-    return torch.optim.AdamW(groups, fused=True, **adam)
+
+def make_cpu_adam(
+    config: OptimConfig, named: Named, device: str, compiled: bool
+) -> torch.optim.Optimizer:
+    """DeepSpeed's AdamW in host memory."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    groups = parameter_groups(named, config.weight_decay)
+    offloaded = DeepSpeedCPUAdam(groups, adamw_mode=True, **_of_adam(config))
+    _restart_powers_of_offloaded(offloaded, config)
+    return offloaded
+
+
+def make_fused_lion(
+    config: OptimConfig, named: Named, device: str, compiled: bool
+) -> torch.optim.Optimizer:
+    """DeepSpeed's FusedLion."""
+    from deepspeed.ops.lion import FusedLion
+
+    groups = parameter_groups(named, config.weight_decay)
+    return FusedLion(groups, **_of_lion(config))
+
+
+def make_cpu_lion(
+    config: OptimConfig, named: Named, device: str, compiled: bool
+) -> torch.optim.Optimizer:
+    """DeepSpeed's Lion in host memory."""
+    from deepspeed.ops.lion import DeepSpeedCPULion
+
+    groups = parameter_groups(named, config.weight_decay)
+    return DeepSpeedCPULion(groups, **_of_lion(config))
+
+
+def make_torch_adam(
+    config: OptimConfig, named: Named, device: str, compiled: bool
+) -> torch.optim.Optimizer:
+    """torch's fused AdamW."""
+    groups = parameter_groups(named, config.weight_decay)
+    return torch.optim.AdamW(groups, fused=True, **_of_adam(config))
+
+
+def _of_lion(config: OptimConfig) -> dict[str, Any]:
+    """Lion's arguments."""
+    return {"lr": config.lr, "betas": tuple(config.betas)}
+
+
+def _of_adam(config: OptimConfig) -> dict[str, Any]:
+    """Adam's arguments."""
+    return {**_of_lion(config), "eps": config.eps}
 
 
 @contextlib.contextmanager
@@ -183,3 +227,15 @@ def make_muon(
     }
     adam_groups = parameter_groups(rest, config.weight_decay)
     return MuonWithAuxAdam([muon, *({**group, **adam} for group in adam_groups)])
+
+
+Constructor = Callable[[OptimConfig, Named, str, bool], torch.optim.Optimizer]
+# By the kernel that runs, or by the optimizer's name where it is torch's own.
+CONSTRUCTORS: dict[str, Constructor] = {
+    "fused_adam": make_fused_adam,
+    "cpu_adam": make_cpu_adam,
+    "fused_lion": make_fused_lion,
+    "cpu_lion": make_cpu_lion,
+    "torch_adam": make_torch_adam,
+    "muon": make_muon,
+}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hpc_llm.config import checks
+from hpc_llm.config import checks, cluster_checks, optim_checks, ranges
 from hpc_llm.config.checks import padded_vocab, problems
 from hpc_llm.config.schema import RunConfig
 from tests.configs import make_config
@@ -20,7 +20,10 @@ from tests.configs import make_config
 POSITIVE = "a number above 0"
 NOT_NEGATIVE = "0 or more"
 FRACTION = "between 0 and 1"
+MUON = ("optim=muon", "train.zero_stage=1")
 CLUSTER = "cluster=a100x8"  # on it no key is without effect
+
+RULES = (checks, cluster_checks, optim_checks, ranges)
 
 # word → what is allowed
 OUT_OF_RANGE = {
@@ -355,6 +358,20 @@ BROKEN: list[tuple[list[str], list[str]]] = [
             "cluster.signal_lead_s=60: has no effect on cluster=local; choose a Slurm cluster",
         ],
     ),
+    (["optim.muon_lr=0.01"], ["optim.muon_lr=0.01: has an effect with optim=muon alone"]),
+    (["optim.muon_momentum=0.9"], ["optim.muon_momentum=0.9: has an effect with optim=muon alone"]),
+    ([*MUON, "optim.muon_lr=null"], ["optim.muon_lr=null: a number is expected with optim=muon"]),
+    (
+        ["optim=muon", "train.zero_stage=3"],
+        ["optim=muon: works with train.zero_stage=1 or 2, not 3"],
+    ),
+    (
+        [*MUON, "optim.grad_clip=1.0"],
+        [
+            "optim.grad_clip=1: DeepSpeed would clip Muon's updates, whose size is fixed, instead "
+            "of gradients; use optim.grad_clip=0 with optim=muon"
+        ],
+    ),
 ]
 
 NAMES = [
@@ -386,7 +403,7 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(word: str, allowed: 
 
 
 def test_every_range_has_a_row_above() -> None:
-    assert {word.partition("=")[0] for word in OUT_OF_RANGE} == set(checks._RANGES)
+    assert {word.partition("=")[0] for word in OUT_OF_RANGE} == set(ranges.RANGES)
 
 
 def test_the_edges_of_the_ranges_are_allowed() -> None:
@@ -453,18 +470,17 @@ def test_embeddings_are_padded_to_128_rows(pieces: int, rows: int) -> None:
 
 
 def test_every_rule_is_broken_above() -> None:
-    """Each `yield` of checks.py is reached by the tables of this file: a rule without a row fails
-    here.
-    """
-    source = inspect.getsource(checks)
-    rules = {node.lineno for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Yield)}
-    reached: set[int] = set()
+    """Each `yield` of RULES is reached by the tables of this file: a rule without a row fails."""
+    rules: set[tuple[str, int]] = set()
+    for module in RULES:
+        tree = ast.parse(inspect.getsource(module))
+        yields = [node for node in ast.walk(tree) if isinstance(node, ast.Yield)]
+        rules |= {(module.__name__, node.lineno) for node in yields}
+    reached: set[tuple[str, int]] = set()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename != checks.__file__:
-            return None
         if event == "line":
-            reached.add(frame.f_lineno)
+            reached.add((frame.f_globals["__name__"], frame.f_lineno))
         return trace
 
     tables = [[*OUT_OF_RANGE, CLUSTER], ["run.name=' '"], *(words for words, _ in BROKEN)]

@@ -118,20 +118,6 @@ BROKEN: list[tuple[list[str], list[str]]] = [
             "train.seq_len=131072; use train.attention=flex"
         ],
     ),
-    (["optim.muon_lr=0.01"], ["optim.muon_lr=0.01: has an effect with optim=muon alone"]),
-    (["optim.muon_momentum=0.9"], ["optim.muon_momentum=0.9: has an effect with optim=muon alone"]),
-    ([*MUON, "optim.muon_lr=null"], ["optim.muon_lr=null: a number is expected with optim=muon"]),
-    (
-        ["optim=muon", "train.zero_stage=3"],
-        ["optim=muon: works with train.zero_stage=1 or 2, not 3"],
-    ),
-    (
-        [*MUON, "optim.grad_clip=1.0"],
-        [
-            "optim.grad_clip=1: DeepSpeed would clip Muon's updates, whose size is fixed, instead "
-            "of gradients; use optim.grad_clip=0 with optim=muon"
-        ],
-    ),
 ]
 
 WORKS = [
