@@ -1,6 +1,4 @@
-"""A corpus divided into pieces of work: a function of the files and their sizes, not of the
-workers.
-"""
+"""A corpus divided into pieces of work: a function of the files and their sizes alone."""
 
 from __future__ import annotations
 
@@ -12,9 +10,8 @@ from hpc_llm.config.schema import ReadingConfig
 from hpc_llm.text.reading import Span, divisible
 from hpc_llm.text.sources import InputFile
 
-_NUM_CHUNKS = (
-    2048  # aimed at: many against the number of processes, few against the inodes of a file system
-)
+# Aimed at: many against the number of processes, few against the inodes of a file system.
+_NUM_CHUNKS = 2048
 _LEAST_BYTES = 1 << 20
 _MOST_BYTES = 1 << 28  # a chunk is what a killed process loses: about a minute of work
 

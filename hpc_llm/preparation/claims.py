@@ -1,3 +1,5 @@
+"""Which machine does which job, where several work in one folder."""
+
 from __future__ import annotations
 
 import os
@@ -6,19 +8,23 @@ from contextlib import suppress
 from pathlib import Path
 
 _BEAT_S = 5.0
-# without a beat a machine is dead: many times _BEAT_S, and longer than a file system stalls
+# Without a beat for so long a machine is dead: longer than a file system stalls.
 _DEAD_S = 60.0
 
 
 class Claims:
-    """Which machine does which job. A machine that no longer gives signs of life loses its claims.
+    """The claims of one machine, which it loses when it gives no sign of life any more.
 
     A sign of life is the modification time of a file; a claim is a hard link to that file, so it
-    appears atomically and its time is that of its owner's last sign. `task` is a number that no
-    other live machine has: a restarted task takes over the claims of its earlier life.
+    appears atomically and its time is that of its owner's last sign. Claims only avoid double work:
+    the results do not depend on them.
     """
 
     def __init__(self, folder: Path, task: int) -> None:
+        """task: a number that no other live machine has.
+
+        A task that is restarted takes over the claims of its earlier life.
+        """
         self.task = task
         self._folder = folder
         self._life = folder / f".task-{task}"
@@ -28,12 +34,12 @@ class Claims:
         threading.Thread(target=self._beats, daemon=True).start()
 
     def take(self, name: str) -> bool:
-        """Claim the job; return whether it is ours from now on."""
+        """Claim the job; whether it is ours from now on."""
         claim = self._folder / name
         try:
             os.link(self._life, claim)
         except FileExistsError:
-            if name in self._mine or not self._void(claim):
+            if name in self._mine or not self._is_abandoned(claim):
                 return False
             self._replace(claim)
         except OSError:
@@ -42,27 +48,26 @@ class Claims:
         return True
 
     def drop(self, name: str) -> None:
-        """The job is done."""
+        """Give the claim back: the job is done."""
         self._mine.discard(name)
         with suppress(OSError):
             (self._folder / name).unlink()
 
     def over(self) -> bool:
-        """Whether the folder of the work is gone, which happens when everything is done."""
+        """Whether all work is done: its folder is then removed."""
         return not self._folder.exists()
 
-    def _void(self, claim: Path) -> bool:
-        """Whether the claim belongs to an earlier life of this task, or to a machine that has
-        stopped beating.
+    def _is_abandoned(self, claim: Path) -> bool:
+        """Whether it was made by an earlier life of this task, or a machine that is dead.
 
         Times are compared by the file system's clock, since the clocks of machines differ.
         """
         try:
             ours = self._life.stat()
-            its = claim.stat()
+            owner = claim.stat()
         except OSError:
             return False  # just dropped
-        return ours.st_ino == its.st_ino or ours.st_mtime - its.st_mtime > _DEAD_S
+        return ours.st_ino == owner.st_ino or ours.st_mtime - owner.st_mtime > _DEAD_S
 
     def _replace(self, claim: Path) -> None:
         new = self._folder / f".{claim.name}.{self.task}"

@@ -1,12 +1,10 @@
-"""The last stage, after all shards are made: rejects.jsonl, manifest.json, and the folder renamed
-into place.
-"""
+"""The last stage, after all shards are made: rejects.jsonl and manifest.json."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 from hpc_llm.config.checks import padded_vocab
 from hpc_llm.config.schema import DataConfig
 from hpc_llm.data import manifest
+from hpc_llm.data.manifest import Manifest, Shard, SourceFacts
 from hpc_llm.data.shards import dtype_for
 from hpc_llm.preparation import split
 from hpc_llm.preparation.arrays import read_arrays
@@ -23,6 +22,8 @@ from hpc_llm.preparation.chunks import Chunk
 from hpc_llm.preparation.tokenise import Tokenised
 from hpc_llm.storage.files import write_atomic
 from hpc_llm.text.tokenizer import Tokenizer
+
+_LENGTH_BINS = 64  # powers of two
 
 
 @dataclass(frozen=True)
@@ -33,30 +34,34 @@ class StageResults:
     verdicts: Sequence[np.ndarray]  # of each chunk's documents
     scans: Sequence[Path]
     parts: Sequence[Path]  # of tokenise.Tokenised
-    shards: Mapping[Path, PlannedShard]  # by where assemble.assembled says what was made
+    shards: Mapping[Path, PlannedShard]  # by the file in which assemble.assembled describes it
 
 
-def write_rejects(made: StageResults, out: Path) -> None:
+def write_rejects(results: StageResults, out: Path) -> None:
     """All rejects in document order, chunk by chunk."""
     with out.open("wb") as file:
-        for scanned, part in zip(made.scans, made.parts, strict=True):
+        for scanned, part in zip(results.scans, results.parts, strict=True):
             file.write(read_arrays(scanned, "rejects")["rejects"].tobytes())
             file.write(read_arrays(part, "rejects")["rejects"].tobytes())
 
 
 def write_manifest(
-    config: DataConfig, made: StageResults, tokenizer: Tokenizer, model: Path, out: Path
+    config: DataConfig, results: StageResults, tokenizer: Tokenizer, model: Path, out: Path
 ) -> None:
-    """manifest.json. ValueError if a document is unaccounted for."""
-    shards: dict[str, list[manifest.Shard]] = {name: [] for name in SPLITS}
-    counts = {name: np.zeros(tokenizer.vocab_size, np.int64) for name in SPLITS}
-    for path, planned in made.shards.items():
-        shard, occurring = assembled(path)
+    """Write manifest.json. ValueError if a document is unaccounted for."""
+    shards: dict[str, list[Shard]] = {}
+    counts: dict[str, np.ndarray] = {}
+    for name in SPLITS:
+        shards[name] = []
+        counts[name] = np.zeros(tokenizer.vocab_size, np.int64)
+    for path, planned in results.shards.items():
+        shard, occurrences = assembled(path)
         shards[planned.split].append(shard)
-        counts[planned.split] += occurring
-    facts = {name: _facts(name, made, shards) for name in config.source_names}
-    tokens = {name: sum(shard.tokens for shard in own) for name, own in shards.items()}
-    whole = manifest.Manifest(
+        counts[planned.split] += occurrences
+    facts = {name: _facts(name, results, shards) for name in config.source_names}
+    tokens = {name: _num_tokens(own) for name, own in shards.items()}
+    text_bytes = sum(source.text_bytes for source in facts.values())
+    made = Manifest(
         version=manifest.FORMAT_VERSION,
         dtype=dtype_for(tokenizer.vocab_size).name,
         vocab_size=tokenizer.vocab_size,
@@ -64,65 +69,77 @@ def write_manifest(
         eos_id=tokenizer.eos_id,
         tokenizer=model.name,
         tokenizer_sha256=hashlib.sha256(model.read_bytes()).hexdigest(),
-        documents={
-            key: sum(each.documents[key] for each in facts.values()) for key in manifest.COUNTS
-        },
+        documents=_documents(facts.values()),
         tokens=tokens,
-        bytes_per_token=sum(each.text_bytes for each in facts.values()) / sum(tokens.values()),
+        bytes_per_token=text_bytes / sum(tokens.values()),
         unigram_entropy=_unigram_entropy(counts["train"], counts["heldout"]),
         recipe=manifest.recipe(config),
         library=tokenizer.library,
         sources=facts,
         shards=shards,
     )
-    write_atomic(out, whole.to_json())
+    write_atomic(out, made.to_json())
 
 
-def num_documents(made: StageResults) -> tuple[int, int]:
+def num_documents(results: StageResults) -> tuple[int, int]:
     """Documents in, and rejects of both passes, over all sources."""
-    rejected = sum(int((verdicts == split.REJECTED).sum()) for verdicts in made.verdicts)
-    later = sum(int(read_arrays(part, "num_rejects")["num_rejects"]) for part in made.parts)
-    return sum(
-        int((verdicts != split.FILTERED).sum()) for verdicts in made.verdicts
-    ), rejected + later
+    num_in = 0
+    num_rejects = 0
+    for verdicts, part in zip(results.verdicts, results.parts, strict=True):
+        num_in += int((verdicts != split.FILTERED).sum())
+        num_rejects += int((verdicts == split.REJECTED).sum())
+        num_rejects += int(read_arrays(part, "num_rejects")["num_rejects"])
+    return num_in, num_rejects
 
 
 def _facts(
-    source: str, made: StageResults, shards: Mapping[str, Sequence[manifest.Shard]]
-) -> manifest.SourceFacts:
-    verdicts = np.zeros(5, np.int64)
-    rejects = 0
-    lengths = np.zeros(64, np.int64)
-    for chunk, verdict, path in zip(made.chunks, made.verdicts, made.parts, strict=True):
+    source: str, results: StageResults, shards: Mapping[str, Sequence[Shard]]
+) -> SourceFacts:
+    verdicts = np.zeros(split.NUM_VERDICTS, np.int64)
+    later_rejects = 0
+    lengths = np.zeros(_LENGTH_BINS, np.int64)
+    for chunk, own, path in zip(results.chunks, results.verdicts, results.parts, strict=True):
         if chunk.source == source:
             part = Tokenised.read(path)
-            verdicts += np.bincount(verdict, minlength=5)
-            rejects += int(part.num_rejects)
-            lengths += np.bincount(np.log2(part.lengths).astype(np.int64), minlength=64)
-    own = {
-        name: [shard for shard in every if shard.source == source] for name, every in shards.items()
-    }
-    return manifest.SourceFacts(
+            verdicts += np.bincount(own, minlength=split.NUM_VERDICTS)
+            later_rejects += int(part.num_rejects)
+            powers = np.log2(part.lengths).astype(np.int64)
+            lengths += np.bincount(powers, minlength=_LENGTH_BINS)
+    train = [shard for shard in shards["train"] if shard.source == source]
+    heldout = [shard for shard in shards["heldout"] if shard.source == source]
+    return SourceFacts(
         documents={
             "in": int(verdicts.sum() - verdicts[split.FILTERED]),
-            "train": sum(shard.documents for shard in own["train"]),
-            "heldout": sum(shard.documents for shard in own["heldout"]),
-            "rejects": int(verdicts[split.REJECTED]) + rejects,
+            "train": sum(shard.documents for shard in train),
+            "heldout": sum(shard.documents for shard in heldout),
+            "rejects": int(verdicts[split.REJECTED]) + later_rejects,
             "duplicates": int(verdicts[split.DUPLICATE]),
         },
         filtered=int(verdicts[split.FILTERED]),
-        tokens={name: sum(shard.tokens for shard in every) for name, every in own.items()},
-        text_bytes=sum(shard.text_bytes for every in own.values() for shard in every),
+        tokens={"train": _num_tokens(train), "heldout": _num_tokens(heldout)},
+        text_bytes=sum(shard.text_bytes for shard in [*train, *heldout]),
         lengths=np.trim_zeros(lengths, "b").tolist(),
     )
 
 
-def _unigram_entropy(train: np.ndarray, heldout: np.ndarray) -> float:
-    """Cross-entropy in nats per token of held-out counts [v] under add-one-smoothed training counts
-    [v].
+def _documents(sources: Iterable[SourceFacts]) -> dict[str, int]:
+    """Counts of documents over all sources."""
+    documents = dict.fromkeys(manifest.COUNTS, 0)
+    for source in sources:
+        for key in manifest.COUNTS:
+            documents[key] += source.documents[key]
+    return documents
 
-    The loss of a model that knows how often each token occurs but no context: what training must
-    beat.
+
+def _num_tokens(shards: Iterable[Shard]) -> int:
+    return sum(shard.tokens for shard in shards)
+
+
+def _unigram_entropy(train: np.ndarray, heldout: np.ndarray) -> float:
+    """Cross-entropy of held-out counts under training counts, both [vocab_size]: nats per token.
+
+    One is added to every training count. It is the loss of a model that knows how often each token
+    occurs but no context: what training must beat.
     """
     log_probability = np.log(train + 1) - math.log(int(train.sum()) + train.size)
     return float(-(heldout * log_probability).sum() / max(1, heldout.sum()))

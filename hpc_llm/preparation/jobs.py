@@ -1,9 +1,7 @@
-"""Jobs shared by all workers: processes on this machine, and other machines that work in the same
-folder.
+"""Jobs shared by processes on this machine, and by machines that work in the same folder.
 
-A job is done when its result exists; results appear whole, by rename, and are the same bytes
-whoever makes them. So a killed worker loses only its current job, and claims only avoid double
-work: the result never depends on them.
+A job is done when its result exists. Results appear whole, by rename, and are the same bytes
+whichever worker makes them, so a killed worker loses only its current job.
 """
 
 from __future__ import annotations
@@ -27,13 +25,11 @@ POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Job:
-    """`call` makes the file `result` and returns its number of tokens; `size` is its part of the
-    stage.
-    """
+    """A file to make."""
 
     result: Path
-    size: int
-    call: Callable[[], int]
+    size: int  # bytes of text: its part of the stage
+    call: Callable[[], int]  # makes `result`, and returns its number of new tokens
     heavy: bool = True  # done by a worker; else in this process
 
     @property
@@ -68,8 +64,9 @@ class JobRunner:
         self._claims = claims
 
     def do(self, stage: str, jobs: Sequence[Job]) -> None:
-        """Return once every job's result exists, whoever made it. Over if others have finished
-        everything.
+        """Return once every job's result exists, whichever machine made it.
+
+        FinishedElsewhere if others have finished everything.
         """
         done = _Done(stage, jobs, self._report)
         while left := done.left():
@@ -80,21 +77,24 @@ class JobRunner:
             time.sleep(POLL_S)  # others are doing the rest
 
     def _order(self, jobs: list[Job]) -> list[Job]:
-        """Large jobs first, so that the last to end is short; each machine starts at a different
-        one.
+        """Large jobs first, so that the last to end is short.
+
+        Each machine starts at a different one.
         """
         ordered = sorted(jobs, key=lambda job: -job.size)
-        turn = self._claims.task % len(ordered) if self._claims is not None else 0
-        return ordered[turn:] + ordered[:turn]
+        if self._claims is None:
+            return ordered
+        first = self._claims.task % len(ordered)
+        return ordered[first:] + ordered[:first]
 
     def _work(self, jobs: Sequence[Job], done: _Done) -> bool:
-        """Do all unclaimed jobs; return whether there were any."""
+        """Do all unclaimed jobs; whether there were any."""
         under_way: dict[Future[int], Job] = {}
-        found = False
+        any_taken = False
         for job in jobs:
             if job.result.exists() or not self._take(job):
                 continue
-            found = True
+            any_taken = True
             if not job.heavy or self._workers.alone:
                 self._note(job, job.call(), done)
                 continue
@@ -103,7 +103,7 @@ class JobRunner:
                 self._collect(under_way, done)
         while under_way:
             self._collect(under_way, done)
-        return found
+        return any_taken
 
     def _collect(self, under_way: dict[Future[int], Job], done: _Done) -> None:
         ready, _ = wait(under_way, return_when=FIRST_COMPLETED)
@@ -147,11 +147,13 @@ class _Done:
 
     def left(self) -> list[Job]:
         """Jobs without a result; those done by others, or in an earlier life, count as done."""
-        present = {folder: _names(folder) for folder in {result.parent for result in self._left}}
-        for job in [
-            job for job in self._left.values() if job.result.name in present[job.result.parent]
-        ]:
-            self.add(job, 0)
+        present: dict[Path, set[str]] = {}
+        for job in list(self._left.values()):
+            folder = job.result.parent
+            if folder not in present:
+                present[folder] = _names(folder)
+            if job.result.name in present[folder]:
+                self.add(job, 0)
         return list(self._left.values())
 
     def add(self, job: Job, tokens: int) -> None:

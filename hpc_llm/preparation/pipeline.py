@@ -23,6 +23,7 @@ from hpc_llm.preparation.workspace import Workspace
 from hpc_llm.storage.files import share_with_group
 from hpc_llm.storage.locks import one_writer
 from hpc_llm.text import sources, tokenizer
+from hpc_llm.text.sources import InputFile
 
 
 def _silent(*_: object) -> None: ...
@@ -31,8 +32,7 @@ def _silent(*_: object) -> None: ...
 def prepare(
     config: RunConfig, directory: Path, on_progress: OnProgress = _silent, say: Say = _silent
 ) -> DataFacts:
-    """Tokenise the corpus of `config.data` into `directory`, or return at once what is already
-    prepared there.
+    """Tokenise the corpus of `config.data` into `directory`, unless that is done already.
 
     Safe to call from several processes at once, and to kill: the next call continues. InputError
     for a corpus, a tokenizer or a folder that cannot be used.
@@ -54,8 +54,9 @@ def prepare(
 
 
 def prepared(config: DataConfig, directory: Path) -> DataFacts | None:
-    """Facts of a folder with the requested data; None if there is no folder; InputError if it holds
-    something else.
+    """Facts of a folder with the requested data; None if nothing is there.
+
+    InputError if it holds something else.
     """
     if not (directory / manifest.MANIFEST).exists():
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -69,8 +70,9 @@ def prepared(config: DataConfig, directory: Path) -> DataFacts | None:
 
 
 def begin(config: RunConfig, directory: Path) -> Workspace:
-    """List the corpus and make the work folder, or find it as it was left. InputError as for
-    `prepare`.
+    """List the corpus and make the work folder, or find it as it was left.
+
+    InputError as for `prepare`.
     """
     if config.data.tokenizer is not None:
         tokenizer.load(config.data)
@@ -78,7 +80,9 @@ def begin(config: RunConfig, directory: Path) -> Workspace:
         raise InputError(
             "data.vocab_size=null: how many pieces to train? give a number, or data.tokenizer=PATH"
         )
-    files = [file for source in sources.sources(config.data) for file in sources.files(source)]
+    files: list[InputFile] = []
+    for source in sources.sources(config.data):
+        files += sources.files(source)
     workspace = Workspace.begin(directory, manifest.recipe(config.data), files)
     share_with_group(workspace.out, config.run.group)
     return workspace
@@ -87,16 +91,14 @@ def begin(config: RunConfig, directory: Path) -> Workspace:
 def join(
     config: DataConfig, workspace: Workspace, task: int, on_progress: OnProgress, say: Say
 ) -> None:
-    """Do the work that `begin` set up, along with other machines; `task` is this one's number.
-    Returns when done.
+    """Do the work that `begin` set up, along with other machines, until all is done.
+
+    task: this machine's number.
     """
     try:
         with Workers(config.workers) as workers:
-            stages.run(
-                config,
-                workspace,
-                JobRunner(workers, on_progress, say, Claims(workspace.claims, task)),
-            )
+            claims = Claims(workspace.claims, task)
+            stages.run(config, workspace, JobRunner(workers, on_progress, say, claims))
     except (FinishedElsewhere, OSError):
         if not (workspace.directory / manifest.MANIFEST).exists():
             raise  # else another machine was faster, and removed the work folder

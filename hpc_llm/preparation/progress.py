@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import manifest
+from hpc_llm.data.manifest import Manifest, SourceFacts
+
+if TYPE_CHECKING:
+    from hpc_llm.data.packs import OnProgress
 
 _EVERY_S = 10.0  # lines in a log
 _BAR = 40  # characters of the longest bar of the histogram
 
-Report = Callable[[str, int, int, int], None]  # stage, bytes done, bytes in all, tokens
-
 
 def prepare_shown(config: RunConfig, directory: Path) -> None:
-    """data.pipeline.prepare with its progress shown; nothing is printed if the data is already
-    prepared.
-    """
-    from hpc_llm.preparation.pipeline import (
-        prepare,
-    )  # numpy and sentencepiece: only now, so that mistakes show at once
+    """Prepare the data of a run, with progress; nothing is printed if that is done already."""
+    # This imports numpy and sentencepiece: only now, so that mistakes show at once.
+    from hpc_llm.preparation.pipeline import prepare
 
     with progress() as report:
         prepare(config, directory, report, say)
@@ -31,7 +31,7 @@ def prepare_shown(config: RunConfig, directory: Path) -> None:
 
 
 def pack_shown(config: RunConfig, directory: Path) -> None:
-    """data.packs.ensure with its progress shown, if the run packs its documents."""
+    """Pack the documents of prepared data, with progress, if the run packs them."""
     if config.data.packing != "best_fit":
         return
     from hpc_llm.data import packs
@@ -46,7 +46,7 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
+def progress() -> Iterator[OnProgress]:
     """A bar in a terminal, else a line per stage and one every few seconds."""
     if not sys.stderr.isatty():
         yield _Lines()
@@ -74,14 +74,14 @@ def progress() -> Iterator[Report]:
         yield bar
 
 
-def summary(made: manifest.Manifest) -> str:
+def summary(made: Manifest) -> str:
     """What was prepared, for reading."""
     documents = made.documents
     tokens = made.tokens
-    rejected = f"{documents['rejects']:,} rejected" + (
-        f" (see {manifest.REJECTS})" if documents["rejects"] else ""
-    )
     kept = f"{documents['train']:,} to train on, {documents['heldout']:,} held out"
+    rejected = f"{documents['rejects']:,} rejected"
+    if documents["rejects"]:
+        rejected += f" (see {manifest.REJECTS})"
     lines = [
         (
             f"documents        {documents['in']:,}: {kept}, {rejected}, "
@@ -93,52 +93,53 @@ def summary(made: manifest.Manifest) -> str:
             f"unigram entropy  {made.unigram_entropy:.3f} nats per token: the loss that training "
             "must beat"
         ),
-        *(_sources(made) if len(made.sources) > 1 else []),
-        *_histogram(made),
     ]
+    if len(made.sources) > 1:
+        lines += _source_lines(made.sources)
+    lines += _histogram(made)
     return "\n".join(f"  {line}" for line in lines)
 
 
-def _vocabulary(made: manifest.Manifest) -> str:
+def _vocabulary(made: Manifest) -> str:
+    pieces = f"{made.vocab_size:,} pieces"
     wanted = made.recipe.get("vocab_size")
-    fewer = made.recipe.get("tokenizer") is None and wanted is not None and made.vocab_size < wanted
-    return f"{made.vocab_size:,} pieces" + (
-        f" (of {wanted:,} wanted: the text yields no more)" if fewer else ""
-    )
+    trained = made.recipe.get("tokenizer") is None
+    if trained and wanted is not None and made.vocab_size < wanted:
+        return f"{pieces} (of {wanted:,} wanted: the text yields no more)"
+    return pieces
 
 
-def _sources(made: manifest.Manifest) -> Iterator[str]:
-    width = max(map(len, made.sources))
-    for name, source in made.sources.items():
-        counts = source.documents
-        tokens = source.tokens
-        out = (
-            f"{counts['rejects']:,} rejected, {counts['duplicates']:,} duplicates, "
-            f"{source.filtered:,} filtered"
-        )
+def _source_lines(sources: dict[str, SourceFacts]) -> Iterator[str]:
+    width = max(map(len, sources))
+    for name, source in sources.items():
+        documents = source.documents
         yield (
-            f"  {name:<{width}}  {tokens['train']:,} tokens to train on, {counts['in']:,} "
-            f"documents, {out}"
+            f"  {name:<{width}}  {source.tokens['train']:,} tokens to train on, "
+            f"{documents['in']:,} documents, {documents['rejects']:,} rejected, "
+            f"{documents['duplicates']:,} duplicates, {source.filtered:,} filtered"
         )
 
 
-def _histogram(made: manifest.Manifest) -> Iterator[str]:
+def _histogram(made: Manifest) -> Iterator[str]:
     """Documents by length, one line for each power of two."""
-    lengths = [
-        sum(column) for column in _columns([source.lengths for source in made.sources.values()])
-    ]
-    most = max(lengths, default=0)
+    counts = _documents_by_length(made)
+    most = max(counts, default=0)
     label = "lengths in tokens"
-    for power, count in enumerate(lengths):
+    for power, count in enumerate(counts):
         if count:
             bar = "▇" * (_BAR * count // most)
             yield f"{label:<17}{2**power:>10,} – {2 ** (power + 1) - 1:<10,}  {count:>10,} {bar}"
             label = ""
 
 
-def _columns(rows: list[list[int]]) -> Iterator[list[int]]:
-    for index in range(max(map(len, rows), default=0)):
-        yield [row[index] for row in rows if index < len(row)]
+def _documents_by_length(made: Manifest) -> list[int]:
+    """Over all sources, [i]: documents of 2^i to 2^(i+1) − 1 tokens."""
+    counts: list[int] = []
+    for source in made.sources.values():
+        counts += [0] * (len(source.lengths) - len(counts))
+        for power, count in enumerate(source.lengths):
+            counts[power] += count
+    return counts
 
 
 class _Lines:
@@ -146,33 +147,42 @@ class _Lines:
 
     def __init__(self) -> None:
         self._stage = ""
-        self._begun = 0.0
-        self._said = 0.0
+        self._began = 0.0
+        self._printed = 0.0
+        self._done_before = 0  # bytes, by a preparation that was killed
 
     def __call__(self, stage: str, done: int, total: int, tokens: int) -> None:
         now = time.monotonic()
         if stage != self._stage:
             self._stage = stage
-            self._begun = now
-            self._said = now
-            self._first = done
-            say(f"{stage} …" if total == 0 else f"{stage}: {total / 1e6:,.1f} MB")
-        elif total and (now - self._said > _EVERY_S or (done == total and tokens)):
-            self._said = now
-            passed = now - self._begun
-            left = passed * (total - done) / max(done - self._first, 1)
-            rest = f", {_duration(left)} left" if done < total else f" in {_duration(passed)}"
-            say(
-                f"{stage}: {done / 1e6:,.1f} of {total / 1e6:,.1f} "
-                f"MB{_rate(tokens, passed, ', ')}{rest}"
-            )
+            self._began = now
+            self._printed = now
+            self._done_before = done
+            say(f"{stage}: {total / 1e6:,.1f} MB" if total else f"{stage} …")
+        elif total and (now - self._printed > _EVERY_S or (done == total and tokens)):
+            self._printed = now
+            say(self._line(done, total, tokens, now - self._began))
+
+    def _line(self, done: int, total: int, tokens: int, passed_s: float) -> str:
+        line = f"{self._stage}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+        rate = _rate(tokens, passed_s)
+        if rate:
+            line += f", {rate}"
+        if done >= total:
+            return f"{line} in {_duration(passed_s)}"
+        left_s = passed_s * (total - done) / max(done - self._done_before, 1)
+        return f"{line}, {_duration(left_s)} left"
 
 
-def _rate(tokens: int, seconds: float, before: str = "") -> str:
-    return f"{before}{tokens / seconds:,.0f} tokens/s" if tokens and seconds > 0 else ""
+def _rate(tokens: int, seconds: float) -> str:
+    if not tokens or seconds <= 0:
+        return ""
+    return f"{tokens / seconds:,.0f} tokens/s"
 
 
 def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,10 +1,7 @@
-"""The first pass over a chunk: every document's hash and size, what is wrong with it, and text for
-the tokenizer.
-"""
+"""The first pass over a chunk: documents' hashes, sizes and faults, and text for the tokenizer."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -26,9 +23,7 @@ DIGEST_BYTES = 16  # of SHA-256: a chance of 1e-19 that any two of 1e10 differen
 
 @dataclass
 class Scanned:
-    """A chunk's documents in order (arrays [n]), its rejects as lines of JSON, and stretches of its
-    text.
-    """
+    """A chunk's documents in order (arrays [n]), its rejects, and stretches of its text."""
 
     verdicts: np.ndarray  # uint8: TRAIN (so far), REJECTED, FILTERED
     digests: np.ndarray  # uint8 [n, DIGEST_BYTES]
@@ -40,9 +35,7 @@ class Scanned:
     stretch_keys: np.ndarray  # uint64 [m]: hash of each
 
     def write(self, path: Path) -> None:
-        write_arrays(
-            path, **{item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        )
+        write_arrays(path, **vars(self))
 
     @classmethod
     def read(cls, path: Path) -> Scanned:
@@ -72,8 +65,15 @@ def items(
 
 def reject_line(source: str, file: str, offset: int, reason: str, name: str | None) -> str:
     """A line of rejects.jsonl."""
-    fields = {"source": source, "file": file, "offset": offset, "reason": reason}
-    return json.dumps(fields if name is None else {**fields, "id": name}) + "\n"
+    fields: dict[str, str | int] = {
+        "source": source,
+        "file": file,
+        "offset": offset,
+        "reason": reason,
+    }
+    if name is not None:
+        fields["id"] = name
+    return json.dumps(fields) + "\n"
 
 
 @dataclass
@@ -123,14 +123,15 @@ class _Found:
             num_bytes += len(text)
             num_chars += len(piece)
             blank = blank and piece.isspace()
-            key = int.from_bytes(
-                digest.copy().digest()[DIGEST_BYTES:24], "little"
-            )  # not what decides what is held out
+            # Of other bytes of the hash than those that decide what is held out.
+            key = int.from_bytes(digest.copy().digest()[DIGEST_BYTES:24], "little")
             if key < self.share * 2**64:
                 stretches.append((len(self.verdicts), key, text))
         if blank:
             raise Rejected("empty")
-        if num_chars < (reading.min_chars or 0) or num_chars > (reading.max_chars or num_chars):
+        fewest = reading.min_chars or 0
+        most = reading.max_chars or num_chars
+        if not fewest <= num_chars <= most:
             self._note(FILTERED)
             return
         self.stretches += stretches

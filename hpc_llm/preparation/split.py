@@ -1,6 +1,6 @@
-"""What happens to each document, and what the tokenizer is trained on: functions of content, not of
-the reader.
+"""What happens to each document, and what the tokenizer is trained on.
 
+These are functions of content alone, not of who reads it, or in which order.
 Two texts are the same if their digests are. Of equal texts the first in the order (source, file,
 place) is kept. Whether a text is held out depends only on its digest, so equal texts are on one
 side even if all copies are kept.
@@ -15,6 +15,7 @@ import numpy as np
 from hpc_llm.config.errors import InputError
 
 TRAIN, HELDOUT, DUPLICATE, REJECTED, FILTERED = range(5)
+NUM_VERDICTS = 5
 
 
 def decide(digests: np.ndarray, fraction: float, deduplicate: bool) -> np.ndarray:
@@ -24,7 +25,7 @@ def decide(digests: np.ndarray, fraction: float, deduplicate: bool) -> np.ndarra
     per document. InputError if that leaves nothing to train on.
     """
     words = digests.view(">u8").astype(np.uint64)  # [n, 2], the first 8 bytes decide the order
-    order = np.lexsort((words[:, 1], words[:, 0])) if len(words) else np.empty(0, np.int64)
+    order = np.lexsort((words[:, 1], words[:, 0]))
     held = words[:, 0] < np.uint64(min(fraction * 2**64, 2**64 - 1))
     if len(order) and not held.any():
         held = (words == words[order[0]]).all(axis=1)
@@ -46,24 +47,25 @@ def _distinct(words: np.ndarray, order: np.ndarray) -> int:
 
 
 def budgets(sizes: Mapping[str, int], budget: int) -> dict[str, int]:
-    """`budget` bytes divided evenly over sources of these sizes; what a small one lacks, the others
-    provide.
+    """`budget` bytes divided evenly over sources of these sizes.
+
+    What a small source lacks, the others provide.
     """
-    dealt: dict[str, int] = {}
-    for left, name in zip(
-        range(len(sizes), 0, -1), sorted(sizes, key=lambda name: (sizes[name], name)), strict=True
-    ):
-        dealt[name] = min(sizes[name], budget // left)
-        budget -= dealt[name]
-    return dealt
+    shares: dict[str, int] = {}
+    smallest_first = sorted(sizes, key=lambda name: (sizes[name], name))
+    for number, name in enumerate(smallest_first):
+        num_left = len(sizes) - number
+        shares[name] = min(sizes[name], budget // num_left)
+        budget -= shares[name]
+    return shares
 
 
 def sample(keys: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
-    """Which stretches of text make up a sample of at most `budget` bytes: indices in the order of
-    their keys.
+    """Which texts make up a sample of at most `budget` bytes: indices in the order of their keys.
 
     Keys (uint64 [n]) are hashes: a random order independent of file names. The first is always
     included.
     """
     order = np.lexsort((sizes, keys))
-    return order[: max(1, int(np.searchsorted(np.cumsum(sizes[order]), budget, side="right")))]
+    num_fitting = int(np.searchsorted(np.cumsum(sizes[order]), budget, side="right"))
+    return order[: max(1, num_fitting)]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from hpc_llm.config.schema import DataConfig
+from hpc_llm.config.schema import DataConfig, ReadingConfig
 from hpc_llm.data import manifest
 from hpc_llm.preparation import finish
 from hpc_llm.preparation.arrays import read_arrays
@@ -21,16 +21,18 @@ from hpc_llm.preparation.tokenise import Tokenised, TokenizerFile, tokenise
 from hpc_llm.preparation.verdicts import check_rejects, decide_all, sample_shares, tokenizer_sample
 from hpc_llm.preparation.workspace import Workspace
 from hpc_llm.storage.files import fsync_directory, write_atomic
-from hpc_llm.text import sources, tokenizer
-from hpc_llm.text.tokenizer_training import train
+from hpc_llm.text import sources, tokenizer, tokenizer_training
+from hpc_llm.text.tokenizer import Tokenizer
 
 
-def run(config: DataConfig, workspace: Workspace, crew: JobRunner) -> None:
-    """Turn the corpus that `Workspace.begin` listed into shards. InputError if the corpus cannot be
-    used.
+def run(config: DataConfig, workspace: Workspace, runner: JobRunner) -> None:
+    """Turn the corpus that `Workspace.begin` listed into shards.
+
+    InputError if the corpus cannot be used.
     """
     readings = {source.name: source.reading for source in sources.sources(config)}
-    stages = _Stages(config, workspace, divide(workspace.files(), readings), crew)
+    chunks = divide(workspace.files(), readings)
+    stages = _Stages(config, workspace, readings, chunks, runner)
     stages.scan()
     verdicts = stages.decide()
     model = stages.tokenizer(verdicts)
@@ -43,8 +45,9 @@ def run(config: DataConfig, workspace: Workspace, crew: JobRunner) -> None:
 class _Stages:
     config: DataConfig
     workspace: Workspace
+    readings: Mapping[str, ReadingConfig]  # of each source
     chunks: list[Chunk]
-    crew: JobRunner
+    runner: JobRunner
 
     @property
     def _scans(self) -> list[Path]:
@@ -57,73 +60,67 @@ class _Stages:
     def scan(self) -> None:
         """The first pass over every chunk."""
         shares = sample_shares(self.config, self.chunks)
-        readings = {source.name: source.reading for source in sources.sources(self.config)}
-        jobs = [
-            Job(
-                out,
-                chunk.num_bytes,
-                partial(scan, chunk, readings[chunk.source], shares[chunk.source], out),
-            )
-            for chunk, out in zip(self.chunks, self._scans, strict=True)
-        ]
-        self.crew.do("reading", jobs)
+        jobs = []
+        for chunk, out in zip(self.chunks, self._scans, strict=True):
+            reading = self.readings[chunk.source]
+            call = partial(scan, chunk, reading, shares[chunk.source], out)
+            jobs.append(Job(out, chunk.num_bytes, call))
+        self.runner.do("reading", jobs)
 
     def decide(self) -> list[np.ndarray]:
         """What happens to each document: for each chunk uint8 [documents]."""
         out = self.workspace.decided
-        self.crew.do(
-            "deciding", [Job.here(out, partial(decide_all, self.config, self._scans, out))]
-        )
+        call = partial(decide_all, self.config, self._scans, out)
+        self.runner.do("deciding", [Job.here(out, call)])
         decided = read_arrays(out)
         return np.split(decided["verdicts"], decided["starts"][1:-1])
 
     def tokenizer(self, verdicts: list[np.ndarray]) -> Path:
         """The file of the tokenizer, given or trained."""
-        content = tokenizer.load(self.config) if self.config.tokenizer else None
-        out = self.workspace.out / manifest.tokenizer_file(content or b"")
-
-        def make() -> None:
-            write_atomic(out, self._train(verdicts) if content is None else content)
-
-        self.crew.do(
-            "training the tokenizer" if content is None else "copying the tokenizer",
-            [Job.here(out, make)],
-        )
+        if self.config.tokenizer:
+            content = tokenizer.load(self.config)
+            out = self.workspace.out / manifest.tokenizer_file(content)
+            copy = Job.here(out, partial(write_atomic, out, content))
+            self.runner.do("copying the tokenizer", [copy])
+            return out
+        out = self.workspace.out / manifest.tokenizer_file(b"")
+        train = Job.here(out, partial(self._train, verdicts, out))
+        self.runner.do("training the tokenizer", [train])
         return out
 
-    def _train(self, verdicts: list[np.ndarray]) -> bytes:
+    def _train(self, verdicts: list[np.ndarray], out: Path) -> None:
         texts = tokenizer_sample(self.config, self.chunks, self._scans, verdicts)
-        return train(texts, self.config.vocab_size or 0, self.crew.say)
+        content = tokenizer_training.train(texts, self.config.vocab_size or 0, self.runner.say)
+        write_atomic(out, content)
 
     def tokenise(self, verdicts: list[np.ndarray], model: Path) -> None:
-        """The second pass over every chunk. InputError if files have vanished or changed since the
-        first.
+        """The second pass over every chunk.
+
+        InputError if files have vanished or changed since the first.
         """
-        which = TokenizerFile.of(model, self.config.eos_token)
-        readings = {source.name: source.reading for source in sources.sources(self.config)}
+        tokenizer_file = TokenizerFile.of(model, self.config.eos_token)
         jobs = []
         for chunk, scanned, own, out in zip(
             self.chunks, self._scans, verdicts, self._parts, strict=True
         ):
-            call = partial(tokenise, chunk, readings[chunk.source], which, scanned, own, out)
+            reading = self.readings[chunk.source]
+            call = partial(tokenise, chunk, reading, tokenizer_file, scanned, own, out)
             jobs.append(Job(out, chunk.num_bytes, call))
-        self.crew.do("tokenising", jobs)
-        num_in, num_rejects = finish.num_documents(self._made(verdicts, {}))
+        self.runner.do("tokenising", jobs)
+        num_in, num_rejects = finish.num_documents(self._results(verdicts, {}))
         check_rejects(self.config, num_in, num_rejects, [*self._scans, *self._parts])
 
     def assemble(self, model: Path) -> dict[Path, PlannedShard]:
         """The shards, by the file that records that each is made."""
-        shards = {self.workspace.shard(shard.name): shard for shard in self._planned()}
-        vocab_size = tokenizer.open_tokenizer(model.read_bytes(), self.config.eos_token).vocab_size
-        jobs = [
-            Job(
-                out,
-                shard.num_bytes(vocab_size),
-                partial(assemble, shard, vocab_size, self.workspace.out, out),
-            )
-            for out, shard in shards.items()
-        ]
-        self.crew.do("writing shards", jobs)
+        vocab_size = self._open(model).vocab_size
+        shards = {}
+        jobs = []
+        for shard in self._planned():
+            out = self.workspace.shard(shard.name)
+            shards[out] = shard
+            call = partial(assemble, shard, vocab_size, self.workspace.out, out)
+            jobs.append(Job(out, shard.num_bytes(vocab_size), call))
+        self.runner.do("writing shards", jobs)
         return shards
 
     def _planned(self) -> Iterator[PlannedShard]:
@@ -143,22 +140,25 @@ class _Stages:
         """Rejects, manifest, and the folder renamed into place."""
         out = self.workspace.out
         directory = self.workspace.directory
-        made = self._made(verdicts, shards)
+        results = self._results(verdicts, shards)
 
         def make() -> None:
-            for left in out.glob(".*"):
-                left.unlink()  # by a process that was killed
-            pieces = tokenizer.open_tokenizer(model.read_bytes(), self.config.eos_token)
-            finish.write_rejects(made, out / manifest.REJECTS)
-            finish.write_manifest(self.config, made, pieces, model, out / manifest.MANIFEST)
+            for temporary in out.glob(".*"):
+                temporary.unlink()  # left by a process that was killed
+            opened = self._open(model)
+            finish.write_rejects(results, out / manifest.REJECTS)
+            finish.write_manifest(self.config, results, opened, model, out / manifest.MANIFEST)
             fsync_directory(out)
             out.rename(directory)
             fsync_directory(directory.parent)
             self.workspace.remove()
 
-        self.crew.do("finishing", [Job.here(directory / manifest.MANIFEST, make)])
+        self.runner.do("finishing", [Job.here(directory / manifest.MANIFEST, make)])
 
-    def _made(
+    def _open(self, model: Path) -> Tokenizer:
+        return tokenizer.open_tokenizer(model.read_bytes(), self.config.eos_token)
+
+    def _results(
         self, verdicts: list[np.ndarray], shards: dict[Path, PlannedShard]
     ) -> finish.StageResults:
         return finish.StageResults(self.chunks, verdicts, self._scans, self._parts, shards)

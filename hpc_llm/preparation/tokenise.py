@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -41,9 +40,7 @@ class TokenizerFile:
 
 @dataclass(frozen=True)
 class Tokenised:
-    """The documents in a chunk's file of tokens, in order (arrays [k]), and further rejects as
-    lines of JSON.
-    """
+    """The documents in a chunk's file of tokens, in order (arrays [k]), and further rejects."""
 
     lengths: np.ndarray  # int64: tokens, end of text included
     num_bytes: np.ndarray  # int64: UTF-8 bytes
@@ -52,9 +49,7 @@ class Tokenised:
     num_rejects: np.ndarray  # int64 []
 
     def write(self, path: Path) -> None:
-        write_arrays(
-            path, **{item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        )
+        write_arrays(path, **vars(self))
 
     @classmethod
     def read(cls, path: Path) -> Tokenised:
@@ -69,8 +64,7 @@ def tokenise(
     verdicts: np.ndarray,
     out: Path,
 ) -> int:
-    """Write the chunk's tokens to `out` with .bin, then their description to `out`; the number of
-    tokens.
+    """Write the chunk's tokens to `out` with .bin, then describe them in `out`; their number.
 
     `verdicts` (uint8 [n]) says what happens to each document.
     """
@@ -144,12 +138,12 @@ class _Tokens:
         )
 
     def _write(self, document: Document, digest: bytes) -> int:
-        found = hashlib.sha256()
+        read = hashlib.sha256()
         length = 0
-        for ids in self._ids(document, found):
+        for ids in self._ids(document, read):
             self.file.write(np.array(ids, dtype_for(self.tokenizer.vocab_size)).tobytes())
             length += len(ids)
-        if found.digest()[:DIGEST_BYTES] != digest:
+        if read.digest()[:DIGEST_BYTES] != digest:
             raise Rejected(_CHANGED)
         return length
 

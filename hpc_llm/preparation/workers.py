@@ -17,8 +17,9 @@ R = TypeVar("R")
 
 
 class Workers:
-    """`count` processes, or none if that is 1: then the caller does the work itself. Use in a
-    `with`.
+    """`count` processes, or none if that is 1: then the caller does the work itself.
+
+    Use it in a `with`.
     """
 
     def __init__(self, count: int | Auto) -> None:
@@ -54,7 +55,7 @@ class Workers:
 
 
 def _begin() -> None:
-    """Exit with the parent: a worker whose parent was killed would wait for work for ever."""
+    """End with the parent: a worker whose parent was killed would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -63,4 +64,5 @@ def _begin() -> None:
         os._exit(1)
 
     threading.Thread(target=leave, daemon=True).start()
-    import hpc_llm.preparation.tokenise  # noqa: F401 – numpy and sentencepiece, before the first job comes
+    # numpy and sentencepiece, before the first job comes
+    import hpc_llm.preparation.tokenise  # noqa: F401

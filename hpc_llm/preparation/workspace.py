@@ -1,5 +1,6 @@
-"""The folder beside the target in which it is prepared; a killed preparation continues with its
-contents.
+"""The folder beside the target in which it is prepared.
+
+A preparation that was killed continues with its contents.
 
 <out>.partial-<hash of the inputs>/
   inputs.json   recipe, and every input file with size and time
@@ -33,30 +34,31 @@ _MARK = ".partial-"
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths of a preparation. Its name has a hash of the inputs, so preparations of other inputs do
-    not collide.
+    """Paths of a preparation.
+
+    Its name has a hash of the inputs, so preparations of other inputs do not collide.
     """
 
     path: Path
 
     @classmethod
     def begin(cls, directory: Path, recipe: dict[str, Any], files: list[InputFile]) -> Workspace:
-        """The folder in which `directory` is prepared from these files, new or as it was left;
-        others are removed.
+        """The folder in which `directory` is prepared from these files, new or as it was left.
+
+        Those for other inputs are removed.
         """
-        inputs = json.dumps(
-            {"recipe": recipe, "files": [dataclasses.astuple(file) for file in files]}
-        )
+        listed = [dataclasses.astuple(file) for file in files]
+        inputs = json.dumps({"recipe": recipe, "files": listed})
         digest = hashlib.sha256(inputs.encode()).hexdigest()[:12]
-        found = cls(directory.with_name(f"{directory.name}{_MARK}{digest}"))
+        workspace = cls(directory.with_name(f"{directory.name}{_MARK}{digest}"))
         for other in cls._all(directory):
-            if other != found or not found.inputs.exists():
+            if other != workspace or not workspace.inputs.exists():
                 other.remove()
-        if not found.inputs.exists():
+        if not workspace.inputs.exists():
             for name in _FOLDERS:
-                (found.path / name).mkdir(parents=True)
-            write_atomic(found.inputs, inputs)
-        return found
+                (workspace.path / name).mkdir(parents=True)
+            write_atomic(workspace.inputs, inputs)
+        return workspace
 
     @classmethod
     def clear(cls, directory: Path) -> None:
@@ -67,9 +69,9 @@ class Workspace:
     @classmethod
     def _all(cls, directory: Path) -> list[Workspace]:
         name = glob.escape(directory.name)
-        return [
-            cls(path) for dot in ("", ".") for path in directory.parent.glob(f"{dot}{name}{_MARK}*")
-        ]
+        working = directory.parent.glob(f"{name}{_MARK}*")
+        being_removed = directory.parent.glob(f".{name}{_MARK}*")
+        return [cls(path) for path in [*working, *being_removed]]
 
     @property
     def directory(self) -> Path:
