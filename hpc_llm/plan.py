@@ -1,5 +1,6 @@
-"""`python -m hpc_llm.plan [+cluster=NAME] [key=value…]`: what a run will need; nothing is
-written.
+"""`python -m hpc_llm.plan [+cluster=NAME] [key=value…]`: what a run will need.
+
+Nothing is written.
 """
 
 from __future__ import annotations
@@ -10,34 +11,35 @@ import sys
 from hpc_llm.config import verbs
 from hpc_llm.config.compose import compose_sweep, searches
 from hpc_llm.config.errors import InputError
-from hpc_llm.planning.render import render_all
-from hpc_llm.submission import arrays
+from hpc_llm.submission.dry_run import plans_text
 from hpc_llm.submission.examine import examine_all
+from hpc_llm.submission.naming import name_runs
 
 
-def main(words: list[str] | None = None) -> int:
-    """Print the plan of every run that `words` describe."""
-    return verbs.run("plan", _plan, words)
+def main(argv: list[str] | None = None) -> int:
+    """Print the plan of every run that `argv` describes."""
+    return verbs.run("plan", _plan, argv)
 
 
-def _plan(words: list[str]) -> int:
-    if searches(words):
+def _plan(argv: list[str]) -> int:
+    if searches(argv):
         raise InputError(
             "search.trials: what a search chooses is planned by `python -m hpc_llm.submit … "
             "dry_run=true`"
         )
-    configs = arrays.name_runs(compose_sweep([*words, "dry_run=true"]))
+    configs = name_runs(compose_sweep([*argv, "dry_run=true"]))
     if configs[0].test_only:
         raise InputError(
             "test_only=true: asks Slurm, and a plan asks nobody; give it to `python -m "
             "hpc_llm.submit`"
         )
-    plans = examine_all(configs)
-    if configs[0].json:
-        documents = [dataclasses.asdict(plan) for plan in plans]
-        verbs.print_json(documents if len(documents) > 1 else documents[0])
+    runs = examine_all(configs)
+    if not configs[0].json:
+        print(plans_text(runs))
+    elif len(runs) == 1:
+        verbs.print_json(dataclasses.asdict(runs[0].plan))
     else:
-        print(render_all(configs, plans))
+        verbs.print_json([dataclasses.asdict(run.plan) for run in runs])
     return 0
 
 

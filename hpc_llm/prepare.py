@@ -132,7 +132,7 @@ def _on_cluster(config: RunConfig, directory: Path, words: list[str]) -> int:
             _say(
                 submitted.job_id,
                 directory,
-                "under way already" if submitted.found else "submitted",
+                "under way already" if submitted.earlier else "submitted",
                 words,
             )
     except client.SlurmUnavailable as error:

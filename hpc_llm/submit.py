@@ -11,24 +11,25 @@ from hpc_llm.config import verbs
 from hpc_llm.config.compose import compose_sweep, searches, sound_part
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.submission import arrays
+from hpc_llm.submission import dry_run
 from hpc_llm.submission.examine import examine_all
+from hpc_llm.submission.naming import name_runs
 
 
-def main(words: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done (or submitted), 1 the run failed, 2 the input is wrong, 130 stopped by
     Ctrl-C.
     """
-    return verbs.run("submit", _submit, words)
+    return verbs.run("submit", _submit, argv)
 
 
-def _submit(words: list[str]) -> int:
-    if searches(words):
-        return _search(words)
+def _submit(argv: list[str]) -> int:
+    if searches(argv):
+        return _search(argv)
     try:
-        configs = arrays.name_runs(compose_sweep(words))
+        configs = name_runs(compose_sweep(argv))
     except InputError as error:
-        raise InputError([*error.problems, *_further(words, error.problems)]) from error
+        raise InputError([*error.problems, *_further_problems(argv, error.problems)]) from error
     launchers = {config.cluster.launcher for config in configs}
     if len(launchers) > 1:
         raise InputError(
@@ -37,57 +38,61 @@ def _submit(words: list[str]) -> int:
     if launchers == {"slurm"}:
         from hpc_llm.submission import cluster
 
-        return _on_cluster(
-            [cluster.with_site_defaults(config, os.environ) for config in configs], words
-        )
-    plans = examine_all(configs)
+        configs = [cluster.with_site_defaults(config, os.environ) for config in configs]
+        return _on_cluster(configs, argv)
+    return _here(configs, argv)
+
+
+def _here(configs: list[RunConfig], argv: list[str]) -> int:
+    runs = examine_all(configs)
     if configs[0].dry_run:
-        from hpc_llm.submission import report
-
-        report.dry_run(configs, plans)
+        dry_run.show(runs)
         return 0
-    from hpc_llm.submission import (
-        local,
-    )  # rich takes 0.1 s to import, and a dry run needs none of it
+    if len(runs) > 1:
+        from hpc_llm.submission.local_sweep import run_sweep
 
-    return local.run(configs[0], words) if len(configs) == 1 else local.run_sweep(configs, words)
+        return run_sweep(runs, argv)
+    from hpc_llm.submission import local  # it imports rich, which takes 0.1 s
+
+    return local.run(runs[0], argv)
 
 
-def _search(words: list[str]) -> int:
+def _search(argv: list[str]) -> int:
     from hpc_llm.submission import search
 
-    with search.begin(words, os.environ) as (found, configs):
+    with search.begin(argv, os.environ) as (begun, configs):
         if not configs:
             print(
-                f"{found.sweep}: {len(found.asked)} trials, {len(found.ended)} ended; nothing to "
+                f"{begun.sweep}: {len(begun.asked)} trials, {len(begun.ended)} ended; nothing to "
                 "submit now"
             )
             return 0
-        return _on_cluster(configs, words)
+        return _on_cluster(configs, argv)
 
 
-def _further(words: list[str], problems: list[str]) -> list[str]:
+def _further_problems(argv: list[str], problems: list[str]) -> list[str]:
     """What else is wrong with the words that mean something."""
     try:
-        if configs := sound_part(words, problems):
+        configs = sound_part(argv, problems)
+        if configs:
             examine_all(configs)
     except InputError as error:
         return [problem for problem in error.problems if problem not in problems]
     return []
 
 
-def _on_cluster(configs: list[RunConfig], words: list[str]) -> int:
+def _on_cluster(configs: list[RunConfig], argv: list[str]) -> int:
     from hpc_llm.slurm.client import SlurmUnavailable
     from hpc_llm.submission import cluster, report
 
-    plans = examine_all(configs)
+    runs = examine_all(configs)
     try:
         if configs[0].dry_run:
-            report.dry_run(configs, plans)
+            dry_run.show(runs)
         elif configs[0].test_only:
-            print("\n".join(cluster.estimates(configs, plans)))
+            print("\n".join(cluster.estimates(runs)))
         else:
-            return report.outcome(cluster.submit(configs, words), configs)
+            return report.outcome(cluster.submit(runs, argv), runs)
     except SlurmUnavailable as error:
         print(f"submit: {error}", file=sys.stderr)
         return 1

@@ -9,6 +9,9 @@ import yaml  # type: ignore[import-untyped]
 
 from hpc_llm.config.compose import compose
 from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.plan import RunPlan, make_plan
+from hpc_llm.runs.freeze import layout_for
+from hpc_llm.runs.planned import PlannedRun
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -19,6 +22,13 @@ def make_config(*words: str) -> RunConfig:
     "train.zero_stage=1")`.
     """
     return compose(list(words))
+
+
+def planned(config: RunConfig, plan: RunPlan | None = None) -> PlannedRun:
+    """The run of `config` as an examination makes it, with its own plan unless one is given."""
+    if plan is None:
+        plan = make_plan(config, None)
+    return PlannedRun(config, plan, layout_for(config))
 
 
 def presets(group: str) -> list[str]:

@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 
 from hpc_llm.checkpoint import manifest
-from hpc_llm.planning.plan import make_plan
 from hpc_llm.runs import attempts
 from hpc_llm.runs.freeze import freeze
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Ledger
-from tests.configs import make_config
+from tests.configs import make_config, planned
 from tests.runs.machine import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -143,7 +142,7 @@ def test_every_entry_of_the_repository_is_in_the_readmes_tree() -> None:
 def lived(tmp_path: Path) -> RunLayout:
     """A run directory with everything that a run leaves in it."""
     config = make_config(f"run.root={tmp_path}", "run.name=first")
-    layout = freeze(config, make_plan(config, None))
+    layout = freeze(planned(config))
     Ledger(layout.ledger, "submit").write("submitted")
     number = attempts.claim(layout)
     layout.supervisor_log(number).touch()

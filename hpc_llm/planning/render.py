@@ -4,7 +4,7 @@ is queued.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from hpc_llm.config.duration import parse
 from hpc_llm.config.schema import RunConfig
@@ -27,16 +27,6 @@ def render(config: RunConfig, plan: RunPlan) -> str:
         *_time(config, plan),
     ]
     return "\n".join(f"{label:<{LABEL_WIDTH}}{value}".rstrip() for label, value in rows)
-
-
-def render_all(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> str:
-    """The plans of a submission; in a sweep, each below the name of its run."""
-    texts = [render(config, plan) for config, plan in zip(configs, plans, strict=True)]
-    if len(texts) == 1:
-        return texts[0]
-    return "\n\n".join(
-        f"# {config.run.name}\n{text}" for config, text in zip(configs, texts, strict=True)
-    )
 
 
 def _what(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:

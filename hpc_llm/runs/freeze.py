@@ -1,4 +1,4 @@
-"""RunConfig + RunPlan → a run directory that nothing outside can change any more."""
+"""PlannedRun → a run directory that nothing outside can change any more."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from hpc_llm.planning.lengths import phases
 from hpc_llm.planning.mixture import Phase, begun
 from hpc_llm.planning.plan import MemoryEstimate, RunPlan
 from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
+from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.runs.story import read_story
 from hpc_llm.storage.files import fsync_directory, link_atomic, share_with_group, write_atomic
 
@@ -132,37 +133,42 @@ class Frozen:
     other_code: bool = False  # than the one that it had before
 
 
-def freeze(config: RunConfig, plan: RunPlan) -> RunLayout:
-    """Make the run directory, whole or not at all; an existing run of the same identity gets the
-    new machine.
+def freeze(run: PlannedRun) -> RunLayout:
+    """Make the run directory, whole or not at all.
 
-    And this code, the only one that is sure to read what is written here. InputError where the run
-    differs.
+    A run of the same identity that is there already gets the new machine, and this code: the only
+    one that is sure to read what is written here. InputError where the run differs.
     """
-    return freeze_all([(config, plan)])[0].layout
+    return freeze_all([run])[0].layout
 
 
-def freeze_all(runs: Sequence[tuple[RunConfig, RunPlan]]) -> list[Frozen]:
-    """`freeze` for all runs of a submission, with one snapshot of the code per root; all new ones
-    or none.
+def freeze_all(runs: Sequence[PlannedRun]) -> list[Frozen]:
+    """`freeze` for all runs of a submission, with one snapshot of the code per root.
 
-    Runs that were there keep what was written for them before another one failed.
+    All new ones are made, or none. Runs that were there keep what was written for them before
+    another one failed.
     """
     snapshots: dict[Path, Path] = {}
-    for config, _ in runs:
-        root = root_of(config)
-        for folder in dict.fromkeys((root, layout_for(config).path.parent, root / CODE_FOLDER)):
-            make_folder(folder, config.run.group)
+    for run in runs:
+        root = root_of(run.config)
+        for folder in dict.fromkeys((root, run.layout.path.parent, root / CODE_FOLDER)):
+            make_folder(folder, run.config.run.group)
         if root not in snapshots:
             snapshots[root] = snapshot_code(root)
-    with ThreadPoolExecutor(_THREADS if len(runs) > 1 else 1) as pool:
-        tasks = [
-            pool.submit(_freeze, config, plan, snapshots[root_of(config)]) for config, plan in runs
-        ]
-    done = [task.result() for task in tasks if task.exception() is None]
-    for error in (error for task in tasks if (error := task.exception()) is not None):
+    num_threads = min(_THREADS, max(1, len(runs)))
+    with ThreadPoolExecutor(num_threads) as pool:
+        tasks = [pool.submit(_freeze, run, snapshots[root_of(run.config)]) for run in runs]
+    done = []
+    errors = []
+    for task in tasks:
+        error = task.exception()
+        if error is None:
+            done.append(task.result())
+        else:
+            errors.append(error)
+    if errors:
         discard(done)
-        raise error
+        raise errors[0]
     for folder in {frozen.layout.path.parent for frozen in done if frozen.new}:
         fsync_directory(folder)
     return done
@@ -175,34 +181,32 @@ def discard(runs: Iterable[Frozen]) -> None:
             shutil.rmtree(frozen.layout.path, ignore_errors=True)
 
 
-def _freeze(config: RunConfig, plan: RunPlan, snapshot: Path) -> Frozen:
-    layout = layout_for(config)
+def _freeze(run: PlannedRun, snapshot: Path) -> Frozen:
+    layout = run.layout
     if layout.path.exists():
-        if changed := [*differences(config, layout), *_other_data(plan, layout)]:
+        if changed := [*differences(run.config, layout), *_other_data(run.plan, layout)]:
             raise InputError(conflict(layout, changed))
         other_code = not layout.code.exists() or not layout.code.samefile(snapshot)
         if other_code:
             link_atomic(layout.code, _relative(snapshot, layout))
-        for path, text in _documents(layout, config, plan).items():
+        for path, text in _documents(layout, run).items():
             write_atomic(path, text)
         return Frozen(layout, False, other_code)
     partial = RunLayout(
         Path(tempfile.mkdtemp(prefix=f".{layout.name}.partial-", dir=layout.path.parent))
     )
     try:
-        share_with_group(partial.path, config.run.group)
+        share_with_group(partial.path, run.config.run.group)
         partial.make_folders()
         partial.code.symlink_to(_relative(snapshot, layout))
-        for path, text in _documents(partial, config, plan).items():
+        for path, text in _documents(partial, run).items():
             _write_durably(path, text)
         fsync_directory(partial.path)
         partial.path.rename(layout.path)
     except BaseException as error:
         shutil.rmtree(partial.path, ignore_errors=True)
-        if (
-            isinstance(error, OSError) and layout.path.exists()
-        ):  # another submission of the same run was faster
-            return _freeze(config, plan, snapshot)
+        if isinstance(error, OSError) and layout.path.exists():
+            return _freeze(run, snapshot)  # another submission of the same run was faster
         raise
     return Frozen(layout, new=True)
 
@@ -289,12 +293,13 @@ def read_plan(layout: RunLayout) -> RunPlan:
         ) from None
 
 
-def _documents(layout: RunLayout, config: RunConfig, plan: RunPlan) -> dict[Path, str]:
-    """What is written of a run, by file: the plan, and last the configuration."""
-    frozen = dataclasses.replace(config, run=dataclasses.replace(config.run, name=run_name(config)))
+def _documents(folder: RunLayout, run: PlannedRun) -> dict[Path, str]:
+    """What is written of a run into `folder`, by file: the plan, and last the configuration."""
+    section = dataclasses.replace(run.config.run, name=run.layout.name)
+    frozen = dataclasses.replace(run.config, run=section)
     return {
-        layout.plan: _as_json(dataclasses.asdict(plan)),
-        layout.config: _as_json(building.to_dict(frozen)),
+        folder.plan: _as_json(dataclasses.asdict(run.plan)),
+        folder.config: _as_json(building.to_dict(frozen)),
     }
 
 

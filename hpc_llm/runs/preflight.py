@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs import freeze
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.planned import PlannedRun
 
 _PROBE_BYTES = 1 << 20
 
@@ -22,7 +22,7 @@ def problems(config: RunConfig) -> list[str]:
     """Mistakes about where the run is to be stored: root, group, name, quota. A dry run writes no
     probe file.
     """
-    return place_problems(config) or name_problems(config)
+    return place_problems(config) or name_problems(config, freeze.layout_for(config))
 
 
 def place_problems(config: RunConfig) -> list[str]:
@@ -32,9 +32,8 @@ def place_problems(config: RunConfig) -> list[str]:
     return found + (_group_problems(config.run.group) if config.run.group is not None else [])
 
 
-def name_problems(config: RunConfig) -> list[str]:
-    """Whether something else is where the run is to be stored."""
-    layout = freeze.layout_for(config)
+def name_problems(config: RunConfig, layout: RunLayout) -> list[str]:
+    """Whether something else is at `layout`, where the run is to be stored."""
     folder = RunLayout(layout.path.parent)
     if config.run.sweep is not None and folder.config.exists():
         return [
@@ -97,7 +96,7 @@ def python_problems(config: RunConfig) -> list[str]:
 
 
 def room_problems(
-    runs: Sequence[tuple[RunConfig, RunPlan]], saved: Callable[[RunLayout], Collection[int]]
+    runs: Sequence[PlannedRun], saved: Callable[[RunLayout], Collection[int]]
 ) -> list[str]:
     """Too little free space for the checkpoints that the runs keep, plus the one that each is
     writing.
@@ -105,13 +104,12 @@ def room_problems(
     saved: the steps of the checkpoints that a run has already.
     """
     needed: dict[str, int] = {}
-    for config, plan in runs:
-        size = plan.checkpoint_bytes * (
-            config.checkpoint.keep + 1 + _permanent(config, plan, saved)
-        )
-        needed[config.run.root] = needed.get(config.run.root, 0) + size
-    keep = runs[0][0].checkpoint.keep
-    permanent = _permanent(*runs[0], saved)
+    for run in runs:
+        root = run.config.run.root
+        num_checkpoints = run.config.checkpoint.keep + 1 + _permanent(run, saved)
+        needed[root] = needed.get(root, 0) + num_checkpoints * run.plan.checkpoint_bytes
+    keep = runs[0].config.checkpoint.keep
+    permanent = _permanent(runs[0], saved)
     of = f"checkpoint.keep={keep} checkpoints" + (
         f", {permanent} of checkpoint.permanent_every" if permanent else ""
     )
@@ -128,15 +126,13 @@ def room_problems(
     return found
 
 
-def _permanent(
-    config: RunConfig, plan: RunPlan, saved: Callable[[RunLayout], Collection[int]]
-) -> int:
+def _permanent(run: PlannedRun, saved: Callable[[RunLayout], Collection[int]]) -> int:
     """How many checkpoints are yet to be written that stay for good."""
-    if not (every := plan.permanent_every_steps):
+    every = run.plan.permanent_every_steps
+    if not every:
         return 0
-    return max(
-        0, plan.steps // every - sum(step % every == 0 for step in saved(freeze.layout_for(config)))
-    )
+    written = sum(step % every == 0 for step in saved(run.layout))
+    return max(0, run.plan.steps // every - written)
 
 
 def _root_problems(root: Path) -> list[str]:

@@ -1,10 +1,12 @@
-"""run.depends_on as a Slurm dependency: the job waits until the jobs of those runs have
+"""run.depends_on: the run, or all runs of the sweep, that must be complete before this one begins.
+
+On a cluster it becomes a Slurm dependency: the job waits until the jobs of those runs have
 succeeded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePath
 
 from hpc_llm.config.errors import InputError
@@ -15,35 +17,70 @@ from hpc_llm.runs.story import read_story
 from hpc_llm.slurm.records import QueuedJob
 
 
+def problems(config: RunConfig, layout: RunLayout) -> list[str]:
+    """What can be checked before submission: it must be below the same root, and be another run."""
+    name = config.run.depends_on
+    if name is None:
+        return []
+    path = PurePath(name)
+    outside = path.is_absolute() or ".." in path.parts
+    waits_for = [] if outside else runs(config)
+    if not waits_for:
+        return [
+            f"run.depends_on={name}: no run or sweep of that name lies in "
+            f"{freeze.root_of(config)}; submit it first, or give its path below run.root (a run's "
+            "name, SWEEP or SWEEP/RUN)"
+        ]
+    if layout in waits_for:
+        return [f"run.depends_on={name}: the run would wait for itself"]
+    return []
+
+
+def runs(config: RunConfig) -> list[RunLayout]:
+    """The runs that run.depends_on names; none if it is not set."""
+    path = freeze.root_of(config) / str(config.run.depends_on)
+    run = RunLayout(path)
+    if run.config.exists():
+        return [run]
+    return SweepLayout(path).runs()
+
+
+def complete(run: RunLayout) -> bool:
+    """Whether the run has reached its end, as its ledger says."""
+    return read_story(run.ledger).completed
+
+
 def waits(configs: Sequence[RunConfig], live: Sequence[QueuedJob]) -> dict[str | None, str]:
-    """run.depends_on → sbatch's --dependency, or "". InputError where an incomplete run has no job
-    to wait for.
+    """run.depends_on → sbatch's --dependency, or "".
+
+    InputError where a run that is not complete has no job to wait for.
     """
-    found = {config.run.depends_on: config for config in configs}
-    return {
-        name: _dependency(config, {job.address for job in live}) if name else ""
-        for name, config in found.items()
-    }
+    config_by_name = {config.run.depends_on: config for config in configs}
+    addresses = {job.address for job in live}
+    dependencies = {}
+    for name, config in config_by_name.items():
+        dependencies[name] = _dependency(config, addresses) if name else ""
+    return dependencies
 
 
 def require_complete(config: RunConfig) -> None:
     """A run in the foreground cannot wait: InputError unless what it depends on is complete."""
     if config.run.depends_on is None:
         return
-    if open_runs := [run for run in runs(config) if not complete(run)]:
-        raise InputError(
-            f"run.depends_on={config.run.depends_on}: {open_runs[0].name} is not complete, and a "
-            "run in the foreground cannot wait for it; run it first"
-        )
+    for run in runs(config):
+        if not complete(run):
+            raise InputError(
+                f"run.depends_on={config.run.depends_on}: {run.name} is not complete, and a "
+                "run in the foreground cannot wait for it; run it first"
+            )
 
 
-def _dependency(config: RunConfig, live: set[str]) -> str:
+def _dependency(config: RunConfig, live: Collection[str]) -> str:
     addresses = []
     for run in runs(config):
         if complete(run):
             continue
-        known = reversed(read_story(run.ledger).jobs)
-        address = next((address for address in known if address in live), None)
+        address = _newest_job(run, live)
         if address is None:
             raise InputError(
                 f"run.depends_on={config.run.depends_on}: {run.name} is neither complete nor has "
@@ -53,35 +90,9 @@ def _dependency(config: RunConfig, live: set[str]) -> str:
     return f"afterok:{':'.join(addresses)}" if addresses else ""
 
 
-# -- run.depends_on: the run, or all runs of the sweep, that must be complete before this one
-# begins.
-
-
-def problems(config: RunConfig) -> list[str]:
-    """What can be checked before submission: it must be below the same root, and be another run."""
-    name = config.run.depends_on
-    if name is None:
-        return []
-    if (
-        PurePath(name).is_absolute()
-        or ".." in PurePath(name).parts
-        or not (waits_for := runs(config))
-    ):
-        return [
-            f"run.depends_on={name}: no run or sweep of that name lies in "
-            f"{freeze.root_of(config)}; submit it first, or give its path below run.root (a run's "
-            "name, SWEEP or SWEEP/RUN)"
-        ]
-    if freeze.layout_for(config) in waits_for:
-        return [f"run.depends_on={name}: the run would wait for itself"]
-    return []
-
-
-def runs(config: RunConfig) -> list[RunLayout]:
-    """The runs that it names; none if it is not set."""
-    path = freeze.root_of(config) / str(config.run.depends_on)
-    return [RunLayout(path)] if RunLayout(path).config.exists() else SweepLayout(path).runs()
-
-
-def complete(run: RunLayout) -> bool:
-    return read_story(run.ledger).completed
+def _newest_job(run: RunLayout, live: Collection[str]) -> str | None:
+    """The newest of the run's jobs that is among those in the queue."""
+    for address in reversed(read_story(run.ledger).jobs):
+        if address in live:
+            return address
+    return None

@@ -1,5 +1,7 @@
-"""Everything that is checked before a run is frozen: all mistakes at once, then the data, then the
-plan.
+"""Everything that is checked before a run is frozen, and its plan.
+
+All mistakes are reported at once. A run is planned once, here, and travels on as a PlannedRun; it
+is planned again only where its data has been prepared in between.
 """
 
 from __future__ import annotations
@@ -8,8 +10,9 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from hpc_llm.checkpoint.errors import ManifestError
 from hpc_llm.checkpoint.manifest import folder_of, newest_step, read, steps
@@ -22,40 +25,43 @@ from hpc_llm.planning.experience import NONE, Experience
 from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
 from hpc_llm.runs import freeze, preflight
 from hpc_llm.runs.experience import Remembered
-from hpc_llm.runs.layout import RootLayout
+from hpc_llm.runs.layout import RootLayout, RunLayout
+from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.submission import dependency, machine
 from hpc_llm.text import sources
 
 _MOST_PROBLEMS = 20  # lines that a person reads; a sweep can have thousands
+_SPLITS = ("train", "heldout")
+_Item = TypeVar("_Item")
 
 
-def examine(config: RunConfig) -> RunPlan:
-    """The plan of `config` as far as it is known before its data is prepared; InputError with
-    everything wrong.
+def examine(config: RunConfig) -> PlannedRun:
+    """`config` planned, as far as that is known before its data is prepared.
+
+    InputError with everything that is wrong.
     """
     return examine_all([config])[0]
 
 
-def examine_all(configs: Sequence[RunConfig]) -> list[RunPlan]:
-    """The plans of all runs; what they have in common (root, quota, data) is checked once."""
-    look = _Look()
-    problems: dict[str, None] = {}
-    plans: list[RunPlan] = []
-    for config in configs:
-        try:
-            plans.append(look.plan(config))
-        except InputError as error:
-            problems.update(dict.fromkeys(error.problems))
-    if not problems and not configs[0].dry_run:
-        room = preflight.room_problems(
-            list(zip(configs, plans, strict=True)), lambda run: steps(run.checkpoints)
-        )
-        problems.update(dict.fromkeys(room))
-    if problems:
-        lines = list(problems)
-        more = [f"… and {len(lines) - _MOST_PROBLEMS} more"] if len(lines) > _MOST_PROBLEMS else []
-        raise InputError(lines[:_MOST_PROBLEMS] + more)
-    return plans
+def examine_all(configs: Sequence[RunConfig]) -> list[PlannedRun]:
+    """All runs planned; what they have in common (root, quota, data) is checked once.
+
+    InputError with the mistakes of all of them.
+    """
+    runs = _collect(configs, _Checks().examine)
+    _require_room(runs)
+    return runs
+
+
+def examine_again(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """The same runs; those whose data was prepared since they were planned are examined anew.
+
+    InputError with the mistakes of all of them.
+    """
+    again = _collect(runs, _Checks().examine_again)
+    if again != list(runs):
+        _require_room(again)
+    return again
 
 
 def unplannable(config: RunConfig) -> list[str]:
@@ -65,47 +71,85 @@ def unplannable(config: RunConfig) -> list[str]:
     except InputError:
         data = None  # the matter of all runs that read it
     try:
-        _plan(config, data)
+        _plan(config, freeze.layout_for(config), data)
     except InputError as error:
         return list(error.problems)
     return []
 
 
-class _Look:
-    """Checks folders and data, each only once."""
+def _collect(items: Sequence[_Item], examine: Callable[[_Item], PlannedRun]) -> list[PlannedRun]:
+    """What `examine` makes of each item; InputError with the mistakes of all, each of them once."""
+    runs = []
+    problems: dict[str, None] = {}
+    for item in items:
+        try:
+            runs.append(examine(item))
+        except InputError as error:
+            problems.update(dict.fromkeys(error.problems))
+    _refuse(list(problems))
+    return runs
+
+
+def _require_room(runs: Sequence[PlannedRun]) -> None:
+    """InputError where the checkpoints of all runs together find no room."""
+    if not runs[0].config.dry_run:
+        _refuse(preflight.room_problems(runs, lambda run: steps(run.checkpoints)))
+
+
+def _refuse(problems: list[str]) -> None:
+    if not problems:
+        return
+    shown = problems[:_MOST_PROBLEMS]
+    if len(problems) > _MOST_PROBLEMS:
+        shown.append(f"… and {len(problems) - _MOST_PROBLEMS} more")
+    raise InputError(shown)
+
+
+class _Checks:
+    """Checks of one submission, which looks at each folder and at each data only once."""
 
     def __init__(self) -> None:
         self._places: dict[tuple[str, str | None], list[str]] = {}
         self._data: dict[str, DataFacts | InputError | None] = {}
 
-    def plan(self, config: RunConfig) -> RunPlan:
+    def examine(self, config: RunConfig) -> PlannedRun:
+        """The run planned; InputError with everything that is wrong with it."""
         if problems := preflight.unknown_homes(config):
             raise InputError(problems)
+        return self._examine(config, freeze.layout_for(config))
+
+    def examine_again(self, run: PlannedRun) -> PlannedRun:
+        """The run as it is if it was planned with the data that is there now, else planned anew."""
+        with contextlib.suppress(InputError):  # which the examination reports beside the rest
+            if _is_planned_with(run.plan, self._known_data(run.config)):
+                return run
+        return self._examine(run.config, run.layout)
+
+    def _examine(self, config: RunConfig, layout: RunLayout) -> PlannedRun:
         problems = preflight.python_problems(config)
         data = None
         plan = None
         if not config.dry_run:
-            problems += self._place(config) or [
-                *preflight.name_problems(config),
-                *dependency.problems(config),
-            ]
+            problems += self._folder_problems(config, layout)
         try:
             data = self._known_data(config)
         except InputError as error:
             problems += error.problems
         try:
-            plan = _plan(config, data)
+            plan = _plan(config, layout, data)
         except InputError as error:
             problems += error.problems
         if problems or plan is None:
             raise InputError(problems)
-        return plan
+        return PlannedRun(config, plan, layout)
 
-    def _place(self, config: RunConfig) -> list[str]:
-        where = (config.run.root, config.run.group)
-        if where not in self._places:
-            self._places[where] = preflight.place_problems(config)
-        return self._places[where]
+    def _folder_problems(self, config: RunConfig, layout: RunLayout) -> list[str]:
+        place = (config.run.root, config.run.group)
+        if place not in self._places:
+            self._places[place] = preflight.place_problems(config)
+        if problems := self._places[place]:
+            return problems
+        return preflight.name_problems(config, layout) + dependency.problems(config, layout)
 
     def _known_data(self, config: RunConfig) -> DataFacts | None:
         key = json.dumps(
@@ -116,74 +160,91 @@ class _Look:
                 self._data[key] = known_data(config)
             except InputError as error:
                 self._data[key] = error
-        found = self._data[key]
-        if isinstance(found, InputError):
-            raise found
-        return found
+        data = self._data[key]
+        if isinstance(data, InputError):
+            raise data
+        return data
 
 
 def known_data(config: RunConfig) -> DataFacts | None:
-    """Facts of the run's prepared data; None if the run may prepare it itself, or for a dry run."""
+    """Facts of the run's prepared data; None if the run may prepare it itself, or for a dry run.
+
+    InputError where it must be prepared first, or is other data than the run asks for.
+    """
     directory = manifest.directory_for(config)
     if os.path.exists(directory / manifest.MANIFEST):  # noqa: PTH110 – Path.exists raises where one may not look
         manifest.check_recipe(manifest.read_manifest(directory), config.data, directory)
         return _counted(config, directory)
     if config.data.name == "stdlib":
         return None
-    found = sources.sources(config.data)
-    if missing := [each for each in found if not os.path.exists(each.path)]:  # noqa: PTH110
-        raise InputError(f"{each.key}={each.path}: no such file or folder" for each in missing)
+    corpus = sources.sources(config.data)
+    missing = []
+    for source in corpus:
+        if not os.path.exists(source.path):  # noqa: PTH110 – as above
+            missing.append(f"{source.key}={source.path}: no such file or folder")
+    if missing:
+        raise InputError(missing)
     if config.dry_run:
         return None
-    words = " ".join(f"{each.key}={each.path}" for each in found)
+    argv = " ".join(f"{source.key}={source.path}" for source in corpus)
+    what = str(config.data.source) if len(corpus) == 1 else "this mix"
     raise InputError(
-        f"data={config.data.name}: {config.data.source if len(found) == 1 else 'this mix'} is not "
-        f"prepared for this tokenizer; type: python -m hpc_llm.prepare data={config.data.name} "
-        f"{words} (with the other keys given here)"
+        f"data={config.data.name}: {what} is not prepared for this tokenizer; type: python -m "
+        f"hpc_llm.prepare data={config.data.name} {argv} (with the other keys given here)"
     )
 
 
 def _counted(config: RunConfig, directory: Path) -> DataFacts:
-    """Facts with the samples that the run makes of the data, and padding; without them if it is not
-    packed yet.
+    """Facts with the number of samples that the run makes of the data, and the share of padding.
+
+    Without them where the data is not packed yet.
     """
     facts = manifest.facts(directory)
-    made = manifest.read_manifest(directory)
+    prepared = manifest.read_manifest(directory)
     seq_len = config.train.seq_len
     if seq_len < 1:
         return facts  # the plan refuses it
     if config.data.packing != "best_fit":
-        counts = [manifest.num_samples(made, split, seq_len) for split in ("train", "heldout")]
-        return dataclasses.replace(facts, samples=counts[0], heldout_samples=counts[1])
+        train, heldout = [manifest.num_samples(prepared, split, seq_len) for split in _SPLITS]
+        return dataclasses.replace(facts, samples=train, heldout_samples=heldout)
     from hpc_llm.data import packs  # imports numpy, only if needed
 
     with contextlib.suppress(OSError, ValueError):
-        counts = [packs.num_rows(directory, made, split, seq_len) for split in ("train", "heldout")]
-        padding = packs.wasted(directory, made, "train", seq_len)
-        return dataclasses.replace(
-            facts, samples=counts[0], heldout_samples=counts[1], padding=padding
-        )
+        train, heldout = [packs.num_rows(directory, prepared, split, seq_len) for split in _SPLITS]
+        padding = packs.wasted(directory, prepared, "train", seq_len)
+        return dataclasses.replace(facts, samples=train, heldout_samples=heldout, padding=padding)
     return facts
 
 
-def _plan(config: RunConfig, data: DataFacts | None) -> RunPlan:
-    """make_plan with what this machine and the root know."""
-    here, memory = machine.as_here(config)
-    experience = _experience(config, computing.choose(here), computing.compiles(here))
-    return make_plan(
-        here, data, memory_available=memory, experience=experience, saved=_saved(config)
+def _is_planned_with(plan: RunPlan, data: DataFacts | None) -> bool:
+    """Whether the plan was made with this data; None is data that is still to be prepared."""
+    if data is None:
+        return not plan.data_digests
+    return (plan.data_directory, plan.data_digests, plan.unigram_entropy, plan.padding) == (
+        data.directory,
+        data.digests,
+        data.unigram_entropy,
+        data.padding,
     )
 
 
-def _saved(config: RunConfig) -> Saved | None:
-    """The newest checkpoint of the run if it is there already; one that cannot be read is the
-    ranks' to judge.
+def _plan(config: RunConfig, layout: RunLayout, data: DataFacts | None) -> RunPlan:
+    """make_plan with what this machine and the root know."""
+    here, memory = machine.as_here(config)
+    experience = _experience(config, computing.choose(here), computing.compiles(here))
+    saved = _saved(layout.checkpoints)
+    return make_plan(here, data, memory_available=memory, experience=experience, saved=saved)
+
+
+def _saved(checkpoints: Path) -> Saved | None:
+    """The newest checkpoint of the run if it is there already.
+
+    One that cannot be read is left for the ranks to judge.
     """
-    checkpoints = freeze.layout_for(config).checkpoints
     with contextlib.suppress(OSError, ManifestError):
         if step := newest_step(checkpoints):
-            found = read(folder_of(checkpoints, step))
-            return Saved(step, found.zero_stage, found.stages)
+            checkpoint = read(folder_of(checkpoints, step))
+            return Saved(step, checkpoint.zero_stage, checkpoint.stages)
     return None
 
 

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -26,8 +27,9 @@ _ERROR_LINES = 12  # the end of a traceback
 
 
 class Show:
-    """Follows metrics.jsonl and the ledger of one run; draws on a terminal, prints lines
-    elsewhere.
+    """Follows metrics.jsonl and the ledger of one run.
+
+    It draws on a terminal, and prints lines elsewhere.
     """
 
     def __init__(self, layout: RunLayout, plan: RunPlan) -> None:
@@ -90,25 +92,26 @@ class Show:
             if event.time > self._seen_events:
                 self._seen_events = event.time
                 self._show_event(event)
-        steps = [row for row in self._rows if "loss" in row]
-        if not steps:
+        last = self._last_row_with("loss")
+        if last is None:
             return
-        last = steps[-1]
         text = self._line(last)
         if self._progress is not None:
             self._progress.update(self._task, completed=last["step"], description=text)
-        elif (
-            time.monotonic() - self._printed_at >= _PLAIN_EVERY_S or last["step"] == self.plan.steps
-        ):
-            if last["step"] != self._printed_step:
-                left = (
-                    (self.plan.steps - last["step"])
-                    * self.plan.tokens_per_step
-                    / last["tokens_per_second"]
-                )
-                self._say(f"step {last['step']}/{self.plan.steps}  {text}  {left:.0f} s left")
-            self._printed_at = time.monotonic()
-            self._printed_step = last["step"]
+        else:
+            self._print_step(last, text)
+
+    def _print_step(self, row: dict[str, Any], text: str) -> None:
+        """A line for a step, now and then, and for the last one."""
+        step = row["step"]
+        plan = self.plan
+        if time.monotonic() - self._printed_at < _PLAIN_EVERY_S and step != plan.steps:
+            return
+        if step != self._printed_step:
+            left_s = (plan.steps - step) * plan.tokens_per_step / row["tokens_per_second"]
+            self._say(f"step {step}/{plan.steps}  {text}  {left_s:.0f} s left")
+        self._printed_at = time.monotonic()
+        self._printed_step = step
 
     def complete(self) -> bool:
         """Whether the run has reached its end before."""
@@ -117,15 +120,14 @@ class Show:
     def summary(self) -> None:
         """Held-out loss against what knowing the frequencies of tokens alone would give."""
         self._read_rows()
-        heldout = [row for row in self._rows if "heldout_loss" in row]
-        if heldout and self.plan.unigram_entropy is not None:
+        row = self._last_row_with("heldout_loss")
+        if row is not None and self.plan.unigram_entropy is not None:
             self._say(
-                f"held-out loss {heldout[-1]['heldout_loss']:.3f} nats per token after step "
-                f"{heldout[-1]['step']:,}; unigram entropy of the corpus "
-                f"{self.plan.unigram_entropy:.3f}"
+                f"held-out loss {row['heldout_loss']:.3f} nats per token after step "
+                f"{row['step']:,}; unigram entropy of the corpus {self.plan.unigram_entropy:.3f}"
             )
 
-    def ending(self, status: int, words: list[str]) -> None:
+    def ending(self, status: int, argv: list[str]) -> None:
         """How it ended and what to type next."""
         if status == 0:
             self.summary()
@@ -136,23 +138,25 @@ class Show:
                     f"  python -m hpc_llm.status {shlex.quote(str(self.layout.path))} --tensorboard"
                 )
             self._say(
-                f"  {_submit(longer(words, self._name, 2 * self.plan.steps))}      # twice as long"
+                f"  {_submit(longer(argv, self._name, 2 * self.plan.steps))}      # twice as long"
             )
             return
         self._explain_newest()
-        self._say(f"go on with: {_submit(words)}")
+        self._say(f"go on with: {_submit(argv)}")
 
     def _explain_newest(self) -> None:
-        """Why the last attempt ended; where its supervisor died nobody says so, and an earlier
-        one's end is not its.
+        """Why the last attempt ended.
+
+        Where its supervisor died, nobody says so, and the end of an earlier attempt is not its.
         """
         story = read_story(self.layout.ledger).since_submission()
         number = story.newest_attempt
-        ends = [
-            end for end in story.ends if end.attempt == number and end.name == event_names.ENDED
-        ]
-        if ends:
-            self._explain(ends[-1])
+        newest_end = None
+        for end in story.ends:
+            if end.attempt == number and end.name == event_names.ENDED:
+                newest_end = end
+        if newest_end is not None:
+            self._explain(newest_end)
         elif number:
             log = self.layout.supervisor_log(number)
             self._say(
@@ -176,12 +180,7 @@ class Show:
                 "somebody's hand"
             )
         else:
-            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-            first = next(
-                (number for number, line in enumerate(lines) if " ERROR " in line),
-                max(0, len(lines) - 8),
-            )
-            for line in lines[first:][-_ERROR_LINES:]:
+            for line in _error_lines(log):
                 self._say(f"  {line}")
         self._say(f"{end.why}; all of rank {rank}: {log}")
 
@@ -200,18 +199,20 @@ class Show:
             self._explain(end_of(event))
 
     def _line(self, row: dict[str, Any]) -> str:
-        heldout = next(
-            (
-                f"  held-out {r['heldout_loss']:.3f}"
-                for r in reversed(self._rows)
-                if "heldout_loss" in r
-            ),
-            "",
-        )
+        evaluated = self._last_row_with("heldout_loss")
+        heldout = ""
+        if evaluated is not None:
+            heldout = f"  held-out {evaluated['heldout_loss']:.3f}"
         return (
             f"loss {row['loss']:.3f}{heldout}  {row['tokens_per_second']:,.0f} tokens/s  MFU "
             f"{row['mfu']:.1%}"
         )
+
+    def _last_row_with(self, key: str) -> dict[str, Any] | None:
+        for row in reversed(self._rows):
+            if key in row:
+                return row
+        return None
 
     def _read_rows(self) -> None:
         path = self.layout.metrics
@@ -227,9 +228,8 @@ class Show:
                     break
                 try:
                     self._rows.append(json.loads(line))
-                except (
-                    ValueError
-                ):  # cut back and grown again since: the offset lies inside another line
+                except ValueError:
+                    # Cut back and grown again since: the offset lies inside another line.
                     self._rows = []
                     self._offset = 0
                     break
@@ -240,18 +240,31 @@ class Show:
         sys.stdout.flush()
 
 
-def longer(words: Sequence[str], name: str | None, steps: int) -> list[str]:
-    """The same words for `steps`, as a run of its own: one that is called `name` needs another
-    one.
-    """
-    kept = [
-        word
-        for word in words
-        if word.lstrip("+").partition("=")[0] not in ("run.name", "train.duration")
-    ]
-    named = [] if name is None else [f"run.name={re.sub(r'-[0-9]+steps$', '', name)}-{steps}steps"]
-    return [*kept, *named, f"train.duration={steps}steps"]
+def longer(argv: Sequence[str], name: str | None, steps: int) -> list[str]:
+    """The same arguments for `steps`, as a run of its own; if it has a `name`, it gets another."""
+    changed = []
+    for word in argv:
+        key = word.lstrip("+").partition("=")[0]
+        if key not in ("run.name", "train.duration"):
+            changed.append(word)
+    if name is not None:
+        base = re.sub(r"-[0-9]+steps$", "", name)
+        changed.append(f"run.name={base}-{steps}steps")
+    return [*changed, f"train.duration={steps}steps"]
 
 
-def _submit(words: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", "hpc_llm.submit", *words])
+def _submit(argv: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "hpc_llm.submit", *argv])
+
+
+def _error_lines(log: Path) -> list[str]:
+    """The last lines of a rank's log from its first error on; without one, its last eight."""
+    if not log.exists():
+        return []
+    lines = log.read_text(errors="replace").splitlines()
+    first = max(0, len(lines) - 8)
+    for number, line in enumerate(lines):
+        if " ERROR " in line:
+            first = number
+            break
+    return lines[first:][-_ERROR_LINES:]

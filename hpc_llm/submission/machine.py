@@ -1,5 +1,6 @@
-"""What this machine gives to ranks that run here: its GPUs, as nvidia-smi names them, or its own
-memory.
+"""What this machine gives to ranks that run here.
+
+Its GPUs, as nvidia-smi names them, or its own memory.
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.hardware import GIB, GPUS
 
 _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
-_OTHER_BOARDS = (
-    "pcie",
-    "nvl",
-)  # of the same name and slower than those whose peak the planner knows
+# Boards of the same name that are slower than those whose peak the planner knows.
+_OTHER_BOARDS = ("pcie", "nvl")
 _SAME = 0.03  # by how much the driver's figure may differ from the table's
 
 
@@ -40,19 +39,19 @@ def as_here(config: RunConfig) -> tuple[RunConfig, int | None]:
         return config, None
     if gpus:
         name, memory = min(gpus, key=lambda gpu: gpu[1])
-        return dataclasses.replace(
-            config, cluster=dataclasses.replace(cluster, gpu=known(name, memory))
-        ), memory
+        here = dataclasses.replace(cluster, gpu=known(name, memory))
+        return dataclasses.replace(config, cluster=here), memory
     if cluster.device == "cuda":
         return config, None  # it is for another machine, or the ranks will say that there is none
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    here = dataclasses.replace(config, cluster=dataclasses.replace(cluster, device="cpu"))
-    return here, total // max(1, cluster.gpus_per_node)
+    here = dataclasses.replace(cluster, device="cpu")
+    return dataclasses.replace(config, cluster=here), total // max(1, cluster.gpus_per_node)
 
 
 def known(name: str, memory: int) -> str | None:
-    """The GPU's name in planning.hardware, by the driver's name and memory in bytes; None where it
-    is not there.
+    """The GPU's name in planning.hardware, by the driver's name and memory in bytes.
+
+    None where it is not there.
     """
     if any(board in name.lower() for board in _OTHER_BOARDS):
         return None
@@ -65,8 +64,12 @@ def known(name: str, memory: int) -> str | None:
 def _gpus() -> list[tuple[str, int]]:
     """Name and memory in bytes of each GPU here; none where there is no driver."""
     try:
-        said = subprocess.run(_QUERY, capture_output=True, text=True, check=True, timeout=30).stdout
+        done = subprocess.run(_QUERY, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = (line.rpartition(",") for line in said.splitlines())
-    return [(name.strip(), int(size) * 2**20) for name, _, size in rows if size.strip().isdigit()]
+    gpus = []
+    for line in done.stdout.splitlines():
+        name, _, mebibytes = line.rpartition(",")
+        if mebibytes.strip().isdigit():
+            gpus.append((name.strip(), int(mebibytes) * 2**20))
+    return gpus

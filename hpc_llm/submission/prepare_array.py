@@ -29,10 +29,10 @@ _SCRIPT = "prepare.sbatch"
 
 @dataclass(frozen=True)
 class Submitted:
-    """An array that prepares `directory`; `found` if it was already queued."""
+    """An array that prepares the data."""
 
     job_id: int
-    found: bool = False
+    earlier: bool = False  # it was queued before
 
 
 def script_text(config: RunConfig, directory: Path) -> str:
@@ -43,6 +43,7 @@ def script_text(config: RunConfig, directory: Path) -> str:
 
 def estimate(config: RunConfig, directory: Path) -> str:
     """What Slurm would do with the array (`sbatch --test-only`); nothing is queued or written.
+
     Errors as `submit`.
     """
     try:
@@ -73,20 +74,20 @@ def submit(config: RunConfig, directory: Path) -> Submitted | None:
         queue = client.queued()
         work_dir = _logs(directory)
         if jobs := own_jobs.find(queue, {str(work_dir)}):
-            return Submitted(jobs[0].array_id, found=True)
+            return Submitted(jobs[0].array_id, earlier=True)
         script = begin(config, directory)
         known = {job.array_id for job in queue}
         try:
-            return Submitted(
-                send.send(script, name=_name(directory), work_dir=work_dir, known=known)
-            )
+            job_id = send.send(script, name=_name(directory), work_dir=work_dir, known=known)
         except client.SlurmRefused as error:
             raise InputError(f"cluster={config.cluster.name}: {error}") from None
+    return Submitted(job_id)
 
 
 def begin(config: RunConfig, directory: Path) -> Path:
-    """List the corpus and write everything that the tasks read; the script's path. InputError as
-    for `submit`.
+    """List the corpus and write everything that the tasks read; the script's path.
+
+    InputError as for `submit`.
     """
     from hpc_llm.preparation import pipeline
 
@@ -101,8 +102,9 @@ def begin(config: RunConfig, directory: Path) -> Path:
 
 
 def join(work: Path, environment: Mapping[str, str] = os.environ) -> None:
-    """Do the remaining work of a preparation in its folder, along with others; what a task of the
-    array runs.
+    """Do the remaining work of a preparation in its folder, along with others.
+
+    This is what a task of the array runs.
     """
     from hpc_llm.preparation import pipeline
     from hpc_llm.preparation.progress import progress, say
@@ -153,12 +155,10 @@ def _absolute(data: DataConfig, directory: Path) -> DataConfig:
         return None if path is None else os.path.abspath(Path(path).expanduser())  # noqa: PTH100
 
     base = Path(data.source or ".").expanduser()
-    sources = {
-        name: dataclasses.replace(
-            source, path=os.path.abspath(base / Path(source.path).expanduser())
-        )
-        for name, source in data.sources.items()
-    }
+    sources = {}
+    for name, source in data.sources.items():
+        path = os.path.abspath(base / Path(source.path).expanduser())  # noqa: PTH100
+        sources[name] = dataclasses.replace(source, path=path)
     return dataclasses.replace(
         data,
         source=here(data.source),

@@ -2,80 +2,62 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Sequence
 
 from hpc_llm.config import verbs
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.planning.plan import RunPlan
-from hpc_llm.planning.render import render_all
 from hpc_llm.runs import freeze
+from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.storage import operators
-from hpc_llm.submission.arrays import divide
 from hpc_llm.submission.cluster import Job, Outcome
 
-_MOST_TASKS = 1001  # of an array, when Slurm is not asked: its default MaxArraySize
 
+def outcome(done: Outcome, runs: Sequence[PlannedRun]) -> int:
+    """Print what was submitted and what was not; the exit status.
 
-def dry_run(configs: Sequence[RunConfig], plans: Sequence[RunPlan]) -> None:
-    """Print the plan of every run and, with a cluster, the script of every job; Slurm is not asked,
-    nothing written.
+    InputError if nothing could be.
     """
-    here = configs[0].cluster.launcher == "local"
-    scripts = [] if here else [part.text for part in divide(configs, plans, _MOST_TASKS)]
-    if configs[0].json:
-        verbs.print_json(
-            {"plans": [dataclasses.asdict(plan) for plan in plans], "scripts": scripts}
-        )
-    else:
-        print("\n\n".join([render_all(configs, plans), *scripts]))
-
-
-def outcome(done: Outcome, configs: Sequence[RunConfig]) -> int:
-    """Print what was submitted and what was not; the exit status. InputError if nothing could
-    be.
-    """
-    if not done.jobs and not done.waiting and len(configs) == 1:
-        ((path, why),) = done.left.items()
-        if why != "complete":
-            raise InputError(
-                f"run.name={path.name}: {why}: {path} is submitted already; scancel it first, or "
-                "wait"
-            )
-    if configs[0].json:
-        runs = [
-            {"job": address, "run_dir": str(run.path)}
-            for job in done.jobs
-            for address, run in job.runs.items()
-        ]
-        verbs.print_json(runs)
+    if not done.jobs and not done.waiting and len(runs) == 1:
+        _refuse_submitted(done)
+    if runs[0].config.json:
+        verbs.print_json(_run_directories(done))
         return 0
     for job in done.jobs:
         print(f"submitted: {_called(job)}")
-    if others := done.other_code:
-        print(
-            f"{others[0].name}{f' and {len(others) - 1:,} more' if others[1:] else ''}: "
-            f"{freeze.OTHER_CODE}"
-        )
+    if done.other_code:
+        num_more = len(done.other_code) - 1
+        more = f" and {num_more:,} more" if num_more else ""
+        print(f"{done.other_code[0].name}{more}: {freeze.OTHER_CODE}")
     if done.waiting:
         num_waiting = sum(len(rest.tasks) for rest in done.waiting)
         print(
             f"{num_waiting:,} runs are waiting until Slurm accepts more jobs: {done.waiting[0].why}"
         )
         print("the watchdog submits them as other jobs end")
-    if len(configs) == 1:
-        ((path),) = [freeze.layout_for(configs[0]).path]
-        print(
-            f"run directory: {path}" if done.jobs else f"{path} is complete: nothing left to train"
-        )
-    else:
-        _left(done, len(configs))
-        print(f"run directories: {freeze.layout_for(configs[0]).path.parent}/*/")
+    _print_folders(done, runs)
     if done.jobs or done.waiting:
-        _next(done, configs)
+        _print_next(done, [run.config for run in runs])
     return 0
+
+
+def _refuse_submitted(done: Outcome) -> None:
+    """InputError unless the only run was left alone because it is complete."""
+    ((path, why),) = done.left.items()
+    if why != "complete":
+        raise InputError(
+            f"run.name={path.name}: {why}: {path} is submitted already; scancel it first, or wait"
+        )
+
+
+def _run_directories(done: Outcome) -> list[dict[str, str]]:
+    """What was submitted, for scripts."""
+    rows = []
+    for job in done.jobs:
+        for address, run in job.runs.items():
+            rows.append({"job": address, "run_dir": str(run.path)})
+    return rows
 
 
 def _called(job: Job) -> str:
@@ -84,36 +66,55 @@ def _called(job: Job) -> str:
     return f"array {job.job_id} ({job.name}), {len(job.runs):,} runs"
 
 
-def _left(done: Outcome, num_runs: int) -> None:
+def _print_folders(done: Outcome, runs: Sequence[PlannedRun]) -> None:
+    path = runs[0].layout.path
+    if len(runs) > 1:
+        _print_left(done, len(runs))
+        print(f"run directories: {path.parent}/*/")
+    elif done.jobs:
+        print(f"run directory: {path}")
+    else:
+        print(f"{path} is complete: nothing left to train")
+
+
+def _print_left(done: Outcome, num_runs: int) -> None:
+    """One line on the runs of a sweep that were left alone."""
     if not done.left:
         return
-    complete = sum(why == "complete" for why in done.left.values())
-    out = sum(why.startswith("stopped by halving") for why in done.left.values())
-    halved = f", {out:,} stopped by halving (halving.rungs=[] resumes them)" if out else ""
-    queued = len(done.left) - complete - out
+    complete = 0
+    halved = 0
+    for why in done.left.values():
+        complete += why == "complete"
+        halved += why.startswith("stopped by halving")
+    queued = len(done.left) - complete - halved
+    stopped = ""
+    if halved:
+        stopped = f", {halved:,} stopped by halving (halving.rungs=[] resumes them)"
     print(
-        f"not submitted: of {num_runs:,} runs {complete:,} are complete{halved} and {queued:,} "
+        f"not submitted: of {num_runs:,} runs {complete:,} are complete{stopped} and {queued:,} "
         "queued or running"
     )
 
 
-def _next(done: Outcome, configs: Sequence[RunConfig]) -> None:
-    numbers = ",".join(str(job.job_id) for job in done.jobs)
+def _print_next(done: Outcome, configs: Sequence[RunConfig]) -> None:
+    numbers = [str(job.job_id) for job in done.jobs]
     root = shlex.quote(str(freeze.root_of(configs[0])))
     print("next:")
-    if done.jobs:
-        print(f"  squeue --jobs={numbers}")
+    if numbers:
+        print(f"  squeue --jobs={','.join(numbers)}")
     print(f"  python -m hpc_llm.status {root}")
     if done.waiting or not configs[0].recovery.successor:
         print(
             f"  python -m hpc_llm.watchdog {root}      # keeps them going: in tmux, or "
             "sbatch/watchdog.sbatch"
         )
-    if done.jobs:
-        print(f"  scancel {numbers.replace(',', ' ')}")
-    gpu = next((config for config in configs if config.cluster.device != "cpu"), None)
-    if gpu is not None and operators.needed(gpu.optim.name, "cuda"):
+    if numbers:
+        print(f"  scancel {' '.join(numbers)}")
+    on_gpus = [config for config in configs if config.cluster.device != "cpu"]
+    if on_gpus and operators.needed(on_gpus[0].optim.name, "cuda"):
+        cluster = on_gpus[0].cluster.name
+        optimizer = on_gpus[0].optim.name
         print(
-            f"  python -m hpc_llm.build +cluster={gpu.cluster.name} optim={gpu.optim.name}      # "
+            f"  python -m hpc_llm.build +cluster={cluster} optim={optimizer}      # "
             "once, if not done yet"
         )

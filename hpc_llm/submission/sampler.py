@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.search_space import Dimension
 
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
 
 @dataclass(frozen=True)
 class Trial:
-    """What was chosen, and its result: a loss, nothing yet (running), or nothing at all
-    (failed).
-    """
+    """What was chosen, and its result: a loss, nothing yet (running), or none at all (failed)."""
 
     chosen: dict[str, Any]
     loss: float | None = None
@@ -40,44 +42,42 @@ def ask(
     differ.
     """
     import optuna
-    from optuna.distributions import (
-        BaseDistribution,
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-    from optuna.trial import TrialState, create_trial
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-    def distribution(one: Dimension) -> BaseDistribution:
-        if one.choices:
-            return CategoricalDistribution(one.choices)
-        if one.whole:
-            return IntDistribution(int(one.low), int(one.high), log=one.log)
-        return FloatDistribution(one.low, one.high, log=one.log)
-
-    distributions = {one.key: distribution(one) for one in space}
+    distributions = {dimension.key: _distribution(dimension) for dimension in space}
     sampler = optuna.samplers.TPESampler(seed=seed + len(trials), constant_liar=True)
     study = optuna.create_study(direction="minimize", sampler=sampler)
     for trial in trials:
-        state = (
-            TrialState.RUNNING
-            if trial.running
-            else TrialState.FAIL
-            if trial.loss is None
-            else TrialState.COMPLETE
-        )
-        study.add_trial(
-            create_trial(
-                state=state,
-                value=trial.loss if state is TrialState.COMPLETE else None,
-                params=trial.chosen,
-                distributions=distributions,
-            )
-        )
-    asked = [study.ask(distributions).params for _ in range(num)]
-    return [{one.key: _readable(params[one.key], one) for one in space} for params in asked]
+        study.add_trial(_as_told(trial, distributions))
+    asked = []
+    for _ in range(num):
+        params = study.ask(distributions).params
+        asked.append({one.key: _readable(params[one.key], one) for one in space})
+    return asked
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if dimension.choices:
+        return CategoricalDistribution(dimension.choices)
+    if dimension.whole:
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _as_told(trial: Trial, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
+    from optuna.trial import TrialState, create_trial
+
+    loss = None
+    if trial.running:
+        state = TrialState.RUNNING
+    elif trial.loss is None:
+        state = TrialState.FAIL
+    else:
+        state = TrialState.COMPLETE
+        loss = trial.loss
+    return create_trial(state=state, value=loss, params=trial.chosen, distributions=distributions)
 
 
 def _readable(value: Any, dimension: Dimension) -> Any:

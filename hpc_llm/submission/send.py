@@ -1,5 +1,6 @@
-"""Submit one batch script to Slurm exactly once: if the answer is lost, look for the job before
-anything else.
+"""Submit one batch script to Slurm exactly once.
+
+If the answer is lost, the job is looked for before anything else.
 """
 
 from __future__ import annotations
@@ -34,25 +35,27 @@ def send(
     """The id of the job (or array) that `script` makes with sbatch's `options`, submitted once.
 
     `known` are the ids of this user's earlier jobs. SlurmRefused: Slurm refused. SlurmUnavailable:
-    the answer was lost and there is no such job. Unknown: it was lost and Slurm does not answer.
+    the answer was lost and there is no such job. MaybeQueued: it was lost and Slurm does not
+    answer.
     """
     from hpc_llm.slurm import executor  # submitit takes 0.1 s to import
 
     try:
         return executor.submit(script, options)
     except client.SlurmUnavailable as error:
-        found = _look_for(name, work_dir, known, str(error))
-        if found is None:
+        number = _look_for(name, work_dir, known, str(error))
+        if number is None:
             raise client.SlurmUnavailable(
                 f"{error}; no job {name} is queued, so nothing was submitted"
             ) from None
-        return found
+        return number
 
 
 @contextlib.contextmanager
 def recording(number: int) -> Iterator[None]:
-    """Around what is written once Slurm has accepted job `number`: Unrecorded where it fails, for
-    nothing is undone.
+    """Around what is written once Slurm has accepted job `number`.
+
+    QueuedNotRecorded where it fails, for nothing is undone.
     """
     try:
         yield
@@ -71,12 +74,12 @@ def record_submitted(runs: Mapping[str, RunLayout], sent_at: float, **facts: Any
     """
     for address, run in runs.items():
         array, _, task = address.partition("_")
-        job = {"job": address, "job_id": int(array), "array_task": int(task) if task else None}
-        book = ledger.Ledger(run.ledger, "submit")
-        book.write_at(
+        ledger.Ledger(run.ledger, "submit").write_at(
             sent_at,
             event_names.SUBMITTED,
-            **job,
+            job=address,
+            job_id=int(array),
+            array_task=int(task) if task else None,
             host=os.uname().nodename,
             code=run.code_hash(),
             **facts,
@@ -88,7 +91,7 @@ def _look_for(name: str, work_dir: Path, known: Collection[int], why: str) -> in
     start = time.monotonic()
     while True:
         try:
-            jobs = client.queued()
+            queue = client.queued()
         except client.SlurmUnavailable as error:
             if time.monotonic() - start > PATIENCE_S:
                 raise MaybeQueued(
@@ -97,9 +100,9 @@ def _look_for(name: str, work_dir: Path, known: Collection[int], why: str) -> in
                     "again checks first"
                 ) from None
         else:
-            new = own_jobs.find(jobs, {str(work_dir)}, name=name, known=known, ended=True)
-            if new:
-                return max(job.array_id for job in new)
+            jobs = own_jobs.find(queue, {str(work_dir)}, name=name, known=known, ended=True)
+            if jobs:
+                return max(job.array_id for job in jobs)
             if time.monotonic() - start > LOOK_S:
                 return None
         time.sleep(_AGAIN_S)

@@ -64,7 +64,7 @@ def _watch(words: list[str]) -> int:
 def one_pass(root: Path) -> None:
     """Check all runs and act; prints a line per act."""
     from hpc_llm.slurm.client import SlurmError
-    from hpc_llm.submission import backlog, search
+    from hpc_llm.submission import backlog_pass, search_pass
     from hpc_llm.watchdog import one_pass
 
     with one_pass.only_watchdog(root) as alone:
@@ -73,7 +73,7 @@ def one_pass(root: Path) -> None:
         for run in one_pass.pass_over(root):
             what = f"{run.decision.action.value} ({run.decision.why})"
             _say(f"{run.record.layout.name}: {what}")
-        for go_on in (backlog.go_on, search.go_on):
+        for go_on in (backlog_pass.go_on, search_pass.go_on):
             with contextlib.suppress(SlurmError):  # the next pass asks again
                 for line in go_on(root):
                     _say(line)

@@ -292,7 +292,7 @@ def test_a_run_name_that_a_shell_would_take_apart(
 
 def test_a_run_directory_with_another_configuration(refusals: Refusals, tmp_path: Path) -> None:
     config = make_config(f"run.root={tmp_path / 'runs'}", "run.name=first")
-    freeze(config, examine(config))
+    freeze(examine(config))
     (line,) = refusals("run.name=first", "optim.lr=0.5", "model.n_layers=2")
     assert line == (
         f"run.name=first: {tmp_path / 'runs' / 'first'} holds a run with another configuration "

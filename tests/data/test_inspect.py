@@ -12,7 +12,7 @@ from hpc_llm.data import packs
 from hpc_llm.data.manifest import facts
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.runs import freeze
-from tests.configs import make_config
+from tests.configs import make_config, planned
 from tests.data.test_packing import documents
 from tests.small_data import write_data
 
@@ -69,7 +69,7 @@ def test_a_run_is_shown_as_it_was_frozen(
         f"data.out={prepared}",
     )
     config = make_config(*WORDS, *words, "run.seed=5")
-    layout = freeze.freeze(config, make_plan(config, facts(prepared)))
+    layout = freeze.freeze(planned(config, make_plan(config, facts(prepared))))
     of_run = shown(capsys, f"inspect={layout.path}", "step=7", "rows=4")
     assert of_run == shown(capsys, f"inspect={prepared}", "step=7", "rows=4", *WORDS, "run.seed=5")
     assert of_run != shown(capsys, f"inspect={prepared}", "step=7", "rows=4", *WORDS)

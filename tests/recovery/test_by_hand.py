@@ -10,16 +10,15 @@ from dataclasses import replace
 
 import pytest
 
-from hpc_llm.planning.plan import make_plan
 from hpc_llm.recovery import look
 from hpc_llm.recovery.carry_out import sent_already
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.story import fold
-from hpc_llm.submission import cluster, local
+from hpc_llm.submission import cluster, prerequisites
 from hpc_llm.supervise import successor
 from hpc_llm.watchdog import one_pass
-from tests.configs import make_config
+from tests.configs import make_config, planned
 from tests.recovery.fake_slurm import FakeSlurm, attempt, book, life, slurm
 
 __all__ = ["slurm"]
@@ -32,10 +31,9 @@ def task(
     """The run of 50_2: the third task of an array has frozen it, as the others have theirs, and its
     node fails.
     """
-    monkeypatch.setattr(
-        cluster, "examine_all", lambda configs: [make_plan(config, None) for config in configs]
-    )
-    monkeypatch.setattr(local, "prepare", lambda _: None)
+    monkeypatch.setattr(cluster, "examine", planned)
+    monkeypatch.setattr(cluster, "examine_again", lambda runs: runs)
+    monkeypatch.setattr(prerequisites, "prepare", lambda _: None)
     for index, rate in enumerate(("1e-4", "2e-4", "4e-4")):
         for name, value in (("JOB_ID", 60 + index), ("ARRAY_JOB_ID", 50), ("ARRAY_TASK_ID", index)):
             monkeypatch.setenv(f"SLURM_{name}", str(value))

@@ -91,8 +91,8 @@ def test_a_speed_is_the_median_of_enough_steps_of_this_attempt(tmp_path: Path) -
 
 def test_submit_plans_with_what_its_root_has_seen(tmp_path: Path) -> None:
     config = make_config(f"run.root={tmp_path}", "local=true")
-    plain = examine(config)
+    plain = examine(config).plan
     known = Remembered(RootLayout(tmp_path), config, plain.attention, plain.compile)
     known.note_speed(plain.zero_stage, plain.activation_checkpointing, plain.micro_batch, SPEED)
-    found = examine(config)
+    found = examine(config).plan
     assert (plain.timed_by, found.timed_by, found.tokens_per_second) == (None, "first", 125.0)

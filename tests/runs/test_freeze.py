@@ -33,7 +33,7 @@ from hpc_llm.runs.freeze import (
 from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
 from hpc_llm.runs.ledger import Ledger
 from hpc_llm.storage.files import restrict_access
-from tests.configs import make_config
+from tests.configs import make_config, planned
 from tests.runs.machine import (
     NOBODY,
     REPOSITORY,
@@ -89,7 +89,7 @@ def plan_of(config: RunConfig) -> RunPlan:
 
 def frozen(root: Path, name: str | None = "first") -> RunLayout:
     config = run(root, name)
-    return freeze(config, plan_of(config))
+    return freeze(planned(config))
 
 
 def learning(config: RunConfig, lr: float) -> RunConfig:
@@ -166,7 +166,7 @@ def with_another(config: RunConfig, key: str) -> RunConfig:
 
 def test_a_frozen_run_holds_all_that_a_job_reads(tmp_path: Path) -> None:
     config = run(tmp_path / "runs")
-    layout = freeze(config, plan_of(config))
+    layout = freeze(planned(config))
     assert layout.path == tmp_path / "runs" / "first"
     assert read_config(layout) == config
     assert read_plan(layout) == plan_of(config)
@@ -217,7 +217,7 @@ def test_a_run_goes_on_on_another_machine(tmp_path: Path) -> None:
     code = layout.code.readlink()
     config = run(tmp_path)
     config = replace(config, cluster=replace(config.cluster, gpus_per_node=2))
-    assert freeze(config, plan_of(config)) == layout
+    assert freeze(planned(config)) == layout
     assert read_config(layout).cluster.gpus_per_node == 2
     assert read_plan(layout).world_size == 2
     assert layout.code.readlink() == code
@@ -246,18 +246,16 @@ def test_a_run_goes_on_with_another_mixture_from_its_checkpoint_on(
     words = (*MIXED, f"run.root={tmp_path}")
     first = make_config(*words, "data.mixture={10steps: {web: 1}}")
     edited = make_config(*words, f"data.mixture={mixture}")
-    layout = freeze(first, plan_of(first))
+    layout = freeze(planned(first))
     with pytest.raises(InputError, match=r"data\.mixture"):
-        freeze(
-            edited, plan_of(edited)
-        )  # nothing is trained that could be kept straight: it is another run
+        freeze(planned(edited))  # nothing is trained that could be kept straight: it is another run
     Ledger(layout.ledger, "train-0001").write("checkpointed", step=20)
     if fits:
-        freeze(edited, plan_of(edited))
+        freeze(planned(edited))
         assert read_plan(layout).phases == plan_of(edited).phases
     else:
         with pytest.raises(InputError, match=r"data\.mixture"):
-            freeze(edited, plan_of(edited))
+            freeze(planned(edited))
 
 
 def test_another_configuration_under_the_same_name_is_refused_naming_the_keys(
@@ -268,7 +266,7 @@ def test_another_configuration_under_the_same_name_is_refused_naming_the_keys(
     config = learning(run(tmp_path), 0.5)
     config = replace(config, train=replace(config.train, seq_len=128))
     with pytest.raises(InputError) as raised:
-        freeze(config, plan_of(config))
+        freeze(planned(config))
     assert raised.value.problems == [
         f"run.name=first: {tmp_path / 'first'} holds a run with another configuration "
         "(optim.lr=0.002, now 0.5; train.seq_len=256, now 128); give what it had, or choose "
@@ -280,7 +278,7 @@ def test_another_configuration_under_the_same_name_is_refused_naming_the_keys(
 def test_a_plan_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     config = run(tmp_path / "runs")
     with pytest.raises(TypeError):
-        freeze(config, dataclasses.replace(plan_of(config), steps=object()))  # type: ignore[arg-type]
+        freeze(planned(config, dataclasses.replace(plan_of(config), steps=object())))  # type: ignore[arg-type]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [CODE_FOLDER]
 
 
@@ -357,7 +355,7 @@ def test_of_processes_that_freeze_different_runs_under_one_name_one_wins(tmp_pat
     def story(index: int) -> bool:
         config = learning(run(tmp_path), 0.5 + index)
         try:
-            freeze(config, plan_of(config))
+            freeze(planned(config))
         except InputError:
             return False
         return True
@@ -428,7 +426,7 @@ def test_a_run_that_is_submitted_again_has_the_code_that_wrote_its_files(
     )
     monkeypatch.setattr(module, "PACKAGE", package)
     config = run(tmp_path / "runs")
-    runs = [(config, plan_of(config))]
+    runs = [planned(config)]
     ((first),) = freeze_all(runs)
     before = content(first.layout.code.resolve())
     assert [each.other_code for each in freeze_all(runs)] == [False]
@@ -445,11 +443,11 @@ def test_a_run_that_is_submitted_again_has_the_code_that_wrote_its_files(
 def test_a_run_goes_on_with_no_other_data(tmp_path: Path) -> None:
     config = run(tmp_path)
     plan = replace(plan_of(config), data_digests={"stdlib": "ab"})
-    layout = freeze(config, plan)
-    assert freeze(config, plan) == layout
+    layout = freeze(planned(config, plan))
+    assert freeze(planned(config, plan)) == layout
     with pytest.raises(InputError, match="data: other tokens of stdlib"):
-        freeze(config, replace(plan, data_digests={"stdlib": "cd"}))
-    freeze(config, replace(plan, data_digests={"stdlib": "ab", "more": "cd"}))
+        freeze(planned(config, replace(plan, data_digests={"stdlib": "cd"})))
+    freeze(planned(config, replace(plan, data_digests={"stdlib": "ab", "more": "cd"})))
 
 
 def test_a_name_is_made_of_what_was_chosen_alone() -> None:
@@ -503,7 +501,7 @@ def shared_modes(root: Path, group: str | None) -> dict[str, int]:
     def story() -> dict[str, int]:
         restrict_access(group)
         config = run(root, group=group)
-        freeze(config, plan_of(config))
+        freeze(planned(config))
         return {
             str(path): stat.S_IMODE(path.lstat().st_mode)
             for path in [root, *root.rglob("*")]

@@ -19,7 +19,7 @@ from hpc_llm.planning.plan import make_plan
 from hpc_llm.runs import preflight
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.submission.examine import examine
-from tests.configs import make_config
+from tests.configs import make_config, planned
 from tests.runs.machine import as_nobody, folder_of_root, in_child, limit_file_size
 
 
@@ -148,16 +148,20 @@ def test_room_for_the_checkpoints_is_asked_for(tmp_path: Path) -> None:
     plan = make_plan(config, None)
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     assert (
-        preflight.room_problems([(config, replace(plan, checkpoint_bytes=free // 4))], nothing)
+        preflight.room_problems(
+            [planned(config, replace(plan, checkpoint_bytes=free // 4))], nothing
+        )
         == []
     )
-    (line,) = preflight.room_problems([(config, replace(plan, checkpoint_bytes=free))], nothing)
+    (line,) = preflight.room_problems(
+        [planned(config, replace(plan, checkpoint_bytes=free))], nothing
+    )
     assert line.startswith(f"run.root={tmp_path}: ")
     assert "needed for checkpoint.keep=2 checkpoints and the one being written" in line
     keeping_one = replace(config, checkpoint=replace(config.checkpoint, keep=1))
     plan = replace(plan, checkpoint_bytes=free // 5 * 2)
-    assert preflight.room_problems([(keeping_one, plan)], nothing) == []
-    assert len(preflight.room_problems([(config, plan)], nothing)) == 1
+    assert preflight.room_problems([planned(keeping_one, plan)], nothing) == []
+    assert len(preflight.room_problems([planned(config, plan)], nothing)) == 1
 
 
 def test_checkpoints_that_stay_for_good_take_room_until_they_are_written(tmp_path: Path) -> None:
@@ -166,9 +170,9 @@ def test_checkpoints_that_stay_for_good_take_room_until_they_are_written(tmp_pat
     plan = replace(
         make_plan(config, None), steps=100, permanent_every_steps=50, checkpoint_bytes=free // 4
     )
-    (line,) = preflight.room_problems([(config, plan)], nothing)
+    (line,) = preflight.room_problems([planned(config, plan)], nothing)
     assert (
         "checkpoint.keep=2 checkpoints, 2 of checkpoint.permanent_every and the one being written"
         in line
     )
-    assert preflight.room_problems([(config, plan)], lambda _: [40, 50, 100]) == []
+    assert preflight.room_problems([planned(config, plan)], lambda _: [40, 50, 100]) == []

@@ -16,8 +16,9 @@ from hpc_llm.config.compose import compose_sweep
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import make_plan
-from hpc_llm.submission.arrays import divide, group_by_shape, name_runs, run_names, share_throttle
-from tests.configs import make_config
+from hpc_llm.submission.arrays import divide, group_by_shape, share_throttle
+from hpc_llm.submission.naming import name_runs, run_names
+from tests.configs import make_config, planned
 
 
 def sweep(*words: str) -> list[RunConfig]:
@@ -95,9 +96,10 @@ def test_one_choice_is_no_sweep() -> None:
 
 def test_an_array_has_one_shape_and_at_most_so_many_runs_in_order() -> None:
     configs = sweep("cluster.nodes=1,2", "run.seed=range(0,5)")
+    plan = make_plan(configs[0], None)
     found = [
-        [(config.cluster.nodes, config.run.seed) for config in part]
-        for part in group_by_shape(configs, 3)
+        [(run.config.cluster.nodes, run.config.run.seed) for run in array]
+        for array in group_by_shape([planned(config, plan) for config in configs], 3)
     ]
     assert found == [
         [(1, 0), (1, 1), (1, 2)],
@@ -119,18 +121,19 @@ def test_the_throttle_is_the_sweeps(throttle: int | None, num_arrays: int) -> No
 
 def test_a_thousand_runs_fit_one_script_and_its_parts_know_their_runs() -> None:
     configs = sweep("run.root=/scratch/you/runs", "run.name=s", "run.seed=range(0,1000)")
-    (part,) = divide(configs, [make_plan(configs[0], None)] * len(configs), 1001)
-    assert part.array
-    assert f"  [999]={part.runs[999].path}\n" in part.text
-    assert "#SBATCH --array=0-999\n" in part.text
+    plan = make_plan(configs[0], None)
+    (script,) = divide([planned(config, plan) for config in configs], 1001)
+    assert script.array
+    assert f"  [999]={script.runs[999].path}\n" in script.text
+    assert "#SBATCH --array=0-999\n" in script.text
 
 
 def test_runs_that_need_different_notice_share_an_array_with_the_longest() -> None:
     configs = sweep("run.root=/r", "run.name=s", "cluster=a100x8", "model=mpt-125m,mpt-30b")
-    plans = [make_plan(config, None) for config in configs]
-    assert [plan.signal_lead_s for plan in plans] == [300, 4080]
-    (part,) = divide(configs, plans, 1001)
-    assert "#SBATCH --signal=B:USR2@4080\n" in part.text
+    runs = [planned(config) for config in configs]
+    assert [run.plan.signal_lead_s for run in runs] == [300, 4080]
+    (script,) = divide(runs, 1001)
+    assert "#SBATCH --signal=B:USR2@4080\n" in script.text
 
 
 def test_an_experiment_may_be_a_sweep_which_the_users_words_add_to() -> None:

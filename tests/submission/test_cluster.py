@@ -16,15 +16,14 @@ from typing import Any
 
 import pytest
 
-from hpc_llm.config.schema import RunConfig
-from hpc_llm.planning.plan import make_plan
-from hpc_llm.runs import freeze, ledger
+from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.slurm import client
 from hpc_llm.slurm.records import QueuedJob
-from hpc_llm.submission import backlog, cluster, local, send
+from hpc_llm.submission import backlog, backlog_pass, cluster, prerequisites, send
 from hpc_llm.submission.arrays import JobScript
-from tests.configs import make_config
+from tests.configs import make_config, planned
 
 
 class Slurm:
@@ -57,22 +56,19 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     monkeypatch.setattr(send, "send", fake.send)
     monkeypatch.setattr(client, "queued", lambda: list(fake.jobs))
     monkeypatch.setattr(client, "config", dict)
-    monkeypatch.setattr(cluster, "_require_sbatch", lambda: None)
-    monkeypatch.setattr(
-        cluster, "examine_all", lambda configs: [make_plan(config, None) for config in configs]
-    )
-    monkeypatch.setattr(local, "prepare", lambda _: None)
+    monkeypatch.setattr(cluster, "require_sbatch", lambda: None)
+    monkeypatch.setattr(cluster, "examine_again", lambda runs: runs)
+    monkeypatch.setattr(prerequisites, "prepare", lambda _: None)
     return fake
 
 
-def runs(root: Path, *names: str, sweep: str | None = None) -> list[RunConfig]:
+def planned_runs(root: Path, *names: str, sweep: str | None = None) -> list[PlannedRun]:
     config = make_config("cluster=local-slurm", "model.n_layers=1", "train.duration=4steps")
-    return [
-        dataclasses.replace(
-            config, run=dataclasses.replace(config.run, root=str(root), name=name, sweep=sweep)
-        )
-        for name in names
-    ]
+    runs = []
+    for name in names:
+        section = dataclasses.replace(config.run, root=str(root), name=name, sweep=sweep)
+        runs.append(planned(dataclasses.replace(config, run=section)))
+    return runs
 
 
 @contextlib.contextmanager
@@ -97,12 +93,12 @@ def submissions(run: RunLayout) -> list[Any]:
 def test_a_queued_job_whose_ledger_cannot_be_written_keeps_its_run_and_is_told_of(
     slurm: Slurm, tmp_path: Path
 ) -> None:
-    (config,) = runs(tmp_path, "one")
-    run = freeze.layout_for(config)
-    with over_quota(run.ledger), pytest.raises(send.QueuedNotRecorded, match="job 12 is queued"):
-        cluster.submit([config], [])
-    assert run.script.exists()
-    assert cluster.submit([config], []).left == {run.path: "job 12 is PENDING"}
+    (run,) = planned_runs(tmp_path, "one")
+    layout = run.layout
+    with over_quota(layout.ledger), pytest.raises(send.QueuedNotRecorded, match="job 12 is queued"):
+        cluster.submit([run], [])
+    assert layout.script.exists()
+    assert cluster.submit([run], []).left == {layout.path: "job 12 is PENDING"}
     assert len(slurm.jobs) == 1
 
 
@@ -110,18 +106,18 @@ def test_a_queued_job_whose_ledger_cannot_be_written_keeps_its_run_and_is_told_o
 def test_an_array_of_which_not_all_runs_could_be_noted_is_sent_once(
     slurm: Slurm, tmp_path: Path, again: str
 ) -> None:
-    configs = runs(tmp_path, "a", "b", "c", sweep="rates")
-    second = freeze.layout_for(configs[1])
+    runs = planned_runs(tmp_path, "a", "b", "c", sweep="rates")
+    second = runs[1].layout
     with over_quota(second.ledger):
         with pytest.raises(send.QueuedNotRecorded, match="job 12 is queued"):
-            cluster.submit(configs, ["-m"])
-        assert "job 12 is queued" in "".join(backlog.go_on(tmp_path))
+            cluster.submit(runs, ["-m"])
+        assert "job 12 is queued" in "".join(backlog_pass.go_on(tmp_path))
     if again == "the user":
-        assert cluster.submit(configs, ["-m"]).jobs == []
+        assert cluster.submit(runs, ["-m"]).jobs == []
     else:
-        assert list(backlog.go_on(tmp_path)) == []
+        assert list(backlog_pass.go_on(tmp_path)) == []
     assert [job.address for job in slurm.jobs] == ["12_0", "12_1", "12_2"]
-    assert [set(submissions(freeze.layout_for(each))) for each in configs] == [
+    assert [set(submissions(run.layout)) for run in runs] == [
         {"12_0"},
         {"12_1"},
         {"12_2"},
@@ -131,44 +127,44 @@ def test_an_array_of_which_not_all_runs_could_be_noted_is_sent_once(
 def test_a_run_that_was_removed_before_it_was_noted_keeps_nobody_from_submitting(
     slurm: Slurm, tmp_path: Path
 ) -> None:
-    configs = runs(tmp_path, "a", "b", sweep="rates")
-    removed = freeze.layout_for(configs[1])
+    runs = planned_runs(tmp_path, "a", "b", sweep="rates")
+    removed = runs[1].layout
     with over_quota(removed.ledger), pytest.raises(send.QueuedNotRecorded):
-        cluster.submit(configs, ["-m"])
+        cluster.submit(runs, ["-m"])
     shutil.rmtree(removed.path)
-    (other,) = runs(tmp_path, "other")
+    (other,) = planned_runs(tmp_path, "other")
     assert len(cluster.submit([other], []).jobs) == 1
-    assert set(submissions(freeze.layout_for(configs[0]))) == {"12_0"}
+    assert set(submissions(runs[0].layout)) == {"12_0"}
     assert not removed.path.exists()
 
 
 def test_an_array_that_the_watchdog_could_not_note_is_not_sent_again(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configs = runs(tmp_path, "a", "b", sweep="rates")
+    runs = planned_runs(tmp_path, "a", "b", sweep="rates")
     with monkeypatch.context() as patch:
         patch.setattr(backlog, "fill", lambda *_: iter(()))  # no room
-        cluster.submit(configs, ["-m"])
-    monkeypatch.setattr(backlog, "_AGAIN_S", 0.0)
-    with over_quota(freeze.layout_for(configs[0]).ledger):
-        assert "job 12 is queued" in "".join(backlog.go_on(tmp_path))
+        cluster.submit(runs, ["-m"])
+    monkeypatch.setattr(backlog_pass, "AGAIN_S", 0.0)
+    with over_quota(runs[0].layout.ledger):
+        assert "job 12 is queued" in "".join(backlog_pass.go_on(tmp_path))
     for _ in range(2):
-        list(backlog.go_on(tmp_path))
+        list(backlog_pass.go_on(tmp_path))
     assert [job.address for job in slurm.jobs] == ["12_0", "13_1"]
 
 
 def test_links_that_cannot_be_made_undo_no_array(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configs = runs(tmp_path, "a", "b", sweep="rates")
+    runs = planned_runs(tmp_path, "a", "b", sweep="rates")
 
     def full(_: JobScript) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     monkeypatch.setattr(JobScript, "link", full)
     with pytest.raises(send.QueuedNotRecorded, match="submitted before: 12"):
-        cluster.submit(configs, ["-m"])
-    assert all(freeze.layout_for(config).path.exists() for config in configs)
+        cluster.submit(runs, ["-m"])
+    assert all(run.layout.path.exists() for run in runs)
     assert len(slurm.jobs) == 2
 
 
@@ -180,7 +176,7 @@ def test_what_fails_before_sbatch_leaves_nothing(
 
     monkeypatch.setattr(JobScript, "write", full)
     with pytest.raises(OSError, match="quota"):
-        cluster.submit(runs(tmp_path, "one"), [])
+        cluster.submit(planned_runs(tmp_path, "one"), [])
     assert not (tmp_path / "one").exists()
     assert slurm.jobs == []
 
@@ -190,12 +186,12 @@ def test_what_waits_is_submitted_where_a_file_system_has_no_locks(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(backlog, "fill", lambda *_: iter(()))  # no room
-        cluster.submit(runs(tmp_path, "a", "b", sweep="rates"), ["-m"])
-    monkeypatch.setattr(backlog, "_AGAIN_S", 0.0)
+        cluster.submit(planned_runs(tmp_path, "a", "b", sweep="rates"), ["-m"])
+    monkeypatch.setattr(backlog_pass, "AGAIN_S", 0.0)
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    assert len(list(backlog.go_on(tmp_path))) == 1
+    assert len(list(backlog_pass.go_on(tmp_path))) == 1
     assert slurm.jobs

@@ -17,7 +17,7 @@ from hpc_llm.runs.ledger import Ledger
 from hpc_llm.slurm.records import QueuedJob
 from hpc_llm.submission import dependency
 from hpc_llm.submission.arrays import group_by_shape
-from tests.configs import make_config
+from tests.configs import make_config, planned
 
 
 def asking(root: Path, depends_on: str | None, name: str = "mine") -> RunConfig:
@@ -38,6 +38,10 @@ def other(root: Path, path: str, *jobs: str, complete: bool = False) -> RunLayou
     return layout
 
 
+def problems(config: RunConfig) -> list[str]:
+    return dependency.problems(config, freeze.layout_for(config))
+
+
 def queue(*addresses: str) -> list[QueuedJob]:
     return [
         QueuedJob(address, 1, "PENDING", "", 1, None, None, "", "", "") for address in addresses
@@ -49,7 +53,7 @@ def test_a_run_that_is_not_below_the_root_is_an_error_before_the_queue(
     tmp_path: Path, name: str
 ) -> None:
     other(tmp_path, "other")
-    (problem,) = dependency.problems(asking(tmp_path / "runs", name))
+    (problem,) = problems(asking(tmp_path / "runs", name))
     assert problem.startswith(
         f"run.depends_on={name}: no run or sweep of that name lies in {tmp_path / 'runs'}"
     )
@@ -57,10 +61,10 @@ def test_a_run_that_is_not_below_the_root_is_an_error_before_the_queue(
 
 def test_a_run_does_not_wait_for_itself(tmp_path: Path) -> None:
     other(tmp_path, "mine")
-    assert "would wait for itself" in dependency.problems(asking(tmp_path, "mine"))[0]
+    assert "would wait for itself" in problems(asking(tmp_path, "mine"))[0]
     other(tmp_path, "theirs")
-    assert dependency.problems(asking(tmp_path, "theirs")) == []
-    assert dependency.problems(asking(tmp_path, None)) == []
+    assert problems(asking(tmp_path, "theirs")) == []
+    assert problems(asking(tmp_path, None)) == []
 
 
 def test_slurm_is_told_of_the_job_that_the_run_has_now(tmp_path: Path) -> None:
@@ -73,7 +77,7 @@ def test_of_a_sweep_all_runs_that_are_not_complete_are_waited_for(tmp_path: Path
     other(tmp_path, "s/a", "12_0")
     other(tmp_path, "s/b", "12_1", complete=True)
     other(tmp_path, "s/c", "12_2")
-    assert dependency.problems(asking(tmp_path, "s")) == []
+    assert problems(asking(tmp_path, "s")) == []
     assert dependency.waits([asking(tmp_path, "s")], queue("12_0", "12_2")) == {
         "s": "afterok:12_0:12_2"
     }
@@ -99,4 +103,4 @@ def test_it_changes_where_a_run_stands_in_the_queue_and_not_what_it_learns(tmp_p
     plain = asking(tmp_path, None)
     waiting = asking(tmp_path, "first")
     assert freeze.identity(plain) == freeze.identity(waiting)
-    assert len(list(group_by_shape([plain, waiting], 10))) == 2
+    assert len(list(group_by_shape([planned(plain), planned(waiting)], 10))) == 2

@@ -31,18 +31,20 @@ def saved(root: Path, config: RunConfig, zero_stage: int) -> RunConfig:
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_stage_is_chosen_that_can_load_the_runs_checkpoint(tmp_path: Path, stage: int) -> None:
     small = make_config("+cluster=a100x8", "model=mpt-125m", "dry_run=true")
-    assert examine.examine(saved(tmp_path / "3", small, 3)).zero_stage == 3
+    assert examine.examine(saved(tmp_path / "3", small, 3)).plan.zero_stage == 3
     fp32 = make_config("+cluster=a100x8", "model=mpt-125m", "train.precision=fp32", "dry_run=true")
-    assert examine.examine(saved(tmp_path / "0", fp32, 0)).zero_stage == 0
-    assert examine.examine(saved(tmp_path / "1", small, stage)).zero_stage == 1
+    assert examine.examine(saved(tmp_path / "0", fp32, 0)).plan.zero_stage == 0
+    assert examine.examine(saved(tmp_path / "1", small, stage)).plan.zero_stage == 1
 
 
 def test_a_machine_on_which_no_such_stage_fits_is_refused(tmp_path: Path) -> None:
     large = {
         name: make_config(f"+cluster={name}", "model=mpt-30b", "dry_run=true") for name in STAGES
     }
-    assert {name: examine.examine(config).zero_stage for name, config in large.items()} == STAGES
-    assert examine.examine(saved(tmp_path / "more", large["a100x64"], 2)).zero_stage == 2
+    assert {
+        name: examine.examine(config).plan.zero_stage for name, config in large.items()
+    } == STAGES
+    assert examine.examine(saved(tmp_path / "more", large["a100x64"], 2)).plan.zero_stage == 2
     with pytest.raises(
         InputError,
         match="checkpoint of step 11 can be loaded at stage 1 or 2 alone, which needs more",
@@ -74,7 +76,7 @@ def test_a_run_that_has_begun_keeps_what_would_begin_after_its_end(tmp_path: Pat
     config = make_config(*words, "dry_run=true")
     with pytest.raises(InputError, match="would begin after 500 steps"):
         examine.examine(config)
-    assert examine.examine(saved(tmp_path, config, 1)).steps == 100
+    assert examine.examine(saved(tmp_path, config, 1)).plan.steps == 100
 
 
 def test_another_stage_that_is_asked_for_is_refused(tmp_path: Path) -> None:

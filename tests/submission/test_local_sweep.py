@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpc_llm.runs.layout import RunLayout
-from hpc_llm.submission.local import _Crew
+from hpc_llm.submission.local_sweep import Supervisors
 
 # A supervisor's part. Opening a pipe by its name waits for the other side: two that run one after
 # the other never meet.
@@ -40,7 +40,10 @@ def test_two_at_once_meet_each_other(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     sides = iter("rw")
     os.mkfifo(pipe)
-    assert _Crew(runs(tmp_path, 2), 2, lambda _: python(MEETS, str(pipe), next(sides))).work() == 0
+    assert (
+        Supervisors(runs(tmp_path, 2), 2, lambda _: python(MEETS, str(pipe), next(sides))).work()
+        == 0
+    )
 
 
 def test_there_are_never_more_at_once_than_asked_for(tmp_path: Path) -> None:
@@ -51,7 +54,7 @@ def test_there_are_never_more_at_once_than_asked_for(tmp_path: Path) -> None:
         children.append(python("import time; time.sleep(0.1)"))
         return children[-1]
 
-    assert _Crew(runs(tmp_path, 5), 2, start).work() == 0
+    assert Supervisors(runs(tmp_path, 5), 2, start).work() == 0
     assert len(children) == 5
 
 
@@ -60,7 +63,9 @@ def test_one_that_fails_stops_no_other_and_shows_in_the_exit_status(
 ) -> None:
     statuses = iter([0, 1, 0])
     assert (
-        _Crew(runs(tmp_path, 3), 1, lambda _: python(f"raise SystemExit({next(statuses)})")).work()
+        Supervisors(
+            runs(tmp_path, 3), 1, lambda _: python(f"raise SystemExit({next(statuses)})")
+        ).work()
         == 1
     )
     said = capsys.readouterr().out
@@ -87,6 +92,6 @@ def test_a_stop_signal_reaches_those_that_run_and_lets_none_begin(
             os.kill(os.getpid(), typed)
         return children[-1]
 
-    assert _Crew(runs(tmp_path, 5), 2, start).work() == 130
+    assert Supervisors(runs(tmp_path, 5), 2, start).work() == 130
     assert len(children) == 2
     assert all(child.returncode == -passed_on for child in children)

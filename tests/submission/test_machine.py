@@ -56,7 +56,7 @@ def test_the_smallest_gpu_here_is_what_is_planned_for(smi: Path) -> None:
 
 def test_a_plan_for_a_gpu_here_fills_it_and_has_its_peak(smi: Path) -> None:
     says(smi, "NVIDIA H100 80GB HBM3, 81559")
-    plan = examine(make_config("model=mpt-125m", "dry_run=true"))
+    plan = examine(make_config("model=mpt-125m", "dry_run=true")).plan
     assert plan.peak_tflops == pytest.approx(989.4)
     assert plan.micro_batch > 8  # what is taken where nobody knows the memory
     assert plan.memory.total < 81559 * MIB
@@ -64,7 +64,7 @@ def test_a_plan_for_a_gpu_here_fills_it_and_has_its_peak(smi: Path) -> None:
 
 def test_one_that_nobody_knows_is_filled_too_and_has_no_peak(smi: Path) -> None:
     says(smi, "NVIDIA GeForce RTX 4090, 24564")
-    plan = examine(make_config("model=mpt-125m", "dry_run=true"))
+    plan = examine(make_config("model=mpt-125m", "dry_run=true")).plan
     assert plan.peak_tflops is None
     assert 0 < plan.memory.total < 24564 * MIB
 
@@ -100,20 +100,12 @@ def test_more_ranks_than_gpus_are_refused_before_the_run_begins(
         match=r"^cluster\.gpus_per_node=3: a rank needs a GPU of its own, .* shows 2 here; ",
     ):
         examine(make_config(*asked, "cluster.gpus_per_node=3"))
-    assert examine(make_config(*asked, "cluster.gpus_per_node=2")).world_size == 2
-    assert (
-        examine(
-            make_config(f"run.root={tmp_path}", "cluster.gpus_per_node=3", "cluster.device=cpu")
-        ).world_size
-        == 3
-    )
+    assert examine(make_config(*asked, "cluster.gpus_per_node=2")).plan.world_size == 2
+    on_cpu = make_config(f"run.root={tmp_path}", "cluster.gpus_per_node=3", "cluster.device=cpu")
+    assert examine(on_cpu).plan.world_size == 3
 
 
 def test_a_plan_for_gpus_that_are_elsewhere_asks_nobody_here(smi: Path) -> None:
     says(smi, "NVIDIA H100 80GB HBM3, 81559")
-    assert (
-        examine(
-            make_config("cluster.gpu=h100-80gb", "cluster.gpus_per_node=8", "dry_run=true")
-        ).world_size
-        == 8
-    )
+    elsewhere = make_config("cluster.gpu=h100-80gb", "cluster.gpus_per_node=8", "dry_run=true")
+    assert examine(elsewhere).plan.world_size == 8

@@ -11,8 +11,9 @@ import pytest
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
+from hpc_llm.config.search_space import Space
 from hpc_llm.submission import search
-from hpc_llm.submission.search import Search
+from hpc_llm.submission.search_file import Search, read
 
 WORDS = ["-m", "+cluster=local-slurm", "run.name=s", "model=mpt-tiny,llama-tiny"]
 WORDS += [
@@ -58,12 +59,12 @@ def test_a_preset_that_has_changed_is_another_training_whichever_of_them_it_is(
     typed()
     composed = search.compose_space
 
-    def with_edited_llama(words: list[str]) -> search.Space:
+    def with_edited_llama(words: list[str]) -> Space:
         space = composed(words)
         edited = {chosen: text.replace("name: llama-tiny", ("name: llama-tiny\n  z_loss: "
                                                            "0.1")) for chosen, text in
                   space.templates.items()}  # fmt: skip
-        return search.Space(space.dimensions, edited)
+        return Space(space.dimensions, edited)
 
     monkeypatch.setattr(search, "compose_space", with_edited_llama)
     with pytest.raises(InputError, match=r"z_loss=0\.0, now 0\.1"):
@@ -86,10 +87,7 @@ def test_only_what_is_wanted_of_it_is_taken_over(capsys: pytest.CaptureFixture[s
     assert "s: goes on as it began; without effect: " in said
     assert "cluster.account=first, now second" in said and ", now 99" in said
     assert (
-        search._read(Path("runs/.searches/s.json").absolute())
-        .config(again.asked[0], 0)
-        .search.trials
-        == 40
+        read(Path("runs/.searches/s.json").absolute()).config(again.asked[0], 0).search.trials == 40
     )
 
 

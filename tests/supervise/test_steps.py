@@ -23,7 +23,6 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from hpc_llm.planning.plan import make_plan
 from hpc_llm.recovery import look
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs import attempts, freeze, ledger
@@ -35,7 +34,7 @@ from hpc_llm.supervise import steps, supervisor
 from hpc_llm.supervise.place import LocalPlace, SlurmPlace
 from hpc_llm.supervise.step_watch import StepWatch
 from hpc_llm.supervise.steps import STOP_SIGNAL, LocalStep, StepEnd, StepSpec
-from tests.configs import make_config
+from tests.configs import make_config, planned
 from tests.runs.machine import in_child
 
 STOPPED = int(ExitCode.STOPPED)
@@ -523,7 +522,7 @@ def run(tmp_path: Path) -> Iterator[Any]:
             f"run.root={tmp_path}", "run.name=first", f"cluster.python={python}", *words
         )
         config = replace(config, cluster=replace(config.cluster, gpus_per_node=world_size))
-        made.append(Run(freeze.freeze(config, make_plan(config, None)), []))
+        made.append(Run(freeze.freeze(planned(config)), []))
         return made[-1]
 
     yield make

@@ -1,0 +1,36 @@
+"""What is printed of runs that are not submitted: their plans and scripts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from hpc_llm.config import verbs
+from hpc_llm.planning.render import render
+from hpc_llm.runs.planned import PlannedRun
+from hpc_llm.submission.arrays import divide
+
+_MOST_TASKS = 1001  # of an array, when Slurm is not asked: its default MaxArraySize
+
+
+def show(runs: Sequence[PlannedRun]) -> None:
+    """Print the plan of every run and, with a cluster, the script of every job.
+
+    Slurm is not asked, nothing written.
+    """
+    first = runs[0].config
+    scripts = []
+    if first.cluster.launcher != "local":
+        scripts = [script.text for script in divide(runs, _MOST_TASKS)]
+    if first.json:
+        plans = [dataclasses.asdict(run.plan) for run in runs]
+        verbs.print_json({"plans": plans, "scripts": scripts})
+    else:
+        print("\n\n".join([plans_text(runs), *scripts]))
+
+
+def plans_text(runs: Sequence[PlannedRun]) -> str:
+    """The plans of a submission; in a sweep, each below the name of its run."""
+    if len(runs) == 1:
+        return render(runs[0].config, runs[0].plan)
+    return "\n\n".join(f"# {run.config.run.name}\n{render(run.config, run.plan)}" for run in runs)
