@@ -37,6 +37,7 @@ from hpc_llm.storage.files import restrict_access
 from hpc_llm.storage.parent import die_with_parent
 from hpc_llm.training import allocator
 from hpc_llm.training.stop import Diverged, Outcome, StopFlag
+from hpc_llm.zero.known_versions import refuse_unknown_versions
 
 if TYPE_CHECKING:
     import torch
@@ -144,6 +145,7 @@ def train_rank(
             f"start {plan.world_size}, or submit it again for the machine you want"
         )
     check_digests(Path(plan.data_directory), plan.data_digests)
+    refuse_unknown_versions()
     beat = _heart(layout, place, given)
     # torch takes seconds to import: a user's mistakes are reported before.
     device = _open_device(config, plan, layout, place)

@@ -116,9 +116,10 @@ def deepspeed_alone(setting: Setting) -> None:
 def deepspeed_loop(setting: Setting, model: torch.nn.Module) -> None:
     import deepspeed
 
-    from hpc_llm.zero import optimizers
+    from hpc_llm.zero import optimizers, patches
     from hpc_llm.zero.engine import deepspeed_settings
 
+    patches.apply_to_process()
     config = setting.config
     need_operator(setting)
     optimizer = optimizers.make(config.optim, list(model.named_parameters()), setting.device.type)
