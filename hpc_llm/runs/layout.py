@@ -67,11 +67,7 @@ class RunLayout:
 
     @property
     def tensorboard(self) -> Path:
-        return self.tracker_folder("tensorboard")
-
-    def tracker_folder(self, name: str) -> Path:
-        """Where the tracker of that name may write."""
-        return self.path / name
+        return self.path / "tensorboard"
 
     @property
     def checkpoints(self) -> Path:

@@ -1,5 +1,6 @@
-"""How an attempt ended, from the exit codes, what Slurm said, and the ranks' logs. Standard library
-only.
+"""How an attempt ended, by the exit codes, Slurm, the ranks' logs, and what its watch has seen.
+
+Standard library only.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +19,14 @@ from hpc_llm.recovery.causes import Cause, classify
 from hpc_llm.recovery.failures import Failure
 from hpc_llm.recovery.history import node_of
 from hpc_llm.runs.layout import RootLayout, RunLayout
-from hpc_llm.runs.story import read_story
-from hpc_llm.supervise.hang import Hang
+from hpc_llm.runs.story import Story
+from hpc_llm.supervise.attempt import RunAttempt
+from hpc_llm.supervise.place import Place
+from hpc_llm.supervise.step_watch import StepWatch
 from hpc_llm.supervise.steps import StepEnd
 
-_SPOKEN = (
-    Cause.CRASH,
-    Cause.OUT_OF_MEMORY,
-    Cause.GPU_OUT_OF_MEMORY,
-)  # a rank that died of these could still log why
+# A rank that ended by one of these may have logged why.
+_LOGGED = (Cause.CRASH, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -35,95 +35,154 @@ class Ending:
 
     cause: Cause
     end: StepEnd
-    failure: Failure | None
-    node: str | None
+    failure: Failure | None = None
+    node: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """For the ledger."""
-        return {
+        facts = {
             "cause": str(self.cause),
             "exit_codes": {str(rank): code for rank, code in self.end.exit_codes.items()},
             "first_failed": self.end.first_failed,
-            **(
-                {"error": self.failure.error, "error_rank": self.failure.rank}
-                if self.failure
-                else {}
-            ),
-            **({"node": self.node} if self.node else {}),
         }
+        if self.failure is not None:
+            facts |= {"error": self.failure.error, "error_rank": self.failure.rank}
+        if self.node:
+            facts["node"] = self.node
+        return facts
 
 
-def judge(
-    layout: RunLayout, attempt: int, end: StepEnd, *, hang: Hang | None, let_go: bool, in_slurm: bool,
-    outlives_nodes: bool, signals: Collection[int], hours_spent: bool, hosts: Sequence[str], world_size: int,
-    steps: int,
-) -> Ending:  # fmt: skip
-    """The ending of an attempt whose step has ended. `signals`: those that the supervisor has
-    received.
+@dataclass(frozen=True)
+class AttemptEnd:
+    """The end of attempt `number`, as its supervisor writes it into the ledger.
 
-    let_go: whether the ranks exited because of a notice that the job ends, and it does not.
-    hours_spent: whether the supervisor asked the ranks to stop because run.max_gpu_hours was spent.
-    outlives_nodes: whether the allocation survives the loss of a node; if not, Slurm says what
-    happened. steps: the length of the run. It is complete when a checkpoint says so, whatever exit
-    codes its ranks returned.
+    checkpoint_step: of the newest checkpoint then, 0 for none. micro_batch: for the attempts to
+    come, where this one had too little GPU memory; halved: whether that is less than it had.
     """
-    if end.lost_nodes and outlives_nodes:
-        return Ending(Cause.NODE_FAILURE, end, None, end.lost_nodes[0])
-    cause = Cause.HANG if hang else classify(end.exit_codes, end.first_failed)
-    failure = None
-    if cause is Cause.COMPLETED and (done := newest_step(layout.checkpoints)) < steps:
-        said = f"the ranks exited with 0, but their newest checkpoint is of step {done} of {steps}"
-        return Ending(Cause.CRASH, end, Failure("", 0, said, said), None)
-    if cause in _SPOKEN:
-        failure = _failure(layout, attempt, end)
-        cause = failures.refine(cause, failure)
-    if cause is Cause.STOPPED and let_go:
-        cause = Cause.KILLED  # by a person, and the job is still ours
-    elif cause is Cause.STOPPED and hours_spent and not signals:
-        cause = Cause.HOURS_SPENT
-    elif cause is Cause.STOPPED and in_slurm:
-        # Without a notice to this process, Slurm signalled the ranks: the job is being taken away.
-        cause = Cause.TIME_LIMIT if signal.SIGUSR2 in signals else Cause.LOST
-    if hang is not None:
-        return Ending(cause, end, None, hang.node if hang.node in hosts else None)
+
+    number: int
+    ending: Ending
+    checkpoint_step: int
+    gpu_hours: float
+    micro_batch: int | None = None
+    halved: bool = False
+
+    @property
+    def cause(self) -> Cause:
+        return self.ending.cause
+
+    def facts(self) -> dict[str, Any]:
+        """For the ledger, without what is decided about it."""
+        facts = {
+            "attempt": self.number,
+            **self.ending.facts(),
+            "checkpoint_step": self.checkpoint_step,
+            "gpu_hours": self.gpu_hours,
+        }
+        if self.micro_batch is not None:
+            facts |= {"micro_batch": self.micro_batch, "halved": self.halved}
+        return facts
+
+
+def judge(end: StepEnd, watch: StepWatch, place: Place, attempt: RunAttempt) -> Ending:
+    """What ended `attempt`, whose step has ended in `place` while `watch` watched it.
+
+    A newer attempt is reason enough, whatever became of ranks that Slurm has given up. A run is
+    complete when a checkpoint says so, whatever exit codes its ranks returned.
+    """
+    if attempt.fence.tripped():
+        return Ending(Cause.FENCED, end)
+    if end.lost_nodes and place.outlives_nodes:  # else Slurm says what happened
+        return Ending(Cause.NODE_FAILURE, end, node=end.lost_nodes[0])
+    if watch.hang is not None:
+        node = watch.hang.node if watch.hang.node in place.hosts else None
+        return Ending(Cause.HANG, end, node=node)
+    cause = classify(end.exit_codes, end.first_failed)
+    if cause is Cause.COMPLETED:
+        return _complete(end, place, attempt)
+    if cause is Cause.STOPPED:
+        return _ending(_who_stopped(end, watch, place), end, None, place, attempt)
+    if cause not in _LOGGED:
+        return _ending(cause, end, None, place, attempt)
+    failure = _failure(attempt, end)
+    return _ending(failures.refine(cause, failure), end, failure, place, attempt)
+
+
+def _ending(
+    cause: Cause, end: StepEnd, failure: Failure | None, place: Place, attempt: RunAttempt
+) -> Ending:
+    """With the node of the rank that failed first."""
     rank = failure.rank if failure else end.first_failed
-    return Ending(cause, end, failure, node_of(rank, hosts, world_size))
+    return Ending(cause, end, failure, node_of(rank, place.hosts, attempt.plan.world_size))
 
 
-def _failure(layout: RunLayout, attempt: int, end: StepEnd) -> Failure | None:
-    """What the rank that failed first logged about it, or what is known about one that a signal
-    ended.
-    """
+def _complete(end: StepEnd, place: Place, attempt: RunAttempt) -> Ending:
+    """All ranks say that they are done; a crash unless a checkpoint of the last step exists."""
+    steps = attempt.plan.steps
+    newest = newest_step(attempt.layout.checkpoints)
+    if newest >= steps:
+        return _ending(Cause.COMPLETED, end, None, place, attempt)
+    error = f"the ranks exited with 0, but their newest checkpoint is of step {newest} of {steps}"
+    return Ending(Cause.CRASH, end, Failure("", 0, error, error))
+
+
+def _who_stopped(end: StepEnd, watch: StepWatch, place: Place) -> Cause:
+    """Why ranks ended that were asked to, and have saved."""
+    if watch.hold_expired or _ended_by_a_person(end, place):
+        return Cause.KILLED  # and the job is still ours
+    if watch.hours_spent and not watch.signals:
+        return Cause.HOURS_SPENT
+    if place.parental:
+        return Cause.STOPPED
+    if signal.SIGUSR2 in watch.signals:
+        return Cause.TIME_LIMIT
+    # Without a notice to this process, Slurm signalled the ranks: the job is being taken away.
+    return Cause.LOST
+
+
+def _ended_by_a_person(end: StepEnd, place: Place) -> bool:
+    """Whether ranks died of a SIGTERM before they listened to it, and no end of the job follows."""
+    unheard = end.first_failed is None and -signal.SIGTERM in end.exit_codes.values()
+    return unheard and not place.is_ending()
+
+
+def _failure(attempt: RunAttempt, end: StepEnd) -> Failure | None:
+    """What the rank that failed first has logged, or what is known of one that a signal ended."""
+    layout = attempt.layout
     first = end.first_failed
     if first is not None and end.exit_codes[first] < 0:
-        log = "".join(failures.tails([layout.rank_log(attempt, first)]))
+        log = "".join(failures.tails([layout.rank_log(attempt.number, first)]))
         return failures.fatal(log, first, -end.exit_codes[first])
-    return failures.first(failures.tails(layout.attempt(attempt).glob("rank-*.log")))
+    return failures.first(failures.tails(layout.attempt(attempt.number).glob("rank-*.log")))
 
 
-def bear_witness(
-    layout: RunLayout, attempt: int, ending: Ending, hosts: Sequence[str], world_size: int
+def report_evidence(
+    ending: Ending, story: Story, hosts: Sequence[str], attempt: RunAttempt
 ) -> None:
-    """Record an attempt's evidence against nodes; a root that cannot be written does not stop the
-    run.
+    """Record what the end of `attempt` on `hosts` says against nodes.
+
+    A root that cannot be written does not stop the run.
     """
+    layout = attempt.layout
+    world_size = attempt.plan.world_size
     rank = ending.end.first_failed
     root = RootLayout.of(layout)
     run = root.path_of(layout)
-    log = "".join(failures.tails([layout.rank_log(attempt, rank)])) if rank is not None else ""
+    log = ""
+    if rank is not None and ending.node == node_of(rank, hosts, world_size):
+        log = "".join(failures.tails([layout.rank_log(attempt.number, rank)]))
     with contextlib.suppress(OSError):
         if ending.node is not None:
-            said = log if ending.node == node_of(rank, hosts, world_size) else ""
             node_evidence.witness(
-                root.path, ending.node, ending.cause, said, run=run, attempt=attempt
+                root.path, ending.node, ending.cause, log, run=run, attempt=attempt.number
             )
-        for slow in read_story(layout.ledger).slow_ranks:
-            if slow.attempt == attempt:
+        for slow in story.slow_ranks:
+            node = node_of(slow.rank, hosts, world_size)
+            if slow.attempt == attempt.number and node is not None:
                 said = f"rank {slow.rank}: {slow.factor} times the others' forward pass"
-                if node := node_of(slow.rank, hosts, world_size):
-                    node_evidence.report(
-                        root.path, node, "slow", run=run, attempt=attempt, said=said
-                    )
+                node_evidence.report(
+                    root.path, node, "slow", run=run, attempt=attempt.number, said=said
+                )
 
 
 def bad_nodes(layout: RunLayout, recovery: RecoveryConfig) -> frozenset[str]:

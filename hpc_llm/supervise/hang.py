@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from hpc_llm.runs.heartbeat import EVERY_S, Beat, Phase
 
 FACTOR = 20.0  # a phase that takes this many times its usual time is not just slow
-ASK_S = 20.0
-IN_VAIN_S = 60.0  # between two checks whether the job is ending; how long the answer must stay no
+ASK_S = 20.0  # between two checks whether the job is ending
+HOLD_TIMEOUT_S = 60.0  # how long the answer must stay no
+_DONE = (Phase.LEAVING, Phase.HOLDING)  # phases that name no step
 
 
 @dataclass(frozen=True)
 class Hang:
-    """No rank gave a sign of life for `silent_s`; what the last one to give one was doing, and its
-    limit.
+    """No rank gave a sign of life for `silent_s`, longer than `limit_s`.
 
-    node: the node that is behind all others, if there is one.
+    phase, step: of the last rank that gave one. node: the one that is behind all others, if any.
     """
 
     phase: Phase
@@ -29,14 +29,16 @@ class Hang:
 
 
 def limit_s(beat: Beat | None, floor_s: float, start_s: float) -> float:
-    """Seconds of silence that are not a hang: `start_s` if the phase has not been timed in this
-    run.
+    """Seconds of silence that are not a hang, in the phase of `beat`.
 
-    Leaving gets only the floor if no save has shown how slow the file system is.
+    start_s: for a phase that has not been timed in this run. Leaving gets only the floor then, if
+    no save has shown how slow the file system is.
     """
-    if beat is not None and beat.phase is Phase.HOLDING:
+    if beat is None:
+        return max(floor_s, start_s)
+    if beat.phase is Phase.HOLDING:
         return math.inf
-    if beat is None or (beat.usual_s == 0 and beat.phase is not Phase.LEAVING):
+    if beat.usual_s == 0 and beat.phase is not Phase.LEAVING:
         return max(floor_s, start_s)
     return max(floor_s, FACTOR * beat.usual_s)
 
@@ -48,20 +50,20 @@ def behind(beats: Mapping[str, Beat]) -> str | None:
     once a second: a difference of fewer steps than fit into a second is no lag, and with fast steps
     no node can be blamed.
     """
-    if len(beats) < 2 or any(
-        beat.phase in (Phase.LEAVING, Phase.HOLDING) for beat in beats.values()
-    ):
+    if len(beats) < 2 or any(beat.phase in _DONE for beat in beats.values()):
         return None
     (node, last), (_, other) = sorted(beats.items(), key=lambda entry: entry[1].step)[:2]
     step_s = max(beat.step_s for beat in beats.values())
-    return node if step_s > 0 and (other.step - last.step) * step_s > EVERY_S else None
+    if step_s > 0 and (other.step - last.step) * step_s > EVERY_S:
+        return node
+    return None
 
 
 class HangWatch:
-    """One attempt's heartbeats. Every rank waits for all others in each step, so one live node
-    clears all.
+    """One attempt's heartbeats.
 
-    floor_s: a shorter silence is never a hang. start_s: the limit until the first steps are done.
+    Every rank waits for all others in each step, so one live node clears all. floor_s: a shorter
+    silence is never a hang. start_s: the limit until the first steps are done.
     """
 
     def __init__(self, floor_s: float, start_s: float, now: float) -> None:
@@ -84,13 +86,13 @@ class HangWatch:
         limit = limit_s(self._newest, self._floor_s, self._start_s)
         if silent <= limit:
             return None
-        newest = self._newest
-        phase, step = (newest.phase, newest.step) if newest else (Phase.STARTING, 0)
-        return Hang(phase, step, silent, limit, behind(self._beats))
+        if self._newest is None:
+            return Hang(Phase.STARTING, 0, silent, limit)
+        return Hang(self._newest.phase, self._newest.step, silent, limit, behind(self._beats))
 
 
-class HoldWatch:
-    """Ranks that have saved and wait for Slurm to end the job, although nothing ends it.
+class HoldTimeout:
+    """Ranks have saved and wait for Slurm to end the job, and nothing ends it.
 
     They got the SIGTERM of a preemption, and a user's `scancel --signal=TERM` looks the same to
     them.
@@ -100,7 +102,7 @@ class HoldWatch:
         self._asked_at = -math.inf
         self._no_since: float | None = None
 
-    def due(self, beats: Mapping[str, Beat], now: float) -> bool:
+    def is_due(self, beats: Mapping[str, Beat], now: float) -> bool:
         """Whether to ask Slurm now if the job is ending."""
         if not beats or any(beat.phase is not Phase.HOLDING for beat in beats.values()):
             self._no_since = None
@@ -110,16 +112,16 @@ class HoldWatch:
         self._asked_at = now
         return True
 
-    def in_vain(self, going: bool | None, now: float) -> bool:
-        """Whether they wait in vain, by this answer and earlier ones; None (not known) counts
-        neither way.
-        """
-        if going:
-            self._no_since = None
-        if going is not False:
+    def expired(self, is_ending: bool | None, now: float) -> bool:
+        """Whether the answer has been no for too long; None (not known) counts neither way."""
+        if is_ending is None:
             return False
-        self._no_since = now if self._no_since is None else self._no_since
-        if now - self._no_since < IN_VAIN_S:
+        if is_ending:
+            self._no_since = None
+            return False
+        if self._no_since is None:
+            self._no_since = now
+        if now - self._no_since < HOLD_TIMEOUT_S:
             return False
         self._no_since = None
         return True

@@ -17,11 +17,10 @@ _TIMEOUT_S = 20.0
 
 def main() -> int:
     """Print the stacks of every rank of the run on this node."""
-    # Look beside this interpreter too: a job calls it by its path, and its environment may not be
-    # on PATH.
-    program = shutil.which("py-spy") or shutil.which(
-        "py-spy", path=str(Path(sys.executable).parent)
-    )
+    # Also beside this interpreter: a job calls it by its path, and its environment may not be on
+    # PATH.
+    beside = str(Path(sys.executable).parent)
+    program = shutil.which("py-spy") or shutil.which("py-spy", path=beside)
     if program is None:
         return 0
     for pid in pids_of_ranks(sys.argv[1]):
@@ -35,18 +34,16 @@ def main() -> int:
 
 
 def pids_of_ranks(run_dir: str) -> list[int]:
-    """Processes here whose command line ends in `hpc_llm.train RUN_DIR`, except launchers, whose
-    line has it too.
-    """
-    found = []
+    """Processes here whose command line ends in `hpc_llm.train RUN_DIR`, except launchers."""
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            words = (folder / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+            argv = (folder / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
         except OSError:
             continue
-        if words[-2:] == [b"hpc_llm.train", run_dir.encode()] and b"srun" not in words[0]:
-            found.append(int(folder.name))
-    return sorted(found)
+        if argv[-2:] == [b"hpc_llm.train", run_dir.encode()] and b"srun" not in argv[0]:
+            pids.append(int(folder.name))
+    return sorted(pids)
 
 
 if __name__ == "__main__":

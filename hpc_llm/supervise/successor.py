@@ -1,9 +1,9 @@
-"""`python -m hpc_llm.supervise.successor RUN_DIR`, run in a job before it trains: a watchdog
-without its own process.
+"""`python -m hpc_llm.supervise.successor RUN_DIR`: a watchdog without a process of its own.
 
-Each job first queues a successor that waits for its end (`afterany`), at no cost while it waits.
-When the successor starts, it decides as a watchdog would: continue training, or exit because the
-run is complete, cancelled or out of budget. Standard library only.
+It runs in a job before that trains. Each job first queues a successor that waits for its end
+(`afterany`), at no cost while it waits. When the successor starts, it decides as a watchdog would:
+continue training, or exit because the run is complete, cancelled or out of budget. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from hpc_llm.recovery import carry_out, exclusion, look, outside
-from hpc_llm.recovery.exclusion import NodeExclusions
+from hpc_llm.recovery import carry_out, look, outside
+from hpc_llm.recovery.exclusion import Exclusion, NodeExclusions
+from hpc_llm.recovery.exclusion import exclusion as find_exclusion
 from hpc_llm.recovery.look import RunRecord, Seen, SlurmAnswers, SlurmQueue
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs import event_names, ledger
@@ -28,15 +29,16 @@ FAILURES = (OSError, ValueError, KeyError, client.SlurmError)  # of the disk, it
 
 
 def main() -> int:
-    """0: train; SUCCESSOR_LEAVES: there is nothing to do. Errors here never keep the run from
-    training.
+    """0: train; SUCCESSOR_LEAVES: there is nothing to do.
+
+    Errors here never keep the run from training.
     """
     layout = RunLayout(Path(sys.argv[1]))
     own = client.own_address(os.environ)
     try:
         record = look.read_record(layout)
         book = ledger.Ledger(layout.ledger, f"successor-{own}")
-        why = _nothing_to_do(record, own, book) if AFTER in os.environ else _complete(record)
+        why = _nothing_to_do(record, own, book)
         if why is not None:
             print(f"successor: {why}: nothing to do", flush=True)
             return SUCCESSOR_LEAVES
@@ -46,70 +48,92 @@ def main() -> int:
     return 0
 
 
-def _complete(record: RunRecord) -> str | None:
-    return "complete" if record.facts.completed else None
-
-
 def _nothing_to_do(record: RunRecord, own: str, book: ledger.Ledger) -> str | None:
-    """Why the run needs no further job; None once this one is noted as the run's."""
+    """Why the run needs no further job; None once job `own` is noted as the run's."""
     run = record.facts
+    if AFTER not in os.environ:  # a job that somebody has submitted
+        return "complete" if run.completed else None
     if run.completed or run.final is not None:
         return run.final or "complete"
     if run.address == own:
         return None  # requeued: it has already taken over
-    queue = SlurmQueue()
-    alone = dataclasses.replace(
-        record, facts=dataclasses.replace(run, successor=None, sent_at=None)
-    )
-    job = SlurmAnswers([alone], queue)(alone)
+    return _follow(record, own, book)
+
+
+def _follow(record: RunRecord, own: str, book: ledger.Ledger) -> str | None:
+    """Note job `own` as the run's, in place of the one that has ended; why not, or None."""
+    facts = dataclasses.replace(record.facts, successor=None, sent_at=None)
+    alone = dataclasses.replace(record, facts=facts)
+    job = SlurmAnswers([alone], SlurmQueue())(alone)
     if job.queued is not None and job.queued.live:
-        return f"job {run.address} is {job.queued.state}"
-    decision = outside.decide_outside(alone.facts, job, time.time())
+        return f"job {facts.address} is {job.queued.state}"
+    decision = outside.decide_outside(facts, job, time.time())
     if decision.action is Action.NOTHING:
         return (
-            f"Slurm does not say how job {run.address} ended; it may be a user's scancel, "
+            f"Slurm does not say how job {facts.address} ended; it may be a user's scancel, "
             "which is final"
         )
-    carry_out.note_without_slurm(
-        Seen(alone, job, decision),
-        book,
-        own if decision.action is Action.RESUBMIT else str(run.address),
-    )
-    return None if decision.action is Action.RESUBMIT else decision.why
+    seen = Seen(alone, job, decision)
+    if decision.action is Action.RESUBMIT:
+        carry_out.note_without_slurm(seen, book, own)
+        return None
+    carry_out.note_without_slurm(seen, book, str(facts.address))
+    return decision.why
 
 
 def queue_next(record: RunRecord, own: str, book: ledger.Ledger) -> None:
-    """Submit the same script, to wait for the end of this job; once, however often this job is
-    requeued.
+    """Submit the same script, to wait for the end of job `own`.
+
+    That happens once, however often the job is requeued.
     """
     queue = SlurmQueue()
-    task = own.partition("_")[2]
     waiting = queue.job(record.facts.successor)
-    out = _left_out(record)
+    exclusion = _exclusion(record)
     if waiting is not None and waiting.live and waiting.address != own:
-        if out is not None:
-            client.update(waiting.address, ExcNodeList=out.words)
-            out.write_down(book, job=waiting.address)
+        if exclusion is not None:
+            client.update(waiting.address, ExcNodeList=exclusion.words)
+            exclusion.write_down(book, job=waiting.address)
         return
-    known = own in record.story.jobs
-    found = carry_out.sent_already(record, queue, task) if known else None
-    if found is None or found == own:
-        options = [f"--dependency=afterany:{own}", f"--export=ALL,{AFTER}={own}"]
-        options += [f"--array={task}"] if task else []
-        options += [f"--exclude={out.words}"] if out is not None and out.words else []
-        number = client.submit(record.layout.script, *options)
-        found = f"{number}_{task}" if task else str(number)
-        if out is not None:
-            out.write_down(book, job=found)
-    book.write(event_names.SUCCESSOR, job=found, after=own)
+    successor = _sent_before(record, queue, own)
+    if successor is None:
+        successor = _submit(record, own, exclusion)
+        if exclusion is not None:
+            exclusion.write_down(book, job=successor)
+    book.write(event_names.SUCCESSOR, job=successor, after=own)
 
 
-def _left_out(record: RunRecord) -> exclusion.Exclusion | None:
-    """Nodes with enough evidence against them; None if there are none, or if it is not known which
-    nodes are up.
+def _sent_before(record: RunRecord, queue: SlurmQueue, own: str) -> str | None:
+    """A job that was submitted to follow `own`, and whose number was lost before it was noted."""
+    if own not in record.story.jobs:
+        return None
+    job = carry_out.sent_already(record, queue, _task(own))
+    return None if job == own else job
+
+
+def _submit(record: RunRecord, own: str, exclusion: Exclusion | None) -> str:
+    """Address of a new job that waits for the end of `own`."""
+    task = _task(own)
+    options = [f"--dependency=afterany:{own}", f"--export=ALL,{AFTER}={own}"]
+    if task:
+        options.append(f"--array={task}")
+    if exclusion is not None and exclusion.words:
+        options.append(f"--exclude={exclusion.words}")
+    number = client.submit(record.layout.script, *options)
+    return f"{number}_{task}" if task else str(number)
+
+
+def _task(address: str) -> str:
+    """The index in an array; empty for a job that is none."""
+    return address.partition("_")[2]
+
+
+def _exclusion(record: RunRecord) -> Exclusion | None:
+    """Nodes with enough evidence against them.
+
+    None if there are none, or if it is not known which nodes are up.
     """
     try:
-        return exclusion.exclusion(record, NodeExclusions(RootLayout.of(record.layout).path))
+        return find_exclusion(record, NodeExclusions(RootLayout.of(record.layout).path))
     except (OSError, client.SlurmError):
         return None
 
@@ -122,20 +146,21 @@ def hand_over(layout: RunLayout, book: ledger.Ledger) -> bool:
     """
     record = look.read_record(layout)
     waiting = SlurmQueue().job(record.facts.successor)
-    out = _left_out(record)
-    if waiting is None or not waiting.pending or out is None or not out.words:
+    exclusion = _exclusion(record)
+    if waiting is None or not waiting.pending or exclusion is None or not exclusion.words:
         return False
     try:
-        client.update(waiting.address, ExcNodeList=out.words)
+        client.update(waiting.address, ExcNodeList=exclusion.words)
     except client.SlurmError:
         return False
-    out.write_down(book, job=waiting.address)
+    exclusion.write_down(book, job=waiting.address)
     return True
 
 
 def withdraw(layout: RunLayout) -> None:
-    """Remove the waiting job of a run that is over from the queue; if Slurm does not answer, it
-    starts and exits.
+    """Remove the waiting job of a run that is over from the queue.
+
+    If Slurm does not answer, the job starts and exits.
     """
     record = look.read_record(layout)
     if record.facts.successor is not None:

@@ -18,7 +18,9 @@ from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.orders import ExitCode
 from hpc_llm.supervise.ending import judge
-from hpc_llm.supervise.steps import StepEnd, srun_end
+from hpc_llm.supervise.srun_step import srun_end
+from hpc_llm.supervise.steps import StepEnd
+from tests.supervise.places import Allocation, planned_attempt, watch_of
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -48,12 +50,10 @@ FAILURES = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_real_logs_are_understood(name: str) -> None:
     wanted = FAILURES[name]
-    layout = RunLayout(RECORDED / name)
-    end = srun_end(layout.supervisor_log(1).read_text(), 1, 2, ExitCode.STOPPED)
-    found = judge(
-        layout, 1, end, hang=None, let_go=False, in_slurm=True, outlives_nodes=bool(wanted.lost_nodes), signals=(),
-        hours_spent=False, hosts=["n1", "n2"], world_size=2, steps=8,
-    )  # fmt: skip
+    attempt = planned_attempt(RECORDED / name, world_size=2, steps=8)
+    end = srun_end(attempt.log.read_text(), 1, 2, ExitCode.STOPPED)
+    place = Allocation(["n1", "n2"], outlives_nodes=bool(wanted.lost_nodes))
+    found = judge(end, watch_of(attempt, place), place, attempt)
     assert found.cause is wanted.cause
     assert found.end.lost_nodes == wanted.lost_nodes
     if wanted.rank is not None:
@@ -77,14 +77,12 @@ def test_a_step_that_lost_its_node_and_left_with_0_has_not_done_its_work() -> No
 def test_a_run_is_complete_when_a_checkpoint_says_so(
     steps: int, cause: Cause, tmp_path: Path
 ) -> None:
-    layout = RunLayout(tmp_path)
-    folder = manifest.folder_of(layout.checkpoints, 8)
+    attempt = planned_attempt(tmp_path, world_size=2, steps=steps)
+    folder = manifest.folder_of(attempt.layout.checkpoints, 8)
     folder.mkdir(parents=True)
     (folder / manifest.NAME).touch()
-    found = judge(
-        layout, 1, StepEnd({0: 0, 1: 0}, None), hang=None, let_go=False, in_slurm=True, outlives_nodes=True,
-        signals=(), hours_spent=False, hosts=["n1", "n2"], world_size=2, steps=steps,
-    )  # fmt: skip
+    place = Allocation(["n1", "n2"], outlives_nodes=True)
+    found = judge(StepEnd({0: 0, 1: 0}, None), watch_of(attempt, place), place, attempt)
     assert found.cause is cause
     assert (found.failure is None) is (cause is Cause.COMPLETED)
 

@@ -1,16 +1,24 @@
-"""What the end of an attempt says against nodes."""
+"""What ended an attempt, and what that says against nodes."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+
+import pytest
 
 from hpc_llm.config.schema import RecoveryConfig
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.layout import RunLayout
-from hpc_llm.supervise.ending import Ending, bad_nodes, bear_witness
+from hpc_llm.runs.orders import ExitCode
+from hpc_llm.runs.story import fold
+from hpc_llm.supervise.ending import Ending, bad_nodes, judge, report_evidence
+from hpc_llm.supervise.place import LocalPlace, Place
 from hpc_llm.supervise.steps import StepEnd
+from tests.supervise.places import Allocation, planned_attempt, watch_of
 
 RECOVERY = RecoveryConfig(node_exclusion_h=24.0, max_excluded_nodes=8)
+STOPPED = StepEnd({0: int(ExitCode.STOPPED)}, None)
 
 
 def frozen(path: Path, root: Path) -> RunLayout:
@@ -25,8 +33,54 @@ def frozen(path: Path, root: Path) -> RunLayout:
 def test_hangs_of_runs_that_have_one_name_in_two_sweeps_are_two(tmp_path: Path) -> None:
     hang = Ending(Cause.HANG, StepEnd({}, None), None, "n1")
     runs = [frozen(tmp_path / sweep / "trial-0000", tmp_path) for sweep in ("adam", "lion")]
-    bear_witness(runs[0], 1, hang, ["n1", "n2"], 2)
-    bear_witness(runs[0], 1, hang, ["n1", "n2"], 2)
+    first, second = [planned_attempt(run.path, world_size=2, steps=8) for run in runs]
+    for _ in range(2):
+        report_evidence(hang, fold([]), ["n1", "n2"], first)
     assert bad_nodes(runs[0], RECOVERY) == set(), "one hang, told twice"
-    bear_witness(runs[1], 1, hang, ["n1", "n2"], 2)
+    report_evidence(hang, fold([]), ["n1", "n2"], second)
     assert bad_nodes(runs[0], RECOVERY) == {"n1"}
+
+
+@pytest.mark.parametrize(
+    ("is_ending", "cause"), [(True, "lost"), (False, "killed"), (None, "killed")]
+)
+def test_a_notice_that_the_ranks_did_not_hear_counts_if_the_job_is_ending(
+    tmp_path: Path, is_ending: bool | None, cause: str
+) -> None:
+    attempt = planned_attempt(tmp_path, world_size=1, steps=8)
+    place = Allocation(ending=is_ending)
+    end = StepEnd({0: -signal.SIGTERM}, None)
+    assert judge(end, watch_of(attempt, place), place, attempt).cause == cause
+
+
+@pytest.mark.parametrize(
+    ("place", "signals", "cause"),
+    [
+        (LocalPlace(), [signal.SIGTERM], Cause.STOPPED),
+        (Allocation(), [signal.SIGUSR2], Cause.TIME_LIMIT),
+        (Allocation(), [signal.SIGTERM], Cause.LOST),
+        (Allocation(), [], Cause.LOST),  # Slurm has signalled the ranks alone
+    ],
+)
+def test_ranks_that_were_asked_to_stop_end_for_the_reason_of_the_one_who_asked(
+    tmp_path: Path, place: Place, signals: list[int], cause: Cause
+) -> None:
+    attempt = planned_attempt(tmp_path, world_size=1, steps=8)
+    assert judge(STOPPED, watch_of(attempt, place, *signals), place, attempt).cause is cause
+
+
+@pytest.mark.parametrize(("signals", "cause"), [([], "hours-spent"), ([10], "lost")])
+def test_hours_that_are_spent_are_a_reason_unless_a_signal_came(
+    tmp_path: Path, signals: list[int], cause: str
+) -> None:
+    attempt = planned_attempt(tmp_path, world_size=1, steps=8)
+    watch = watch_of(attempt, Allocation(), *signals)
+    watch.hours_spent = True
+    assert judge(STOPPED, watch, Allocation(), attempt).cause == cause
+
+
+def test_a_hold_that_has_expired_was_a_persons_signal(tmp_path: Path) -> None:
+    attempt = planned_attempt(tmp_path, world_size=1, steps=8)
+    watch = watch_of(attempt, Allocation())
+    watch.hold_expired = True
+    assert judge(STOPPED, watch, Allocation(), attempt).cause is Cause.KILLED

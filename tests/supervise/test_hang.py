@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 
 from hpc_llm.runs.heartbeat import Beat, Phase
-from hpc_llm.runs.layout import RunLayout
 from hpc_llm.supervise.ending import judge
-from hpc_llm.supervise.hang import ASK_S, IN_VAIN_S, Hang, HangWatch, HoldWatch, behind, limit_s
+from hpc_llm.supervise.hang import (
+    ASK_S,
+    HOLD_TIMEOUT_S,
+    Hang,
+    HangWatch,
+    HoldTimeout,
+    behind,
+    limit_s,
+)
 from hpc_llm.supervise.steps import StepEnd
+from tests.supervise.places import Allocation, planned_attempt, watch_of
 
 FLOOR_S = 60.0
 START_S = 600.0
@@ -69,36 +77,34 @@ def test_ranks_that_never_beat_hang_at_their_start() -> None:
 HOLDING = {"n1": beat(9, Phase.HOLDING), "n2": beat(9, Phase.HOLDING)}
 
 
-def found_in_vain(answers: list[bool | None], beats: dict[str, Beat] = HOLDING) -> float | None:
-    """After how many seconds ranks that hold are found to do so in vain; Slurm is asked as often as
-    is due.
-    """
-    watch = HoldWatch()
+def expired_after(answers: list[bool | None], beats: dict[str, Beat] = HOLDING) -> float | None:
+    """After how many seconds a hold expires; Slurm is asked as often as is due."""
+    watch = HoldTimeout()
     left = iter(answers)
     for second in range(0, 1000, 5):
-        if watch.due(beats, second):
+        if watch.is_due(beats, second):
             answer = next(left, "over")
             if answer == "over":
                 return None
-            if watch.in_vain(answer, second):  # type: ignore[arg-type]
+            if watch.expired(answer, second):  # type: ignore[arg-type]
                 return second
     return None
 
 
 def test_ranks_that_nobody_ends_wait_in_vain_after_a_minute() -> None:
-    assert found_in_vain([False] * 99) == IN_VAIN_S
+    assert expired_after([False] * 99) == HOLD_TIMEOUT_S
 
 
 def test_a_job_that_is_being_ended_is_waited_for() -> None:
-    assert found_in_vain([True] * 50) is None
-    assert found_in_vain([None] * 50) is None
-    assert found_in_vain([False, False, True, *[False] * 99]) == 3 * ASK_S + IN_VAIN_S
-    assert found_in_vain([False, None, None, False]) == IN_VAIN_S
+    assert expired_after([True] * 50) is None
+    assert expired_after([None] * 50) is None
+    assert expired_after([False, False, True, *[False] * 99]) == 3 * ASK_S + HOLD_TIMEOUT_S
+    assert expired_after([False, None, None, False]) == HOLD_TIMEOUT_S
 
 
 def test_ranks_of_which_one_node_trains_or_none_is_seen_do_not_hold() -> None:
-    assert found_in_vain([False] * 99, {**HOLDING, "n2": beat(9)}) is None
-    assert found_in_vain([False] * 99, {}) is None
+    assert expired_after([False] * 99, {**HOLDING, "n2": beat(9)}) is None
+    assert expired_after([False] * 99, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -129,10 +135,9 @@ def test_a_node_whose_ranks_have_left_is_not_behind() -> None:
 def test_who_dies_first_of_the_abort_is_not_to_blame(
     tmp_path: Path, node: str | None, blamed: str | None
 ) -> None:
-    end = StepEnd({0: -6, 1: -6}, 0)
-    hang = Hang(Phase.TRAINING, 5, 61.0, FLOOR_S, node)
-    ending = judge(
-        RunLayout(tmp_path), 1, end, hang=hang, let_go=False, in_slurm=True, outlives_nodes=False, signals=(),
-        hours_spent=False, hosts=["n1", "n2"], world_size=2, steps=8,
-    )  # fmt: skip
+    attempt = planned_attempt(tmp_path, world_size=2, steps=8)
+    place = Allocation(hosts=["n1", "n2"])
+    watch = watch_of(attempt, place)
+    watch.hang = Hang(Phase.TRAINING, 5, 61.0, FLOOR_S, node)
+    ending = judge(StepEnd({0: -6, 1: -6}, 0), watch, place, attempt)
     assert ending.node == blamed

@@ -15,8 +15,8 @@ from hpc_llm.runs.attempts import Fence
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Ledger
 from hpc_llm.slurm import client
-from hpc_llm.supervise import place, successor
-from hpc_llm.supervise.place import SlurmPlace
+from hpc_llm.supervise import slurm_place, successor
+from hpc_llm.supervise.slurm_place import SlurmPlace
 
 SCONTROL = """#!/bin/sh
 case "$*" in
@@ -40,7 +40,7 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("AWAY", str(tmp_path / "away"))
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    monkeypatch.setattr(place, "AGAIN_S", 0.0)
+    monkeypatch.setattr(slurm_place, "AGAIN_S", 0.0)
     return tmp_path / "away"
 
 
@@ -51,10 +51,10 @@ def allocation() -> SlurmPlace:
 def test_where_the_ranks_meet_is_known_when_slurm_goes_away(away: Path) -> None:
     here = allocation()
     away.touch()
-    assert here._master_address() == "10.0.0.1"
+    assert here.master_address() == "10.0.0.1"
     here.leave_out(["n1"])
     assert here.hosts == ["n3", "n2"]
-    assert here._master_address() == "10.0.0.3", "the spare one's too"
+    assert here.master_address() == "10.0.0.3", "the spare one's too"
 
 
 def test_a_place_that_could_not_ask_asks_again_and_at_last_takes_the_name(
@@ -62,10 +62,10 @@ def test_a_place_that_could_not_ask_asks_again_and_at_last_takes_the_name(
 ) -> None:
     away.touch()
     here = allocation()
-    monkeypatch.setattr(place, "ADDRESS_PATIENCE_S", 0.3)
-    assert here._master_address() == "n1"
+    monkeypatch.setattr(slurm_place, "ADDRESS_PATIENCE_S", 0.3)
+    assert here.master_address() == "n1"
     away.unlink()
-    assert here._master_address() == "10.0.0.1"
+    assert here.master_address() == "10.0.0.1"
 
 
 def test_behind_the_fence_slurm_is_told_nothing_of_the_job(
@@ -77,12 +77,12 @@ def test_behind_the_fence_slurm_is_told_nothing_of_the_job(
     fence = Fence(run, attempts.claim(run))
     (tmp_path / "scancel").write_text("#!/bin/sh\nexit 0\n")
     (tmp_path / "scancel").chmod(0o755)
-    assert here._signal_tasks(fence, "KILL")
+    assert here.signal_tasks(fence, "KILL")
     attempts.claim(run)
     monkeypatch.setattr(client, "show", lambda address: pytest.fail("asked"))
     with pytest.raises(attempts.Fenced):
-        here._signal_tasks(fence, "KILL")
-    assert here.come_back(fence) is None
+        here.signal_tasks(fence, "KILL")
+    assert here.requeue(fence) is None
 
 
 @pytest.mark.parametrize(
@@ -98,5 +98,5 @@ def test_a_run_that_cannot_be_read_is_handed_to_nobody(
 
     monkeypatch.setattr(successor.look, "read_record", unread)
     run = RunLayout(tmp_path / "run")
-    assert allocation().hand_over(run, Ledger(run.ledger, "supervisor-1")) is False
+    assert allocation().hand_to_successor(run, Ledger(run.ledger, "supervisor-1")) is False
     allocation().finished(run)
