@@ -36,7 +36,9 @@ from hpc_llm.slurm.environment import RankEnvironment
 from hpc_llm.storage.files import restrict_access
 from hpc_llm.storage.parent import die_with_parent
 from hpc_llm.training import allocator
+from hpc_llm.training.attempt import Attempt
 from hpc_llm.training.stop import Diverged, Outcome, StopFlag
+from hpc_llm.zero.known_versions import refuse_unknown_versions
 
 if TYPE_CHECKING:
     import torch
@@ -144,21 +146,22 @@ def train_rank(
             f"start {plan.world_size}, or submit it again for the machine you want"
         )
     check_digests(Path(plan.data_directory), plan.data_digests)
+    refuse_unknown_versions()
     beat = _heart(layout, place, given)
     # torch takes seconds to import: a user's mistakes are reported before.
     device = _open_device(config, plan, layout, place)
-    with _kept_for_good():
+    with kept_for_good():
         from hpc_llm.training import device as devices
         from hpc_llm.training import loop
 
     with devices.process_group(place, device, config.recovery.start_timeout_s):
         number = devices.broadcast(_number(layout, place, given))
-        attempt = loop.Attempt(
+        attempt = Attempt(
             number=number,
             rank=place.rank,
             checkpoints=layout.checkpoints,
             metrics=layout.metrics,
-            tensorboard=layout.tensorboard,
+            tracker_folder=layout.tracker_folder,
             known_steps=_known_steps(layout),
             check_fence=attempts.Fence(layout, number).check,
             record=_recorder(layout, number, place.rank),
@@ -193,7 +196,7 @@ def _open_device(
         # torch's own place is a folder of the node's /tmp. Its keys name device, versions and
         # source.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(RootLayout.of(layout).compiled))
-    with _kept_for_good():
+    with kept_for_good():
         from hpc_llm.training import device as devices
 
     device = devices.choose_device(config.cluster.device, place.local_rank)
@@ -214,7 +217,7 @@ def _open_device(
 
 
 @contextlib.contextmanager
-def _kept_for_good() -> Iterator[None]:
+def kept_for_good() -> Iterator[None]:
     """Imports made within are exempt from garbage collection, which does not run meanwhile.
 
     Walking all of torch takes 0.1 s. DeepSpeed asks for that some six times as it sets up, and

@@ -67,7 +67,11 @@ class RunLayout:
 
     @property
     def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
+        return self.tracker_folder("tensorboard")
+
+    def tracker_folder(self, name: str) -> Path:
+        """Where the tracker of that name may write."""
+        return self.path / name
 
     @property
     def checkpoints(self) -> Path:

@@ -1,6 +1,4 @@
-"""A loss that is not finite, or jumps: how it is detected, where it shows first, and how its batch
-is skipped.
-"""
+"""A loss that jumps is detected, and the batch of a step that diverged is skipped."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ _FEWEST = 20  # of them needed for a comparison
 
 
 def data_step(step: int, skipped: Iterable[int]) -> int:
-    """The order's step that optimizer step `step` (from 0) trains on, when those in `skipped` are
-    left out.
-    """
+    """The order's step that optimizer step `step` (from 0) trains on; `skipped` are left out."""
     for left_out in sorted(skipped):
         if left_out <= step:
             step += 1
@@ -23,21 +19,23 @@ def data_step(step: int, skipped: Iterable[int]) -> int:
 
 
 class SpikeRule:
-    """Whether a loss jumps: by more than `threshold` nats above the median of the last steps. None:
-    never.
+    """Whether a loss jumps: by more than `threshold` nats above the median of the last steps.
+
+    None: no loss does.
     """
 
     def __init__(self, threshold: float | None) -> None:
         self._threshold = threshold
         self._losses: deque[float] = deque(maxlen=_WINDOW)
 
-    def leap(self, loss: float) -> float | None:
-        """By how much, if it is too much; else the loss joins those with which later ones are
-        compared.
+    def excess(self, loss: float) -> float | None:
+        """How far it is above the median, if that is too far.
+
+        Otherwise None, and later losses are compared with this one, too.
         """
         if self._threshold is not None and len(self._losses) >= _FEWEST:
-            above = loss - statistics.median(self._losses)
-            if above > self._threshold:
-                return above
+            excess = loss - statistics.median(self._losses)
+            if excess > self._threshold:
+                return excess
         self._losses.append(loss)
         return None

@@ -14,25 +14,25 @@ from hpc_llm.model.linear import linear
 from hpc_llm.trackers.protocol import Row, Tracker
 from hpc_llm.training.divergence import SpikeRule
 from hpc_llm.training.slow_ranks import SlowRanks
-from hpc_llm.training.stop import Diverged
+from hpc_llm.training.stop import Diverged, Flags
 from hpc_llm.zero.engine import StepOutput
 
 
 class Readout:
-    """A step's numbers on their way to the host. Reading waits only for that step, not for those
-    queued behind it.
+    """A step's numbers on their way to the host.
+
+    Reading waits only for that step, not for those queued behind it.
     """
 
     def __init__(self, output: StepOutput) -> None:
         numbers = [output.loss_sum, output.grad_norm, output.counts, output.forward_us]
         device = output.loss_sum.device
-        parts = [torch.as_tensor(one, device=device).double().reshape(-1) for one in numbers]
+        parts = [torch.as_tensor(value, device=device).double().reshape(-1) for value in numbers]
         self._sizes = [len(part) for part in parts]
         self._host = torch.cat(parts)
         self._landed = None
-        if (
-            device.type == "cuda"
-        ):  # into pinned memory; otherwise the copy would wait for the whole stream
+        if device.type == "cuda":
+            # Into pinned memory; otherwise the copy would wait for the whole stream.
             arriving = torch.empty(self._host.shape, dtype=self._host.dtype, pin_memory=True)
             self._host = arriving.copy_(self._host, non_blocking=True)
             self._landed = torch.cuda.Event()
@@ -43,15 +43,19 @@ class Readout:
         return self._landed is not None
 
     def read(self) -> tuple[float, float, list[int], list[int]]:
-        """Sum of the losses, gradient norm, counts and forward times, as in StepOutput; exact up to
-        2^53.
+        """Sum of the losses, gradient norm, counts and forward times, as in StepOutput.
+
+        Exact up to 2^53.
         """
         if self._landed is not None:
             self._landed.synchronize()
-        (loss_sum,), (grad_norm,), counts, times = (
-            part.tolist() for part in self._host.split(self._sizes)
-        )
-        return loss_sum, grad_norm, [int(one) for one in counts], [int(one) for one in times]
+        parts = self._host.split(self._sizes)
+        loss_sum, grad_norm, counts, times = [part.tolist() for part in parts]
+        return loss_sum[0], grad_norm[0], _integers(counts), _integers(times)
+
+
+def _integers(numbers: list[float]) -> list[int]:
+    return [int(number) for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,13 @@ class Pending:
 
 
 class Metrics:
-    """Turns step outputs into rows for the trackers. `flags` of a step are known once the next one
-    runs.
+    """Turns step outputs into rows for the trackers; a step's are known once the next one runs.
 
     flops_per_token: of a step, counted from 1, whose sequences may be shorter than the run's.
+    peak_flops: FLOP/s that all devices together could do, for MFU.
     report_slow: gets a step, a rank, and the ratio of its forward time to the other ranks' usual
     time.
+    clock: seconds, with the origin of Pending.launched_at.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class Metrics:
         peak_flops: float,
         spikes: SpikeRule,
         report_slow: Callable[[int, int, float], None],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._trackers = trackers
         self._tokens_per_step = tokens_per_step
@@ -92,71 +98,69 @@ class Metrics:
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
         self._pending: Pending | None = None
-        self._clock = time.perf_counter()
+        self._clock = clock
+        self._last_step_at = clock()
 
-    def push(self, pending: Pending) -> list[int]:
+    def push(self, pending: Pending) -> Flags:
         """Take a step just launched; returns the flags of the one before it (see flush)."""
         flags = self.flush()
         self._pending = pending
         return flags
 
-    def flush(self) -> list[int]:
-        """Read and log the pending step; returns how many ranks raised each of its flags.
+    def flush(self) -> Flags:
+        """Read and log the pending step; returns the flags that any rank raised with it.
 
         Diverged if its loss or gradient norm is not finite, or the loss jumps.
         """
         if self._pending is None:
-            return []
+            return Flags()
         pending = self._pending
         self._pending = None
         loss_sum, grad_norm, (num_targets, *flags), times = pending.numbers.read()
         for rank, factor in self._slow_ranks.look(times).items():
             self._report_slow(pending.step, rank, factor)
         loss = loss_sum / num_targets
+        self.log(self._row(pending, loss, grad_norm, num_targets))
+        self._refuse_divergence(pending.step, loss, grad_norm)
+        return Flags.raised(flags)
+
+    def _row(self, pending: Pending, loss: float, grad_norm: float, num_targets: int) -> Row:
         # Work on a CPU is done when train_step returns; a GPU's is done once its numbers could be
         # read.
-        now = time.perf_counter() if pending.numbers.on_gpu else pending.launched_at
-        seconds = now - self._clock
-        self._clock = now
-        tokens_per_second = self._tokens_per_step / seconds
-        self.log(
-            {
-                "step": pending.step,
-                "loss": loss,
-                "lr": pending.lr,
-                "grad_norm": grad_norm,
-                "tokens": pending.step * self._tokens_per_step,
-                "masked": round(1 - num_targets / self._tokens_per_step, 6),
-                "tokens_per_second": round(tokens_per_second, 1),
-                "mfu": round(
-                    tokens_per_second * self._flops_per_token(pending.step) / self._peak_flops, 4
-                ),
-                "memory_gib": round(peak_memory_bytes(pending.numbers.on_gpu) / 2**30, 3),
-                "data_wait_s": round(pending.data_wait_s, 6),
-                "checkpoint_wait_s": round(pending.checkpoint_wait_s, 6),
-                "time": round(time.time(), 3),
-            }
-        )
+        now = self._clock() if pending.numbers.on_gpu else pending.launched_at
+        tokens_per_second = self._tokens_per_step / (now - self._last_step_at)
+        self._last_step_at = now
+        flops_per_second = tokens_per_second * self._flops_per_token(pending.step)
+        return {
+            "step": pending.step,
+            "loss": loss,
+            "lr": pending.lr,
+            "grad_norm": grad_norm,
+            "tokens": pending.step * self._tokens_per_step,
+            "masked": round(1 - num_targets / self._tokens_per_step, 6),
+            "tokens_per_second": round(tokens_per_second, 1),
+            "mfu": round(flops_per_second / self._peak_flops, 4),
+            "memory_gib": round(peak_memory_bytes(pending.numbers.on_gpu) / 2**30, 3),
+            "data_wait_s": round(pending.data_wait_s, 6),
+            "checkpoint_wait_s": round(pending.checkpoint_wait_s, 6),
+            "time": round(time.time(), 3),
+        }
+
+    def _refuse_divergence(self, step: int, loss: float, grad_norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise Diverged(pending.step, loss, grad_norm, f"loss {loss}, gradient norm {grad_norm}")
-        if leap := self._spikes.leap(loss):
-            raise Diverged(
-                pending.step,
-                loss,
-                grad_norm,
-                f"loss {loss:.4f} jumps {leap:.4f} above the steps before it",
-            )
-        return flags
+            raise Diverged(step, loss, grad_norm, f"loss {loss}, gradient norm {grad_norm}")
+        excess = self._spikes.excess(loss)
+        if excess is not None:
+            why = f"loss {loss:.4f} jumps {excess:.4f} above the steps before it"
+            raise Diverged(step, loss, grad_norm, why)
 
     def log(self, row: Row) -> None:
         for tracker in self._trackers:
             tracker.log(row)
 
     def restart_clock(self) -> None:
-        """Leave what happened since the last step (an evaluation, a save) out of the next step's
-        time.
-        """
-        self._clock = time.perf_counter()
+        """Leave what happened since the last step (an evaluation, a save) out of the next one."""
+        self._last_step_at = self._clock()
 
     def close(self) -> None:
         for tracker in self._trackers:
@@ -164,17 +168,14 @@ class Metrics:
 
 
 def peak_memory_bytes(on_gpu: bool) -> int:
-    """This rank's peak: the allocator's where it trains on a GPU, else the process's resident
-    set.
-    """
+    """This rank's peak: the allocator's on a GPU, else the process's resident set."""
     if on_gpu:
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measured_peak_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large matrix product of the model's kind here: the peak for MFU if no data sheet
-    gives one.
+    """FLOP/s of a large matrix product here: the peak for MFU if no data sheet gives one.
 
     1024³ on a CPU; 8192³ on a GPU, where a small product would only time its launch. Of random
     numbers: with ones, whose bits do not change, an H100 keeps a higher clock (894 against 788

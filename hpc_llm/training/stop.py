@@ -1,6 +1,4 @@
-"""Why a loop ends early: a signal, which only sets a flag that the ranks agree on, or a loss that
-is not finite.
-"""
+"""Why a loop ends early: a signal, which only sets a flag, or a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -8,7 +6,9 @@ import enum
 import os
 import select
 import signal
+from collections.abc import Sequence
 from types import FrameType
+from typing import NamedTuple
 
 
 class Diverged(Exception):
@@ -27,6 +27,19 @@ class Outcome(enum.Enum):
     FINISHED = "at the end of the plan"
     STOPPED = "asked to; saved"
     HELD = "Slurm is about to kill the job: saved, and to be waited for"
+
+
+class Flags(NamedTuple):
+    """What ranks agree on with every step: what holds for one of them holds for all."""
+
+    stop: bool = False  # save, and end the loop
+    hold: bool = False  # and wait for the end of the process after that
+    save: bool = False  # save now
+
+    @classmethod
+    def raised(cls, num_ranks: Sequence[int]) -> Flags:
+        """From how many ranks raised each flag, in the order above."""
+        return cls(*(number > 0 for number in num_ranks))
 
 
 class StopFlag:

@@ -1,7 +1,7 @@
-"""The DeepSpeed adapter: model and optimizer under ZeRO, one exact optimizer step, saving and
-loading.
+"""A model and its optimizer under DeepSpeed: one exact optimizer step, saving and loading.
 
-The only file of this package that knows DeepSpeed's engine. Facts about it hold for 0.19.x.
+The other rooms meet DeepSpeed only through this Engine. What it does otherwise than DeepSpeed by
+itself is listed in patches.py, and known_versions.py says for which releases that holds.
 """
 
 from __future__ import annotations
@@ -28,26 +28,21 @@ from hpc_llm.model.not_finite import gradients_of, not_finite
 from hpc_llm.model.transformer import Block
 from hpc_llm.planning.memory import bucket_elements
 from hpc_llm.planning.plan import RunPlan
-from hpc_llm.zero import clipping, gradient_sums, optimizers, reshape, start_up
+from hpc_llm.zero import clipping, optimizers, patches, reshape, start_up
 from hpc_llm.zero.checkpoint_files import ManifestCheckpointEngine
 from hpc_llm.zero.forward_clock import ForwardClock
 
 log = logging.getLogger(__name__)
 
-# DeepSpeed's shared-memory all-reduce for CPUs is compiled on every rank, and its ranks spin for
-# ever on the flags of a rank that died. Gloo reports a lost peer.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-start_up.leave_optimizers_uncompiled()
-
-Passes = Sequence[
-    tuple[Tensor, ...]
-]  # per pass tokens, targets and, where packed, documents; see data.loader
+# Per pass tokens, targets and, where packed, documents; see data.loader.
+Passes = Sequence[tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Device tensors of one optimizer step, the same on all ranks; reading them waits for the
-    device.
+    """Numbers of one optimizer step, the same on all ranks.
+
+    They are tensors of the device: reading one waits for it.
     """
 
     loss_sum: Tensor  # fp32, over all target tokens of the global batch
@@ -68,64 +63,43 @@ class Engine:
         device: torch.device,
         rank: int,
     ) -> None:
+        patches.apply_to_process()
         self._plan = plan
         self._device = device
         self.world_size = plan.world_size
-        settings = deepspeed_settings(config, plan)
+        self._zero_stage = plan.zero_stage
+        self._precision = config.train.precision
+        self._rank = rank
         self._grad_norm: Tensor | float = 0.0
-        stage_3 = plan.zero_stage == 3
-        if plan.compile or plan.attention == "flex":
-            import torch._dynamo  # noqa: F401 – it cannot be for the first time where zero.Init has changed torch.Tensor
-        with (
-            deepspeed.zero.Init(config_dict_or_path=settings)
-            if stage_3
-            else contextlib.nullcontext()
-        ):
-            model = make_model()
-        if stage_3:
-            # A block that is gathered whole has no hooks inside, each of which would break the
-            # graph.
-            deepspeed.utils.set_z3_leaf_modules(model, [Block])
-            for name, parameter in model.named_parameters():
-                with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
-                    if rank == 0:
-                        initialise(name, parameter, config.model, config.run.seed)
-        else:
-            initialise_all(model, config.model, config.run.seed)
+        self._grad_clip = config.optim.grad_clip or math.inf
+        settings = deepspeed_settings(config, plan)
+        model = _initialised_model(config, plan, make_model, settings, rank)
+
         optimizer_device = "cpu" if config.optim.offloaded else device.type
         optimizer = optimizers.make(
             config.optim, list(model.named_parameters()), optimizer_device, plan.compile
         )
-        self.optimizer_name = (
-            f"{type(optimizer).__module__.partition('.')[0]}.{type(optimizer).__name__}"
-        )
+        package = type(optimizer).__module__.partition(".")[0]
+        self.optimizer_name = f"{package}.{type(optimizer).__name__}"
         self._optimizer = optimizer
-        self._grad_clip = config.optim.grad_clip or math.inf
         self._clips_in_kernel = clipping.fits(optimizer)
         if self._clips_in_kernel:
             settings = {**settings, "gradient_clipping": 0.0}
             settings["bf16"] = {**settings["bf16"], "check_grad_overflow": False}
             clipping.install(optimizer, self._grad_clip, self._norm)
         self._deepspeed_clips = settings["gradient_clipping"]
+
         with start_up.compiling_later():
             self._engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=settings
             )
-        gradient_sums.install(
-            self._engine.optimizer, self._engine.is_gradient_accumulation_boundary
-        )
-        # A helper script that DeepSpeed puts beside every checkpoint, outside its own checkpoint
-        # engine.
-        self._engine._copy_recovery_script = lambda *_: None
-        self._zero_stage = plan.zero_stage
-        self._precision = config.train.precision
-        self._rank = rank
+        patches.apply_to_engine(self._engine)
         self._forward_clock = ForwardClock(device)
 
     def train_step(self, passes: Passes, lr: float, flags: Sequence[bool] = ()) -> StepOutput:
-        """One optimizer step over the global batch; `flags` come back as how many ranks raised
-        each.
+        """One optimizer step over the global batch.
 
+        `flags` come back, in StepOutput.counts, as how many ranks raised each.
         The gradient is that of (sum of losses) ÷ (global number of target tokens), whatever the
         split into ranks and passes: DeepSpeed averages over ranks, hence the factor world_size.
         """
@@ -135,11 +109,12 @@ class Engine:
         forward_us = [0] * self.world_size
         if self._zero_stage < 3:
             forward_us[self._rank] = self._forward_clock.newest_us()
-        words = torch.tensor([num_targets, *map(int, flags), *forward_us], dtype=torch.int64)
-        words = words.to(self._device, non_blocking=True)
+        # One sum over ranks carries all that they have to agree on.
+        sums = torch.tensor([num_targets, *map(int, flags), *forward_us], dtype=torch.int64)
+        sums = sums.to(self._device, non_blocking=True)
         if self.world_size > 1:
-            dist.all_reduce(words)
-        counts, times = words.split([1 + len(flags), self.world_size])
+            dist.all_reduce(sums)
+        counts, times = sums.split([1 + len(flags), self.world_size])
         scale = self.world_size / counts[0].float()
         loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
         for number, arrays in enumerate(passes):
@@ -167,30 +142,35 @@ class Engine:
         return contextlib.nullcontext()
 
     def _norm_at_stage_0(self) -> Tensor:
-        """Norm of the gradients; also clips them if the optimizer does not. DeepSpeed would not
-        report the norm.
+        """Norm of the gradients, which DeepSpeed would not report.
+
+        Also clips them if the optimizer does not.
         """
+        parameters = list(self._engine.module.parameters())
         if not self._clips_in_kernel:
-            return torch.nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._grad_clip)
-        gradients = [one.grad for one in self._engine.module.parameters() if one.grad is not None]
+            return torch.nn.utils.clip_grad_norm_(parameters, self._grad_clip)
+        gradients = [each.grad for each in parameters if each.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
 
     def _norm(self) -> Any:
         """Norm of the newest whole gradient, as in the optimizer's step."""
-        found = (
-            self._grad_norm if self._zero_stage == 0 else self._engine.optimizer._global_grad_norm
-        )
-        # Where the norm of a group is not finite, DeepSpeed says -1.
-        return torch.where(found < 0, math.inf, found) if isinstance(found, Tensor) else found
+        norm = self._grad_norm
+        if self._zero_stage > 0:
+            norm = self._engine.optimizer._global_grad_norm
+        if isinstance(norm, Tensor):
+            # Where the norm of a group is not finite, DeepSpeed says -1.
+            return torch.where(norm < 0, math.inf, norm)
+        return norm
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Passes]) -> float:
         """Mean loss in nats per target token over the `batches` of all ranks."""
         self._engine.eval()
         total = torch.zeros(2, dtype=torch.float64)
-        for arrays in (one for passes in batches for one in passes):
-            total[0] += self._engine(*map(self._to_device, arrays)).double().cpu()
-            total[1] += int((arrays[1] != IGNORED).sum())
+        for passes in batches:
+            for arrays in passes:
+                total[0] += self._engine(*map(self._to_device, arrays)).double().cpu()
+                total[1] += int((arrays[1] != IGNORED).sum())
         self._engine.train()
         total = total.to(self._device)
         if self.world_size > 1:
@@ -198,29 +178,28 @@ class Engine:
         return float(total[0] / total[1])
 
     def first_not_finite(self, passes: Passes) -> tuple[str, str] | None:
-        """The pass ("forward", "backward") and the module where some rank's `passes` are first not
-        finite.
+        """Where some rank's `passes` are first not finite: "forward" or "backward", and the module.
 
         Bypasses DeepSpeed's engine, so no gradient is reduced and no step begun; none can be
         afterwards. It needs more memory than a step, for hooks and uncompiled blocks, and may not
         fit: the divergence is then reported without the module.
         """
         model = self._engine.module
-        for hook in getattr(
-            self._engine.optimizer, "_leaf_module_hooks", ()
-        ):  # ZeRO 3's, which reduce without .grad
+        # ZeRO 3's hooks reduce without .grad.
+        for hook in getattr(self._engine.optimizer, "_leaf_module_hooks", ()):
             hook.remove()
-        with not_finite(model) as found:
+        with not_finite(model) as seen:
             try:
                 for inputs in passes:
                     loss = model(*map(self._to_device, inputs))
                     gradients_of(loss / max(1, int((inputs[1] != IGNORED).sum())), model)
             except RuntimeError as error:
                 log.warning("where it begins was not found: %s", str(error).partition("\n")[0])
-        everywhere = gather_objects((found.forward[:1], found.backward[:1]))
-        for number, name in enumerate(("forward", "backward")):
-            for first in (first for met in everywhere for first in met[number]):
-                return name, first
+        seen_by_rank = gather_objects((seen.forward[:1], seen.backward[:1]))
+        for number, direction in enumerate(("forward", "backward")):
+            for seen_there in seen_by_rank:
+                for first in seen_there[number]:
+                    return direction, first
         return None
 
     def save(
@@ -230,8 +209,9 @@ class Engine:
         rank: int,
         publish: Callable[[Path, list[FileEntry]], None],
     ) -> None:
-        """Write checkpoint `step` and publish its manifest on rank 0; SaveFailed on all ranks if
-        any could not.
+        """Write checkpoint `step`, and `publish` it on rank 0.
+
+        SaveFailed on all ranks if any could not write its part.
         """
         self._engine.checkpoint_engine = ManifestCheckpointEngine(rank, gather_objects, publish)
         folder = folder_of(checkpoints, step)
@@ -240,10 +220,10 @@ class Engine:
     def load(
         self, checkpoints: Path, manifest: Manifest, rank: int, beat: Callable[[], None]
     ) -> None:
-        """Restore weights and optimizer from a verified checkpoint, of this or another world size
-        and ZeRO stage.
+        """Restore weights and optimizer from a verified checkpoint.
 
-        `beat` is called as it goes on, where rank 0 takes long over it.
+        It may be of another world size and ZeRO stage. `beat` is called as it goes on, where rank 0
+        takes long over it.
         InputError if precision or optimizer differ, or if the stages store states differently: 1
         and 2 are alike, 0 and 3 are not.
         """
@@ -278,9 +258,8 @@ class Engine:
         with optimizers.own_groups(self._optimizer) if universal else contextlib.nullcontext():
             self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
         self._engine._config.load_universal_checkpoint = False
-        if (
-            self._zero_stage > 0
-        ):  # this run's own; DeepSpeed restores that of the attempt that saved
+        if self._zero_stage > 0:
+            # This run's own; DeepSpeed restores that of the attempt that saved.
             self._engine.optimizer.clip_grad = self._deepspeed_clips
 
     def weights(self) -> dict[str, Tensor]:
@@ -295,15 +274,40 @@ class Engine:
         return tensor.to(self._device, non_blocking=True)
 
 
+def _initialised_model(
+    config: RunConfig,
+    plan: RunPlan,
+    make_model: Callable[[], nn.Module],
+    settings: dict[str, Any],
+    rank: int,
+) -> nn.Module:
+    """The model with its first weights, at ZeRO 3 in parts from its making on."""
+    if plan.compile or plan.attention == "flex":
+        # It cannot be imported for the first time where zero.Init has changed torch.Tensor.
+        import torch._dynamo  # noqa: F401
+    if plan.zero_stage < 3:
+        model = make_model()
+        initialise_all(model, config.model, config.run.seed)
+        return model
+    with deepspeed.zero.Init(config_dict_or_path=settings):
+        model = make_model()
+    # A block that is gathered whole has no hooks inside, each of which would break the graph.
+    deepspeed.utils.set_z3_leaf_modules(model, [Block])
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+            if rank == 0:
+                initialise(name, parameter, config.model, config.run.seed)
+    return model
+
+
 def deepspeed_settings(config: RunConfig, plan: RunPlan) -> dict[str, Any]:
     """DeepSpeed's own configuration for this run."""
     zero: dict[str, Any] = {"stage": plan.zero_stage, "contiguous_gradients": True}
     # DeepSpeed's default buckets of 5e8 elements would dwarf a small model.
     zero["reduce_bucket_size"] = zero["allgather_bucket_size"] = bucket_elements(plan.parameters)
     if plan.zero_stage == 2 and plan.world_size > 1:
-        zero["overlap_comm"] = (
-            True  # reduce while backward goes on; DeepSpeed's default at stage 3 alone
-        )
+        # Reduce while backward goes on; DeepSpeed's default at stage 3 alone.
+        zero["overlap_comm"] = True
     if config.optim.offloaded:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.cluster.device != "cpu"}
     return {

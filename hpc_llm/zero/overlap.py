@@ -1,5 +1,4 @@
-"""Sums over ranks that overlap with backward: each bucket of gradients is summed as soon as all of
-them are there.
+"""Sums over ranks that overlap with backward: each bucket of gradients is summed once it is whole.
 
 A rank owns a piece of a flat buffer, so a bucket has one owner, and its sum is passed around all
 ranks to it. If pieces are too small for that, and on CPUs, one reduce-scatter of all of them at the
@@ -37,54 +36,67 @@ class Bucket:
 def buckets(
     whole: Tensor, part: Tensor | None, sizes: Sequence[int], parameters: Sequence[int]
 ) -> Iterator[Bucket]:
-    """Of a flat buffer `whole` [elements, padded], in which the gradients of `parameters` have
-    `sizes`.
+    """The buckets of a flat buffer.
 
-    `part` is this rank's piece of it, as large as that of every other; None: all ranks want all of
-    it.
+    whole: [elements, padded], in which the gradients of `parameters` have `sizes`.
+    part: this rank's piece of it, as large as that of every other; None: all ranks want all of it.
     """
-    if part is not None and not _worth_it(part):
+    if part is not None and not suits_one_owner(part):
         yield Bucket(partial(_reduce_scatter, part, whole, async_op=True), list(parameters))
         return
     ends = list(accumulate(sizes))
     spans = list(zip(parameters, [0, *ends[:-1]], ends, strict=True))
     own = whole.numel() if part is None else part.numel()
     for owner, first in enumerate(range(0, whole.numel(), own)):
+        call = dist.all_reduce if part is None else partial(dist.reduce, dst=owner)
         for start in range(first, first + own, BUCKET):
             end = min(start + BUCKET, first + own)
-            call = dist.all_reduce if part is None else partial(dist.reduce, dst=owner)
-            within = [
-                parameter for parameter, begun, ended in spans if begun < end and ended > start
-            ]
-            yield Bucket(partial(call, whole[start:end], async_op=True), within)
+            begin = partial(call, whole[start:end], async_op=True)
+            yield Bucket(begin, _parameters_within(spans, start, end))
 
 
-def _worth_it(part: Tensor) -> bool:
-    """Whether sums to one owner each are no slower than a reduce-scatter. Gloo's take twice the
-    bytes.
+def _parameters_within(spans: Sequence[tuple[int, int, int]], start: int, end: int) -> list[int]:
+    """Parameters whose gradients lie at least partly in [start, end).
+
+    spans: of each parameter, where its gradient begins and ends.
+    """
+    within = []
+    for parameter, first, past in spans:
+        if first < end and past > start:
+            within.append(parameter)
+    return within
+
+
+def suits_one_owner(part: Tensor) -> bool:
+    """Whether sums to one owner each are no slower than a reduce-scatter.
+
+    Gloo's take twice the bytes.
     """
     return not part.is_cpu and part.numel() >= SMALLEST_PART
 
 
 class Overlap:
-    """Begins each bucket once its gradients are there; on all ranks in one order, as collectives
-    must be.
+    """Begins each bucket once its gradients are ready.
+
+    On all ranks in one order, as collectives must be.
     """
 
-    def __init__(self, found: Sequence[Bucket]) -> None:
+    def __init__(self, of_all_groups: Sequence[Bucket]) -> None:
         # Backward comes to the last parameters first.
-        self._buckets = sorted(found, key=lambda bucket: -min(bucket.parameters, default=-1))
-        self._containing: dict[int, list[int]] = {}
+        self._buckets = sorted(
+            of_all_groups, key=lambda bucket: -min(bucket.parameters, default=-1)
+        )
+        self._containing: dict[int, list[int]] = {}  # parameter → numbers of its buckets
         for number, bucket in enumerate(self._buckets):
             for parameter in bucket.parameters:
                 self._containing.setdefault(parameter, []).append(number)
-        self._begin_anew()
+        self._restart()
 
-    def _begin_anew(self) -> None:
+    def _restart(self) -> None:
         self._missing = [len(bucket.parameters) for bucket in self._buckets]
         self._works: list[Any] = []  # of the buckets that have begun, which are the first
 
-    def there(self, parameter: int) -> None:
+    def gradient_ready(self, parameter: int) -> None:
         """The whole gradient of `parameter` is in the buffer."""
         for number in self._containing[parameter]:
             self._missing[number] -= 1
@@ -97,7 +109,7 @@ class Overlap:
             self._begin_next()
         for work in self._works:
             work.wait()
-        self._begin_anew()
+        self._restart()
 
     def _begin_next(self) -> None:
         self._works.append(self._buckets[len(self._works)].begin())

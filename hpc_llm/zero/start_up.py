@@ -1,9 +1,8 @@
-"""Start without torch's compiler: half of a rank's start-up was spent importing it although it was
-not used.
+"""Start without torch's compiler, which took half of a rank's start-up although nothing used it.
 
 From `python` to the end of a run of four steps, one rank took 4.7 s of CPU time and now takes 2.5 s
 (torch 2.13, DeepSpeed 0.19.8): the cost of a restarted rank before it trains. Code that compiles
-something imports it then.
+something imports the compiler then.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ import torch
 
 @contextlib.contextmanager
 def compiling_later() -> Iterator[None]:
-    """Inside, `@torch.compile` compiles at the first call: DeepSpeed decorates its Muon, whether it
-    is used or not.
+    """Inside, `@torch.compile` compiles at the first call.
+
+    DeepSpeed decorates the functions of its Muon, whether Muon is used or not.
     """
     compile_now = torch.compile
 
@@ -33,22 +33,27 @@ def compiling_later() -> Iterator[None]:
 
         return functools.wraps(function)(lambda *values, **named: compiled()(*values, **named))
 
-    torch.compile = later  # type: ignore[assignment]
-    try:
+    with _compile_replaced_by(later):
         yield
-    finally:
-        torch.compile = compile_now
 
 
 @contextlib.contextmanager
 def compiling_never() -> Iterator[None]:
     """Inside, `@torch.compile` leaves a function as it is."""
-    compile_now = torch.compile
 
     def never(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-        return function if function is not None else lambda decorated: decorated
+        if function is None:
+            return lambda decorated: decorated
+        return function
 
-    torch.compile = never  # type: ignore[assignment]
+    with _compile_replaced_by(never):
+        yield
+
+
+@contextlib.contextmanager
+def _compile_replaced_by(instead: Callable[..., Any]) -> Iterator[None]:
+    compile_now = torch.compile
+    torch.compile = instead
     try:
         yield
     finally:
@@ -56,9 +61,9 @@ def compiling_never() -> Iterator[None]:
 
 
 def leave_optimizers_uncompiled() -> None:
-    """torch disables its compiler for an optimizer by importing it at the first call: mark it as
-    already disabled.
+    """Mark torch's optimizers as already hidden from its compiler.
 
+    torch hides an optimizer from its compiler at the first call, and imports the compiler for that.
     torch/_compile.py looks for exactly this attribute; Adam's step, wrapped to break a graph that
     is never made, runs without gradients, as there. If a release names these differently, start-up
     is as slow as before.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,14 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from hpc_llm.trackers import jsonl, tensorboard
+from hpc_llm.config.schema import TrackersConfig
+from hpc_llm.trackers import jsonl
+from hpc_llm.trackers import open as opening
+from hpc_llm.trackers.hyperparameters import hyperparameters
 from hpc_llm.trackers.jsonl import JsonlTracker
-from hpc_llm.trackers.tensorboard import TensorboardTracker, treatment_of
+from hpc_llm.trackers.open import OPENERS, Bystander, Opening, open_trackers
+from hpc_llm.trackers.protocol import Row, Tracker
+from hpc_llm.trackers.tensorboard import TensorboardTracker
 from tests.configs import make_config
 
 
@@ -88,17 +94,12 @@ def test_rows_that_find_no_room_are_written_once_there_is_some(
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 )  # it is the writer's own thread
-def test_a_full_disk_costs_tensorboard_rows_and_not_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tensorboard, "_AGAIN_S", 0.0)
-    tracker = TensorboardTracker(tmp_path, 0, every=1)
+def test_a_full_disk_costs_tensorboard_rows_and_not_the_run(tmp_path: Path) -> None:
+    tracker = TensorboardTracker(tmp_path, 0, every=1, again_s=0.0)
     with full(1):
         for row in rows(1, 3):
             tracker.log(row)
-            if tracker._writer is not None:
-                with contextlib.suppress(OSError):
-                    tracker._writer.flush()
+            tracker.flush()
     for row in rows(4, 9):
         tracker.log(row)
     tracker.close()
@@ -133,7 +134,7 @@ def test_tensorboard_knows_what_a_run_was_and_which_of_its_scalars_to_draw_again
 ) -> None:
     for start in (0, 0, 3):
         tracker = TensorboardTracker(
-            tmp_path, start, every=1, treatment=treatment_of(make_config("optim.lr=2e-4"))
+            tmp_path, start, every=1, hyperparameters=hyperparameters(make_config("optim.lr=2e-4"))
         )
         tracker.log({"step": start + 1, "loss": 2.5})
         tracker.close()
@@ -149,3 +150,70 @@ def test_tensorboard_knows_what_a_run_was_and_which_of_its_scalars_to_draw_again
     metrics = [info.name.tag for info in said["_hparams_/experiment"].experiment.metric_infos]
     assert "loss" in metrics and "heldout_loss" in metrics
     assert found.Tags()["scalars"] == ["loss"]
+
+
+def opened(folder: Path, *words: str, start: int = 0) -> list[Tracker]:
+    config = make_config(*words)
+    metrics = folder / "metrics.jsonl"
+    return open_trackers(Opening(config, start, metrics, lambda name: folder / name, lambda: None))
+
+
+def test_every_tracker_of_the_configuration_can_be_opened() -> None:
+    assert set(OPENERS) == {field.name for field in dataclasses.fields(TrackersConfig)}
+
+
+@pytest.mark.parametrize(("words", "number"), [("trackers=[]", 1), ("trackers=[tensorboard]", 2)])
+def test_exact_rows_come_first_and_then_what_the_run_asks_for(
+    tmp_path: Path, words: str, number: int
+) -> None:
+    trackers = opened(tmp_path, words)
+    assert len(trackers) == number
+    assert isinstance(trackers[0], JsonlTracker)
+    for tracker in trackers:
+        tracker.log({"step": 1, "loss": 2.5})
+        tracker.close()
+    assert jsonl.read(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.5}]
+    assert (tmp_path / "tensorboard").exists() is (number == 2)
+
+
+class Failing:
+    """Takes `rows` rows, and no more."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.left = num_rows
+        self.closed = False
+
+    def log(self, row: Row) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("no connection")
+
+    def close(self) -> None:
+        self.closed = True
+        raise RuntimeError("still no connection")
+
+
+def test_a_tracker_that_fails_is_left_out_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    failing = Failing(1)
+    tracker = Bystander("mine", failing)
+    for row in rows(1, 4):
+        tracker.log(row)
+    tracker.close()
+    assert (failing.left, failing.closed) == (-1, False)
+    assert caplog.messages == ["trackers: mine failed and is left out from now on: no connection"]
+
+
+def test_a_tracker_that_fails_as_it_closes_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    Bystander("mine", Failing(1)).close()
+    assert "still no connection" in caplog.text
+
+
+def test_a_tracker_that_cannot_be_opened_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(opening: Opening, settings: object) -> Tracker:
+        raise ModuleNotFoundError("No module named 'mine'")
+
+    monkeypatch.setitem(opening.OPENERS, "tensorboard", refuse)
+    assert len(opened(tmp_path, "trackers=[tensorboard]")) == 1
+    assert "tensorboard cannot be opened and is left out: No module named 'mine'" in caplog.text

@@ -20,16 +20,16 @@ def test_steps_take_all_data_in_order_but_what_is_left_out(skipped: set[int]) ->
 
 def test_a_leap_is_measured_against_the_median_of_the_steps_before() -> None:
     rule = SpikeRule(0.5)
-    assert [rule.leap(9.0) for _ in range(10)] == [None] * 10  # too few to tell
-    assert [rule.leap(2.0) for _ in range(30)] == [None] * 30
-    assert rule.leap(2.4) is None
-    assert rule.leap(2.6) == 2.6 - 2.0
-    assert rule.leap(2.3) is None  # what leapt has not become the measure
+    assert [rule.excess(9.0) for _ in range(10)] == [None] * 10  # too few to tell
+    assert [rule.excess(2.0) for _ in range(30)] == [None] * 30
+    assert rule.excess(2.4) is None
+    assert rule.excess(2.6) == 2.6 - 2.0
+    assert rule.excess(2.3) is None  # what leapt has not become the measure
 
 
 def test_without_a_threshold_nothing_is_a_leap() -> None:
     rule = SpikeRule(None)
-    assert [rule.leap(loss) for loss in [1.0] * 30 + [1e9]] == [None] * 31
+    assert [rule.excess(loss) for loss in [1.0] * 30 + [1e9]] == [None] * 31
 
 
 def test_the_first_module_whose_output_is_not_finite_is_the_origin() -> None:

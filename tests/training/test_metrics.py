@@ -43,12 +43,14 @@ class Rows(list[Row]):
 def test_mfu_is_of_the_flops_of_the_very_step() -> None:
     """Sequences that are shorter at first take fewer for each token."""
     rows = Rows()
-    metrics = Metrics([rows], 100, lambda step: 2.0 * step, 1e4, SpikeRule(None), lambda *_: None)
+    metrics = Metrics(
+        [rows], 100, lambda step: 2.0 * step, 1e4, SpikeRule(None), lambda *_: None, lambda: 0.0
+    )
     for step in (1, 2):
         numbers = Readout(
             StepOutput(torch.tensor(1.0), torch.tensor([100]), torch.tensor([1]), 0.1)
         )
-        metrics.push(Pending(step, 0.1, numbers, 0.0, 0.0, launched_at=metrics._clock + 0.5))
+        metrics.push(Pending(step, 0.1, numbers, 0.0, 0.0, launched_at=0.5 * step))
         metrics.flush()
     assert [row["mfu"] for row in rows] == [200 * 2 / 1e4, 200 * 4 / 1e4]
 
@@ -58,8 +60,10 @@ def test_a_run_on_a_cpu_tells_the_process_memory_where_a_gpu_is_too(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     rows = Rows()
-    metrics = Metrics([rows], 100, lambda step: 2.0, 1e4, SpikeRule(None), lambda *_: None)
+    metrics = Metrics(
+        [rows], 100, lambda step: 2.0, 1e4, SpikeRule(None), lambda *_: None, lambda: 0.0
+    )
     numbers = Readout(StepOutput(torch.tensor(1.0), torch.tensor([100]), torch.tensor([1]), 0.1))
-    metrics.push(Pending(1, 0.1, numbers, 0.0, 0.0, launched_at=metrics._clock + 0.5))
+    metrics.push(Pending(1, 0.1, numbers, 0.0, 0.0, launched_at=0.5))
     metrics.flush()
     assert float(rows[0]["memory_gib"]) > 0.01

@@ -16,7 +16,8 @@ import torch
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.planning.walltime import NOTICE_STEPS
 from hpc_llm.trackers.protocol import Row
-from hpc_llm.training import loop
+from hpc_llm.training import loop, saving
+from hpc_llm.training.attempt import Attempt
 from hpc_llm.training.divergence import SpikeRule
 from hpc_llm.training.metrics import Metrics
 from hpc_llm.training.stop import Outcome
@@ -59,7 +60,8 @@ class Nowhere:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(loop, "gather_objects", lambda value: [value])
+    for module in (loop, saving):
+        monkeypatch.setattr(module, "gather_objects", lambda value: [value])
     gc.unfreeze()
     yield
     gc.unfreeze()
@@ -68,11 +70,10 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def train(idle: Any, folder: Path, *words: str) -> Outcome:
     config = make_config("train.duration=20steps", "optim.warmup=1steps", *words)
     plan = make_plan(config, None)
-    paths = {
-        name: folder / name for name in ("checkpoints", "metrics", "tensorboard", "divergence")
-    }
-    attempt = loop.Attempt(
+    paths = {name: folder / name for name in ("checkpoints", "metrics", "divergence")}
+    attempt = Attempt(
         **paths,
+        tracker_folder=lambda name: folder / name,
         number=1,
         rank=0,
         known_steps=0,
@@ -110,7 +111,7 @@ def test_a_save_for_good_stands_for_one_by_the_clock(
     later.
     """
     idle = Idle()
-    monkeypatch.setattr(loop.time, "monotonic", lambda: float(idle.steps))
+    monkeypatch.setattr(saving.time, "monotonic", lambda: float(idle.steps))
     train(idle, tmp_path, "checkpoint.every=6s", "checkpoint.permanent_every=5steps")
     assert idle.saved == [5, 10, 15, 20]
 

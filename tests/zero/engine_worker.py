@@ -155,25 +155,43 @@ class Began(contextlib.ExitStack):
         from deepspeed.runtime.zero import stage3, stage_1_and_2
 
         from hpc_llm.planning import memory
-        from hpc_llm.zero import overlap
+        from hpc_llm.zero import gradient_sums, overlap
 
         self.restart()
-        self.enter_context(mock.patch.object(overlap, "_worth_it", lambda part: True))
+        self.enter_context(mock.patch.object(overlap, "suits_one_owner", lambda part: True))
+        self.enter_context(mock.patch.object(gradient_sums, "buckets", self._buckets))
         self.enter_context(mock.patch.object(overlap, "BUCKET", 5000))
         self.enter_context(mock.patch.object(memory, "LEAST_BUCKET", 5000))
-        there = "reduce_independent_p_g_buckets_and_remove_grads"
-        for kind, gradient_is_there, begin in (
-            (overlap.Overlap, "there", "_begin_next"),
-            (stage_1_and_2.DeepSpeedZeroOptimizer, there, "average_tensor"),
+        self._watch(overlap.Overlap, "gradient_ready", self._sum)
+        ready = "reduce_independent_p_g_buckets_and_remove_grads"
+        for kind, begin in (
+            (stage_1_and_2.DeepSpeedZeroOptimizer, "average_tensor"),
             (
                 stage3.DeepSpeedZeroOptimizer_Stage3,
-                there,
                 "_DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads",
             ),
         ):
-            self._watch(kind, gradient_is_there, lambda: setattr(self, "summed", self.summed + 1))
-            self._watch(kind, begin, lambda: self.at.append(self.summed))
+            self._watch(kind, ready, self._sum)
+            self._watch(kind, begin, self._begin)
         return super().__enter__()
+
+    def _sum(self) -> None:
+        self.summed += 1
+
+    def _begin(self) -> None:
+        self.at.append(self.summed)
+
+    def _buckets(self, *given: Any) -> Iterator[Any]:
+        """Those of zero.overlap, each of which is noted when it begins."""
+        from hpc_llm.zero import overlap
+
+        for bucket in overlap.buckets(*given):
+
+            def begin(bucket: overlap.Bucket = bucket) -> Any:
+                self._begin()
+                return bucket.begin()
+
+            yield overlap.Bucket(begin, bucket.parameters)
 
     def _watch(self, kind: type, name: str, note: Callable[[], None]) -> None:
         method = getattr(kind, name)
@@ -257,27 +275,23 @@ def main() -> None:
                 what, contextlib.nullcontext
             )()
             with watched as watching:
-                engine = Engine(
-                    config,
-                    plan,
-                    lambda config=config, plan=plan: build_model(
-                        config,
-                        plan.activation_checkpointing,
-                        plan.attention,
-                        plan.compile,
-                        plan.loss_chunk,
-                    ),
-                    device,
-                    rank,
-                )
+                models: list[Any] = []
+
+                def make_model(
+                    config: RunConfig = config, plan: RunPlan = plan, models: list[Any] = models
+                ) -> Any:
+                    mode = (plan.activation_checkpointing, plan.attention)
+                    model = build_model(config, *mode, plan.compile, plan.loss_chunk)
+                    models.append(model)
+                    return model
+
+                engine = Engine(config, plan, make_model, device, rank)
                 for step in range(STEPS if what != "optimizer" else 0):
                     passes = passes_of(step, config, plan, rank)
                     lr = learning_rate(config.optim, step, STEPS, plan.warmup_steps)
                     before = engine.weights() if what == "poison" else {}
                     poisoned = what == "poison" and step == 1
-                    hook = engine._engine.module.register_forward_hook(
-                        lambda *given: given[2] * float("nan")
-                    )
+                    hook = models[0].register_forward_hook(lambda *given: given[2] * float("nan"))
                     if not poisoned:
                         hook.remove()
                     if what == "syncs":

@@ -30,7 +30,7 @@ def test_a_run_that_compiles_nothing_imports_no_compiler(
 LOOKED_AT = """
 import gc
 from hpc_llm import train
-with train._kept():
+with train.kept_for_good():
     import hpc_llm.training.loop
 print(gc.isenabled(), len(gc.get_objects()))
 """

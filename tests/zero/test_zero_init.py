@@ -32,8 +32,11 @@ def one_rank() -> Iterator[None]:
 @pytest.mark.parametrize("heads", [4, 6])
 def test_biases_of_alibi_are_exact_far_away_too(heads: int) -> None:
     """DeepSpeed's Init makes every new float tensor a bf16 one, positions too."""
-    from hpc_llm.zero.engine import deepspeed
+    import deepspeed
 
+    from hpc_llm.zero import patches
+
+    patches.apply_to_process()
     config = make_config(
         f"model.n_heads={heads}",
         "model.d_model=96",

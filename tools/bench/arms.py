@@ -116,9 +116,10 @@ def deepspeed_alone(setting: Setting) -> None:
 def deepspeed_loop(setting: Setting, model: torch.nn.Module) -> None:
     import deepspeed
 
-    from hpc_llm.zero import optimizers
+    from hpc_llm.zero import optimizers, patches
     from hpc_llm.zero.engine import deepspeed_settings
 
+    patches.apply_to_process()
     config = setting.config
     need_operator(setting)
     optimizer = optimizers.make(config.optim, list(model.named_parameters()), setting.device.type)
@@ -167,6 +168,7 @@ class TimedBatches(Batches):
 def ours(setting: Setting) -> None:
     from hpc_llm.trackers import jsonl
     from hpc_llm.training import loop
+    from hpc_llm.training.attempt import Attempt
     from hpc_llm.training.stop import StopFlag
     from hpc_llm.zero.engine import Engine
 
@@ -176,12 +178,12 @@ def ours(setting: Setting) -> None:
     need_operator(setting)
     layout.make_folders()
     number = claim(layout)
-    attempt = loop.Attempt(
+    attempt = Attempt(
         number=number,
         rank=0,
         checkpoints=layout.checkpoints,
         metrics=layout.metrics,
-        tensorboard=layout.tensorboard,
+        tracker_folder=layout.tracker_folder,
         known_steps=0,
         check_fence=Fence(layout, number).check,
         record=lambda *_, **__: None,
