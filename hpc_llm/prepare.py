@@ -43,7 +43,7 @@ def _prepare(words: list[str]) -> int:
         return _inspect(words)
     from hpc_llm.config import checks
     from hpc_llm.config.compose import compose
-    from hpc_llm.data.manifest import directory_for
+    from hpc_llm.data.recipe import directory_for
     from hpc_llm.runs import preflight
     from hpc_llm.storage.files import restrict_access
 

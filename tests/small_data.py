@@ -13,7 +13,7 @@ from hpc_llm.config.schema import DataConfig, RunConfig
 from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, SourceFacts
 from hpc_llm.data.mixture import Mixture
 from hpc_llm.data.samples import Concatenated
-from hpc_llm.data.shards import ShardSet, ShardWriter
+from hpc_llm.data.shards import SHARD_TOKENS, ShardFile, ShardSet, dtype_for, shard_name
 from hpc_llm.data.stream import Stream
 from hpc_llm.planning.mixture import Phase, Source, stages
 
@@ -55,14 +55,46 @@ def one_source(shards: ShardSet, seed: int, seq_len: int, global_batch: int) -> 
 EOS = 1  # ends every document of write_data
 
 
+def write_shards(
+    directory: Path,
+    split: str,
+    source: str,
+    documents: list[list[int]],
+    vocab_size: int = 128,
+    shard_tokens: int = SHARD_TOKENS,
+) -> list[Shard]:
+    """Documents as they stand in shards of at most `shard_tokens`; a longer one has its own."""
+    shards: list[Shard] = []
+    file: ShardFile | None = None
+    for document in documents:
+        if file is not None and file.num_tokens + len(document) > shard_tokens:
+            shards.append(file.close())
+            file = None
+        if file is None:
+            name = shard_name(split, source, len(shards))
+            file = ShardFile(directory, name, source, dtype_for(vocab_size))
+        file.append(np.array(document), np.array([len(document)]), text_bytes=len(document))
+    if file is not None:
+        shards.append(file.close())
+    return shards
+
+
+def gathered(shards: ShardSet, sample_ids: np.ndarray, seq_len: int) -> np.ndarray:
+    """Samples `sample_ids`: int64 [n, seq_len + 1]."""
+    out = np.empty((len(sample_ids), seq_len + 1), np.int64)
+    shards.gather_into(out, np.arange(len(sample_ids)), sample_ids, seq_len)
+    return out
+
+
 def write_data(
     directory: Path,
     documents: dict[str, list[list[int]]],
     shard_tokens: int = 10**6,
     heldout: dict[str, list[list[int]]] | None = None,
 ) -> Path:
-    """Prepared data made of documents as they stand, by source; held out are those of the first,
-    unless given.
+    """Prepared data made of documents as they stand, by source.
+
+    Held out are those of the first source, unless given.
     """
     heldout = {min(documents): documents[min(documents)]} if heldout is None else heldout
     shards: dict[str, list[Shard]] = {"train": [], "heldout": []}
@@ -71,10 +103,9 @@ def write_data(
         tokens = {}
         counts = {}
         for split, texts in (("train", documents[source]), ("heldout", heldout.get(source, []))):
-            with ShardWriter(directory, split, source, 128, shard_tokens) as writer:
-                for text in texts:
-                    writer.append(np.array(text), text_bytes=len(text))
-            shards[split] += writer.shards
+            shards[split] += write_shards(
+                directory, split, source, texts, shard_tokens=shard_tokens
+            )
             tokens[split] = sum(map(len, texts))
             counts[split] = len(texts)
         counts = {"in": sum(counts.values()), **counts, "rejects": 0, "duplicates": 0}

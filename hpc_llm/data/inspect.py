@@ -1,6 +1,4 @@
-"""What a step trains on, as text: the rows of its global batch, their sources and documents,
-decoded.
-"""
+"""What a step trains on, as text: the rows of its global batch, their sources and documents."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ import numpy as np
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data.manifest import read_manifest
-from hpc_llm.data.samples import IGNORED, Arrays
+from hpc_llm.data.samples import IGNORED, Arrays, Samples
 from hpc_llm.data.stream import Stream, training
 from hpc_llm.planning.lengths import Lengths
 from hpc_llm.planning.plan import RunPlan
@@ -30,10 +28,10 @@ def lines(
     num_rows: int,
     width: int,
 ) -> Iterator[str]:
-    """Optimizer step `step`, counted from 1 as in metrics.jsonl: its first `num_rows` rows, lines
-    cut to `width`.
+    """The first `num_rows` rows of optimizer step `step`, in lines cut to `width`.
 
-    InputError if the run has no such step, or its data cannot be read.
+    step: counted from 1, as in metrics.jsonl. InputError if the run has no such step, or its data
+    cannot be read.
     """
     if not 1 <= step <= plan.steps:
         raise InputError(f"step={step}: from 1 to {plan.steps}, the steps of this run")
@@ -42,8 +40,7 @@ def lines(
     tokenizer = open_tokenizer((directory / manifest.tokenizer).read_bytes(), config.data.eos_token)
     yield _head(stream, step - 1, plan)
     rows = stream.mixture.step(step - 1)
-    before = stream.mixture.stage(step - 1).before(step - 1)
-    earlier = Counter[int]()  # rows of each source above
+    seen = list(stream.mixture.stage(step - 1).before(step - 1))  # samples of each source
     for number, (source, sample) in enumerate(
         zip(rows.sources.tolist(), rows.samples.tolist(), strict=True)
     ):
@@ -51,33 +48,42 @@ def lines(
             yield f"… and {len(rows.samples) - num_rows} more rows: rows=N shows N"
             return
         name = stream.mixture.sources[source].name
-        size = stream.samples[source].num_samples
-        epoch = (before[source] + earlier[source]) // size + 1
-        earlier[source] += 1
-        yield f"row {number + 1}: {name}, sample {sample:,} of {size:,}, epoch {epoch}"
-        arrays = stream.samples[source].blank(1)
-        stream.samples[source].read(np.array([sample]), arrays, np.array([0]))
-        arrays = stream.samples[source].finish(arrays, np.array([False]))
-        yield from (_document(ids, tokenizer, width) for ids in _documents(arrays, manifest.eos_id))
-        if masked := int((arrays.targets == IGNORED).sum()):
-            yield f"{masked:>9,} masked"
+        samples = stream.samples[source]
+        epoch = seen[source] // samples.num_samples + 1
+        seen[source] += 1
+        yield (
+            f"row {number + 1}: {name}, sample {sample:,} of {samples.num_samples:,}, epoch {epoch}"
+        )
+        yield from _row(samples, sample, manifest.eos_id, tokenizer, width)
+
+
+def _row(
+    samples: Samples, sample: int, eos_id: int, tokenizer: Tokenizer, width: int
+) -> Iterator[str]:
+    arrays = samples.blank(1)
+    samples.read(np.array([sample]), arrays, np.array([0]))
+    arrays = samples.finish(arrays, np.array([False]))
+    for ids in _documents(arrays, eos_id):
+        yield _document(ids, tokenizer, width)
+    masked = int((arrays.targets == IGNORED).sum())
+    if masked:
+        yield f"{masked:>9,} masked"
 
 
 def _head(stream: Stream, step: int, plan: RunPlan | Lengths) -> str:
-    stage = stream.mixture.stage(step)
+    line = f"step {step + 1:,} of {plan.steps:,}"
+    if len(plan.phases) > 1:
+        phase = stream.mixture.stage(step).phase
+        line += f", phase {phase + 1} of {len(plan.phases)}"
     counts = Counter(stream.mixture.step(step).sources.tolist())
-    shares = ", ".join(
-        f"{counts[number]} {source.name}" for number, source in enumerate(stream.mixture.sources)
-    )
-    phase = f", phase {stage.phase + 1} of {len(plan.phases)}" if len(plan.phases) > 1 else ""
-    return (
-        f"step {step + 1:,} of {plan.steps:,}{phase}: {shares}; sequences of "
-        f"{stream.seq_len(step):,} tokens"
-    )
+    shares = []
+    for number, source in enumerate(stream.mixture.sources):
+        shares.append(f"{counts[number]} {source.name}")
+    return f"{line}: {', '.join(shares)}; sequences of {stream.seq_len(step):,} tokens"
 
 
 def _documents(arrays: Arrays, eos_id: int) -> Iterator[list[int]]:
-    """Token ids of each document, or part of one, in a row; the last target closes it."""
+    """Token ids of each document in a row, or of a part of one; the last target closes it."""
     tokens = arrays.tokens[0]
     targets = arrays.targets[0]
     if arrays.documents is not None:
@@ -94,9 +100,17 @@ def _documents(arrays: Arrays, eos_id: int) -> Iterator[list[int]]:
 
 def _document(ids: list[int], tokenizer: Tokenizer, width: int) -> str:
     room = max(10, width - _COUNT_WIDTH - 1)
-    text = (
-        tokenizer.decode(ids[: 4 * room]).replace("\n", "⏎").replace("\t", "→")
-    )  # a token has a character or more
-    printable = "".join(letter if letter.isprintable() else "·" for letter in text)
-    cut = len(printable) > room
-    return f"{len(ids):>9,} tokens " + (printable[: room - 1] + "…" if cut else printable)
+    text = tokenizer.decode(ids[: 4 * room])  # a token has a character or more
+    text = text.replace("\n", "⏎").replace("\t", "→")
+    text = _printable(text)
+    if len(text) > room:
+        text = text[: room - 1] + "…"
+    return f"{len(ids):>9,} tokens {text}"
+
+
+def _printable(text: str) -> str:
+    letters = list(text)
+    for place, letter in enumerate(letters):
+        if not letter.isprintable():
+            letters[place] = "·"
+    return "".join(letters)

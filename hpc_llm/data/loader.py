@@ -1,5 +1,6 @@
-"""Batches as tensors: what one rank sees in each pass of an optimizer step. The only state is the
-step.
+"""Batches as tensors: what one rank sees in each pass of an optimizer step.
+
+The only state is the step.
 """
 
 from __future__ import annotations
@@ -17,22 +18,21 @@ from hpc_llm.data.samples import Samples
 from hpc_llm.data.stream import Heldout, Stream
 from hpc_llm.planning.batch import accumulation, pass_rows
 
-_CHUNK_TOKENS = (
-    1 << 18
-)  # read at once: passing on less would cost more than reading it; 2 MB as int64
+# Read at once: passing on less would cost more than reading it; 2 MB as int64.
+_CHUNK_TOKENS = 1 << 18
 _CHUNK_STEPS = 16  # at most, since small steps are read fast enough
 _CHUNKS_AHEAD = 2
 _NOTHING = -1  # a row that a pass lacks, or that lies beyond the end of the text
 
-Passes = list[
-    tuple[torch.Tensor, ...]
-]  # per pass: tokens, targets int64, where packed documents int32; see Batches
+# Of each pass tokens and targets int64, and where packed documents int32; see Batches.
+Passes = list[tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of each global batch a rank computes, pass by pass. It does not change the
-    mathematics.
+    """Which rows of each global batch a rank computes, pass by pass.
+
+    It does not change the mathematics.
     """
 
     rank: int
@@ -45,8 +45,9 @@ class Share:
         return accumulation(self.global_batch, self.world_size, self.micro_batch)
 
     def rows(self) -> np.ndarray:
-        """Rows of the global batch: int64 [num_passes, micro_batch], _NOTHING where the batch does
-        not divide.
+        """Rows of the global batch: int64 [num_passes, micro_batch].
+
+        _NOTHING where the batch does not divide.
         """
         rows = np.full((self.num_passes, self.micro_batch), _NOTHING)
         for index, own in enumerate(rows):
@@ -66,8 +67,7 @@ class _Chunk:
 
 
 class Batches:
-    """Training batches of one rank: a function of (seed, step), with the next steps read ahead in a
-    thread.
+    """Training batches of one rank, a function of (seed, step); a thread reads the next ones.
 
     A pass is tokens and targets, and with packing also documents, each [micro_batch, seq_len].
     During sequence-length warm-up each sample is seen as seq_len ÷ length sequences: [micro_batch ·
@@ -102,10 +102,11 @@ class Batches:
     def samples(self, step: int) -> list[tuple[str, int]]:
         """Source and sample of every row of the global batch of `step`."""
         rows = self._stream.mixture.step(step)
-        return [
-            (self._stream.mixture.sources[source].name, sample)
-            for source, sample in zip(rows.sources.tolist(), rows.samples.tolist(), strict=True)
-        ]
+        names = [source.name for source in self._stream.mixture.sources]
+        samples = []
+        for source, sample in zip(rows.sources.tolist(), rows.samples.tolist(), strict=True):
+            samples.append((names[source], sample))
+        return samples
 
     def close(self) -> None:
         """End the thread, after what it is reading now."""
@@ -127,17 +128,23 @@ class Batches:
 
     def _read(self, steps: range) -> list[Passes]:
         """Only the thread calls this."""
-        wanted = [self._stream.mixture.step(step) for step in steps]
-        sources = np.stack([rows.sources for rows in wanted])  # [steps, global_batch]
-        ids = np.stack([rows.samples for rows in wanted])
-        tensors = _read(self._stream.samples, sources, ids, self._rows, self._pinned)
-        return [
-            [
-                tuple(_cut(part, self._stream.seq_len(step)) for part in parts)
-                for parts in zip(*passes, strict=True)
-            ]
-            for step, *passes in zip(steps, *tensors, strict=True)
-        ]
+        sources = []
+        ids = []
+        for step in steps:
+            rows = self._stream.mixture.step(step)
+            sources.append(rows.sources)
+            ids.append(rows.samples)
+        tensors = _read(
+            self._stream.samples, np.stack(sources), np.stack(ids), self._rows, self._pinned
+        )
+        batches = []
+        for step, *of_step in zip(steps, *tensors, strict=True):
+            length = self._stream.seq_len(step)
+            passes = []
+            for of_pass in zip(*of_step, strict=True):
+                passes.append(tuple(_cut(tensor, length) for tensor in of_pass))
+            batches.append(passes)
+        return batches
 
 
 def heldout_batches(heldout: Heldout, share: Share) -> Iterator[Passes]:
@@ -146,26 +153,21 @@ def heldout_batches(heldout: Heldout, share: Share) -> Iterator[Passes]:
     The last is filled up with IGNORED targets.
     """
     fill = (0, -len(heldout.rows.samples) % share.global_batch)
-    sources = np.pad(heldout.rows.sources, fill, constant_values=_NOTHING).reshape(
-        -1, 1, share.global_batch
-    )
+    sources = np.pad(heldout.rows.sources, fill, constant_values=_NOTHING)
+    sources = sources.reshape(-1, 1, share.global_batch)  # one step at a time
     ids = np.pad(heldout.rows.samples, fill).reshape(sources.shape)
-    for batch in zip(sources, ids, strict=True):
-        yield list(
-            zip(
-                *(part[0] for part in _read(heldout.samples, *batch, share.rows(), False)),
-                strict=True,
-            )
-        )
+    rows = share.rows()
+    for batch_sources, batch_ids in zip(sources, ids, strict=True):
+        tensors = _read(heldout.samples, batch_sources, batch_ids, rows, pinned=False)
+        yield list(zip(*(tensor[0] for tensor in tensors), strict=True))
 
 
 def _read(
     samples: Sequence[Samples], sources: np.ndarray, ids: np.ndarray, rows: np.ndarray, pinned: bool
 ) -> list[torch.Tensor]:
-    """Sources and ids of global batches [steps, global_batch] → tokens, targets and, where packed,
-    documents.
+    """Tokens, targets and, where packed, documents: each [steps, passes, micro_batch, seq_len].
 
-    Each is [steps, passes, micro_batch, seq_len].
+    sources, ids: of the rows of global batches [steps, global_batch]. rows: as of `Share.rows`.
     """
     own_sources = np.where(rows == _NOTHING, _NOTHING, sources[:, rows]).ravel()
     own_ids = ids[:, rows].ravel()
@@ -175,16 +177,19 @@ def _read(
         if len(places):
             reader.read(own_ids[places], arrays, places)
     arrays = samples[0].finish(arrays, own_sources == _NOTHING)
-    tensors = [
-        torch.from_numpy(array)
-        for array in (arrays.tokens, arrays.targets, arrays.documents)
-        if array is not None
-    ]
-    if pinned:
-        tensors = [tensor.contiguous().pin_memory() for tensor in tensors]
-    return [tensor.view(len(sources), *rows.shape, -1) for tensor in tensors]
+    tensors = []
+    for array in (arrays.tokens, arrays.targets, arrays.documents):
+        if array is None:
+            continue
+        tensor = torch.from_numpy(array)
+        if pinned:
+            tensor = tensor.contiguous().pin_memory()
+        tensors.append(tensor.view(len(sources), *rows.shape, -1))
+    return tensors
 
 
 def _cut(part_BS: torch.Tensor, length: int) -> torch.Tensor:
     """Sequences of seq_len as a larger number of sequences of `length`."""
-    return part_BS if part_BS.shape[1] == length else part_BS.reshape(-1, length)
+    if part_BS.shape[1] == length:
+        return part_BS
+    return part_BS.reshape(-1, length)

@@ -15,14 +15,12 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.config.schema import DataConfig, ReadingConfig, RunConfig
 from hpc_llm.planning.plan import DataFacts
 
 FORMAT_VERSION = 2
@@ -53,9 +51,8 @@ class SourceFacts:
     filtered: int  # documents that the source's own filters left out; they are not in
     tokens: dict[str, int]  # train, heldout
     text_bytes: int  # UTF-8 bytes of both splits
-    lengths: list[
-        int
-    ]  # [i]: documents of 2^i to 2^(i+1) − 1 tokens, end of text included, both splits
+    # [i]: documents of 2^i to 2^(i+1) − 1 tokens, end of text included, both splits
+    lengths: list[int]
 
 
 @dataclass(frozen=True)
@@ -76,57 +73,62 @@ class Manifest:
     recipe: dict[str, Any]  # the settings that made these bytes
     library: str  # of the tokenizer, with its version
     sources: dict[str, SourceFacts]  # add up to `documents` and `tokens`
-    shards: dict[
-        str, list[Shard]
-    ]  # train, heldout; those of a source in a row, sources sorted by name
+    # train, heldout; those of a source in a row, sources sorted by name
+    shards: dict[str, list[Shard]]
 
     def __post_init__(self) -> None:
         """ValueError unless every document is accounted for and the counts of the shards add up."""
-        for counts in (self.documents, *(source.documents for source in self.sources.values())):
-            if (
-                counts["in"]
-                != counts["train"] + counts["heldout"] + counts["rejects"] + counts["duplicates"]
-            ):
-                raise ValueError(f"documents do not add up: {counts}")
+        _check_documents(self.documents)
+        for source in self.sources.values():
+            _check_documents(source.documents)
         for key, count in self.documents.items():
             if count != sum(source.documents[key] for source in self.sources.values()):
                 raise ValueError(f"documents of the sources do not add up to {count} {key}")
-        for split, shards in self.shards.items():
+        for split in self.shards:
             if self.tokens[split] != sum(source.tokens[split] for source in self.sources.values()):
                 raise ValueError(f"tokens of the sources do not add up to those of {split}")
             for name, source in self.sources.items():
-                own = [shard for shard in shards if shard.source == name]
-                if source.tokens[split] != sum(shard.tokens for shard in own):
+                tokens = 0
+                documents = 0
+                for shard in self.shards_of(split, name):
+                    tokens += shard.tokens
+                    documents += shard.documents
+                if source.tokens[split] != tokens:
                     raise ValueError(f"tokens of {split} of {name} do not add up")
-                if source.documents[split] != sum(shard.documents for shard in own):
+                if source.documents[split] != documents:
                     raise ValueError(f"documents of {split} of {name} do not add up")
         if self.dtype not in ("uint16", "uint32"):
             raise ValueError(f"dtype {self.dtype} is not uint16 or uint32")
 
+    def shards_of(self, split: str, source: str | None = None) -> list[Shard]:
+        """The shards of `split`, of one source or (None) of all."""
+        if source is None:
+            return list(self.shards[split])
+        return [shard for shard in self.shards[split] if shard.source == source]
+
     @property
     def digests(self) -> dict[str, str]:
-        """Of each source, one of all that its tokens are and mean: two that are equal train the
-        same.
+        """Of each source, one of all that its tokens are and mean.
+
+        Two sources with equal digests train the same.
         """
         return {name: self._digest(name) for name in self.sources}
 
     def _digest(self, source: str) -> str:
-        shards = [
-            [split, shard.sha256, shard.index_sha256]
-            for split, shards in sorted(self.shards.items())
-            for shard in shards
-            if shard.source == source
-        ]
-        facts = [self.tokenizer_sha256, self.vocab_size, self.eos_id, self.dtype, shards]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        hashes = []
+        for split in sorted(self.shards):
+            for shard in self.shards_of(split, source):
+                hashes.append([split, shard.sha256, shard.index_sha256])
+        identity = [self.tokenizer_sha256, self.vocab_size, self.eos_id, self.dtype, hashes]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Manifest:
         """The reverse of dataclasses.asdict. ValueError, KeyError or TypeError where it is none."""
-        sources = {name: SourceFacts(**each) for name, each in values["sources"].items()}
-        shards = {
-            split: [Shard(**each) for each in every] for split, every in values["shards"].items()
-        }
+        sources = {name: SourceFacts(**entry) for name, entry in values["sources"].items()}
+        shards = {}
+        for split, entries in values["shards"].items():
+            shards[split] = [Shard(**entry) for entry in entries]
         return cls(**{**values, "sources": sources, "shards": shards})
 
     def to_json(self) -> str:
@@ -134,9 +136,7 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Manifest of prepared data. InputError if there is none, or it is damaged or of another
-    version.
-    """
+    """Manifest of prepared data. InputError if there is none, or it cannot be used."""
     path = directory / MANIFEST
     try:
         values = json.loads(path.read_bytes())
@@ -154,6 +154,13 @@ def read_manifest(directory: Path) -> Manifest:
         raise InputError(
             f"{path}: damaged ({error}); remove the folder and prepare again: {PREPARE}"
         ) from None
+
+
+def _check_documents(counts: Mapping[str, int]) -> None:
+    """ValueError unless every document is to train on, held out, rejected or a duplicate."""
+    known = counts["train"] + counts["heldout"] + counts["rejects"] + counts["duplicates"]
+    if counts["in"] != known:
+        raise ValueError(f"documents do not add up: {counts}")
 
 
 def facts(directory: Path) -> DataFacts:
@@ -183,103 +190,13 @@ def tokenizer_file(content: bytes) -> str:
     return "tokenizer.json" if content.lstrip()[:1] == b"{" else "tokenizer.model"
 
 
-def directory_for(config: RunConfig) -> Path:
-    """Folder of the shards of a run: data.out, or one below run.root that runs with the same recipe
-    share.
-    """
-    if config.data.out is not None:
-        return Path(config.data.out).expanduser()
-    told = {key: value for key, value in recipe(config.data).items() if value != _unless_given(key)}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    return Path(config.run.root).expanduser() / ".data" / f"{config.data.name}-{digest[:12]}"
-
-
-def recipe(config: DataConfig) -> dict[str, Any]:
-    """The settings that change the bytes of the shards; workers, out, weights and the limit on
-    rejects do not.
-    """
-    trained = config.tokenizer is None
-    return {
-        "format": FORMAT_VERSION,
-        "name": config.name,
-        **_sources(config),
-        "deduplicate": config.deduplicate,
-        "tokenizer": _content(config.tokenizer),
-        "eos_token": config.eos_token,
-        "vocab_size": config.vocab_size,
-        "tokenizer_sample_mb": config.tokenizer_sample_mb if trained else None,
-        "heldout_fraction": config.heldout_fraction,
-    }
-
-
-def _sources(config: DataConfig) -> dict[str, Any]:
-    if config.name == "stdlib":
-        return {"source": f"Python {platform.python_version()}"}
-    if not config.sources:
-        return {"source": _absolute(config.source), **_reading(config, "")}
-    found: dict[str, Any] = {}
-    for name, source in sorted(config.sources.items()):
-        key = f"sources.{name}."
-        below = Path(config.source or ".").expanduser()
-        found |= {
-            f"{key}path": _absolute(str(below / Path(source.path).expanduser())),
-            **_reading(source, key),
-        }
-    return found
-
-
-def _reading(config: ReadingConfig, prefix: str) -> dict[str, Any]:
-    values = {item.name: getattr(config, item.name) for item in dataclasses.fields(ReadingConfig)}
-    return {
-        prefix + name: sorted(value) if name == "suffixes" else value
-        for name, value in values.items()
-    }
-
-
-def _unless_given(key: str) -> Any:
-    """What a setting of reading is by default, so that one which a later version adds changes no
-    recipe; else ''.
-    """
-    return _reading(ReadingConfig(), "").get(key.rpartition(".")[2], "")
-
-
-def check_recipe(manifest: Manifest, config: DataConfig, directory: Path) -> None:
-    """InputError that names every setting in which prepared data differ from what is asked for."""
-    wanted = recipe(config)
-    different = [
-        key for key in wanted if wanted[key] != manifest.recipe.get(key, _unless_given(key))
-    ]
-    if different:
-        raise InputError(
-            f"data.{key}={wanted[key]}: {directory} was prepared with {manifest.recipe.get(key)}; "
-            "choose another data.out, or remove that folder"
-            for key in different
-        )
-
-
 def check_digests(directory: Path, planned: Mapping[str, str]) -> None:
     """InputError where prepared data are not those that a run was planned with."""
-    found = read_manifest(directory).digests
-    changed = [name for name, digest in planned.items() if found.get(name) != digest]
+    present = read_manifest(directory).digests
+    changed = [name for name, digest in planned.items() if present.get(name) != digest]
     if changed:
         raise InputError(
             f"{directory}: prepared anew since this run was submitted, with other tokens of "
             f"{', '.join(changed)}; bring back the data that it began with, or train another "
             "run.name"
         )
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else os.path.abspath(Path(path).expanduser())  # noqa: PTH100
-
-
-def _content(path: str | None) -> str | None:
-    """Hash of a tokenizer's content where it can be read, else its path: where it lies does not
-    change the bytes.
-    """
-    if path is None:
-        return None
-    try:
-        return "sha256:" + hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
-    except OSError:
-        return _absolute(path)

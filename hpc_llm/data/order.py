@@ -10,9 +10,8 @@ import math
 
 import numpy as np
 
-_ROUNDS = (
-    6  # even; Luby and Rackoff need 4 for random round functions, two more help very small domains
-)
+# Even. Luby and Rackoff need 4 for random round functions; two more help very small domains.
+_ROUNDS = 6
 
 
 def sample_ids(seed: int, start: int, count: int, num_samples: int, stream: str = "") -> np.ndarray:
@@ -30,29 +29,28 @@ def sample_ids(seed: int, start: int, count: int, num_samples: int, stream: str 
         epoch, first = divmod(start + done, num_samples)
         length = min(count - done, num_samples - first)
         positions = np.arange(first, first + length, dtype=np.uint64)
-        ids[done : done + length] = _permute(
-            positions, num_samples, _round_keys(seed, epoch, stream)
-        )
+        keys = _round_keys(seed, epoch, stream)
+        ids[done : done + length] = _permute(positions, num_samples, keys)
         done += length
     return ids
 
 
 def shuffles(seed: int, start: int, count: int, size: int) -> np.ndarray:
-    """A permutation of range(size) for each of the steps start … start + count − 1: int64 [count,
-    size].
+    """A permutation of range(size) for each of the steps start … start + count − 1.
 
-    Sorts random keys, so it is for global batches, not for data.
+    int64 [count, size]. Sorts random keys, so it is for global batches, not for data.
     """
     key = _round_keys(seed, 0, " rows")[0]  # no source's name begins with a space
-    positions = np.arange(start * size, (start + count) * size, dtype=np.uint64).reshape(
-        count, size
-    )
-    return np.argsort(_mixed(positions, key), axis=1, kind="stable")
+    positions = np.arange(start * size, (start + count) * size, dtype=np.uint64)
+    keys = _mixed(positions.reshape(count, size), key)
+    return np.argsort(keys, axis=1, kind="stable")
 
 
-def _round_keys(seed: int, epoch: int, stream: str = "") -> np.ndarray:
-    words = f"hpc_llm order {seed} {epoch}" + (f" {stream}" if stream else "")
-    digest = hashlib.blake2b(words.encode(), digest_size=8 * _ROUNDS).digest()
+def _round_keys(seed: int, epoch: int, stream: str) -> np.ndarray:
+    text = f"hpc_llm order {seed} {epoch}"
+    if stream:
+        text += f" {stream}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8 * _ROUNDS).digest()
     return np.frombuffer(digest, "<u8").astype(np.uint64)
 
 
@@ -89,8 +87,9 @@ def _feistel(values: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray
 
 
 def _below(values: np.ndarray, key: np.uint64, size: np.uint64) -> np.ndarray:
-    """Keyed pseudo-random numbers in [0, size), size ≤ 2^31: the upper half scaled (Lemire, TOMACS
-    2019).
+    """Keyed pseudo-random numbers in [0, size), for size ≤ 2^31.
+
+    The upper half is scaled (Lemire, TOMACS 2019).
     """
     mixed = _mixed(values, key)
     mixed >>= np.uint64(32)
@@ -100,8 +99,9 @@ def _below(values: np.ndarray, key: np.uint64, size: np.uint64) -> np.ndarray:
 
 
 def _mixed(values: np.ndarray, key: np.uint64) -> np.ndarray:
-    """Keyed pseudo-random uint64: the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA
-    2014).
+    """Keyed pseudo-random uint64.
+
+    The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
     """
     mixed: np.ndarray = values ^ key
     mixed ^= mixed >> np.uint64(30)

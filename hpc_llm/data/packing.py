@@ -1,5 +1,6 @@
-"""Documents → rows of `capacity` positions by best fit: few documents are cut, and there is little
-padding. Pure.
+"""Documents → rows of `capacity` positions by best fit. Pure.
+
+Few documents are cut, and there is little padding.
 
 A position is a pair of a token and the next one, its target: a document of n tokens has n − 1.
 Longer documents are cut into pieces of `capacity` positions and a remainder; only remainders are
@@ -13,14 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WINDOW_DOCUMENTS = (
-    1 << 18
-)  # packed together: more would not fill rows better, and memory stays bounded
+# Packed together: more would not fill rows better, and memory stays bounded.
+WINDOW_DOCUMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Piece p has `sizes[p]` positions starting at token `starts[p]`; row r holds the pieces
+    """Pieces of documents in rows.
+
+    Piece p has `sizes[p]` positions from token `starts[p]` on; row r holds the pieces
     ends[r−1]:ends[r].
     """
 
@@ -30,30 +32,28 @@ class Packed:
 
 
 def pack(offsets: np.ndarray, capacity: int, window: int = WINDOW_DOCUMENTS) -> Packed:
-    """Rows for documents that begin at `offsets` (int [documents + 1], the end last); single tokens
-    are left out.
+    """Rows for documents that begin at `offsets` (int [documents + 1], the end last).
+
+    Documents of a single token are left out.
     """
-    parts = [
-        _pack_window(offsets[first : first + window + 1].astype(np.int64), capacity)
-        for first in range(0, len(offsets) - 1, window)
-    ]
-    if not parts:
-        return Packed(*(np.empty(0, np.int64) for _ in range(3)))
-    pieces_before = np.cumsum([0, *(len(part.starts) for part in parts)])
-    ends = [part.ends + before for part, before in zip(parts, pieces_before, strict=False)]
-    return Packed(
-        np.concatenate([part.starts for part in parts]),
-        np.concatenate([part.sizes for part in parts]),
-        np.concatenate(ends),
-    )
+    starts = [np.empty(0, np.int64)]
+    sizes = [np.empty(0, np.int64)]
+    ends = [np.empty(0, np.int64)]
+    num_pieces = 0
+    for first in range(0, len(offsets) - 1, window):
+        packed = _pack_window(offsets[first : first + window + 1].astype(np.int64), capacity)
+        starts.append(packed.starts)
+        sizes.append(packed.sizes)
+        ends.append(packed.ends + num_pieces)
+        num_pieces += len(packed.starts)
+    return Packed(np.concatenate(starts), np.concatenate(sizes), np.concatenate(ends))
 
 
 def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
-    """Indices of `sizes` (each from 1 to capacity) row by row, best-fit decreasing; equal sizes in
-    their order.
+    """Indices of `sizes` (each from 1 to capacity) row by row, best-fit decreasing.
 
-    Rows are kept in lists by the room they have left, and the bits of one integer say which lists
-    are not empty: the lowest bit at or above a size is the best fit.
+    Equal sizes keep their order. Rows are kept in lists by the room they have left, and the bits of
+    one integer say which lists are not empty: the lowest bit at or above a size is the best fit.
     """
     rows: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
@@ -84,14 +84,15 @@ def _pack_window(offsets: np.ndarray, capacity: int) -> Packed:
     whole_starts = np.repeat(offsets[:-1], whole) + within * capacity
     left = np.flatnonzero(sizes % capacity)
     rows = best_fit(sizes[left] % capacity, capacity)
-    pieces = left[np.array([piece for row in rows for piece in sorted(row)], np.int64)]
+    order: list[int] = []
+    for row in rows:
+        order += sorted(row)
+    pieces = left[np.array(order, np.int64)]
+    num_whole = len(whole_starts)
+    whole_ends = np.arange(1, num_whole + 1)
+    ends = num_whole + np.cumsum([*map(len, rows)])
     return Packed(
         np.concatenate([whole_starts, offsets[pieces] + whole[pieces] * capacity]),
-        np.concatenate([np.full(len(whole_starts), capacity), sizes[pieces] % capacity]),
-        np.concatenate(
-            [
-                np.arange(1, len(whole_starts) + 1),
-                len(whole_starts) + np.cumsum([len(row) for row in rows]),
-            ]
-        ).astype(np.int64),
+        np.concatenate([np.full(num_whole, capacity), sizes[pieces] % capacity]),
+        np.concatenate([whole_ends, ends]).astype(np.int64),
     )

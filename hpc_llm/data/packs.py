@@ -1,5 +1,6 @@
-"""Indexes of packed rows: one file beside each shard and for each sequence length, written once,
-memory-mapped.
+"""Indexes of packed rows: a file beside each shard for each sequence length.
+
+They are written once, and read through a memory map.
 
 <stem>.pack-<seq_len>   little-endian uint64: header [6], ends [rows], starts [pieces], sizes
 [pieces] (packing.Packed)
@@ -19,22 +20,24 @@ from hpc_llm.data.packing import Packed, pack
 from hpc_llm.storage.files import write_atomic
 from hpc_llm.storage.locks import locked
 
+# Told how far preparation is: stage, bytes of text done, bytes in all (0: not known), tokens.
+OnProgress = Callable[[str, int, int, int], None]
+
 _FORMAT = 1
-_HEADER = (
-    6  # format, seq_len, start of the SHA-256 of the shard's index, rows, pieces, positions in use
-)
+# format, seq_len, start of the SHA-256 of the shard's index, rows, pieces, positions in use
+_HEADER = 6
 
 
 def ensure(directory: Path, seq_len: int, on_progress: OnProgress | None = None) -> None:
-    """Pack every shard of prepared data that is not yet packed for `seq_len`; one process at a
-    time.
+    """Pack every shard of prepared data that is not yet packed for `seq_len`.
 
-    on_progress gets bytes of shards, and 0 tokens.
-
-    InputError if the data is not prepared or the folder cannot be written.
+    One process does it at a time. on_progress gets bytes of shards, and 0 tokens. InputError if the
+    data is not prepared, or the folder cannot be written.
     """
     manifest = read_manifest(directory)
-    shards = [shard for split in manifest.shards.values() for shard in split]
+    shards: list[Shard] = []
+    for split in manifest.shards:
+        shards += manifest.shards_of(split)
     if not any(_missing(directory, shard, seq_len) for shard in shards):
         return
     size = np.dtype(manifest.dtype).itemsize
@@ -57,8 +60,9 @@ def ensure(directory: Path, seq_len: int, on_progress: OnProgress | None = None)
 
 
 def open_pack(directory: Path, shard: Shard, seq_len: int) -> Packed:
-    """The packed rows of a shard, memory-mapped. InputError if they are missing or belong to
-    another shard.
+    """The packed rows of a shard, memory-mapped.
+
+    InputError if they are missing, or belong to another shard.
     """
     path = _path(directory, shard, seq_len)
     if _missing(directory, shard, seq_len):
@@ -66,28 +70,31 @@ def open_pack(directory: Path, shard: Shard, seq_len: int) -> Packed:
             f"{path}: missing or damaged; pack again: python -m hpc_llm.prepare "
             "data.packing=best_fit …"
         )
-    words = np.asarray(np.memmap(path, "<u8", mode="r"))
-    rows = int(words[3])
-    pieces = int(words[4])
-    ends, starts, sizes = np.split(words[_HEADER:], [rows, rows + pieces])
+    values = np.asarray(np.memmap(path, "<u8", mode="r"))
+    rows = int(values[3])
+    pieces = int(values[4])
+    ends, starts, sizes = np.split(values[_HEADER:], [rows, rows + pieces])
     return Packed(starts, sizes, ends)
 
 
 def wasted(directory: Path, manifest: Manifest, split: str, seq_len: int) -> float:
-    """Fraction of positions of packed rows that are padding, from the headers only. OSError if they
-    are missing.
+    """Fraction of positions of packed rows that are padding, from the headers alone.
+
+    OSError if they are missing.
     """
-    rows = used = 0
+    rows = 0
+    used = 0
     for shard in manifest.shards[split]:
         header = _header(_path(directory, shard, seq_len))
-        rows = rows + int(header[3])
-        used = used + int(header[5])
+        rows += int(header[3])
+        used += int(header[5])
     return 1 - used / (rows * seq_len) if rows else 0.0
 
 
 def num_rows(directory: Path, manifest: Manifest, split: str, seq_len: int) -> dict[str, int]:
-    """Packed rows of each source, from the headers only. OSError or ValueError if they are missing
-    or cut off.
+    """Packed rows of each source, from the headers alone.
+
+    OSError or ValueError if they are missing or cut off.
     """
     counts = dict.fromkeys(manifest.sources, 0)
     for shard in manifest.shards[split]:
@@ -106,10 +113,9 @@ def _write(directory: Path, shard: Shard, seq_len: int) -> None:
         len(packed.starts),
         int(packed.sizes.sum()),
     ]
-    words = [np.array(header, "<u8"), packed.ends, packed.starts, packed.sizes]
-    write_atomic(
-        _path(directory, shard, seq_len), b"".join(part.astype("<u8").tobytes() for part in words)
-    )
+    arrays = (np.array(header, "<u8"), packed.ends, packed.starts, packed.sizes)
+    content = b"".join(array.astype("<u8").tobytes() for array in arrays)
+    write_atomic(_path(directory, shard, seq_len), content)
 
 
 def _missing(directory: Path, shard: Shard, seq_len: int) -> bool:
@@ -138,8 +144,3 @@ def _path(directory: Path, shard: Shard, seq_len: int) -> Path:
 
 def _fingerprint(shard: Shard) -> int:
     return int(shard.index_sha256[:16], 16)
-
-
-OnProgress = Callable[
-    [str, int, int, int], None
-]  # stage, bytes of text done, total bytes (0: not known), tokens

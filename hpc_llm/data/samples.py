@@ -1,6 +1,4 @@
-"""Samples of one source as arrays: windows of concatenated documents, or packed rows of whole
-ones.
-"""
+"""Samples of one source as arrays: windows of concatenated documents, or packed rows."""
 
 from __future__ import annotations
 
@@ -17,18 +15,17 @@ IGNORED = -100  # target of a position that does not count, as in torch's cross_
 
 @dataclass(frozen=True)
 class Arrays:
-    """Rows of samples, each [rows, seq_len]; rows without data have tokens 0 and targets
-    IGNORED.
+    """Rows of samples, each [rows, seq_len].
+
+    Rows without data have tokens 0 and targets IGNORED.
     """
 
     tokens: np.ndarray  # int64
     targets: np.ndarray  # int64: the token after each token, or IGNORED
-    documents: np.ndarray | None = (
-        None  # int32: which document of its row a position belongs to, from 1; padding 0
-    )
-    buffer: np.ndarray | None = (
-        None  # [rows, seq_len + 1] where tokens and targets are views of one
-    )
+    # int32: which document of its row a position belongs to, from 1; padding 0
+    documents: np.ndarray | None = None
+    # [rows, seq_len + 1], where tokens and targets are views of one
+    buffer: np.ndarray | None = None
 
 
 class Samples(Protocol):
@@ -41,9 +38,7 @@ class Samples(Protocol):
         """Rows to read into."""
 
     def read(self, ids: np.ndarray, arrays: Arrays, rows: np.ndarray) -> None:
-        """Samples `ids` (int [n], each in [0, num_samples)) into `rows` (int [n]) of what `blank`
-        gave.
-        """
+        """Samples `ids` (int [n], each in [0, num_samples)) into `rows` of what `blank` gave."""
 
     def finish(self, arrays: Arrays, empty: np.ndarray) -> Arrays:
         """The rows that were read; nothing was read into those of `empty` (bool [rows])."""
@@ -85,13 +80,16 @@ class BestFit:
         self.seq_len = seq_len
         self._tokens = shards.arrays
         self._packs = [open_pack(shards.directory, shard, seq_len) for shard in shards.shards]
-        self._rows_up_to = np.cumsum([0, *(len(pack.ends) for pack in self._packs)], dtype=np.int64)
+        num_rows = [0, *(len(pack.ends) for pack in self._packs)]
+        self._rows_up_to = np.cumsum(num_rows, dtype=np.int64)
         self.num_samples = int(self._rows_up_to[-1])
 
     def blank(self, num_rows: int) -> Arrays:
         shape = (num_rows, self.seq_len)
         return Arrays(
-            np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64), np.zeros(shape, np.int32)
+            tokens=np.zeros(shape, np.int64),
+            targets=np.full(shape, IGNORED, np.int64),
+            documents=np.zeros(shape, np.int32),
         )
 
     def read(self, ids: np.ndarray, arrays: Arrays, rows: np.ndarray) -> None:
@@ -105,10 +103,10 @@ class BestFit:
         assert arrays.documents is not None
         first = int(pack.ends[packed_row - 1]) if packed_row else 0
         pieces = slice(first, int(pack.ends[packed_row]))
+        starts = pack.starts[pieces].tolist()
+        sizes = pack.sizes[pieces].tolist()
         place = 0
-        for document, (start, size) in enumerate(
-            zip(pack.starts[pieces].tolist(), pack.sizes[pieces].tolist(), strict=True), 1
-        ):
+        for document, (start, size) in enumerate(zip(starts, sizes, strict=True), 1):
             end = place + size
             arrays.tokens[row, place:end] = tokens[start : start + size]
             arrays.targets[row, place:end] = tokens[start + 1 : start + size + 1]

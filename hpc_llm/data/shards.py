@@ -14,9 +14,8 @@ from numpy.lib.stride_tricks import as_strided
 from hpc_llm.config.errors import InputError
 from hpc_llm.data.manifest import PREPARE, Manifest, Shard, read_manifest
 
-SHARD_TOKENS = (
-    256_000_000  # half a GB in uint16: few files, since inodes are scarce on parallel file systems
-)
+# Half a GB in uint16: few files, since inodes are scarce on parallel file systems.
+SHARD_TOKENS = 256_000_000
 
 
 def dtype_for(vocab_size: int) -> np.dtype:
@@ -47,9 +46,7 @@ class ShardFile:
         return self._offsets[-1]
 
     def append(self, tokens: np.ndarray, lengths: np.ndarray, text_bytes: int) -> None:
-        """Append documents of `lengths` (int [k]) tokens, contiguous in `tokens` (int [sum of
-        lengths]).
-        """
+        """Append documents of `lengths` (int [k]) tokens, one after the other in `tokens`."""
         content = np.ascontiguousarray(tokens, self._dtype).view(np.uint8).data
         self._file.write(content)
         self._digest.update(content)
@@ -75,53 +72,6 @@ class ShardFile:
         )
 
 
-class ShardWriter:
-    """Documents of one split of one source, appended into shards of at most `shard_tokens` tokens.
-
-    A longer document gets its own shard. Use it in a `with`: when that ends, files are complete and
-    fsynced, and `shards` lists them.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        split: str,
-        source: str,
-        vocab_size: int,
-        shard_tokens: int = SHARD_TOKENS,
-    ) -> None:
-        self.dtype = dtype_for(vocab_size)
-        self.shards: list[Shard] = []
-        self._directory = directory
-        self._split = split
-        self._source = source
-        self._shard_tokens = shard_tokens
-        self._file: ShardFile | None = None
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def append(self, tokens: np.ndarray, text_bytes: int) -> None:
-        """One document: ids [n], its end-of-text token included; `text_bytes` of UTF-8 gave
-        them.
-        """
-        if self._file is not None and self._file.num_tokens + tokens.size > self._shard_tokens:
-            self.close()
-        if self._file is None:
-            name = shard_name(self._split, self._source, len(self.shards))
-            self._file = ShardFile(self._directory, name, self._source, self.dtype)
-        self._file.append(tokens, np.array([tokens.size]), text_bytes)
-
-    def close(self) -> None:
-        """Finish the current shard."""
-        if self._file is not None:
-            self.shards.append(self._file.close())
-            self._file = None
-
-
 class ShardSet:
     """Tokens of one split, of all sources or of one, memory-mapped.
 
@@ -137,7 +87,7 @@ class ShardSet:
         self.split = split
         self.manifest = manifest
         self.source = source
-        self.shards = [shard for shard in manifest.shards[split] if source in (None, shard.source)]
+        self.shards = manifest.shards_of(split, source)
         self.num_tokens = sum(shard.tokens for shard in self.shards)
         dtype = np.dtype(manifest.dtype).newbyteorder("<")
         self.arrays = [_map(directory, shard, dtype) for shard in self.shards]
@@ -155,20 +105,16 @@ class ShardSet:
         """Samples of seq_len + 1 tokens."""
         return int(self._windows(seq_len)[1][-1])
 
-    def gather(self, sample_ids: np.ndarray, seq_len: int) -> np.ndarray:
-        """Samples `sample_ids` (int [n], each in [0, num_samples)): int64 [n, seq_len + 1]."""
-        out = np.empty((len(sample_ids), seq_len + 1), np.int64)
-        self.gather_into(out, np.arange(len(sample_ids)), sample_ids, seq_len)
-        return out
-
     def gather_into(
         self, out: np.ndarray, rows: np.ndarray, sample_ids: np.ndarray, seq_len: int
     ) -> None:
-        """As `gather`, into `rows` (int [n], ascending) of `out` (int64 [any, seq_len + 1])."""
+        """Samples `sample_ids` (int [n], each in [0, num_samples)) into rows of `out`.
+
+        rows: int [n], ascending; out: int64 [any, seq_len + 1].
+        """
         windows, ends = self._windows(seq_len)
-        if (
-            len(windows) == 1
-        ):  # twice as fast as row by row, and faster still without looking up shards
+        if len(windows) == 1:
+            # Twice as fast as row by row, and faster still without looking up shards.
             out[... if len(rows) == len(out) else rows] = windows[0][sample_ids]
             return
         numbers = np.searchsorted(ends, sample_ids, side="right") - 1
@@ -179,19 +125,21 @@ class ShardSet:
             out[row] = windows[number][place]
 
     def _windows(self, seq_len: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Samples of each shard as overlapping views [samples, seq_len + 1], and how many come
-        before each and in all.
+        """Samples of each shard as overlapping views [samples, seq_len + 1].
 
-        The second is int64 [shards + 1].
+        And how many come before each, and in all: int64 [shards + 1].
         """
         if seq_len not in self._by_length:
-            counts = [max(0, (len(tokens) - 1) // seq_len) for tokens in self.arrays]
             size = np.dtype(self.manifest.dtype).itemsize
-            views = [
-                as_strided(tokens, (count, seq_len + 1), (size * seq_len, size), writeable=False)
-                for tokens, count in zip(self.arrays, counts, strict=True)
-            ]
-            self._by_length[seq_len] = views, np.cumsum([0, *counts], dtype=np.int64)
+            strides = (size * seq_len, size)
+            views = []
+            counts = [0]
+            for tokens in self.arrays:
+                count = max(0, (len(tokens) - 1) // seq_len)
+                shape = (count, seq_len + 1)
+                views.append(as_strided(tokens, shape, strides, writeable=False))
+                counts.append(count)
+            self._by_length[seq_len] = views, np.cumsum(counts, dtype=np.int64)
         return self._by_length[seq_len]
 
 
@@ -209,9 +157,8 @@ def _map(directory: Path, shard: Shard, dtype: np.dtype) -> np.ndarray:
             f"{path}: has {num_bytes} bytes, its manifest says {expected}; remove {directory} and "
             f"prepare again: {PREPARE}"
         )
-    return np.asarray(
-        np.memmap(path, dtype, mode="r")
-    )  # a plain array: slicing a memmap costs several times more
+    # A plain array: slicing a memmap costs several times more.
+    return np.asarray(np.memmap(path, dtype, mode="r"))
 
 
 def _sync(file: BinaryIO) -> None:

@@ -1,6 +1,4 @@
-"""From a frozen run to what it trains on: the samples of every source, and the mixture that orders
-them.
-"""
+"""What a frozen run trains on: the samples of every source, and the mixture that orders them."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ from hpc_llm.planning.plan import RunPlan, no_heldout, sources_of
 
 @dataclass(frozen=True)
 class Stream:
-    """Training samples of a run in their order. The only state is the step; the stages say which
-    phase contains it.
-    """
+    """Training samples of a run in their order. The only state is the step."""
 
     mixture: Mixture
     samples: list[Samples]  # of each source
@@ -45,33 +41,33 @@ class Heldout:
 def training(
     config: RunConfig, plan: RunPlan | Lengths, directory: Path, num_skipped: int = 0
 ) -> Stream:
-    """The stream of a run on the data in `directory`, for `num_skipped` steps more where so many of
-    it are left out.
+    """The stream of a run on the data in `directory`.
 
-    InputError if it is missing or too small, or the mixture is not possible.
+    num_skipped: steps that are left out, for each of which one more follows the plan's last.
+    InputError if the data is missing or too small, or the mixture is not possible.
     """
-    seq_len = config.train.seq_len
     manifest = read_manifest(directory)
-    samples = {
-        name: _samples(config, ShardSet(directory, "train", manifest, name))
-        for name in config.data.source_names
-    }
-    if not any(each.num_samples for each in samples.values()):
-        raise too_short(directory, manifest.tokens["train"], seq_len)
-    sources = sources_of(config, {name: each.num_samples for name, each in samples.items()})
+    samples: list[Samples] = []
+    num_samples: dict[str, int] = {}
+    for name in config.data.source_names:
+        of_source = _samples(config, ShardSet(directory, "train", manifest, name))
+        samples.append(of_source)
+        num_samples[name] = of_source.num_samples
+    if not any(num_samples.values()):
+        raise too_short(directory, manifest.tokens["train"], config.train.seq_len)
+    sources = sources_of(config, num_samples)
     parts = _stages(plan, sources, config.train.global_batch, num_skipped)
     mixture = Mixture(config.run.seed, sources, parts, config.train.global_batch)
-    return Stream(mixture, list(samples.values()), plan.seq_lens)
+    return Stream(mixture, samples, plan.seq_lens)
 
 
 def _stages(
     plan: RunPlan | Lengths, sources: list[Source], batch: int, num_skipped: int
 ) -> list[Stage]:
-    """The stages of the plan's steps and of those in place of skipped ones, which begin no phase
-    after the plan's end.
+    """The stages of the plan's steps, and of those in place of skipped ones.
 
-    Where every source reaches its cap, the last stage goes on beyond them: a run is not stopped for
-    that so late.
+    The latter begin no phase after the plan's end. Where every source reaches its cap, the last
+    stage goes on beyond the caps: a run is not stopped for that so late.
     """
     phases = [phase for phase in plan.phases if phase.start < plan.steps]
     for more in range(num_skipped, 0, -1):
@@ -81,19 +77,23 @@ def _stages(
 
 
 def heldout(config: RunConfig, plan: RunPlan, directory: Path) -> Heldout:
-    """The rows that a run evaluates: no run.seed and no machine is in them. InputError if there are
-    none.
+    """The rows that a run evaluates, which depend neither on run.seed nor on the machine.
+
+    InputError if there are none.
     """
     manifest = read_manifest(directory)
     weights = evaluated(plan.phases, plan.steps)
     names = [name for name in config.data.source_names if name in weights]
-    samples = [_samples(config, ShardSet(directory, "heldout", manifest, name)) for name in names]
-    sources = [Source(name, each.num_samples) for name, each in zip(names, samples, strict=True)]
+    samples: list[Samples] = []
+    sources = []
+    for name in names:
+        of_source = _samples(config, ShardSet(directory, "heldout", manifest, name))
+        samples.append(of_source)
+        sources.append(Source(name, of_source.num_samples))
     rows = heldout_rows(sources, weights, config.train.eval_batches * config.train.global_batch)
     if not len(rows.samples):
-        raise InputError(
-            no_heldout(str(directory), names, manifest.tokens["heldout"], config.train.seq_len)
-        )
+        tokens = manifest.tokens["heldout"]
+        raise InputError(no_heldout(str(directory), names, tokens, config.train.seq_len))
     return Heldout(rows, samples)
 
 

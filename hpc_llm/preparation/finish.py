@@ -14,6 +14,7 @@ from hpc_llm.config.checks import padded_vocab
 from hpc_llm.config.schema import DataConfig
 from hpc_llm.data import manifest
 from hpc_llm.data.manifest import Manifest, Shard, SourceFacts
+from hpc_llm.data.recipe import recipe_of
 from hpc_llm.data.shards import dtype_for
 from hpc_llm.preparation import split
 from hpc_llm.preparation.arrays import read_arrays
@@ -73,7 +74,7 @@ def write_manifest(
         tokens=tokens,
         bytes_per_token=text_bytes / sum(tokens.values()),
         unigram_entropy=_unigram_entropy(counts["train"], counts["heldout"]),
-        recipe=manifest.recipe(config),
+        recipe=recipe_of(config),
         library=tokenizer.library,
         sources=facts,
         shards=shards,

@@ -1,6 +1,6 @@
 """Corpus → shards: who prepares, where, and when it is done; the work itself is in stages.py.
 
-The bytes depend only on the corpus and `manifest.recipe`: not on workers, machines, file times or
+The bytes depend only on the corpus and its recipe (data/recipe.py): not on workers, machines, file times or
 interruptions. Work is done in a folder beside the target (workspace.py) that is renamed into place
 at the end: prepared data is complete, or not there.
 """
@@ -14,6 +14,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import DataConfig, RunConfig
 from hpc_llm.data import manifest
 from hpc_llm.data.packs import OnProgress
+from hpc_llm.data.recipe import check_recipe, recipe_of
 from hpc_llm.planning.plan import DataFacts
 from hpc_llm.preparation import stages
 from hpc_llm.preparation.claims import Claims
@@ -65,7 +66,7 @@ def prepared(config: DataConfig, directory: Path) -> DataFacts | None:
                 "folder"
             )
         return None
-    manifest.check_recipe(manifest.read_manifest(directory), config, directory)
+    check_recipe(manifest.read_manifest(directory), config, directory)
     return manifest.facts(directory)
 
 
@@ -83,7 +84,7 @@ def begin(config: RunConfig, directory: Path) -> Workspace:
     files: list[InputFile] = []
     for source in sources.sources(config.data):
         files += sources.files(source)
-    workspace = Workspace.begin(directory, manifest.recipe(config.data), files)
+    workspace = Workspace.begin(directory, recipe_of(config.data), files)
     share_with_group(workspace.out, config.run.group)
     return workspace
 

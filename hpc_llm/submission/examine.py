@@ -19,7 +19,7 @@ from hpc_llm.checkpoint.manifest import folder_of, newest_step, read, steps
 from hpc_llm.config import computing
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.data import manifest
+from hpc_llm.data import manifest, recipe
 from hpc_llm.planning.choice import Saved
 from hpc_llm.planning.experience import NONE, Experience
 from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
@@ -171,9 +171,9 @@ def known_data(config: RunConfig) -> DataFacts | None:
 
     InputError where it must be prepared first, or is other data than the run asks for.
     """
-    directory = manifest.directory_for(config)
+    directory = recipe.directory_for(config)
     if os.path.exists(directory / manifest.MANIFEST):  # noqa: PTH110 – Path.exists raises where one may not look
-        manifest.check_recipe(manifest.read_manifest(directory), config.data, directory)
+        recipe.check_recipe(manifest.read_manifest(directory), config.data, directory)
         return _counted(config, directory)
     if config.data.name == "stdlib":
         return None

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.data.manifest import MANIFEST, directory_for
+from hpc_llm.data.manifest import MANIFEST
+from hpc_llm.data.recipe import directory_for
 from hpc_llm.preparation import progress
 from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.storage import operators

@@ -15,7 +15,7 @@ from hpc_llm.data.samples import IGNORED, Concatenated
 from hpc_llm.data.shards import ShardSet
 from hpc_llm.data.stream import Heldout
 from hpc_llm.planning.mixture import Source
-from tests.small_data import one_source
+from tests.small_data import gathered, one_source
 
 SEQ_LEN = 32
 
@@ -66,7 +66,7 @@ def test_ranks_and_micro_batches_do_not_change_a_step(
     )
     tokens, targets = real_rows(ranks)
     ids = sample_ids(17, step * global_batch, global_batch, train.num_samples(SEQ_LEN), "corpus")
-    expected = torch.from_numpy(train.gather(ids, SEQ_LEN))
+    expected = torch.from_numpy(gathered(train, ids, SEQ_LEN))
     assert torch.equal(tokens, expected[:, :-1])
     assert torch.equal(targets, expected[:, 1:])
 
@@ -150,4 +150,5 @@ def test_held_out_rows_come_once_and_in_order(
     targets = torch.cat(
         [real_rows([rank[number] for rank in ranks])[1] for number in range(len(ranks[0]))]
     )
-    assert torch.equal(targets, torch.from_numpy(heldout.gather(rows.samples, SEQ_LEN))[:, 1:])
+    expected = torch.from_numpy(gathered(heldout, rows.samples, SEQ_LEN))
+    assert torch.equal(targets, expected[:, 1:])

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hpc_llm.config.errors import InputError
 from hpc_llm.data.manifest import FORMAT_VERSION, Manifest, SourceFacts, facts, read_manifest
 from hpc_llm.data.order import sample_ids
-from hpc_llm.data.shards import ShardSet, ShardWriter, dtype_for
+from hpc_llm.data.shards import ShardSet, dtype_for
+from tests.small_data import gathered, write_shards
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=40), min_size=1, max_size=20)
 
@@ -22,9 +23,7 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=40), min_
 def write(
     directory: Path, documents: list[list[int]], vocab_size: int = 100, shard_tokens: int = 64
 ) -> ShardSet:
-    with ShardWriter(directory, "train", "a", vocab_size, shard_tokens) as writer:
-        for document in documents:
-            writer.append(np.array(document), text_bytes=len(document))
+    shards = write_shards(directory, "train", "a", documents, vocab_size, shard_tokens)
     tokens = {"train": sum(len(document) for document in documents), "heldout": 0}
     counts = {
         "in": len(documents),
@@ -35,7 +34,7 @@ def write(
     }
     manifest = Manifest(
         version=FORMAT_VERSION,
-        dtype=writer.dtype.name,
+        dtype=dtype_for(vocab_size).name,
         vocab_size=vocab_size,
         padded_vocab_size=128,
         eos_id=1,
@@ -48,7 +47,7 @@ def write(
         recipe={},
         library="",
         sources={"a": SourceFacts(counts, 0, tokens, tokens["train"], [])},
-        shards={"train": writer.shards, "heldout": []},
+        shards={"train": shards, "heldout": []},
     )
     (directory / "manifest.json").write_text(manifest.to_json())
     return ShardSet.open(directory, "train")
@@ -71,7 +70,7 @@ def test_samples_are_the_windows_of_each_shard(
         expected += [tokens[start : start + seq_len + 1] for start in starts]
     assert shards.num_samples(seq_len) == len(expected)
     order = np.arange(len(expected))[::-1]
-    assert shards.gather(order, seq_len).tolist() == expected[::-1]
+    assert gathered(shards, order, seq_len).tolist() == expected[::-1]
 
 
 @given(documents=DOCUMENTS, shard_tokens=st.integers(8, 200))
@@ -93,7 +92,7 @@ def test_a_vocabulary_above_two_bytes_takes_four(tmp_path: Path) -> None:
     assert dtype_for(65536).itemsize == 2
     shards = write(tmp_path, [[0, 65536, 69999]], vocab_size=70000)
     assert shards.manifest.dtype == "uint32"
-    assert shards.gather(np.array([0]), 2).tolist() == [[0, 65536, 69999]]
+    assert gathered(shards, np.array([0]), 2).tolist() == [[0, 65536, 69999]]
 
 
 def test_text_shorter_than_a_sample_has_none(tmp_path: Path) -> None:
@@ -121,8 +120,9 @@ def test_opening_reads_no_token(tmp_path: Path) -> None:
     before = resident_bytes()
     large = ShardSet.open(tmp_path, "train")
     ids = sample_ids(1, 10**9, 64, large.num_samples(2048))
-    assert large.gather(ids, 2048).sum() == 0
-    assert large.gather(np.array([large.num_samples(2048) - 1]), 2048).sum() == 0
+    assert gathered(large, ids, 2048).sum() == 0
+    last = np.array([large.num_samples(2048) - 1])
+    assert gathered(large, last, 2048).sum() == 0
     assert resident_bytes() - before < 65 * 16 * 4096 + 8e6, (
         "65 samples, each with the pages around it, and no more"
     )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.data import manifest, packs, stream
+from hpc_llm.data import packs, recipe, stream
 from hpc_llm.data.loader import Batches, Share, heldout_batches
 from hpc_llm.data.manifest import facts
 from hpc_llm.data.samples import IGNORED, BestFit, Concatenated
@@ -101,9 +101,15 @@ def whole_step(
 )
 @settings(max_examples=60, deadline=None)
 def test_the_machine_changes_nothing_in_any_step_of_any_kind_of_run(
-    data: Path, world_size: int, micro_batch: int, global_batch: int, step: int, packing: str, boundaries: bool,
+    data: Path,
+    world_size: int,
+    micro_batch: int,
+    global_batch: int,
+    step: int,
+    packing: str,
+    boundaries: bool,
     warmup: bool,
-) -> None:  # fmt: skip
+) -> None:
     boundaries = boundaries and packing == "concatenated"
     config, plan = run(data, global_batch, packing, boundaries, warmup)
     alone = whole_step(config, plan, step, 1, global_batch)
@@ -212,7 +218,7 @@ def test_a_plan_counts_the_samples_that_the_ranks_count(
     """With a cap on both sources of the last phase, they refuse the same durations, and epochs are
     exact.
     """
-    monkeypatch.setattr(manifest, "check_recipe", lambda *_: None)
+    monkeypatch.setattr(recipe, "check_recipe", lambda *_: None)
     config, _ = run(data, packing=packing)
     capped = {name: {**SOURCES[name], "max_epochs": 1} for name in ("code", "web")}
     config = dataclasses.replace(
@@ -246,7 +252,7 @@ def test_a_plan_counts_the_samples_that_the_ranks_count(
 def test_a_plan_counts_held_out_samples_too(
     data: Path, packing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest, "check_recipe", lambda *_: None)
+    monkeypatch.setattr(recipe, "check_recipe", lambda *_: None)
     config, plan = run(data, packing=packing)
     known = examine.known_data(config)
     assert known is not None

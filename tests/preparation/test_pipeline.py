@@ -20,7 +20,8 @@ import pytest
 from hpc_llm.config.building import to_dict
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.data.manifest import check_digests, check_recipe, directory_for, facts, read_manifest
+from hpc_llm.data.manifest import check_digests, facts, read_manifest
+from hpc_llm.data.recipe import check_recipe, directory_for
 from hpc_llm.preparation.pipeline import prepare
 from hpc_llm.text.tokenizer import open_tokenizer
 from tests.small_data import run_config

@@ -7,31 +7,45 @@ from pathlib import Path
 import numpy as np
 from setting import manifest_of
 
-from hpc_llm.data.manifest import MANIFEST, Manifest, read_manifest
+from hpc_llm.data.manifest import MANIFEST, Manifest, Shard, read_manifest
 from hpc_llm.data.mixture import Mixture
 from hpc_llm.data.samples import Concatenated
-from hpc_llm.data.shards import ShardSet, ShardWriter
+from hpc_llm.data.shards import SHARD_TOKENS, ShardFile, ShardSet, dtype_for, shard_name
 from hpc_llm.data.stream import Stream
 from hpc_llm.planning.mixture import Phase, Source, stages
 
 STEPS = 10**12
 SEED = 17
+VOCAB_SIZE = 2**16
+DOCUMENT_TOKENS = 1000
 
 
 def write(folder: Path, tokens: np.ndarray, parts: tuple[float, ...]) -> None:
-    """`tokens` as sources of these parts of them, called a, b, …; documents of 1000 tokens."""
+    """`tokens` as sources of these parts of them, called a, b, …"""
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir(parents=True)
-    writers = {}
+    shards = {}
     ends = np.cumsum([0, *parts])
     for number, name in enumerate("abcdefgh"[: len(parts)]):
         first, end = (int(len(tokens) * part) for part in ends[number : number + 2])
-        with ShardWriter(partial, "train", name, 2**16) as writer:
-            for start in range(first, end, 1000):
-                writer.append(tokens[start : min(start + 1000, end)], 1000)
-        writers[name] = writer.shards
-    (partial / MANIFEST).write_text(manifest_of(writers, "uint16", 2**16).to_json())
+        shards[name] = write_source(partial, name, tokens[first:end])
+    (partial / MANIFEST).write_text(manifest_of(shards, "uint16", VOCAB_SIZE).to_json())
     partial.rename(folder)
+
+
+def write_source(folder: Path, name: str, tokens: np.ndarray) -> list[Shard]:
+    """Shards of documents of 1000 tokens; the last document is shorter."""
+    shards = []
+    most = SHARD_TOKENS // DOCUMENT_TOKENS * DOCUMENT_TOKENS
+    for start in range(0, len(tokens), most):
+        own = tokens[start : start + most]
+        lengths = np.full(-(-len(own) // DOCUMENT_TOKENS), DOCUMENT_TOKENS)
+        lengths[-1] = len(own) - DOCUMENT_TOKENS * (len(lengths) - 1)
+        shard = shard_name("train", name, len(shards))
+        file = ShardFile(folder, shard, name, dtype_for(VOCAB_SIZE))
+        file.append(own, lengths, text_bytes=DOCUMENT_TOKENS * len(lengths))
+        shards.append(file.close())
+    return shards
 
 
 def stream(folder: Path, seq_len: int, batch: int, manifest: Manifest | None = None) -> Stream:

@@ -21,7 +21,7 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import stream
 from hpc_llm.data.loader import Batches, Share
 from hpc_llm.data.manifest import FORMAT_VERSION, MANIFEST, Manifest, Shard, SourceFacts
-from hpc_llm.data.shards import ShardWriter
+from hpc_llm.data.shards import ShardFile, dtype_for, shard_name
 from hpc_llm.model.build import build_model
 from hpc_llm.model.init import initialise_all
 from hpc_llm.model.transformer import Transformer
@@ -134,15 +134,13 @@ class Setting:
 
 
 def make_shards(folder: Path, source: str, vocab_size: int, num_tokens: int) -> None:
-    """Skewed random tokens in the project's own format: time per step does not depend on what they
-    say.
-    """
+    """One document of skewed random tokens: time per step does not depend on what they say."""
     tokens = (vocab_size * np.random.default_rng(0).random(num_tokens) ** 3).astype(np.int64)
-    with ShardWriter(folder, "train", source, vocab_size) as writer:
-        writer.append(tokens, text_bytes=num_tokens)
-    (folder / MANIFEST).write_text(
-        manifest_of({source: writer.shards}, writer.dtype.name, vocab_size).to_json()
-    )
+    dtype = dtype_for(vocab_size)
+    file = ShardFile(folder, shard_name("train", source, 0), source, dtype)
+    file.append(tokens, np.array([num_tokens]), text_bytes=num_tokens)
+    manifest = manifest_of({source: [file.close()]}, dtype.name, vocab_size)
+    (folder / MANIFEST).write_text(manifest.to_json())
 
 
 def manifest_of(shards: dict[str, list[Shard]], dtype: str, vocab_size: int) -> Manifest:
