@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.corpus"]
+pytest_plugins = ["tests.corpus", "tests.fake_slurm"]
 
 # First, so that no worker is left with one when the others are done.
 LONGEST = ("test_survival.py", "test_slurm_sweep.py", "test_storm.py")

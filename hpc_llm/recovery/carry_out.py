@@ -17,57 +17,64 @@ from pathlib import Path
 from typing import Any
 
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.exclusion import NodeExclusions, exclusion
-from hpc_llm.recovery.look import RunRecord, Seen, SlurmQueue, ledger_for
+from hpc_llm.recovery.exclusion import NodeExclusions, find_exclusion
+from hpc_llm.recovery.look import Seen
 from hpc_llm.recovery.policy import AGAIN, Action
-from hpc_llm.runs import event_names, ledger
+from hpc_llm.recovery.run_record import RunRecord
+from hpc_llm.recovery.slurm_answers import SlurmQueue
+from hpc_llm.runs import event_names
 from hpc_llm.runs.layout import RootLayout
+from hpc_llm.runs.ledger import Ledger
 from hpc_llm.slurm import client, own_jobs
 
 UNANSWERED_S = 30.0  # a slow slurmctld may still take a submission whose answer was lost
 
 
-def carry_out(root: Path, seen: Sequence[Seen], queue: SlurmQueue) -> tuple[list[Seen], list[Seen]]:
-    """What was done, and what Slurm refused. Refusals are recorded; the next pass retries what got
-    no answer.
+def carry_out(
+    root: Path, all_seen: Sequence[Seen], queue: SlurmQueue
+) -> tuple[list[Seen], list[Seen]]:
+    """What was done, and what Slurm refused.
+
+    Refusals are recorded; the next pass retries what got no answer.
     """
-    blame = NodeExclusions(root)
+    exclusions = NodeExclusions(root)
     done = []
     refused = []
-    for run in seen:
-        if run.decision.action is Action.NOTHING:
+    for seen in all_seen:
+        record = seen.record
+        action = seen.decision.action
+        if action is Action.NOTHING:
             continue
-        book = ledger_for(run.record)
+        book = record.watchdog_ledger()
         try:
-            blame.of_attempt(run.record)
-            _Performance(run, book, blame, queue)()
+            exclusions.witness_attempt(record)
+            _Performance(seen, book, exclusions, queue).perform()
         except client.SlurmRefused as error:
-            book.write(
-                event_names.REFUSED,
-                action=run.decision.action.value,
-                why=str(error),
-                job=run.record.facts.address,
-            )
-            refused.append(run)
+            address = record.summary.address
+            book.write(event_names.REFUSED, action=action.value, why=str(error), job=address)
+            refused.append(seen)
         except client.SlurmUnavailable:
             continue  # unknown: the next pass asks again
         except OSError as error:
-            print(f"{run.record.layout.path}: {error}", file=sys.stderr)
+            print(f"{record.layout.path}: {error}", file=sys.stderr)
         else:
-            done.append(run)
+            done.append(seen)
     return done, refused
 
 
-def note_without_slurm(run: Seen, book: ledger.Ledger, job: str) -> None:
-    """Record a decision that `job` carries out simply by running (recovery.successor)."""
-    act = _Performance(run, book, None, SlurmQueue(ask=False))
-    act.tell_the_end()
-    book.write(run.decision.action.value, why=run.decision.why, job=job, **act.charge())
+def take_over(seen: Seen, book: Ledger, job: str) -> None:
+    """Record a decision that `job` carries out simply by running (supervise.successor)."""
+    exclusions = NodeExclusions(RootLayout.of(seen.record.layout).path)
+    performance = _Performance(seen, book, exclusions, SlurmQueue(ask=False))
+    performance.record_end()
+    decision = seen.decision
+    book.write(decision.action.value, why=decision.why, job=job, **performance.charge())
 
 
-def sent_already(record: RunRecord, queue: SlurmQueue, task: str) -> str | None:
-    """A queued job of this run that its ledger does not know: whoever submitted it died before
-    recording it.
+def unrecorded_job(record: RunRecord, queue: SlurmQueue, task: str) -> str | None:
+    """A queued job of this run that its ledger does not know.
+
+    Whoever submitted it died before recording it. task: its number in an array, or ''.
     """
     layout = record.layout
     name = re.search(r'--job-name="?([^"\n]+)', layout.script.read_text())
@@ -89,120 +96,122 @@ class _Performance:
     """One decision, carried out."""
 
     def __init__(
-        self, run: Seen, book: ledger.Ledger, blame: NodeExclusions | None, queue: SlurmQueue
+        self, seen: Seen, book: Ledger, exclusions: NodeExclusions, queue: SlurmQueue
     ) -> None:
-        self.run = run
         self.book = book
         self.queue = queue
-        self.blame = blame or NodeExclusions(RootLayout.of(run.record.layout).path)
-        self.record = run.record
-        self.facts = run.record.facts
-        self.decision = run.decision
+        self.exclusions = exclusions
+        self.record = seen.record
+        self.run = seen.record.summary
+        self.job = seen.job
+        self.decision = seen.decision
 
-    def __call__(self) -> None:
-        action = self.decision.action
-        address = self.facts.address
+    def perform(self) -> None:
+        """Tell Slurm, and record it."""
+        address = self.run.address
         assert address is not None
-        self.tell_the_end()
-        more: dict[str, Any] = {"job": address}
-        if self.decision.cause is Cause.LAUNCH_FAILED and action in AGAIN:
-            more["nodes"] = self.blame.of_launch(self.record, self.run.job.life_nodes)
-        if action is Action.EXPEDITE:
-            self._leave_out(address)
-            client.expedite(address)
-        elif action is Action.RELEASE:
-            self._leave_out(address)
-            client.release(address)
-        elif action is Action.REQUEUE:
-            client.requeue(
-                address
-            )  # nodes are excluded by the pass that finds it pending: before, Slurm would refuse
-        elif action is Action.RESUBMIT:
-            more["job"] = self._resubmit(address)
-        elif (
-            action in (Action.STOP, Action.FREE)
-            and self.run.job.queued is not None
-            and self.run.job.queued.live
-        ):
-            client.cancel(address)
-        elif action is Action.WITHDRAW:
-            successor = self.run.job.successor
-            more = {
-                "job": successor.address if successor is not None and successor.live else address
-            }
-            client.cancel(more["job"])
-        self.book.write(action.value, why=self.decision.why, **more, **self.charge())
+        self.record_end()
+        nodes: dict[str, Any] = {}
+        if self._charges_a_launch():
+            nodes = {"nodes": self.exclusions.witness_launch(self.record, self.job.life_nodes)}
+        job = self._tell_slurm(address)
+        action = self.decision.action.value
+        self.book.write(action, why=self.decision.why, job=job, **nodes, **self.charge())
 
     def charge(self) -> dict[str, Any]:
-        """The attempt after which the run continues; for a job in which none began, also its cause
-        and hours.
+        """The attempt after which the run continues.
 
-        Those are recorded nowhere else.
+        For a job in which none began, also its cause and hours, which are recorded nowhere else.
         """
         if self.decision.action not in AGAIN:
             return {}
-        said: dict[str, Any] = {"after_attempt": self.facts.attempt}
-        if self.decision.cause is Cause.LAUNCH_FAILED:
-            said |= {"cause": str(self.decision.cause), "life": self.run.job.life_start}
-            said["gpu_hours"] = round(
-                self.run.job.life_hours(time.time()) * self.record.config.cluster.held_gpus, 6
-            )
-        return said
+        charge: dict[str, Any] = {"after_attempt": self.run.attempt}
+        if self._charges_a_launch():
+            hours = self.job.life_hours(time.time()) * self.record.config.cluster.held_gpus
+            charge["cause"] = str(self.decision.cause)
+            charge["life"] = self.job.life_start
+            charge["gpu_hours"] = round(hours, 6)
+        return charge
 
-    def tell_the_end(self) -> None:
+    def record_end(self) -> None:
         """Record the end, as Slurm reports it, of an attempt that could not record it itself."""
-        history = self.facts.history
         cause = self.decision.cause
-        if (
-            cause is None
-            or cause is Cause.LAUNCH_FAILED
-            or not history
-            or history[-1].cause is not Cause.LOST
-        ):
+        if cause is None or cause is Cause.LAUNCH_FAILED or not self.run.lost:
             return
+        end = self.run.history[-1]
+        life = self.job.last_life
         self.book.write(
             event_names.ENDED,
-            attempt=self.facts.attempt,
+            attempt=self.run.attempt,
             cause=str(cause),
-            checkpoint_step=history[-1].checkpoint_step,
-            gpu_hours=round(self._hours(history[-1].gpu_hours), 6),
+            checkpoint_step=end.checkpoint_step,
+            gpu_hours=round(self._hours(end.gpu_hours), 6),
             restart=self.decision.action in AGAIN,
-            at=life.end_time if (life := self.run.job.last_life) is not None else None,
+            at=None if life is None else life.end_time,
             why=self.decision.why,
         )
 
+    def _charges_a_launch(self) -> bool:
+        return self.decision.cause is Cause.LAUNCH_FAILED and self.decision.action in AGAIN
+
+    def _tell_slurm(self, address: str) -> str:
+        """Do it; the job that it was done to, or that came of it."""
+        action = self.decision.action
+        if action is Action.EXPEDITE:
+            self._exclude_nodes(address)
+            client.expedite(address)
+        elif action is Action.RELEASE:
+            self._exclude_nodes(address)
+            client.release(address)
+        elif action is Action.REQUEUE:
+            # Slurm would refuse to exclude nodes before it is pending: a later pass does that.
+            client.requeue(address)
+        elif action is Action.RESUBMIT:
+            return self._resubmit(address)
+        elif action in (Action.STOP, Action.FREE):
+            if self.job.live:
+                client.cancel(address)
+        elif action is Action.WITHDRAW:
+            successor = self.job.successor
+            if successor is not None and successor.live:
+                address = successor.address
+            client.cancel(address)
+        return address
+
     def _hours(self, at_least: float) -> float:
         """GPU-hours of the newest attempt, from its start to the end of the job's life."""
-        life = self.run.job.last_life
+        life = self.job.last_life
         started = max(attempt.time for attempt in self.record.story.attempts)
         if life is None or life.end_time is None or life.end_time < started:
             return at_least
-        return max(
-            at_least, (life.end_time - started) / 3600 * self.record.config.cluster.held_gpus
-        )
+        held_gpus = self.record.config.cluster.held_gpus
+        return max(at_least, (life.end_time - started) / 3600 * held_gpus)
 
-    def _leave_out(self, address: str) -> None:
+    def _exclude_nodes(self, address: str) -> None:
         """Exclude bad nodes from the pending job: only then may an ordinary user change that.
 
         If Slurm refuses (the job has just started), the run continues with them.
         """
-        if (found := exclusion(self.record, self.blame)) is not None:
+        change = find_exclusion(self.record, self.exclusions)
+        if change is not None:
             with contextlib.suppress(client.SlurmRefused):
-                client.update(address, ExcNodeList=found.words)
-                found.write_down(self.book)
+                client.update(address, ExcNodeList=change.node_list)
+                change.record(self.book)
 
     def _resubmit(self, address: str) -> str:
         """Submit the frozen script again: that of a single job, or its task of the sweep's."""
         task = address.partition("_")[2]
-        found = sent_already(self.record, self.queue, task)
-        if found is None:
-            if self.facts.sent_at is not None and time.time() - self.facts.sent_at < UNANSWERED_S:
-                raise client.SlurmUnavailable("a submission a moment ago may still come to light")
-            self.book.write(event_names.RESUBMITTING, after=address)
-            options = [f"--array={task}"] if task else []
-            if (out := exclusion(self.record, self.blame)) is not None:
-                out.write_down(self.book)
-                options += [f"--exclude={out.words}"] if out.words else []
-            job_id = client.submit(self.record.layout.script, *options)
-            found = f"{job_id}_{task}" if task else str(job_id)
-        return found
+        job = unrecorded_job(self.record, self.queue, task)
+        if job is not None:
+            return job
+        if self.run.sent_at is not None and time.time() - self.run.sent_at < UNANSWERED_S:
+            raise client.SlurmUnavailable("a submission a moment ago may still come to light")
+        self.book.write(event_names.RESUBMITTING, after=address)
+        options = [f"--array={task}"] if task else []
+        change = find_exclusion(self.record, self.exclusions)
+        if change is not None:
+            change.record(self.book)
+            if change.node_list:
+                options.append(f"--exclude={change.node_list}")
+        job_id = client.submit(self.record.layout.script, *options)
+        return f"{job_id}_{task}" if task else str(job_id)

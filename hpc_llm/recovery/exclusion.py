@@ -1,10 +1,9 @@
-"""Which node a failure points at, and which nodes the next attempt leaves out."""
+"""Which nodes the next job of a run leaves out, by the evidence of all runs of its root."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from pathlib import Path
 
 from hpc_llm.recovery import failures, node_evidence
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.look import RunRecord, ledger_for
+from hpc_llm.recovery.node_evidence import Evidence
+from hpc_llm.recovery.run_record import RunRecord
 from hpc_llm.runs import event_names, ledger
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.runs.story import WATCHDOG
@@ -21,49 +21,41 @@ from hpc_llm.slurm.nodes import Node
 
 
 @dataclass(frozen=True)
-class LeaveOut:
-    """Nodes to exclude from a run's next job. too_few: there are bad ones, but without them it
-    could not run at all.
-    """
+class BadNodes:
+    """Nodes to exclude from a run's next job."""
 
-    nodes: tuple[str, ...]
-    too_few: bool = False
+    names: tuple[str, ...]
+    too_few_others: bool = False  # there are bad ones, but without them it could not run at all
 
 
 class NodeExclusions:
-    """Evidence of a root, read once per pass, and sinfo asked once."""
+    """The evidence of a root, read once per pass, and sinfo, asked once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._evidence: list[node_evidence.Evidence] | None = None
+        self._evidence: list[Evidence] | None = None
         self._nodes: list[Node] | None = None
-        self._unwanted: dict[str, frozenset[str]] = {}
+        self._excluded_by_users: dict[str, frozenset[str]] = {}
 
-    def of_attempt(self, record: RunRecord) -> None:
-        """Write down what the newest attempt's end says about a node, unless somebody has."""
-        history = record.facts.history
-        attempt = record.facts.attempt
+    def witness_attempt(self, record: RunRecord) -> None:
+        """Record what the newest attempt's end says about a node, unless somebody has."""
+        history = record.summary.history
+        attempt = record.summary.attempt
         if not history or not attempt or history[-1].node is None:
             return
-        end = history[-1]
-        run = self._run(record)
-        assert end.node is not None
-        if (end.node, run, attempt) not in {
-            (seen.node, seen.run, seen.attempt) for seen in self._all()
-        }:
-            node_evidence.witness(
-                self._root,
-                end.node,
-                end.cause,
-                self._log(record, attempt),
-                run=run,
-                attempt=attempt,
-            )
-            self._evidence = None
+        node = history[-1].node
+        run = self._path_of(record)
+        for seen in self._read():
+            if (seen.node, seen.run, seen.attempt) == (node, run, attempt):
+                return
+        log = _last_words(record, attempt)
+        node_evidence.witness(self._root, node, history[-1].cause, log, run=run, attempt=attempt)
+        self._evidence = None
 
-    def of_launch(self, record: RunRecord, node_list: str) -> list[str]:
-        """The nodes that may have failed to start the job: those of its last life, or the drained
-        ones among them.
+    def witness_launch(self, record: RunRecord, node_list: str) -> list[str]:
+        """The nodes that may have failed to start the job, with the evidence recorded.
+
+        Those of its last life, or the drained ones among them.
         """
         if not node_list:
             return []
@@ -71,69 +63,59 @@ class NodeExclusions:
             names = client.hostnames(node_list)
             down = {node.name for node in self._sinfo() if not node.up}
             suspects = [name for name in names if name in down] or names
-            launches = sum(end.cause is Cause.LAUNCH_FAILED for end in record.facts.history)
+            launches = sum(end.cause is Cause.LAUNCH_FAILED for end in record.summary.history)
             for name in suspects:
-                self._launch_failed(name, self._run(record), launches, 1 / len(suspects))
+                self._report_launch(name, self._path_of(record), launches, 1 / len(suspects))
             return suspects
         return []
 
-    def to_leave_out(self, record: RunRecord) -> LeaveOut | None:
-        """None: nobody knows which nodes are up."""
-        recovery = record.config.recovery
+    def bad_nodes(self, record: RunRecord) -> BadNodes | None:
+        """What the run's next job must not start on; None: nobody knows which nodes are up."""
         cluster = record.config.cluster
-        bad = node_evidence.excluded(
-            node_evidence.node_scores(self._all(), time.time(), *node_evidence.limits(recovery))
-        )
+        bad = node_evidence.excluded_by(self._read(), record.config.recovery)
         if not bad:
-            return LeaveOut(())
+            return BadNodes(())
         try:
-            wanted = set((cluster.partition or "").split(",")) - {""}
-            there = [
-                node
-                for node in self._sinfo()
-                if (node.partition in wanted if wanted else node.default)
-            ]
-            left = (
-                {node.name for node in there if node.up}
-                - bad
-                - self._excluded_by_user(cluster.exclude)
-            )
+            others = self._up_for(cluster.partition) - bad - self._excluded_by(cluster.exclude)
         except client.SlurmError:
             return None
-        if len(left) < cluster.nodes + cluster.spare_nodes:
-            return LeaveOut((), too_few=True)
-        return LeaveOut(tuple(sorted(bad)))
+        if len(others) < cluster.nodes + cluster.spare_nodes:
+            return BadNodes((), too_few_others=True)
+        return BadNodes(tuple(sorted(bad)))
 
-    def _excluded_by_user(self, node_list: str | None) -> frozenset[str]:
+    def _up_for(self, partition: str | None) -> set[str]:
+        """Nodes that are up in these partitions (with commas), or in the default one."""
+        wanted = set((partition or "").split(",")) - {""}
+        up = set()
+        for node in self._sinfo():
+            suits = node.partition in wanted if wanted else node.default
+            if suits and node.up:
+                up.add(node.name)
+        return up
+
+    def _excluded_by(self, node_list: str | None) -> frozenset[str]:
+        """The nodes of a user's own list, in Slurm's spelling."""
         if not node_list:
             return frozenset()
-        if node_list not in self._unwanted:
-            self._unwanted[node_list] = frozenset(client.hostnames(node_list))
-        return self._unwanted[node_list]
+        if node_list not in self._excluded_by_users:
+            self._excluded_by_users[node_list] = frozenset(client.hostnames(node_list))
+        return self._excluded_by_users[node_list]
 
-    def _launch_failed(self, node: str, run: str, number: int, weight: float) -> None:
-        key = (node, "launch-failed", run, number)
-        if key not in {(seen.node, seen.kind, seen.run, seen.attempt) for seen in self._all()}:
-            node_evidence.report(
-                self._root, node, "launch-failed", run=run, attempt=number, weight=weight
-            )
-            self._evidence = None
+    def _report_launch(self, node: str, run: str, number: int, weight: float) -> None:
+        kind = "launch-failed"
+        for seen in self._read():
+            if (seen.node, seen.kind, seen.run, seen.attempt) == (node, kind, run, number):
+                return
+        node_evidence.report(self._root, node, kind, run=run, attempt=number, weight=weight)
+        self._evidence = None
 
-    def _run(self, record: RunRecord) -> str:
+    def _path_of(self, record: RunRecord) -> str:
         return RootLayout(self._root).path_of(record.layout)
 
-    def _all(self) -> list[node_evidence.Evidence]:
+    def _read(self) -> list[Evidence]:
         if self._evidence is None:
             self._evidence = node_evidence.read(self._root)
         return self._evidence
-
-    def _log(self, record: RunRecord, attempt: int) -> str:
-        """The last words of the rank that failed first."""
-        ends = [end for end in record.story.ends if end.attempt == attempt]
-        rank = ends[-1].first_failed if ends else None
-        if rank is None:
-            return ""
-        return "".join(failures.tails([record.layout.rank_log(attempt, rank)]))
 
     def _sinfo(self) -> Sequence[Node]:
         if self._nodes is None:
@@ -143,92 +125,85 @@ class NodeExclusions:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Nodes excluded from a job, including the user's own list (`words`, for Slurm), and what
-    changed since last time.
+    """What a job is to exclude, and what of that is new since last time."""
 
-    too_few: the nodes that come `back` are bad, but needed.
-    """
-
-    words: str
+    node_list: str  # for Slurm, with the user's own list
     new: list[str]
-    back: list[str]
-    too_few: bool
+    readmitted: list[str]
+    too_few_others: bool  # those readmitted are bad, but needed
 
-    def write_down(self, book: ledger.Ledger, **job: str) -> None:
-        """Call after Slurm was told: what the ledger has is never told again. job: if it is not the
-        run's yet.
+    def record(self, book: ledger.Ledger, **job: str) -> None:
+        """Call after Slurm was told: what the ledger has is never told again.
+
+        job: if it is not the run's yet.
         """
         if self.new:
-            book.write(
-                event_names.EXCLUDED,
-                nodes=self.new,
-                **job,
-                why="evidence of this root's runs; see status --nodes",
-            )
-        if self.back:
-            why = (
-                "too few others are up"
-                if self.too_few
-                else "there is no evidence against them any more"
-            )
-            book.write(event_names.READMITTED, nodes=self.back, why=why)
+            why = "evidence of this root's runs; see status --nodes"
+            book.write(event_names.EXCLUDED, nodes=self.new, **job, why=why)
+        if self.readmitted:
+            why = "there is no evidence against them any more"
+            if self.too_few_others:
+                why = "too few others are up"
+            book.write(event_names.READMITTED, nodes=self.readmitted, why=why)
 
 
-def leave_out_of_waiting(
-    blame: NodeExclusions, waiting: Mapping[str, tuple[RunRecord, bool]]
+def find_exclusion(
+    record: RunRecord, exclusions: NodeExclusions, *, readmit_bad: bool = True
+) -> Exclusion | None:
+    """What the run's job is to exclude; None: leave it as it is.
+
+    readmit_bad: give back nodes without which the run would wait for ever.
+    """
+    bad = exclusions.bad_nodes(record)
+    known = _excluded_so_far(record)
+    if bad is None or not (bad.names or known) or (bad.too_few_others and not readmit_bad):
+        return None
+    names = set(bad.names)
+    node_list = ",".join(name for name in (record.config.cluster.exclude, *bad.names) if name)
+    return Exclusion(node_list, sorted(names - known), sorted(known - names), bad.too_few_others)
+
+
+def exclude_from_pending(
+    exclusions: NodeExclusions, waiting: Mapping[str, tuple[RunRecord, bool]]
 ) -> tuple[dict[str, Exclusion], bool]:
-    """Exclude bad nodes from pending jobs that need nothing else: one call to Slurm for all tasks
-    of an array.
+    """Exclude bad nodes from pending jobs that need nothing else.
 
-    waiting: runs, and whether Slurm lacks nodes for them: only then are bad but needed nodes given
-    back. Returns what Slurm was told, by run, and whether it has answered every call.
+    One call to Slurm for all tasks of an array. waiting: runs, and whether Slurm lacks nodes for
+    them: only then are bad but needed nodes given back. Returns what Slurm was told, by run, and
+    whether it has answered every call.
     """
     tasks = defaultdict[tuple[str, str], dict[str, Exclusion]](dict)
-    told = dict[str, Exclusion]()
     answered = True
     for path, (record, starved) in waiting.items():
-        if record.facts.address is None:
+        if record.summary.address is None:
             # cancelled and submitted anew since this pass asked for the queue: it waits for room
             continue
-        answered = answered and blame.to_leave_out(record) is not None
-        found = exclusion(record, blame, even_bad_ones=starved)
-        if found is not None and (found.new or found.back):
-            tasks[record.facts.address.partition("_")[0], found.words][path] = found
-    for (array, words), runs in tasks.items():
-        numbers = [str(waiting[path][0].facts.address).partition("_")[2] for path in runs]
+        answered = answered and exclusions.bad_nodes(record) is not None
+        change = find_exclusion(record, exclusions, readmit_bad=starved)
+        if change is not None and (change.new or change.readmitted):
+            array = record.summary.address.partition("_")[0]
+            tasks[array, change.node_list][path] = change
+    told = dict[str, Exclusion]()
+    for (array, node_list), changes in tasks.items():
+        numbers = [str(waiting[path][0].summary.address).partition("_")[2] for path in changes]
+        address = f"{array}_[{','.join(numbers)}]" if numbers[0] else array
         try:
-            client.update(
-                f"{array}_[{','.join(numbers)}]" if numbers[0] else array, ExcNodeList=words
-            )
+            client.update(address, ExcNodeList=node_list)
         except client.SlurmRefused:
             continue  # it has started meanwhile
         except client.SlurmUnavailable:
             answered = False
             continue
-        for path, found in runs.items():
-            found.write_down(ledger_for(waiting[path][0]))
-        told |= runs
+        for path, change in changes.items():
+            change.record(waiting[path][0].watchdog_ledger())
+        told |= changes
     return told, answered
 
 
-def exclusion(
-    record: RunRecord, blame: NodeExclusions, *, even_bad_ones: bool = True
-) -> Exclusion | None:
-    """None: leave it as it is. even_bad_ones: give back nodes without which the run would wait for
-    ever.
-    """
-    found = blame.to_leave_out(record)
-    known = _excluded_so_far(record)
-    if found is None or not (found.nodes or known) or (found.too_few and not even_bad_ones):
-        return None
-    bad = set(found.nodes)
-    words = [word for word in (record.config.cluster.exclude, *found.nodes) if word]
-    return Exclusion(",".join(words), sorted(bad - known), sorted(known - bad), found.too_few)
-
-
 def _excluded_so_far(record: RunRecord) -> set[str]:
-    """Nodes excluded from the run's job, by watchdogs and by the job before it, since its user
-    submitted it.
+    """Nodes excluded from the run's job since its user submitted it.
+
+    By watchdogs, and by the job before it.
     """
     submitted = record.story.last_sending(event_names.SUBMITTED)
     since = submitted.time if submitted else -math.inf
@@ -238,6 +213,15 @@ def _excluded_so_far(record: RunRecord) -> set[str]:
             continue
         if not change.excluded:
             excluded -= set(change.nodes)
-        elif change.writer.startswith(WATCHDOG) or change.job == record.facts.address:
+        elif change.writer.startswith(WATCHDOG) or change.job == record.summary.address:
             excluded |= set(change.nodes)
     return excluded
+
+
+def _last_words(record: RunRecord, attempt: int) -> str:
+    """The end of the log of the rank that failed first."""
+    ends = [end for end in record.story.ends if end.attempt == attempt]
+    rank = ends[-1].first_failed if ends else None
+    if rank is None:
+        return ""
+    return "".join(failures.tails([record.layout.rank_log(attempt, rank)]))

@@ -60,14 +60,12 @@ class Evidence:
 
 @dataclass(frozen=True)
 class NodeScore:
-    """A node with evidence against it; excluded_until: None if that is not enough, or the cap is
-    reached.
-    """
+    """The evidence against one node, and its weight."""
 
     node: str
     score: float
     evidence: tuple[Evidence, ...]
-    excluded_until: float | None
+    excluded_until: float | None  # None: it is not enough, or enough nodes are excluded already
 
 
 def report(
@@ -85,11 +83,10 @@ def report(
 
 
 def witness(root: Path, node: str, cause: Cause, log: str, *, run: str, attempt: int) -> None:
-    """Record what the end of an attempt says about `node`, on which the rank ran that failed first
-    and wrote `log`.
+    """Record what the end of an attempt says about `node`.
 
-    A Python error is the program's fault; a death by signal, a hang or a lost node may be the
-    node's.
+    log: of the rank that failed first, if it ran there. A Python error is the program's fault; a
+    death by signal, a hang or a lost node may be the node's.
     """
     for line in faults_in(log)[:1]:
         report(root, node, "gpu-fault", run=run, attempt=attempt, said=line)
@@ -103,10 +100,8 @@ def clear(root: Path, node: str) -> None:
 
 
 def read(root: Path) -> list[Evidence]:
-    """All reports below `root` that this user may read, in order of time; truncated lines are
-    skipped.
-    """
-    found = []
+    """All reports that this user may read, in order of time; truncated lines are skipped."""
+    evidence = []
     for path in sorted(RootLayout(root).nodes.glob("*.jsonl")):
         try:
             text = path.read_text(errors="replace")
@@ -114,10 +109,10 @@ def read(root: Path) -> list[Evidence]:
             continue
         for line in text.splitlines():
             try:
-                found.append(Evidence(**json.loads(line)))
+                evidence.append(Evidence(**json.loads(line)))
             except (ValueError, TypeError):
                 continue
-    return sorted(found, key=lambda evidence: evidence.time)
+    return sorted(evidence, key=lambda seen: seen.time)
 
 
 def volume(root: Path) -> int:
@@ -125,50 +120,61 @@ def volume(root: Path) -> int:
     return sum(path.stat().st_size for path in RootLayout(root).nodes.glob("*.jsonl"))
 
 
+def excluded_now(root: Path, recovery: RecoveryConfig) -> frozenset[str]:
+    """The nodes that the runs of `root` exclude by what is known now."""
+    return excluded_by(read(root), recovery)
+
+
+def excluded_by(evidence: Sequence[Evidence], recovery: RecoveryConfig) -> frozenset[str]:
+    """The nodes that a run with these settings excludes now, by this evidence."""
+    return excluded(node_scores(evidence, time.time(), *limits(recovery)))
+
+
 def limits(recovery: RecoveryConfig) -> tuple[float, int]:
-    """What `standings` goes by: hours that evidence counts, and how many nodes are left out."""
+    """Hours that evidence counts, and how many nodes are excluded at most."""
     return recovery.node_exclusion_h, recovery.max_excluded_nodes
 
 
 def node_scores(
     evidence: Sequence[Evidence], now: float, exclusion_h: float, most: int
 ) -> list[NodeScore]:
-    """Nodes with evidence from the last `exclusion_h`, the worst first; at most `most` of them are
-    excluded.
-    """
+    """Nodes with evidence from the last `exclusion_h`, the worst first; `most` can be excluded."""
+    by_node = _counted(evidence, now, exclusion_h)
+    weights = {node: sum(seen.weight for seen in counted) for node, counted in by_node.items()}
+    scores = []
+    for place, node in enumerate(sorted(weights, key=lambda node: (-weights[node], node))):
+        until = _until(by_node[node], exclusion_h) if place < most else None
+        scores.append(NodeScore(node, round(weights[node], 3), tuple(by_node[node]), until))
+    return scores
+
+
+def excluded(scores: Iterable[NodeScore]) -> frozenset[str]:
+    """The nodes to exclude."""
+    return frozenset(score.node for score in scores if score.excluded_until is not None)
+
+
+def _counted(
+    evidence: Sequence[Evidence], now: float, exclusion_h: float
+) -> dict[str, list[Evidence]]:
+    """What counts against each node: new enough, and once per kind and attempt."""
     by_node: dict[str, dict[tuple[str, str, int], Evidence]] = {}
     for seen in evidence:
         if seen.kind == CLEARED:
             by_node.pop(seen.node, None)
         elif now - seen.time < exclusion_h * 3600:
             by_node.setdefault(seen.node, {}).setdefault((seen.kind, seen.run, seen.attempt), seen)
-    sums = [
-        (node, sum(one.weight for one in found.values()), tuple(found.values()))
-        for node, found in by_node.items()
-    ]
-    ranked = sorted(sums, key=lambda entry: (-entry[1], entry[0]))
-    return [
-        NodeScore(
-            node, round(score, 3), found, _until(found, exclusion_h) if place < most else None
-        )
-        for place, (node, score, found) in enumerate(ranked)
-    ]
-
-
-def excluded(standing: Iterable[NodeScore]) -> frozenset[str]:
-    """The nodes to exclude."""
-    return frozenset(one.node for one in standing if one.excluded_until is not None)
+    return {node: list(counted.values()) for node, counted in by_node.items()}
 
 
 def _until(evidence: Sequence[Evidence], exclusion_h: float) -> float | None:
     """When the remaining evidence will no longer be enough; None if it never was."""
-    rest = sum(one.weight for one in evidence)
+    rest = sum(seen.weight for seen in evidence)
     if rest < ENOUGH - 1e-9:
         return None
-    for one in sorted(evidence, key=lambda seen: seen.time):
-        rest -= one.weight
+    for seen in sorted(evidence, key=lambda seen: seen.time):
+        rest -= seen.weight
         if rest < ENOUGH - 1e-9:
-            return one.time + exclusion_h * 3600
+            return seen.time + exclusion_h * 3600
     return None
 
 

@@ -8,7 +8,6 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,13 +17,13 @@ from hpc_llm.config.errors import InputError
 _WATCH_S = 30.0  # each look asks Slurm twice; shared systems ask not to be polled often
 
 
-def main(words: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """A table of all runs below a root, one run with its story, its log, or JSON."""
-    return verbs.run("status", _status, words, hydra=False)
+    return verbs.run("status", _status, argv, hydra=False)
 
 
-def _status(words: list[str]) -> int:
-    given = _parser().parse_args(words)
+def _status(argv: list[str]) -> int:
+    given = _parser().parse_args(argv)
     if given.watch is not None:
         _refuse_unwatched(given)
     if given.team is not None:
@@ -121,23 +120,22 @@ def _refuse_unwatched(given: argparse.Namespace) -> None:
 
 def _show(root: Path, as_json: bool) -> int:
     """Where the runs stand, as a list or in words."""
-    from hpc_llm.status import standing, tables
+    from hpc_llm.status import render, standing
 
-    found = standing.status_of(root)
-    for warning in found.warnings:
+    status = standing.status_of(root)
+    for warning in status.warnings:
         print(f"status: {warning}", file=sys.stderr)
     if as_json:
-        verbs.print_json(found.rows)
+        verbs.print_json(status.rows)
     else:
-        print("\n".join(tables.render_root(root, found)))
+        print("\n".join(render.render_root(root, status)))
     return 0
 
 
 def _watch(root: Path, every_s: float) -> int:
     """The same until Ctrl-C; where the terminal cannot be cleared, one below the other."""
-    clear = (
-        "\x1b[H\x1b[2J" if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" else ""
-    )
+    can_clear = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    clear = "\x1b[H\x1b[2J" if can_clear else ""
     while True:
         print(f"{clear}{time.strftime('%Y-%m-%d %H:%M:%S')}  every {every_s:g} s, Ctrl-C ends it")
         _show(root, as_json=False)
@@ -155,11 +153,12 @@ def _logs(root: Path, rank: int | None, follow: bool) -> int:
         raise InputError(
             f"--logs: {root} holds {len(runs)} runs; give the directory of one: {names}"
         )
-    lines: Iterator[str] = (
-        logs.follow(runs[0], rank) if follow else logs.opening(logs.choose(runs[0], rank))
-    )
-    for line in lines:
-        print(line, flush=follow)
+    if follow:
+        for line in logs.follow(runs[0], rank):
+            print(line, flush=True)
+    else:
+        for line in logs.opening(logs.choose(runs[0], rank)):
+            print(line)
     return 0
 
 
@@ -172,35 +171,35 @@ def _tensorboard(root: Path) -> int:
 
     port = page.free_port()
     print(page.tunnel(port, getpass.getuser(), socket.gethostname()), flush=True)
-    words = page.command(root, port)
-    os.execv(words[0], words)
+    argv = page.command(root, port)
+    os.execv(argv[0], argv)
     return 0
 
 
 def _nodes(root: Path, as_json: bool) -> int:
-    from hpc_llm.status import standing, tables
+    from hpc_llm.status import node_rows, render
 
-    rows = standing.nodes_of(root)
+    rows = node_rows.read_node_rows(root)
     if as_json:
         verbs.print_json(rows)
     else:
-        print(tables.render_nodes(rows))
+        print(render.render_nodes(rows))
     return 0
 
 
 def _team(account: str | None, as_json: bool) -> int:
     from hpc_llm.slurm import team
     from hpc_llm.slurm.client import SlurmError
-    from hpc_llm.status import tables
+    from hpc_llm.status import render
 
     try:
-        found = team.ask(account)
+        answer = team.ask(account)
     except SlurmError as error:
         raise InputError(f"--team: {error}") from None
     if as_json:
-        verbs.print_json(asdict(found))
+        verbs.print_json(asdict(answer))
     else:
-        print("\n".join(tables.render_team(found)))
+        print("\n".join(render.render_team(answer)))
     return 0
 
 

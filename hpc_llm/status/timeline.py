@@ -10,20 +10,22 @@ from typing import Any
 from hpc_llm.runs import event_names
 from hpc_llm.runs.ledger import Event
 
-# Told by the line itself, or of no use to a person who asks what happened.
-_UNTOLD = ("attempt", "words", "pid", "job_id", "array_task", "exit_codes")
+# Shown by the line itself, or of no use to a person who asks what happened.
+_HIDDEN = ("attempt", "words", "pid", "job_id", "array_task", "exit_codes")
 _WIDTH = 150
 
 
 def lines(events: Sequence[Event]) -> Iterator[str]:
     """A line per event; saves in a row are one line."""
-    for event, group in groupby(events, key=_kind):
+    for (_, number, _), group in groupby(events, key=_kind):
         several = list(group)
-        count = f" × {len(several)}" if len(several) > 1 else ""
         last = several[-1]
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last.time))
-        attempt = f"attempt {event[1]}" if event[1] is not None else "-"
-        yield f"{when}  {attempt:<10}  {last.event}{count}  {_facts(last.facts)}"[:_WIDTH].rstrip()
+        attempt = "-" if number is None else f"attempt {number}"
+        name = last.event
+        if len(several) > 1:
+            name += f" × {len(several)}"
+        yield f"{when}  {attempt:<10}  {name}  {_facts(last.facts)}"[:_WIDTH].rstrip()
 
 
 def _kind(event: Event) -> tuple[str, Any, float]:
@@ -33,15 +35,16 @@ def _kind(event: Event) -> tuple[str, Any, float]:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    told = {
-        key: value
-        for key, value in facts.items()
-        if key not in _UNTOLD and value not in (None, [], "")
-    }
-    return " ".join(f"{key}={_plain(value)}" for key, value in told.items())
+    shown = []
+    for key, value in facts.items():
+        if key not in _HIDDEN and value not in (None, [], ""):
+            shown.append(f"{key}={_plain(value)}")
+    return " ".join(shown)
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return ",".join(map(str, value)) if isinstance(value, list) else " ".join(str(value).split())
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return " ".join(str(value).split())

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.recovery import look
+from hpc_llm.recovery import run_record
 from hpc_llm.recovery.outside import FORGOTTEN_AFTER_S
 from hpc_llm.runs import event_names, freeze, ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout, SweepLayout
@@ -109,7 +109,7 @@ def _cancelled(backlog: Backlog, live: Sequence[QueuedJob]) -> bool | None:
         return False
     ends: list[tuple[float, bool]] = []
     for record in _records_of_submitted(backlog):
-        run = record.facts
+        run = record.summary
         time_of_last_event = record.story.events[-1].time
         if run.completed or run.final is not None:
             was_cancelled = not run.completed and run.final == event_names.CANCELLED
@@ -121,17 +121,17 @@ def _cancelled(backlog: Backlog, live: Sequence[QueuedJob]) -> bool | None:
     return max(ends)[1] if ends else False
 
 
-def _records_of_submitted(backlog: Backlog) -> Iterator[look.RunRecord]:
+def _records_of_submitted(backlog: Backlog) -> Iterator[run_record.RunRecord]:
     """The runs of the sweep that an array of this backlog was submitted with."""
     waiting = {Path(run) for run in backlog.tasks.values()}
     for layout in SweepLayout(Path(backlog.script).parent).runs():
         if layout.path in waiting:
             continue
         try:
-            record = look.read_record(layout)
+            record = run_record.read_record(layout)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # the pass has already reported it
-        address = record.facts.address
+        address = record.summary.address
         if address is not None and int(address.partition("_")[0]) in backlog.arrays:
             yield record
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.recovery import look
+from hpc_llm.recovery import run_record
 from hpc_llm.runs import event_names
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.story import SUBMISSIONS
@@ -46,7 +46,7 @@ def _trials(search: Search) -> Iterator[Trial]:
     for number, chosen in enumerate(search.asked):
         if number not in search.ended and is_sent(search, number):
             layout = search.layout(number)
-            run = look.read_record(layout).facts
+            run = run_record.read_record(layout).summary
             if run.final == event_names.CANCELLED and not run.completed:
                 search.cancelled.append(number)
             if run.completed:
@@ -61,7 +61,7 @@ def is_sent(search: Search, number: int) -> bool:
     layout = search.layout(number)
     if not layout.config.exists():
         return False
-    story = look.read_record(layout).story
+    story = run_record.read_record(layout).story
     return bool(story.attempts) or story.last_sending(*SUBMISSIONS, event_names.WAITING) is not None
 
 

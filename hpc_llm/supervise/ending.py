@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -188,9 +187,6 @@ def report_evidence(
 def bad_nodes(layout: RunLayout, recovery: RecoveryConfig) -> frozenset[str]:
     """Nodes with enough evidence against them from all runs of the root."""
     try:
-        evidence = node_evidence.read(RootLayout.of(layout).path)
+        return node_evidence.excluded_now(RootLayout.of(layout).path, recovery)
     except OSError:
         return frozenset()
-    return node_evidence.excluded(
-        node_evidence.node_scores(evidence, time.time(), *node_evidence.limits(recovery))
-    )

@@ -14,11 +14,12 @@ import sys
 import time
 from pathlib import Path
 
-from hpc_llm.recovery import carry_out, look, outside
-from hpc_llm.recovery.exclusion import Exclusion, NodeExclusions
-from hpc_llm.recovery.exclusion import exclusion as find_exclusion
-from hpc_llm.recovery.look import RunRecord, Seen, SlurmAnswers, SlurmQueue
+from hpc_llm.recovery import carry_out, outside, run_record
+from hpc_llm.recovery.exclusion import Exclusion, NodeExclusions, find_exclusion
+from hpc_llm.recovery.look import Seen
 from hpc_llm.recovery.policy import Action
+from hpc_llm.recovery.run_record import RunRecord
+from hpc_llm.recovery.slurm_answers import SlurmAnswers, SlurmQueue
 from hpc_llm.runs import event_names, ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.orders import AFTER
@@ -36,7 +37,7 @@ def main() -> int:
     layout = RunLayout(Path(sys.argv[1]))
     own = client.own_address(os.environ)
     try:
-        record = look.read_record(layout)
+        record = run_record.read_record(layout)
         book = ledger.Ledger(layout.ledger, f"successor-{own}")
         why = _nothing_to_do(record, own, book)
         if why is not None:
@@ -50,7 +51,7 @@ def main() -> int:
 
 def _nothing_to_do(record: RunRecord, own: str, book: ledger.Ledger) -> str | None:
     """Why the run needs no further job; None once job `own` is noted as the run's."""
-    run = record.facts
+    run = record.summary
     if AFTER not in os.environ:  # a job that somebody has submitted
         return "complete" if run.completed else None
     if run.completed or run.final is not None:
@@ -62,22 +63,22 @@ def _nothing_to_do(record: RunRecord, own: str, book: ledger.Ledger) -> str | No
 
 def _follow(record: RunRecord, own: str, book: ledger.Ledger) -> str | None:
     """Note job `own` as the run's, in place of the one that has ended; why not, or None."""
-    facts = dataclasses.replace(record.facts, successor=None, sent_at=None)
-    alone = dataclasses.replace(record, facts=facts)
-    job = SlurmAnswers([alone], SlurmQueue())(alone)
+    run = dataclasses.replace(record.summary, successor=None, sent_at=None)
+    alone = dataclasses.replace(record, summary=run)
+    job = SlurmAnswers([alone], SlurmQueue()).of(alone)
     if job.queued is not None and job.queued.live:
-        return f"job {facts.address} is {job.queued.state}"
-    decision = outside.decide_outside(facts, job, time.time())
+        return f"job {run.address} is {job.queued.state}"
+    decision = outside.decide_outside(run, job, time.time())
     if decision.action is Action.NOTHING:
         return (
-            f"Slurm does not say how job {facts.address} ended; it may be a user's scancel, "
+            f"Slurm does not say how job {run.address} ended; it may be a user's scancel, "
             "which is final"
         )
     seen = Seen(alone, job, decision)
     if decision.action is Action.RESUBMIT:
-        carry_out.note_without_slurm(seen, book, own)
+        carry_out.take_over(seen, book, own)
         return None
-    carry_out.note_without_slurm(seen, book, str(facts.address))
+    carry_out.take_over(seen, book, str(run.address))
     return decision.why
 
 
@@ -87,18 +88,18 @@ def queue_next(record: RunRecord, own: str, book: ledger.Ledger) -> None:
     That happens once, however often the job is requeued.
     """
     queue = SlurmQueue()
-    waiting = queue.job(record.facts.successor)
+    waiting = queue.job(record.summary.successor)
     exclusion = _exclusion(record)
     if waiting is not None and waiting.live and waiting.address != own:
         if exclusion is not None:
-            client.update(waiting.address, ExcNodeList=exclusion.words)
-            exclusion.write_down(book, job=waiting.address)
+            client.update(waiting.address, ExcNodeList=exclusion.node_list)
+            exclusion.record(book, job=waiting.address)
         return
     successor = _sent_before(record, queue, own)
     if successor is None:
         successor = _submit(record, own, exclusion)
         if exclusion is not None:
-            exclusion.write_down(book, job=successor)
+            exclusion.record(book, job=successor)
     book.write(event_names.SUCCESSOR, job=successor, after=own)
 
 
@@ -106,7 +107,7 @@ def _sent_before(record: RunRecord, queue: SlurmQueue, own: str) -> str | None:
     """A job that was submitted to follow `own`, and whose number was lost before it was noted."""
     if own not in record.story.jobs:
         return None
-    job = carry_out.sent_already(record, queue, _task(own))
+    job = carry_out.unrecorded_job(record, queue, _task(own))
     return None if job == own else job
 
 
@@ -116,8 +117,8 @@ def _submit(record: RunRecord, own: str, exclusion: Exclusion | None) -> str:
     options = [f"--dependency=afterany:{own}", f"--export=ALL,{AFTER}={own}"]
     if task:
         options.append(f"--array={task}")
-    if exclusion is not None and exclusion.words:
-        options.append(f"--exclude={exclusion.words}")
+    if exclusion is not None and exclusion.node_list:
+        options.append(f"--exclude={exclusion.node_list}")
     number = client.submit(record.layout.script, *options)
     return f"{number}_{task}" if task else str(number)
 
@@ -144,16 +145,16 @@ def hand_over(layout: RunLayout, book: ledger.Ledger) -> bool:
     Requeueing this job instead could bring them back: Slurm accepts no exclusion until the job is
     pending, and then no process of the run is left to ask for it.
     """
-    record = look.read_record(layout)
-    waiting = SlurmQueue().job(record.facts.successor)
+    record = run_record.read_record(layout)
+    waiting = SlurmQueue().job(record.summary.successor)
     exclusion = _exclusion(record)
-    if waiting is None or not waiting.pending or exclusion is None or not exclusion.words:
+    if waiting is None or not waiting.pending or exclusion is None or not exclusion.node_list:
         return False
     try:
-        client.update(waiting.address, ExcNodeList=exclusion.words)
+        client.update(waiting.address, ExcNodeList=exclusion.node_list)
     except client.SlurmError:
         return False
-    exclusion.write_down(book, job=waiting.address)
+    exclusion.record(book, job=waiting.address)
     return True
 
 
@@ -162,9 +163,9 @@ def withdraw(layout: RunLayout) -> None:
 
     If Slurm does not answer, the job starts and exits.
     """
-    record = look.read_record(layout)
-    if record.facts.successor is not None:
-        client.cancel(record.facts.successor)
+    record = run_record.read_record(layout)
+    if record.summary.successor is not None:
+        client.cancel(record.summary.successor)
 
 
 if __name__ == "__main__":

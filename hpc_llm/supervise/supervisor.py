@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from hpc_llm.recovery import look
+from hpc_llm.recovery import run_record
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import exhausted
 from hpc_llm.runs import attempts, event_names, freeze, ledger
@@ -68,7 +68,7 @@ class Supervisor:
         That is so for a complete run. A job that Slurm has queued again also leaves a run alone
         that was ended, or has spent a budget.
         """
-        run = self._waiting.patiently(lambda: look.read_record(self._layout)).facts
+        run = self._waiting.patiently(lambda: run_record.read_record(self._layout)).summary
         if run.completed or not self._place.restarts:
             return run.completed
         spent = exhausted(run.history, run.budgets)

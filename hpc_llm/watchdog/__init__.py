@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 
-def main(words: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """The verb; its exit status."""
     from hpc_llm.watchdog import __main__
 
-    return __main__.main(words)
+    return __main__.main(argv)

@@ -1,6 +1,4 @@
-"""One pass over all runs below a root: read their ledgers, query Slurm twice, act, and record every
-act.
-"""
+"""One pass over all runs below a root: read their ledgers, ask Slurm twice, act, and record it."""
 
 from __future__ import annotations
 
@@ -8,60 +6,34 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
-from hpc_llm.recovery import node_evidence, outside
+from hpc_llm.recovery import exclusion, node_evidence, outside
 from hpc_llm.recovery.carry_out import carry_out
-from hpc_llm.recovery.exclusion import NodeExclusions, leave_out_of_waiting
-from hpc_llm.recovery.look import Seen, SlurmQueue, decide_all, readable
+from hpc_llm.recovery.exclusion import NodeExclusions
+from hpc_llm.recovery.look import Seen, decide, read_each
 from hpc_llm.recovery.policy import Action
+from hpc_llm.recovery.slurm_answers import SlurmQueue
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.storage.files import write_atomic
 from hpc_llm.storage.locks import held_by_us
-from hpc_llm.watchdog import census, notifications
+from hpc_llm.watchdog import census, halving, notifications
 from hpc_llm.watchdog.census import CachedRun, RunCache
-from hpc_llm.watchdog.halving import _halve, _halved_sweep
 
-_MANY_STARVED = 200
-_STARVED_AGAIN_S = 600.0  # above 200 starved jobs, check them only every 600 s
-_UNKNOWN_AGAIN_S = (
-    600.0  # between two checks of a run whose job is unknown, or whose submission Slurm refused
-)
+MANY_STARVED = 200
+STARVED_AGAIN_S = 600.0  # above so many jobs that lack nodes, they are looked at this rarely
+# Between two looks at a run whose job is unknown, or whose submission Slurm refused.
+_UNKNOWN_AGAIN_S = 600.0
 
 
-def pass_over(root: Path) -> list[Seen]:
-    """Look at what has changed, act, and notify; return what was done."""
+def make_pass(root: Path) -> list[Seen]:
+    """Look at what has changed, act, and notify; what was done."""
     now = time.time()
     queue = SlurmQueue()
-    done = list[Seen]()
-    if queue.asked:
-        known = census.load(root)
-        census.discover(root, known)
-        _halve(root, known)
-        paths = list(census.runs_to_read(root, known, queue, now))
-        records = dict(readable(root, paths))
-        known.halving |= {
-            sweep for path, run in records.items() if (sweep := _halved_sweep(path, run))
-        }
-        silences = {run.layout.path: known.runs[path].silence for path, run in records.items()}
-        seen = dict(zip(records, decide_all(records.values(), queue, now, silences), strict=True))
-        done, refused = carry_out(root, list(seen.values()), queue)
-        for path, run in seen.items():
-            known.runs[path] = _entry(
-                run, known.runs[path], now, acted=run in done, refused=run in refused
-            )
-        _exclude_from_pending(root, known, queue, set(records), now)
-        news = notifications.load_told(root)
-        notifications.note_news(root, known, news, seen, done)
-        notifications.save_told(
-            root, news
-        )  # before the census, by which nobody looks at what has ended again
-        census.save(root, known)
-        notifications.send_outbox(root, news)
-    write_atomic(
-        RootLayout(root).last_pass,
-        json.dumps({"time": now, "host": os.uname().nodename, "pid": os.getpid()}) + "\n",
-    )
+    done = _act(root, queue, now) if queue.asked else []
+    alive = {"time": now, "host": os.uname().nodename, "pid": os.getpid()}
+    write_atomic(RootLayout(root).last_pass, json.dumps(alive) + "\n")
     return done
 
 
@@ -70,64 +42,92 @@ def only_watchdog(root: Path) -> contextlib.AbstractContextManager[bool]:
     return held_by_us(RootLayout(root).watch_lock)
 
 
-def _exclude_from_pending(
-    root: Path, known: RunCache, queue: SlurmQueue, looked_at: set[str], now: float
-) -> None:
-    """Keep waiting jobs off bad nodes, whichever came first, the job or the evidence, unless they
-    could never start.
+def _act(root: Path, queue: SlurmQueue, now: float) -> list[Seen]:
+    cache = census.load(root)
+    census.discover(root, cache)
+    halving.record_rungs(root, cache)
+    records = dict(read_each(root, list(census.runs_to_read(root, cache, queue, now))))
+    for path, record in records.items():
+        if sweep := halving.halved_sweep(path, record):
+            cache.halving.add(sweep)
+    silences = {record.layout.path: cache.runs[path].silence for path, record in records.items()}
+    decided = decide(list(records.values()), queue, now, silences)
+    all_seen = dict(zip(records, decided, strict=True))
+    done, refused = carry_out(root, decided, queue)
+    for path, seen in all_seen.items():
+        before = cache.runs[path]
+        acted = seen in done
+        cache.runs[path] = _cached(seen, before, now, acted=acted, refused=seen in refused)
+    _exclude_from_pending(root, cache, queue, records, now)
+    news = notifications.load(root)
+    notifications.collect(root, cache, news, all_seen, done)
+    # Before the census, by which nobody looks at what has ended again.
+    notifications.save(root, news)
+    census.save(root, cache)
+    notifications.send(root, news)
+    return done
 
-    looked_at: runs about which this pass has learnt something new.
+
+def _exclude_from_pending(
+    root: Path, cache: RunCache, queue: SlurmQueue, looked_at: Collection[str], now: float
+) -> None:
+    """Keep waiting jobs off bad nodes, unless they could then never start.
+
+    Whichever came first, the job or the evidence. looked_at: runs about which this pass has learnt
+    something new.
     """
     evidence = node_evidence.volume(root)
-    waiting = [
-        path
-        for path, entry in known.runs.items()
-        if entry.state == "open" and entry.kind == "pending"
-    ]
-    starved = {
-        path
-        for path in waiting
-        if evidence and outside.starved(queue.job(known.runs[path].address))
-    }
-    known.given_back &= set(waiting)
-    if evidence == known.evidence:
-        if len(starved) > _MANY_STARVED and now - known.starved_at < _STARVED_AGAIN_S:
+    pending = _pending_runs(cache)
+    starved = _starved_runs(cache, queue, pending) if evidence else set[str]()
+    cache.given_back &= pending
+    if evidence == cache.evidence:
+        if len(starved) > MANY_STARVED and now - cache.starved_at < STARVED_AGAIN_S:
             starved = set()  # a maintenance may leave a whole sweep without nodes
-        new = looked_at & set(waiting) if evidence else set[str]()
-        waiting = sorted(starved | known.given_back | new)
-        known.starved_at = now if starved else known.starved_at
-    records = {path: (run, path in starved) for path, run in readable(root, waiting)}
-    told, answered = leave_out_of_waiting(NodeExclusions(root), records)
-    for path, found in told.items():
-        known.given_back -= {path}
-        known.given_back |= {path} if found.back and found.too_few else set()
-    if evidence != known.evidence:
-        for path in records:
-            known.runs[path].state = "new"  # its ledger may tell of nodes now
-    known.evidence = evidence if answered else -1
+        new = pending.intersection(looked_at) if evidence else set[str]()
+        paths = sorted(starved | cache.given_back | new)
+        cache.starved_at = now if starved else cache.starved_at
+    else:
+        paths = [path for path in cache.runs if path in pending]
+    waiting = {path: (record, path in starved) for path, record in read_each(root, paths)}
+    changes, answered = exclusion.exclude_from_pending(NodeExclusions(root), waiting)
+    for path, change in changes.items():
+        cache.given_back.discard(path)
+        if change.readmitted and change.too_few_others:
+            cache.given_back.add(path)
+    if evidence != cache.evidence:
+        for path in waiting:
+            cache.runs[path].state = census.NEW  # its ledger may name nodes now
+    cache.evidence = evidence if answered else -1
 
 
-def _entry(run: Seen, before: CachedRun, now: float, *, acted: bool, refused: bool) -> CachedRun:
+def _pending_runs(cache: RunCache) -> set[str]:
+    pending = set()
+    for path, run in cache.runs.items():
+        if run.state == census.OPEN and run.kind == "pending":
+            pending.add(path)
+    return pending
+
+
+def _starved_runs(cache: RunCache, queue: SlurmQueue, pending: Collection[str]) -> set[str]:
+    return {path for path in pending if outside.starved(queue.job(cache.runs[path].address))}
+
+
+def _cached(seen: Seen, before: CachedRun, now: float, *, acted: bool, refused: bool) -> CachedRun:
     """What the next pass has to know about a run that this one has looked at."""
-    record = run.record.facts
-    job = run.job
-    if acted and run.decision.action is not Action.NOTHING:
-        return CachedRun("new", record.address, record.successor)
-    live = [one for one in (job.queued, job.successor) if one is not None and one.live]
-    if record.completed or record.final is not None:
-        return CachedRun(
-            "ended" if live or not record.completed else "complete",
-            record.address,
-            record.successor,
-        )
+    run = seen.record.summary
+    job = seen.job
+    if acted and seen.decision.action is not Action.NOTHING:
+        return CachedRun(census.NEW, run.address, run.successor)
+    live = [each for each in (job.queued, job.successor) if each is not None and each.live]
+    if run.over:
+        state = census.ENDED if live or not run.completed else census.COMPLETE
+        return CachedRun(state, run.address, run.successor)
     kind = outside.glance(live[0] if live else None)
-    unknown = refused or (kind == "gone" and run.decision.action is Action.NOTHING)
-    settled = now - record.submitted_at > outside.FORGOTTEN_AFTER_S
-    again_at = (
-        now + _UNKNOWN_AGAIN_S
-        if unknown and (settled or refused) and record.sent_at is None
-        else 0.0
-    )
+    unknown = kind == "gone" and seen.decision.action is Action.NOTHING
+    settled = now - run.submitted_at > outside.FORGOTTEN_AFTER_S
+    again_at = 0.0
+    if run.sent_at is None and (refused or (unknown and settled)):
+        again_at = now + _UNKNOWN_AGAIN_S
     # Not `now`: reading this far may have taken as long as the file system stood still.
-    silence = outside.silence(record, job, time.time(), before.silence)
-    return CachedRun("open", record.address, record.successor, kind, again_at, *silence)
+    silence = outside.silence(run, job, time.time(), before.silence)
+    return CachedRun(census.OPEN, run.address, run.successor, kind, again_at, *silence)

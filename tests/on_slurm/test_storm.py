@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hpc_llm.checkpoint import manifest
-from hpc_llm.recovery import look
+from hpc_llm.recovery import run_record
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.layout import RunLayout
 from tests.chaos.local_runs import FAULTS, Finished, damage
@@ -119,7 +119,7 @@ class Storm:
         """
         history = [
             end
-            for end in look.read_record(self.run).facts.history
+            for end in run_record.read_record(self.run).summary.history
             if end.cause is not Cause.LAUNCH_FAILED
         ]
         found = {number: end.cause for number, end in enumerate(history, 1)}

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from hpc_llm.recovery import look
-from hpc_llm.recovery.carry_out import sent_already
+from hpc_llm.recovery import run_record, slurm_answers
+from hpc_llm.recovery.carry_out import unrecorded_job
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.story import fold
@@ -19,9 +19,7 @@ from hpc_llm.submission import cluster, prerequisites
 from hpc_llm.supervise import successor
 from hpc_llm.watchdog import one_pass
 from tests.configs import make_config, planned
-from tests.recovery.fake_slurm import FakeSlurm, attempt, book, life, slurm
-
-__all__ = ["slurm"]
+from tests.fake_slurm import FakeSlurm, attempt, book, life
 
 
 @pytest.fixture(params=[("run.sweep=rates",), ()], ids=["a sweep", "no sweep"])
@@ -53,7 +51,7 @@ def test_a_watchdog_submits_a_task_again_that_was_submitted_by_hand(
 ) -> None:
     slurm.put("50_2", "NODE_FAIL", name="rates", work_dir="/home/me", start_time=time.time() - 3500)
     slurm.ended["50_2"] = life("50_2", "NODE_FAIL")
-    (run,) = [run for run in one_pass.pass_over(slurm.root) if run.record.layout == task]
+    (run,) = [run for run in one_pass.make_pass(slurm.root) if run.record.layout == task]
     assert run.decision.action is Action.RESUBMIT
     submitted_as(slurm, task, "101_2")
 
@@ -61,7 +59,7 @@ def test_a_watchdog_submits_a_task_again_that_was_submitted_by_hand(
 def test_a_successor_of_a_task_that_was_submitted_by_hand_is_queued(
     slurm: FakeSlurm, task: RunLayout
 ) -> None:
-    successor.queue_next(look.read_record(task), "50_2", book(task, "successor-50_2"))
+    successor.queue_next(run_record.read_record(task), "50_2", book(task, "successor-50_2"))
     submitted_as(slurm, task, "101_2")
 
 
@@ -74,6 +72,8 @@ def submitted_as(slurm: FakeSlurm, run: RunLayout, address: str) -> None:
     assert "#SBATCH --array=2" in lines
     assert f"  [2]={shlex.quote(str(run.path))}" in lines
     assert (
-        sent_already(replace(look.read_record(run), story=fold([])), look.SlurmQueue(), "2")
+        unrecorded_job(
+            replace(run_record.read_record(run), story=fold([])), slurm_answers.SlurmQueue(), "2"
+        )
         == address
     )

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from hpc_llm.recovery import outside
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.outside import JobFacts, RunFacts
+from hpc_llm.recovery.observations import JobAnswer, RunSummary
 from hpc_llm.recovery.policy import (
     AGAIN,
     ELSEWHERE,
@@ -206,8 +206,8 @@ class Life(RuleBasedStateMachine):
             self.history[-1] = replace(self.history[-1], cause=decision.cause)
         self._follow(decision, decision.cause)
 
-    def _run(self) -> RunFacts:
-        return RunFacts(
+    def _run(self) -> RunSummary:
+        return RunSummary(
             address="12",
             submitted_at=NOW - 9000,
             completed=self.over == "completed",
@@ -220,7 +220,7 @@ class Life(RuleBasedStateMachine):
             charged_life=self.charged_life,
         )
 
-    def _seen(self) -> JobFacts:
+    def _seen(self) -> JobAnswer:
         reason = {"held": "launch failed requeued held", "requeued": "BeginTime"}.get(
             self.job, "Priority"
         )
@@ -233,7 +233,7 @@ class Life(RuleBasedStateMachine):
             if self.state
             else None
         )
-        return JobFacts(True, queued, True, last)
+        return JobAnswer(True, queued, True, last)
 
     # -- what follows
     # --------------------------------------------------------------------------------------------

@@ -9,11 +9,10 @@ from dataclasses import replace
 import pytest
 
 from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.observations import JobAnswer, RunSummary
 from hpc_llm.recovery.outside import (
     NO_SILENCE,
     NOTHING,
-    JobFacts,
-    RunFacts,
     Silence,
     charged,
     decide_outside,
@@ -28,7 +27,7 @@ BUDGETS = Budgets(
     max_crashes=3, max_no_progress=3, max_gpu_hours=None, max_launch_failures=2, max_preemptions=2
 )
 LOST = Ended(Cause.LOST, start_step=0, checkpoint_step=100, gpu_hours=1.0)
-RUN = RunFacts(
+RUN = RunSummary(
     address="12",
     submitted_at=NOW - 7200,
     completed=False,
@@ -54,16 +53,18 @@ def life(state: str) -> JobLife:
     return JobLife("12", 12, state, None, 0, 0, NOW - 7200, NOW - 7000, NOW - 60, "n[1-2]", "one")
 
 
-def facts(queued: QueuedJob | None = None, last: JobLife | None = None, **more: object) -> JobFacts:
+def facts(
+    queued: QueuedJob | None = None, last: JobLife | None = None, **more: object
+) -> JobAnswer:
     given: dict[str, object] = {"asked": True, "remembered": last is not None, **more}
-    return JobFacts(queued=queued, last_life=last, **given)  # type: ignore[arg-type]
+    return JobAnswer(queued=queued, last_life=last, **given)  # type: ignore[arg-type]
 
 
 WAITING = job("PENDING", "BeginTime", NOW + 100)
 HELD = "launch failed requeued held"
 
 # what is seen → what is done, and a word of why
-TABLE: dict[str, tuple[RunFacts, JobFacts, Action, str]] = {
+TABLE: dict[str, tuple[RunSummary, JobAnswer, Action, str]] = {
     "queued for the first time": (FRESH, facts(job("PENDING", "Priority")), Action.NOTHING, ""),
     "queued for later by its user": (FRESH, facts(WAITING), Action.NOTHING, ""),
     "requeued, 100 s to wait": (RUN, facts(WAITING), Action.EXPEDITE, "100 s to wait"),

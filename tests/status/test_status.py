@@ -19,9 +19,8 @@ from hpc_llm.recovery import node_evidence
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.status import __main__ as verb
 from hpc_llm.watchdog import __main__, one_pass
-from tests.recovery.fake_slurm import FakeSlurm, attempt, make_run, slurm, write
+from tests.fake_slurm import FakeSlurm, attempt, make_run, write
 
-__all__ = ["slurm"]
 CONTRACT = (
     "name",
     "job_id",
@@ -114,7 +113,7 @@ def test_a_watchdog_that_has_died_is_told_of_while_runs_need_it(
     if state == "COMPLETED":
         attempt(run, 1, 3000, cause="completed")
         write(run, 10, "supervisor-0001", "completed", attempt=1)
-    one_pass.pass_over(slurm.root)
+    one_pass.make_pass(slurm.root)
     assert said()[2] == ""
     os.utime(RootLayout(slurm.root).last_pass, (time.time() - 3600,) * 2)
     assert ("last pass was 60 min ago" in said()[2]) is warned
@@ -294,7 +293,7 @@ def test_a_root_that_may_not_be_read_is_a_line(
 def test_a_run_that_may_not_be_read_hides_no_other(
     shared_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one_pass.pass_over(shared_root)
+    one_pass.make_pass(shared_root)
     node_evidence.report(shared_root, "n3", "gpu-fault", run="sweep/a", attempt=1)
     (evidence,) = RootLayout(shared_root).nodes.iterdir()
     for closed in (shared_root / "sweep" / "a", RootLayout(shared_root).last_pass, evidence):

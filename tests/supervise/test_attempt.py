@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpc_llm.recovery import look
+from hpc_llm.recovery import run_record
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs import ledger, orders
 from hpc_llm.runs.orders import ExitCode
@@ -66,7 +66,7 @@ def test_a_crash_while_the_time_limit_is_near_takes_the_job_back_to_the_queue(
     end = end_by(Cause.CRASH)
     dying.conclude(end, dying.decide(end))
     assert [facts["how"] for facts in story.facts("requeued")] == again
-    assert look.read_record(story.layout).facts.final is None
+    assert run_record.read_record(story.layout).summary.final is None
 
 
 def test_a_submission_that_comes_while_an_attempt_runs_does_not_take_its_end_away(run: Any) -> None:

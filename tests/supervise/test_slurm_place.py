@@ -96,7 +96,7 @@ def test_a_run_that_cannot_be_read_is_handed_to_nobody(
     def unread(layout: RunLayout) -> None:
         raise error
 
-    monkeypatch.setattr(successor.look, "read_record", unread)
+    monkeypatch.setattr(successor.run_record, "read_record", unread)
     run = RunLayout(tmp_path / "run")
     assert allocation().hand_to_successor(run, Ledger(run.ledger, "supervisor-1")) is False
     allocation().finished(run)

@@ -15,7 +15,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from hpc_llm.recovery import look
+from hpc_llm.recovery import run_record
 from hpc_llm.runs import attempts, ledger
 from hpc_llm.runs.attempts import Fence
 from hpc_llm.runs.layout import RunLayout
@@ -216,7 +216,7 @@ def test_a_supervisor_that_slurm_has_given_up_leaves_the_run_to_the_job_that_has
     assert story.causes == [cause]
     assert attempts.newest(story.layout) == 2, "the other one, which may go on"
     assert not story.facts("requeued")
-    assert look.read_record(story.layout).facts.final is None
+    assert run_record.read_record(story.layout).summary.final is None
 
 
 def test_two_supervisors_never_train_one_run(run: Any, pipe: Pipe) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from hpc_llm.recovery import look, node_evidence, outside
+from hpc_llm.recovery import look, node_evidence, outside, run_record
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout
@@ -29,23 +29,20 @@ from hpc_llm.slurm.client import SlurmUnavailable
 from hpc_llm.slurm.records import QueuedJob
 from hpc_llm.status import standing
 from hpc_llm.watchdog import __main__, census, notifications, one_pass
-from hpc_llm.watchdog.__main__ import Pace
-from tests.recovery.fake_slurm import (
+from hpc_llm.watchdog.pace import Pace
+from tests.fake_slurm import (
     FakeSlurm,
     Killed,
     attempt,
     life,
     make_run,
     named,
-    slurm,
     write,
 )
 
-__all__ = ["slurm"]
-
 
 def acts(slurm: FakeSlurm) -> list[tuple[str, Action]]:
-    return [(run.record.layout.name, run.decision.action) for run in one_pass.pass_over(slurm.root)]
+    return [(run.record.layout.name, run.decision.action) for run in one_pass.make_pass(slurm.root)]
 
 
 def acts_when_sure(slurm: FakeSlurm) -> list[tuple[str, Action]]:
@@ -303,13 +300,13 @@ def test_what_slurm_did_not_hear_is_said_again(
 def test_while_a_whole_sweep_lacks_nodes_its_runs_are_looked_at_rarely(
     slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(one_pass, "_MANY_STARVED", 2)
+    monkeypatch.setattr(one_pass, "MANY_STARVED", 2)
     for task in range(3):
         run = make_run(slurm, f"s/{task}", "cluster.nodes=2", job=f"20_{task}", state="PENDING")
         slurm.put(f"20_{task}", "PENDING", reason="ReqNodeNotAvail, UnavailableNodes:n2")
     node_evidence.report(slurm.root, "n1", "gpu-fault", run="another", attempt=1)
     reads = Counter[str]()
-    real = look.read_record
+    real = run_record.read_record
     monkeypatch.setattr(
         look, "read_record", lambda layout: (reads.update([layout.name]), real(layout))[1]
     )
@@ -322,7 +319,7 @@ def test_while_a_whole_sweep_lacks_nodes_its_runs_are_looked_at_rarely(
     slurm.nodes = {"n1": "idle", "n2": "down", "n3": "idle"}
     for path, entry in vars(census.load(slurm.root))["runs"].items():
         assert (path, entry.state) == (path, "open")
-    monkeypatch.setattr(one_pass, "_STARVED_AGAIN_S", 0.0)
+    monkeypatch.setattr(one_pass, "STARVED_AGAIN_S", 0.0)
     acts(slurm)
     assert named(run, "readmitted")
 
@@ -608,7 +605,7 @@ def settle(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(1, 6):
         with monkeypatch.context() as clock:
             later(slurm, clock, 60 * number)
-            one_pass.pass_over(slurm.root)
+            one_pass.make_pass(slurm.root)
 
 
 @pytest.mark.parametrize("story", STORIES)
@@ -622,7 +619,7 @@ def test_a_watchdog_killed_over_any_call_of_slurm_loses_nothing_and_doubles_noth
         slurm.said.clear()
         slurm.kill_at = (number, side)
         try:
-            one_pass.pass_over(slurm.root)
+            one_pass.make_pass(slurm.root)
             killed = False
         except Killed:
             killed = True
@@ -648,7 +645,7 @@ def test_a_job_that_starts_before_its_submission_is_noted_is_not_sent_again(
         killing_writes(3),
         suppress(Killed),
     ):  # its end, the announcement, and then the note that it was sent
-        one_pass.pass_over(slurm.root)
+        one_pass.make_pass(slurm.root)
     (job,) = slurm.live()
     slurm.put(job.address, "RUNNING", start_time=time.time())
     write(run, 0, "supervisor-0002", "started", attempt=2, checkpoint_step=0, job=job.address)
@@ -668,7 +665,7 @@ def test_a_watchdog_killed_over_any_write_loses_nothing_and_doubles_nothing(
     for number in range(1, 30):
         pristine = dict(slurm.jobs)
         with killing_writes(number) as count, suppress(Killed):
-            one_pass.pass_over(slurm.root)
+            one_pass.make_pass(slurm.root)
         settle(slurm, monkeypatch)
         (job,) = slurm.live()
         assert latest_job(run) == job.address
@@ -827,16 +824,16 @@ def operations(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> Callable[[]
     for name in ("stat", "lstat"):
         monkeypatch.setattr(os, name, counting_stat(getattr(os, name)))
 
-    def pass_over() -> int:
+    def make_pass() -> int:
         _COUNTED.clear()
         _COUNTING.append(slurm.root)
         try:
-            one_pass.pass_over(slurm.root)
+            one_pass.make_pass(slurm.root)
         finally:
             _COUNTING.clear()
         return sum(_COUNTED.values())
 
-    return pass_over
+    return make_pass
 
 
 def test_a_pass_costs_two_calls_of_slurm_and_at_most_one_look_at_each_live_run(
@@ -877,7 +874,7 @@ def test_a_new_run_in_a_known_sweep_is_found_and_one_that_is_removed_forgotten(
     slurm: FakeSlurm,
 ) -> None:
     make_run(slurm, "sweep/a", job="20_0", state="PENDING")
-    one_pass.pass_over(slurm.root)
+    one_pass.make_pass(slurm.root)
     late = make_run(slurm, "sweep/b", job="21_0", state="NODE_FAIL")
     assert acts(slurm) == [("b", Action.RESUBMIT)]
     remove(late.path)
@@ -900,7 +897,7 @@ def test_a_run_that_was_given_up_and_is_submitted_again_is_looked_after_again(
 
 def test_a_census_that_is_damaged_is_made_anew(slurm: FakeSlurm) -> None:
     make_run(slurm, "one", job="12", state="PENDING")
-    one_pass.pass_over(slurm.root)
+    one_pass.make_pass(slurm.root)
     RootLayout(slurm.root).census.write_text('{"version": 1, "runs": 3}')
     slurm.put("12", "NODE_FAIL")
     assert acts(slurm) == [("one", Action.RESUBMIT)]
@@ -939,7 +936,7 @@ def test_a_user_is_told_once_per_sweep_and_not_once_per_task(
         if number >= 3:
             write(run, 10, "supervisor-0001", "completed", attempt=1)
     for _ in range(3):
-        one_pass.pass_over(slurm.root)
+        one_pass.make_pass(slurm.root)
     failed, ended = told()
     assert (failed["event"], failed["name"], failed["why"]) == ("failed", "sweep", "diverged")
     assert (ended["event"], ended["runs"], ended["completed"]) == ("ended", 5, 2)
@@ -956,7 +953,7 @@ def test_a_sweep_in_several_arrays_is_one_sweep_until_its_user_submits_it_again(
     write(late, 3600, "submit", "waiting", why="MaxSubmitJobs")
     for run in runs[:2]:
         attempt(run, 1, 3000, cause="diverged")
-    one_pass.pass_over(slurm.root)
+    one_pass.make_pass(slurm.root)
     assert [event["event"] for event in told()] == ["failed"]
     write(late, 0, "submit", "submitted", job="30_3")
     for run in (runs[2], late):
@@ -964,14 +961,14 @@ def test_a_sweep_in_several_arrays_is_one_sweep_until_its_user_submits_it_again(
     slurm.jobs.clear()
     slurm.put("30_3", "FAILED", name="sweep", work_dir=str(slurm.root / "sweep"))
     for _ in range(2):
-        one_pass.pass_over(slurm.root)
+        one_pass.make_pass(slurm.root)
     assert [event["event"] for event in told()] == ["failed", "ended"]
     write(runs[0], 0, "submit", "submitted", job="40_0")
     attempt(runs[0], 2, 0, cause="diverged")
     slurm.put("40_0", "FAILED", name="sweep", work_dir=str(slurm.root / "sweep"))
     RootLayout(slurm.root).census.unlink()  # all are looked at again
     for _ in range(2):
-        one_pass.pass_over(slurm.root)
+        one_pass.make_pass(slurm.root)
     assert [event["event"] for event in told()] == ["failed", "ended"] * 2
 
 
@@ -986,10 +983,10 @@ def test_a_message_that_could_not_be_sent_is_sent_by_the_next_pass(
     )
     attempt(run, 1, 3000, cause="diverged")
     (tmp_path / "tell").chmod(0o600)
-    one_pass.pass_over(slurm.root)
+    one_pass.make_pass(slurm.root)
     assert "recovery.notify" in capsys.readouterr().err
     (tmp_path / "tell").chmod(0o755)
-    one_pass.pass_over(slurm.root)
+    one_pass.make_pass(slurm.root)
     assert [event["event"] for event in told()] == ["failed", "ended"]
 
 
@@ -1004,12 +1001,12 @@ def test_what_was_told_is_not_told_again_when_the_census_is_made_anew(
         slurm, "one", f"recovery.notify=['{tmp_path}/tell']", job="12", state="COMPLETED"
     )
     attempt(run, 1, 3000, cause="diverged")
-    one_pass.pass_over(slurm.root)
+    one_pass.make_pass(slurm.root)
     before = told()
     path = RootLayout(slurm.root).census
     assert [event["event"] for event in before] == ["failed", "ended"]
     path.unlink() if census_now is None else path.write_text(census_now)
-    one_pass.pass_over(slurm.root)
+    one_pass.make_pass(slurm.root)
     assert told() == before
 
 
@@ -1024,7 +1021,7 @@ def test_what_an_earlier_version_told_is_not_told_again(
     earlier = {"version": 2, "notified": {"failed one 12": time.time()}, "outbox": {}}
     RootLayout(slurm.root).census.write_text(json.dumps(earlier))
     for _ in range(2):
-        one_pass.pass_over(slurm.root)
+        one_pass.make_pass(slurm.root)
         RootLayout(slurm.root).census.unlink()
     assert [event["event"] for event in told()] == ["ended"]
 
@@ -1035,7 +1032,7 @@ def test_what_ended_so_long_ago_that_it_may_have_been_told_is_no_news(
     run = make_run(slurm, "one", f"recovery.notify=['{tmp_path}/tell']")
     write(run, 101 * 86400, "submit", "submitted", job="12")
     attempt(run, 1, 100 * 86400, cause="diverged")
-    one_pass.pass_over(slurm.root)
+    one_pass.make_pass(slurm.root)
     assert told() == []
 
 
@@ -1054,7 +1051,7 @@ def test_a_message_survives_a_watchdog_that_is_killed_before_it_saves_its_census
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(notifications, "send_outbox", killed)
-        one_pass.pass_over(slurm.root)
-    one_pass.pass_over(slurm.root)
+        patched.setattr(notifications, "send", killed)
+        one_pass.make_pass(slurm.root)
+    one_pass.make_pass(slurm.root)
     assert [event["event"] for event in told()] == ["failed", "ended"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpc_llm.watchdog.__main__ import Pace
+from hpc_llm.watchdog.pace import Pace
 
 
 class World:

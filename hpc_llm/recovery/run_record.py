@@ -1,0 +1,129 @@
+"""One run as its directory tells it: its configuration, its ledger, and what follows from them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from hpc_llm.checkpoint.manifest import newest_step
+from hpc_llm.recovery.causes import Cause
+from hpc_llm.recovery.history import attempts_since_submission
+from hpc_llm.recovery.observations import RunSummary
+from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets
+from hpc_llm.runs import event_names, frozen_sections
+from hpc_llm.runs.frozen_sections import FrozenSections
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.ledger import SharedLedger
+from hpc_llm.runs.story import SUBMISSIONS, WATCHDOG, End, Story, read_story
+
+_AGAIN = frozenset(action.value for action in AGAIN)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its directory tells it."""
+
+    layout: RunLayout
+    config: FrozenSections
+    story: Story
+    summary: RunSummary
+
+    def watchdog_ledger(self) -> SharedLedger:
+        """The run's ledger, for this process to write as a watchdog."""
+        writer = f"{WATCHDOG}{os.uname().nodename}-{os.getpid()}"
+        return SharedLedger(self.layout.ledger, writer, self.config.run.group)
+
+
+def read_record(layout: RunLayout) -> RunRecord:
+    """OSError, ValueError or KeyError where it is no run, or a damaged one."""
+    config = frozen_sections.read(layout)
+    story = read_story(layout.ledger)
+    return RunRecord(layout, config, story, _summary(layout, config, story))
+
+
+def _summary(layout: RunLayout, config: FrozenSections, story: Story) -> RunSummary:
+    cluster = config.cluster
+    last = story.last_sending(*SUBMISSIONS, event_names.WAITING)
+    since = last.time if last else 0.0
+    if last is not None and last.name == event_names.WAITING:
+        # The job that it had before is none of its business any more.
+        address = story.newest_job(after=since)
+    else:
+        address = story.newest_job()
+    history = attempts_since_submission(
+        story, newest_step(layout.checkpoints), cluster.world_size, cluster.held_gpus
+    )
+    return RunSummary(
+        address=address,
+        submitted_at=since,
+        completed=story.completed,
+        final=_final_word(story, since),
+        history=history,
+        budgets=Budgets.of(config.run, config.recovery),
+        heartbeat_at=_heartbeat_at(layout),
+        attempt=story.newest_attempt,
+        began=_began(story),
+        started_at=max((attempt.time for attempt in story.attempts), default=None),
+        charged_life=story.charged_life,
+        successor=_successor(story, since),
+        sent_at=_sent_at(story, since),
+    )
+
+
+def _heartbeat_at(layout: RunLayout) -> float | None:
+    return layout.heartbeat.stat().st_mtime if layout.heartbeat.exists() else None
+
+
+def _successor(story: Story, since: float) -> str | None:
+    event = story.last(event_names.SUCCESSOR)
+    if event is None or event.time < since:
+        return None
+    return str(event.facts["job"])
+
+
+def _sent_at(story: Story, since: float) -> float | None:
+    """When a submission was announced after the last one that is known to have arrived."""
+    event = story.last(event_names.RESUBMITTING)
+    if event is None or event.time <= since:
+        return None
+    return event.time
+
+
+def _began(story: Story) -> bool:
+    """Whether an attempt began since the run was last sent on its way.
+
+    By the attempts' numbers where they are told: clocks differ.
+    """
+    sent = story.last_sending(*SUBMISSIONS, event_names.RELEASED, event_names.REQUEUED)
+    if sent is None:
+        return story.newest_attempt > 0
+    before = sent.attempt if sent.after_attempt is None else sent.after_attempt
+    if before is not None:
+        return story.newest_attempt > int(before)
+    for attempt in story.attempts:
+        if attempt.time >= sent.time or (sent.job is not None and attempt.job == sent.job):
+            return True
+    return False
+
+
+def _final_word(story: Story, since: float) -> str | None:
+    """Why it stopped; a run that halving stopped is cancelled because of that."""
+    newest = story.newest_attempt
+    words = []
+    for end in story.ends:
+        if end.time >= since and _is_final(end, newest):
+            words.append(str(end.cause or end.name))
+    if event_names.HALVED in words:
+        return event_names.HALVED
+    return words[-1] if words else None
+
+
+def _is_final(end: End, newest_attempt: int) -> bool:
+    """Whether the run ended with it: an attempt that another one has followed ends nothing."""
+    if end.name != event_names.ENDED:
+        return True
+    if end.attempt is not None and end.attempt < newest_attempt:
+        return False
+    if end.restart or end.action in _AGAIN:
+        return False
+    return end.cause not in (*ELSEWHERE, Cause.FENCED)

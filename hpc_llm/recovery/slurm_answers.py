@@ -1,0 +1,99 @@
+"""What Slurm says about the jobs of many runs: one squeue, and one sacct for those it forgot."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+
+from hpc_llm.recovery import outside
+from hpc_llm.recovery.observations import JobAnswer, RunSummary
+from hpc_llm.recovery.run_record import RunRecord
+from hpc_llm.slurm import client, site
+from hpc_llm.slurm.records import JobLife, QueuedJob
+
+_MOST_S = 14 * 86400.0  # how far back sacct is asked at most
+_MOST_IDS = 5000  # on a command line; for more, sacct is asked for all of this user's jobs
+# What a supervisor that was asked in vain leaves with: RequeueExit may name any of them.
+_EXIT_CODES = frozenset({0, 1, 2, 75, 80})
+
+
+class SlurmQueue:
+    """One squeue for all of this user's jobs. `asked`: whether Slurm has answered."""
+
+    def __init__(self, *, ask: bool = True) -> None:
+        self.jobs: list[QueuedJob] = []
+        self.asked = False
+        with contextlib.suppress(client.SlurmError):
+            if ask:
+                self.jobs = client.queued()
+                self.asked = True
+        self.by_address = {job.address: job for job in self.jobs}
+
+    def job(self, address: str | None) -> QueuedJob | None:
+        """The job at `address`, `12` or `12_3`.
+
+        Of an array whose tasks were cancelled one by one while they waited, Slurm keeps the array's
+        record alone.
+        """
+        if address in self.by_address:
+            return self.by_address[address]
+        array, _, task = (address or "").partition("_")
+        whole = self.by_address.get(array) if task else None
+        return whole if whole is not None and not whole.live else None
+
+
+class SlurmAnswers:
+    """What Slurm says of `records`: from `queue`, and one sacct for the rest."""
+
+    def __init__(self, records: Iterable[RunRecord], queue: SlurmQueue) -> None:
+        self._queue = queue
+        self._lives = dict[str, JobLife]()
+        self._remembered = False
+        if not queue.asked:
+            return
+        summaries = (record.summary for record in records)
+        runs = [run for run in summaries if _sacct_may_know_more(run, queue)]
+        if runs:
+            self._ask_sacct(runs)
+
+    def of(self, record: RunRecord) -> JobAnswer:
+        """What Slurm says of one of them."""
+        run = record.summary
+        queued = self._queue.job(run.address)
+        waits_after_its_end = run.over and queued is not None and queued.pending
+        return JobAnswer(
+            asked=self._queue.asked,
+            queued=queued,
+            remembered=self._remembered,
+            last_life=self._lives.get(run.address or ""),
+            successor=self._queue.job(run.successor),
+            site_requeues=waits_after_its_end and bool(run.history) and site_requeues(),
+        )
+
+    def _ask_sacct(self, runs: list[RunSummary]) -> None:
+        numbers = {int(run.address.partition("_")[0]) for run in runs if run.address}
+        ids = sorted(numbers) if len(numbers) < _MOST_IDS else []
+        first_submitted_at = min(run.submitted_at for run in runs)
+        since_s = min(_MOST_S, time.time() - first_submitted_at + 3600)
+        with contextlib.suppress(client.SlurmError):
+            for life in client.lives(ids, since_s=since_s):
+                if life.end_time is not None:  # the last life that ended, of each address
+                    self._lives[life.address] = life
+            self._remembered = True
+
+
+def site_requeues() -> bool:
+    """Whether this Slurm requeues a job by an exit code that a supervisor may leave with."""
+    try:
+        return not _EXIT_CODES.isdisjoint(site.requeued_exit_codes())
+    except client.SlurmError:
+        return False
+
+
+def _sacct_may_know_more(run: RunSummary, queue: SlurmQueue) -> bool:
+    """squeue has forgotten the job, or has it again after a life whose end nobody told."""
+    if run.address is None or run.over:
+        return False
+    job = queue.job(run.address)
+    return job is None or (job.pending and (run.lost or outside.glance(job) == "event"))

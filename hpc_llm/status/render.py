@@ -1,0 +1,146 @@
+"""What `status` prints for people: the runs of a root, one run with its story, nodes, the team."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hpc_llm.recovery import failures
+from hpc_llm.recovery.accounting import Account
+from hpc_llm.runs import attempts, ledger
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.ledger import Event
+from hpc_llm.slurm.team import Team
+from hpc_llm.status import timeline
+from hpc_llm.status.standing import RootStatus
+from hpc_llm.status.tables import Column, number, percent, plain, seconds, table
+
+
+def render_root(root: Path, status: RootStatus) -> Iterator[str]:
+    """Every run's line, where the time went, and excluded nodes.
+
+    Where `root` is a run itself, that one in detail.
+    """
+    yield table(status.rows, RUNS)
+    yield from _account(status.account)
+    run = RunLayout(root)
+    if run.config.exists():
+        events = status.runs[0].record.story.events if status.runs else ledger.read(run.ledger)
+        yield from _story(run, events)
+        return
+    excluded = [row["node"] for row in status.nodes if row["excluded_until"] is not None]
+    if excluded:
+        yield f"nodes left out: {', '.join(excluded)} (--nodes says why)"
+
+
+def render_team(team: Team) -> Iterator[str]:
+    """GPUs by user, and what the partitions hold."""
+    accounts = ", ".join(team.accounts) or "all users (Slurm keeps no accounts for you)"
+    running = sum(user.running for user in team.users)
+    queued = sum(user.queued for user in team.users)
+    yield f"{accounts}: {running} GPUs running, {queued} queued"
+    yield table([asdict(user) for user in team.users], USERS)
+    yield ""
+    partitions = [{**asdict(partition), "free": partition.free} for partition in team.partitions]
+    yield table(partitions, PARTITIONS)
+
+
+def render_nodes(rows: Sequence[dict[str, Any]]) -> str:
+    """Every node with evidence against it."""
+    return table(rows, NODES)
+
+
+def _story(run: RunLayout, events: Sequence[Event]) -> Iterator[str]:
+    """What happened, and the newest attempt's first error."""
+    yield f"\n{run.path}"
+    yield from timeline.lines(events)
+    attempt = attempts.newest(run)
+    if attempt == 0:
+        return
+    failure = failures.first(failures.tails(run.attempt(attempt).glob("rank-*.log")))
+    if failure is not None:
+        where = f"first error of attempt {attempt}: rank {failure.rank}"
+        yield f"{where}, {failure.error} (--logs shows it)"
+
+
+def _account(account: Account) -> Iterator[str]:
+    """Where the time of all runs went, by their GPUs."""
+    if account.ettr is None or account.ettr_scheduled is None:
+        return
+    parts = {
+        "queue": account.queue_s,
+        "start-up": account.start_up_s,
+        "saves": account.stall_s,
+        "lost steps": account.lost_s,
+        "detection": account.detection_s,
+    }
+    rest = ", ".join(f"{name} {part_s / account.wall_s:.1%}" for name, part_s in parts.items())
+    yield (
+        f"ETTR {account.ettr:.1%}, without the queue {account.ettr_scheduled:.1%}; of all "
+        f"time: {rest}"
+    )
+
+
+def _restarts(row: dict[str, Any]) -> str:
+    """How often it restarted, and why: `3 (2 crash, 1 preempted)`."""
+    causes = ", ".join(f"{count} {cause}" for cause, count in row["restarts_by_cause"].items())
+    return f"{row['restarts']} ({causes})" if causes else str(row["restarts"])
+
+
+def _saved(row: dict[str, Any]) -> str:
+    age_s = row["checkpoint_age_s"]
+    return "-" if age_s is None else f"{seconds(age_s)} ago"
+
+
+def _until(row: dict[str, Any]) -> str:
+    when = row["excluded_until"]
+    return "-" if when is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+
+
+def _evidence(row: dict[str, Any]) -> str:
+    """`2 × death, 1 × hang`"""
+    kinds = [seen["kind"] for seen in row["evidence"]]
+    return ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds))
+
+
+# As in squeue, the job id comes first.
+RUNS: list[Column] = [
+    ("JOB", lambda row: plain(row["job_id"])),
+    ("RUN", lambda row: row["run"]),
+    ("STATE", lambda row: row["state"]),
+    ("CAUSE", lambda row: plain(row["cause"])),
+    ("STEP", lambda row: f"{row['step']}/{row['steps']}"),
+    ("LOSS", lambda row: plain(row["loss"])),
+    ("TOKENS/S", lambda row: number(row["tokens_per_second"], ",.0f")),
+    ("MFU", lambda row: percent(row["mfu"])),
+    ("ETA", lambda row: seconds(row["eta_s"])),
+    ("LIMIT", lambda row: seconds(row["limit_s"])),
+    ("SAVED", _saved),
+    ("RESTARTS", _restarts),
+    ("ETTR", lambda row: percent(row["ettr"])),
+    ("NODES", lambda row: row["nodes"] or "-"),
+]
+NODES: list[Column] = [
+    ("NODE", lambda row: row["node"]),
+    ("SCORE", lambda row: plain(row["score"])),
+    ("EXCLUDED_UNTIL", _until),
+    ("EVIDENCE", _evidence),
+]
+USERS: list[Column] = [
+    ("USER", lambda row: row["name"]),
+    ("ACCOUNT", lambda row: row["account"] or "-"),
+    ("RUNNING", lambda row: f"{row['running']} ({row['running_jobs']} jobs)"),
+    ("QUEUED", lambda row: f"{row['queued']} ({row['queued_jobs']} jobs)"),
+    ("FAIRSHARE", lambda row: plain(row["fair_share"])),
+    ("USED/SHARE", lambda row: number(row["share_used"], ".2f")),
+]
+PARTITIONS: list[Column] = [
+    ("PARTITION", lambda row: row["name"]),
+    ("GPUS", lambda row: str(row["total"])),
+    ("USED", lambda row: str(row["used"])),
+    ("FREE", lambda row: str(row["free"])),
+    ("DOWN", lambda row: str(row["down"])),
+]
