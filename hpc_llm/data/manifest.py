@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.planning.plan import DataFacts
+from hpc_llm.planning.data_facts import DataFacts
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"

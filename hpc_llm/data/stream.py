@@ -12,9 +12,10 @@ from hpc_llm.data.manifest import read_manifest
 from hpc_llm.data.mixture import Mixture, Rows, heldout_rows
 from hpc_llm.data.samples import BestFit, Concatenated, Samples
 from hpc_llm.data.shards import ShardSet
+from hpc_llm.planning.data_facts import no_heldout, sources_of
 from hpc_llm.planning.lengths import Lengths, length_at
 from hpc_llm.planning.mixture import Source, Stage, evaluated, stages
-from hpc_llm.planning.plan import RunPlan, no_heldout, sources_of
+from hpc_llm.planning.plan import RunPlan
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hpc_llm.planning.step_mode import StepMode
+
 
 @dataclass(frozen=True)
 class Limit:
-    """The most sequences per rank and pass still worth trying, and the run that had to halve a
-    larger number.
+    """The most sequences per rank and pass still worth trying, and the run that showed it.
+
+    That run had to halve a larger number.
     """
 
     micro_batch: int
@@ -27,13 +30,11 @@ class Speed:
 class Experience:
     """The experience of runs with one configuration; this base class has none."""
 
-    def limit(self, zero_stage: int, activation_checkpointing: bool) -> Limit | None:
+    def limit(self, mode: StepMode) -> Limit | None:
         """How large a micro-batch may be."""
         return None
 
-    def speed(
-        self, zero_stage: int, activation_checkpointing: bool, micro_batch: int
-    ) -> Speed | None:
+    def speed(self, mode: StepMode, micro_batch: int) -> Speed | None:
         """Measured speed of a run with these settings."""
         return None
 

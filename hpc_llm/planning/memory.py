@@ -1,8 +1,4 @@
-"""Bytes per rank, part by part. What DeepSpeed holds is taken from its 0.19.8 source (runtime/).
-
-N is the number of parameters, W the number of ranks, s·b·d one layer's activation of `micro_batch`
-sequences.
-"""
+"""Bytes per rank, part by part, at four moments of a step; the plan counts with the largest sum."""
 
 from __future__ import annotations
 
@@ -15,24 +11,23 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.activations import activation_bytes, mask_elements
 from hpc_llm.planning.batch import accumulation
 from hpc_llm.planning.hardware import GIB
+from hpc_llm.planning.model_states import (
+    ModelStates,
+    bucket_bytes,
+    gradient_bytes,
+    optimizer_bytes,
+    weight_bytes,
+)
 from hpc_llm.planning.parameters import COMPUTE_BYTES, FP32_BYTES, parameter_count
+from hpc_llm.planning.step_mode import StepMode
 
 USABLE_FRACTION = 0.92  # of a GPU's memory; the rest is fragmentation
-CONTEXT_BYTES = int(
-    1.5 * GIB
-)  # CUDA context with its loaded kernels, cuBLAS workspace, NCCL channels
-CPU_PROCESS_BYTES = int(
-    0.12 * GIB
-)  # growth of a process beyond its imports, whatever it trains (benchmarks/memory.md)
-CPU_HEAP = (
-    0.15  # of activations and logits: overhead of tcmalloc, measured there too (launch.allocator)
-)
-BUCKET_ELEMENTS = (
-    500_000_000  # DeepSpeed's default reduce_bucket_size, and what it flattens at stage 0
-)
-LEAST_BUCKET = 2**22  # elements; 8 MB of bf16 are sent at about the same speed per byte as more
-BUCKETS_IN_A_PASS = 16
-LIVE_ELEMENTS = 1_000_000_000  # ZeRO-3's max_live_parameters and sub_group_size
+# CUDA context with its loaded kernels, cuBLAS workspace, NCCL channels.
+CONTEXT_BYTES = int(1.5 * GIB)
+# Growth of a process beyond its imports, whatever it trains (benchmarks/memory.md).
+CPU_PROCESS_BYTES = int(0.12 * GIB)
+# Of activations and logits: overhead of tcmalloc, measured there too (training.allocator).
+CPU_HEAP = 0.15
 # Cross-entropy without a compiler: log-probabilities, their gradient and the logits' gradient, each
 # in fp32.
 LOSS_BYTES = 3 * FP32_BYTES
@@ -71,223 +66,140 @@ class MemoryEstimate:
         )
 
 
-def estimate(
-    config: RunConfig, zero_stage: int, activation_checkpointing: bool, micro_batch: int
-) -> MemoryEstimate:
+def estimate(config: RunConfig, mode: StepMode, micro_batch: int) -> MemoryEstimate:
     """The peak of one rank over a step: the moment that takes the most."""
-    return max(
-        moments(config, zero_stage, activation_checkpointing, micro_batch).values(),
-        key=lambda moment: moment.total,
-    )
+    return max(moments(config, mode, micro_batch).values(), key=lambda moment: moment.total)
 
 
-def moments(
-    config: RunConfig, zero_stage: int, activation_checkpointing: bool, micro_batch: int
-) -> dict[Moment, MemoryEstimate]:
+def moments(config: RunConfig, mode: StepMode, micro_batch: int) -> dict[Moment, MemoryEstimate]:
     """What one rank holds at four moments of a step.
 
     At the loss all activations and the logits exist; when backward begins, one layer's temporaries
     and the gradient of the output's matrix instead of the logits; when it ends, all gradients and
     one layer; then the optimizer steps.
     """
-    model = config.model
-    precision = config.train.precision
-    world = config.cluster.world_size
-    offloaded = config.optim.offloaded
-    on_cpu = config.cluster.device == "cpu"
-    count = parameter_count(model)
-    matrix = model.vocab_size * model.d_model
-    compute = COMPUTE_BYTES[precision]
-    states = optimizer_bytes(
-        count, world, zero_stage, precision, optimizer(config.optim.name).moments
+    states = _model_states(config, mode, micro_batch)
+    weights = weight_bytes(states)
+    gradients = gradient_bytes(states)
+    buckets = bucket_bytes(states)
+    passed = _pass_bytes(config, mode, micro_batch)
+    common = MemoryEstimate(
+        weights=weights.in_passes,
+        gradients=gradients.held,
+        optimizer=optimizer_bytes(states),
+        activations=passed.kept,
+        logits=passed.logits,
+        overhead=_overhead(config, passed),
+        buckets=buckets.always,
     )
-    backend = computing.choose(config)
-    sequence = activation_bytes(
-        model, config.train.seq_len, compute, activation_checkpointing, backend, on_cpu
+    if states.offloaded:
+        master = FP32_BYTES * states.part
+        common = replace(common, optimizer=0, host=common.optimizer + master)
+    backward = replace(
+        common,
+        moment="backward",
+        gradients=gradients.held + passed.first_gradient + passed.product,
+        activations=passed.kept + passed.backward,
+        logits=0,
     )
-    mask = mask_elements(config, backend, micro_batch) * compute
-    tokens = micro_batch * config.train.seq_len
-    # first: the output matrix's gradient. It exists when backward begins, and with chunks already
-    # at the loss.
-    compiled = computing.compiles(config)
-    # Compiled, the logits' gradient replaces the logits; if bf16 products are computed in fp32,
-    # these are copies.
-    one_logit = compute + FP32_BYTES * (on_cpu and precision == "bf16")
-    chunk = computing.loss_chunk(config)
-    if chunk is None or chunk >= tokens:
-        first = compute * matrix
-        logits = tokens * model.vocab_size * (one_logit if compiled else LOSS_BYTES)
-    else:
-        first = (compute + FP32_BYTES) * matrix
-        logits = (
-            model.vocab_size * chunk * (one_logit if compiled else compute + LOSS_BYTES) + first
-        )
-    several = accumulation(config.train.global_batch, world, micro_batch) > 1
-    found = gradient_bytes(count, matrix, world, zero_stage, precision, offloaded, several)
     # The embedding's gradient, and its sum with the output's, if the others are not reduced and
     # freed by then.
-    twice = 2 * compute * matrix if model.tied and zero_stage < 2 else 0
-    in_fp32 = (
-        FP32_BYTES * matrix if on_cpu and precision == "bf16" else 0
-    )  # a product of bf16 (model.linear)
-    bucket = bucket_bytes(count, world, zero_stage, precision, offloaded)
-    weights, own = weight_bytes(count, world, zero_stage, compute)
-    kept = micro_batch * sequence.kept + mask
-    layer = micro_batch * sequence.layer + mask
-    common = MemoryEstimate(
-        weights=weights,
-        gradients=found.held,
-        optimizer=0 if offloaded else states,
-        activations=kept,
-        logits=logits,
-        overhead=CPU_PROCESS_BYTES + int(CPU_HEAP * (kept + logits)) if on_cpu else CONTEXT_BYTES,
-        buckets=bucket.always,
-        host=states + FP32_BYTES * shard(count, world) if offloaded else 0,
-    )
-    found_at = (
+    twice = 0
+    if config.model.tied and mode.zero_stage < 2:
+        twice = 2 * states.compute * states.output_matrix
+    end = replace(
         common,
-        replace(
-            common,
-            moment="backward",
-            gradients=found.held + first + in_fp32,
-            activations=kept + micro_batch * sequence.backward,
-            logits=0,
-        ),
-        replace(
-            common,
-            moment="gradients",
-            gradients=found.whole + twice + in_fp32,
-            activations=layer,
-            logits=0,
-            buckets=bucket.always + bucket.backward,
-            overhead=common.overhead
-            + (bucket.always if on_cpu and zero_stage == 3 else 0),  # Gloo's copy
-        ),
-        replace(
-            common, moment="step", weights=own, gradients=found.step, activations=mask, logits=0
-        ),
+        moment="gradients",
+        gradients=gradients.whole + twice + passed.product,
+        activations=passed.layer,
+        logits=0,
+        buckets=buckets.always + buckets.backward,
     )
-    return {one.moment: one for one in found_at}
+    if config.cluster.device == "cpu" and mode.zero_stage == 3:
+        end = replace(end, overhead=common.overhead + buckets.always)  # Gloo's copy
+    step = replace(
+        common,
+        moment="step",
+        weights=weights.in_step,
+        gradients=gradients.step,
+        activations=passed.mask,
+        logits=0,
+    )
+    return {"loss": common, "backward": backward, "gradients": end, "step": step}
 
 
-def shard(count: int, world_size: int) -> int:
-    """Elements of one rank's part."""
-    return -(-count // world_size)
-
-
-def weight_bytes(count: int, world_size: int, zero_stage: int, compute: int) -> tuple[int, int]:
-    """Weights in the compute dtype, in passes and in the optimizer's step.
-
-    ZeRO-3 keeps a part, and gathers up to LIVE_ELEMENTS around the layer at work.
-    """
-    if zero_stage < 3:
-        return compute * count, compute * count
-    own = compute * shard(count, world_size)
-    return own + compute * min(count, LIVE_ELEMENTS), own
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Bytes of gradients and of their sums over passes."""
-
-    held: int  # at the loss
-    whole: int  # at the end of backward
-    step: int  # with what is copied for it
-
-
-def gradient_bytes(
-    count: int,
-    matrix: int,
-    world_size: int,
-    zero_stage: int,
-    precision: str,
-    offloaded: bool,
-    several_passes: bool,
-) -> Gradients:
-    """Gradients of the compute dtype and their fp32 sums; `matrix` elements form a separate group
-    of the optimizer.
-
-    - fp32, stage 0: one full gradient, and at the end a flat copy of up to a bucket to reduce.
-    - fp32, stage 1: one full gradient; with several passes also their sum.
-    - bf16, stage 1 (BF16_Optimizer, immediate_grad_update; training.reduction): a full fp32 sum; a
-      bf16 gradient is
-      freed as soon as it is added.
-    - stage 2: a part, and with several passes its fp32 sum; in the step also a group's fp32 copy.
-      In bf16 the sum
-      exists with one pass too, and in the step only it and the last bucket. Offloaded, fp32 is in
-      host memory.
-    - stage 3: a flat fp32 part; then the copy of the sub-group in the step.
-    """
-    part = shard(count, world_size)
-    compute = COMPUTE_BYTES[precision]
-    sums = FP32_BYTES * several_passes
-    group = shard(max(matrix, count - matrix), world_size)
-    if zero_stage == 0:
-        whole = FP32_BYTES * count
-        return Gradients(sums * count, whole, whole + FP32_BYTES * min(BUCKET_ELEMENTS, count))
-    if zero_stage == 1 and precision == "fp32":
-        return Gradients(2 * sums * count, FP32_BYTES * count, FP32_BYTES * (count + group))
-    if zero_stage == 1:
-        return Gradients(FP32_BYTES * count, FP32_BYTES * count, FP32_BYTES * count)
-    if zero_stage == 2:
-        sums = 0 if offloaded else sums
-        stepping = (compute + sums) * part
-        if precision == "bf16" and not offloaded:
-            stepping = FP32_BYTES * part + compute * bucket_elements(count)
-        return Gradients(sums * part, (compute + sums) * part, stepping + FP32_BYTES * group)
-    if offloaded:
-        return Gradients(0, 0, 0)
-    return Gradients(
-        FP32_BYTES * part, FP32_BYTES * part, FP32_BYTES * (part + min(part, LIVE_ELEMENTS))
+def _model_states(config: RunConfig, mode: StepMode, micro_batch: int) -> ModelStates:
+    world_size = config.cluster.world_size
+    return ModelStates(
+        parameters=parameter_count(config.model),
+        output_matrix=config.model.vocab_size * config.model.d_model,
+        world_size=world_size,
+        zero_stage=mode.zero_stage,
+        precision=config.train.precision,
+        moments=optimizer(config.optim.name).moments,
+        offloaded=config.optim.offloaded,
+        several_passes=accumulation(config.train.global_batch, world_size, micro_batch) > 1,
     )
 
 
-def optimizer_bytes(
-    count: int, world_size: int, zero_stage: int, precision: str, moments: int
-) -> int:
-    """Moments and master weights in fp32: 12 bytes per parameter with Adam, 8 with Lion; in parts
-    from stage 1 on.
-
-    Plain fp32 at stage 0 updates the weights themselves; the ZeRO optimizers clone their part in
-    fp32 too.
-    """
-    master = 0 if zero_stage == 0 and precision == "fp32" else 1
-    elements = count if zero_stage == 0 else shard(count, world_size)
-    return FP32_BYTES * (moments + master) * elements
-
-
-def bucket_elements(count: int) -> int:
-    """`reduce_bucket_size` for DeepSpeed: its default, but small enough for several buckets per
-    backward pass.
-
-    A bucket is reduced when it is full; one that held the whole model would be full only when
-    backward is over.
-    """
-    return min(BUCKET_ELEMENTS, max(count // BUCKETS_IN_A_PASS, LEAST_BUCKET), count)
-
-
 @dataclass(frozen=True)
-class Buckets:
-    """Bytes of communication buffers."""
+class PassBytes:
+    """Bytes of what one pass computes, beyond the model's states."""
 
-    always: int
-    backward: int  # and more while it goes on
+    kept: int  # activations at the loss
+    backward: int  # beside them while backward is in a layer
+    layer: int  # activations in the last layer that backward comes to
+    mask: int  # of attention, for all layers
+    logits: int  # at the loss
+    first_gradient: int  # of the output matrix, which backward computes first
+    product: int  # of bf16 on a CPU, computed in fp32 (model.linear)
 
 
-def bucket_bytes(
-    count: int, world_size: int, zero_stage: int, precision: str, offloaded: bool
-) -> Buckets:
-    """A bucket from ZeRO-2 on, two with several ranks (overlap_comm).
+def _pass_bytes(config: RunConfig, mode: StepMode, micro_batch: int) -> PassBytes:
+    model = config.model
+    compute = COMPUTE_BYTES[config.train.precision]
+    on_cpu = config.cluster.device == "cpu"
+    backend = computing.choose(config)
+    sequence = activation_bytes(
+        model, config.train.seq_len, compute, mode.activation_checkpointing, backend, on_cpu
+    )
+    mask = mask_elements(config, backend, micro_batch) * compute
+    matrix = model.vocab_size * model.d_model
+    tokens = micro_batch * config.train.seq_len
+    chunk = computing.loss_chunk(config)
+    if chunk is None or chunk >= tokens:
+        first_gradient = compute * matrix
+        logits = tokens * model.vocab_size * _logit_bytes(config, in_chunks=False)
+    else:
+        # The output matrix's gradient exists already at the loss.
+        first_gradient = (compute + FP32_BYTES) * matrix
+        logits = chunk * model.vocab_size * _logit_bytes(config, in_chunks=True) + first_gradient
+    return PassBytes(
+        kept=micro_batch * sequence.kept + mask,
+        backward=micro_batch * sequence.backward,
+        layer=micro_batch * sequence.layer + mask,
+        mask=mask,
+        logits=logits,
+        first_gradient=first_gradient,
+        product=FP32_BYTES * matrix if _multiplies_copies(config) else 0,
+    )
 
-    Stage 3 keeps its buckets all the time, and copies one of bf16 to fp32. At stage 1 bf16 reduces
-    in place; fp32 and offloaded runs use the optimizer of stage 2, with an fp32 bucket.
-    """
-    compute = COMPUTE_BYTES[precision]
-    elements = bucket_elements(count)
-    if zero_stage == 1:
-        return Buckets(0, FP32_BYTES * elements if precision == "fp32" or offloaded else 0)
-    if zero_stage == 2:
-        return Buckets(0, compute * elements * (2 if world_size > 1 else 1))
-    if zero_stage == 3:
-        return Buckets(compute * elements, 0 if precision == "fp32" else FP32_BYTES * elements)
-    return Buckets(0, 0)
+
+def _logit_bytes(config: RunConfig, *, in_chunks: bool) -> int:
+    """Bytes per logit at the loss."""
+    compute = COMPUTE_BYTES[config.train.precision]
+    if computing.compiles(config):
+        # The logits' gradient replaces the logits; where products are in fp32, these are copies.
+        return compute + FP32_BYTES if _multiplies_copies(config) else compute
+    return compute + LOSS_BYTES if in_chunks else LOSS_BYTES
+
+
+def _multiplies_copies(config: RunConfig) -> bool:
+    """Whether products of bf16 are computed in fp32."""
+    return config.cluster.device == "cpu" and config.train.precision == "bf16"
+
+
+def _overhead(config: RunConfig, passed: PassBytes) -> int:
+    if config.cluster.device == "cpu":
+        return CPU_PROCESS_BYTES + int(CPU_HEAP * (passed.kept + passed.logits))
+    return CONTEXT_BYTES

@@ -1,6 +1,4 @@
-"""What to report when a run does not fit: the shortfall, and the nearest settings that fit by the
-same calculation.
-"""
+"""What to say when a run does not fit: the shortfall, and the nearest settings that do fit."""
 
 from __future__ import annotations
 
@@ -15,13 +13,14 @@ from hpc_llm.planning.batch import rows_per_rank
 from hpc_llm.planning.choice import Choice, choose, smallest
 from hpc_llm.planning.hardware import GIB
 
-KNOBS = (
-    "activation_checkpointing",
-    "micro_batch",
-    "zero_stage",
-)  # of train, the least intrusive first
+# Keys of train, the least intrusive first.
+KNOBS = ("activation_checkpointing", "micro_batch", "zero_stage")
 MOST_OTHER_KNOBS = 2
 LOSS_CHUNK = 4096  # tokens; half a GB of logits for every 10,000 pieces of a vocabulary
+NOTHING_FITS = (
+    "neither ZeRO-3, offloading nor a rank per sequence fits: shorten train.seq_len or "
+    "choose a smaller model"
+)
 
 
 @dataclass(frozen=True)
@@ -31,36 +30,30 @@ class Suggestion:
     overrides: str  # as typed, words separated by spaces
     note: str = ""
 
+    def __str__(self) -> str:
+        return f"`{self.overrides}`{self.note}"
+
 
 def refusal(config: RunConfig, usable: int) -> str | None:
-    """One sentence on why `config` does not fit into `usable` bytes per rank; None if no setting is
-    allowed.
-    """
+    """Why `config` does not fit into `usable` bytes per rank; None if no setting is allowed."""
     best = smallest(config)
     if best is None:
         return None
-    words = " ".join(f"{key}={value}" for key, value in best.words.items())
-    found = " or ".join(
-        f"`{suggestion.overrides}`{suggestion.note}" for suggestion in suggestions(config, usable)
-    )
-    remedy = (
-        f"these fit: {found}"
-        if found
-        else (
-            "neither ZeRO-3, offloading nor a rank per sequence fits: shorten train.seq_len or "
-            "choose a smaller model"
-        )
-    )
+    settings = " ".join(map(best.override, best.settings))
+    remedy = NOTHING_FITS
+    if fitting := suggestions(config, usable):
+        remedy = "these fit: " + " or ".join(map(str, fitting))
     return (
         f"model={config.model.name}: {best.memory.total / GIB:.1f} GiB per GPU are needed even "
-        f"with {words}, {(best.memory.total - usable) / GIB:.1f} GiB more than the "
+        f"with {settings}, {(best.memory.total - usable) / GIB:.1f} GiB more than the "
         f"{usable / GIB:.1f} GiB usable; {remedy}"
     )
 
 
 def suggestions(config: RunConfig, usable: int) -> list[Suggestion]:
-    """Ways to make `config` fit, nearest first: settings, logits in chunks, optimizer in host
-    memory, more nodes.
+    """Ways to make `config` fit, nearest first.
+
+    Settings, logits in chunks, the optimizer in host memory, more nodes.
     """
     return [
         *_other_knobs(config, usable),
@@ -74,11 +67,10 @@ def _other_knobs(config: RunConfig, usable: int) -> list[Suggestion]:
     """Changes of as few of the user's fixed settings as possible, on the same machine."""
     fixed = _fixed(config)
     for count in range(1, len(fixed) + 1):
-        fitting = [
-            Suggestion(_changed(config, choice, knobs))
-            for knobs in itertools.combinations(fixed, count)
-            if (choice := choose(_released(config, knobs), usable))
-        ]
+        fitting = []
+        for knobs in itertools.combinations(fixed, count):
+            if choice := choose(_released(config, knobs), usable):
+                fitting.append(Suggestion(_changed(config, choice, knobs)))
         if fitting:
             return fitting[:MOST_OTHER_KNOBS]
     return []
@@ -91,9 +83,8 @@ def _chunked_loss(config: RunConfig, usable: int) -> Iterator[Suggestion]:
     chunked = replace(config, train=replace(train, loss_chunk=LOSS_CHUNK))
     for knobs in ((), _fixed(config)):
         choice = choose(_released(chunked, knobs), usable)
-        if (
-            choice and choice.micro_batch * train.seq_len > LOSS_CHUNK
-        ):  # else smaller passes help, not chunks
+        # Where a pass is no longer than a chunk, smaller passes help, not chunks.
+        if choice and choice.micro_batch * train.seq_len > LOSS_CHUNK:
             yield Suggestion(_changed(config, choice, knobs, f"train.loss_chunk={LOSS_CHUNK}"))
             return
 
@@ -116,11 +107,9 @@ def _offloaded(config: RunConfig, usable: int) -> Iterator[Suggestion]:
 def _more_nodes(config: RunConfig, usable: int) -> Iterator[Suggestion]:
     """The smallest number of nodes of the same kind; at most one rank per sequence."""
     cluster = config.cluster
-    most = (
-        cluster.nodes
-        if cluster.launcher == "local"
-        else config.train.global_batch // cluster.gpus_per_node
-    )
+    if cluster.launcher == "local":
+        return
+    most = config.train.global_batch // cluster.gpus_per_node
     for knobs in ((), _fixed(config)):
         for nodes in range(cluster.nodes + 1, most + 1):
             larger = _released(replace(config, cluster=replace(cluster, nodes=nodes)), knobs)
@@ -131,9 +120,9 @@ def _more_nodes(config: RunConfig, usable: int) -> Iterator[Suggestion]:
 
 def _has_rows(config: RunConfig) -> bool:
     size = config.train.micro_batch
-    return size == "auto" or size <= rows_per_rank(
-        config.train.global_batch, config.cluster.world_size
-    )
+    if size == "auto":
+        return True
+    return size <= rows_per_rank(config.train.global_batch, config.cluster.world_size)
 
 
 def _fixed(config: RunConfig) -> tuple[str, ...]:
@@ -147,7 +136,8 @@ def _released(config: RunConfig, knobs: tuple[str, ...]) -> RunConfig:
 
 def _changed(config: RunConfig, choice: Choice, knobs: tuple[str, ...], *first: str) -> str:
     """Overrides for those of `knobs` whose chosen value differs from the user's."""
-    differing = [knob for knob in knobs if getattr(config.train, knob) != getattr(choice, knob)]
-    return " ".join(
-        [*first, *(f"train.{knob}={choice.words[f'train.{knob}']}" for knob in differing)]
-    )
+    overrides = [*first]
+    for knob in knobs:
+        if getattr(config.train, knob) != choice.settings[knob]:
+            overrides.append(choice.override(knob))
+    return " ".join(overrides)

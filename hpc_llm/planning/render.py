@@ -1,6 +1,4 @@
-"""The plan as a plain-text table of at most 25 lines, to be checked by an engineer before the job
-is queued.
-"""
+"""The plan as a plain-text table of at most 25 lines, for an engineer to check before the queue."""
 
 from __future__ import annotations
 
@@ -9,18 +7,29 @@ from collections.abc import Iterator
 from hpc_llm.config.duration import parse
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import padded_rows
-from hpc_llm.planning.hardware import GIB
 from hpc_llm.planning.lengths import STEPS_OR_TOKENS
 from hpc_llm.planning.memory import USABLE_FRACTION
+from hpc_llm.planning.mixture import Phase
 from hpc_llm.planning.plan import RunPlan
+from hpc_llm.planning.quantities import count, duration, gib, number_of, origin
 
 LABEL_WIDTH = 16
+MOMENTS = {
+    "loss": "at the loss",
+    "backward": "as backward begins",
+    "gradients": "as backward ends",
+    "step": "in the optimizer's step",
+}
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buckets", "overhead")
+
+Row = tuple[str, str]  # label and value
 
 
 def render(config: RunConfig, plan: RunPlan) -> str:
     """Lines of `label  value`, sizes in GiB, counts with thousands separators."""
     rows = [
         *_what(config, plan),
+        *_data(config, plan),
         *_batch(config, plan),
         *_length(config, plan),
         *_memory(config, plan),
@@ -29,43 +38,30 @@ def render(config: RunConfig, plan: RunPlan) -> str:
     return "\n".join(f"{label:<{LABEL_WIDTH}}{value}".rstrip() for label, value in rows)
 
 
-def _what(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
-    model = config.model
+def _what(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     cluster = config.cluster
     optim = config.optim
-    yield (
-        "model",
-        (
-            f"{model.name}: {_count(plan.parameters)} parameters, "
-            f"{plan.flops_per_token / 1e9:,.3g} GFLOP per token"
-        ),
-    )
-    ranks = "rank" if plan.gpus_per_node == 1 else "ranks"
+    flops = plan.flops_per_token / 1e9
+    parameters = count(plan.parameters)
+    yield "model", f"{config.model.name}: {parameters} parameters, {flops:,.3g} GFLOP per token"
     nodes = "1 node" if plan.nodes == 1 else f"{plan.nodes} nodes"
-    yield (
-        "machine",
-        (
-            f"{cluster.name}: {nodes} × {plan.gpus_per_node} {cluster.gpu or ranks}, "
-            f"{config.train.precision}"
-        ),
-    )
-    yield (
-        "optimizer",
-        (
-            f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, warm-up {plan.warmup_steps:,} "
-            f"steps{_late(plan)}"
-        ),
-    )
-    yield (
-        "data",
-        f"{config.data.name}" + (f" in {plan.data_directory}" if plan.data_directory else ""),
-    )
+    ranks = "rank" if plan.gpus_per_node == 1 else "ranks"
+    each = f"{plan.gpus_per_node} {cluster.gpu or ranks}"
+    yield "machine", f"{cluster.name}: {nodes} × {each}, {config.train.precision}"
+    late = ""
+    if plan.warmup_steps > plan.steps:
+        late = " (longer than the run: lr never reaches its peak)"
+    warmup = f"warm-up {plan.warmup_steps:,} steps{late}"
+    yield "optimizer", f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, {warmup}"
+
+
+def _data(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
+    place = f" in {plan.data_directory}" if plan.data_directory else ""
+    yield "data", f"{config.data.name}{place}"
     if config.data.packing == "best_fit":
-        padding = (
-            "padding not known before it is packed"
-            if plan.padding is None
-            else f"{plan.padding:.2%} padding"
-        )
+        padding = "padding not known before it is packed"
+        if plan.padding is not None:
+            padding = f"{plan.padding:.2%} padding"
         yield "", f"documents packed by best fit, {padding}"
     if config.data.sources:
         yield from _mixture(config, plan)
@@ -74,224 +70,152 @@ def _what(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
         yield "", f"read {epochs:,.3g} times" if epochs > 1 else f"{epochs:.2%} of it is read"
 
 
-def _mixture(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
+def _mixture(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     """One line per phase with its shares, and how often each source is read."""
     for start, phase in zip(["", *config.data.mixture], plan.phases, strict=True):
-        total = sum(phase.weights.values())
-        shares = ", ".join(
-            f"{name} {weight / total:.3g}" for name, weight in phase.weights.items() if weight
-        )
-        yield (
-            ("mixture" if phase.start == 0 else ""),
-            f"from step {phase.start:,}{_rounded(start, plan)}: {shares}",
-        )
+        label = "mixture" if phase.start == 0 else ""
+        rounded = _rounded(start, plan)
+        yield label, f"from step {phase.start:,}{rounded}: {', '.join(_shares(phase))}"
     if plan.source_epochs:
-        yield (
-            "",
-            "epochs: "
-            + ", ".join(f"{name} {epochs:.3g}" for name, epochs in plan.source_epochs.items()),
-        )
+        epochs = [f"{name} {times:.3g}" for name, times in plan.source_epochs.items()]
+        yield "", f"epochs: {', '.join(epochs)}"
+
+
+def _shares(phase: Phase) -> Iterator[str]:
+    total = sum(phase.weights.values())
+    for name, weight in phase.weights.items():
+        if weight:
+            yield f"{name} {weight / total:.3g}"
 
 
 def _rounded(start: str, plan: RunPlan) -> str:
     """Notes if a phase begins later than requested, at the next whole step."""
-    if not start or parse(start, STEPS_OR_TOKENS).unit == "steps":
+    if not start:
         return ""
-    return (
-        f" ({start}, rounded up)"
-        if parse(start, STEPS_OR_TOKENS).amount % plan.tokens_per_step
-        else f" ({start})"
-    )
+    asked = parse(start, STEPS_OR_TOKENS)
+    if asked.unit == "steps":
+        return ""
+    if asked.amount % plan.tokens_per_step:
+        return f" ({start}, rounded up)"
+    return f" ({start})"
 
 
-def _batch(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
+def _batch(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     train = config.train
-    padded = padded_rows(train.global_batch, plan.world_size, plan.micro_batch)
+    sequences = f"{train.global_batch:,} sequences of {train.seq_len:,} tokens"
     product = f"ranks {plan.world_size} × micro {plan.micro_batch} × passes {plan.accumulation}"
+    padded = padded_rows(train.global_batch, plan.world_size, plan.micro_batch)
     note = f" − {padded} masked rows (uneven)" if padded else ""
-    yield (
-        "global batch",
-        f"{train.global_batch:,} sequences of {train.seq_len:,} tokens = {product}{note}",
-    )
+    yield "global batch", f"{sequences} = {product}{note}"
     less = f", more was too much for {plan.halved_by}" if plan.halved_by else ""
-    yield "micro-batch", f"{plan.micro_batch} {_origin(train.micro_batch)}{less}"
-    yield "ZeRO stage", f"{plan.zero_stage} {_origin(train.zero_stage)}"
+    yield "micro-batch", f"{plan.micro_batch} {origin(train.micro_batch)}{less}"
+    yield "ZeRO stage", f"{plan.zero_stage} {origin(train.zero_stage)}"
     state = "on" if plan.activation_checkpointing else "off"
-    yield "act. ckpt", f"{state} {_origin(train.activation_checkpointing)}"
-    yield "attention", f"{plan.attention} {_origin(train.attention)}"
-    yield "compiled", f"{'yes' if plan.compile else 'no'} {_origin(train.compile)}"
-    tokens = plan.micro_batch * train.seq_len
-    if plan.loss_chunk is not None and (plan.loss_chunk < tokens or train.loss_chunk != "auto"):
-        idle = (
-            f", no fewer than a pass's {tokens:,}: no effect" if plan.loss_chunk >= tokens else ""
-        )
-        yield (
-            "loss",
-            f"logits of {plan.loss_chunk:,} tokens at once {_origin(train.loss_chunk)}{idle}",
-        )
+    yield "act. ckpt", f"{state} {origin(train.activation_checkpointing)}"
+    yield "attention", f"{plan.attention} {origin(train.attention)}"
+    compiled = "yes" if plan.compile else "no"
+    yield "compiled", f"{compiled} {origin(train.compile)}"
+    yield from _loss(config, plan)
 
 
-def _length(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
-    yield (
-        "length",
-        f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens = {_count(plan.tokens)} tokens",
-    )
+def _loss(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
+    """Logits in chunks, where they are or where the user wants it."""
+    given = config.train.loss_chunk
+    tokens = plan.micro_batch * config.train.seq_len
+    if plan.loss_chunk is None:
+        return
+    logits = f"logits of {plan.loss_chunk:,} tokens at once {origin(given)}"
+    if plan.loss_chunk < tokens:
+        yield "loss", logits
+    elif given != "auto":
+        yield "loss", f"{logits}, no fewer than a pass's {tokens:,}: no effect"
+
+
+def _length(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
+    steps = f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens"
+    yield "length", f"{steps} = {count(plan.tokens)} tokens"
     if len(plan.seq_lens) > 1:
-        lengths = ", ".join(f"{length:,} from step {start:,}" for start, length in plan.seq_lens)
-        yield "", f"sequences of {lengths}"
+        lengths = [f"{length:,} from step {start:,}" for start, length in plan.seq_lens]
+        yield "", f"sequences of {', '.join(lengths)}"
     every = _period(plan)
-    every += f" {_origin('auto')}" if config.checkpoint.every == "auto" else ""
-    yield (
-        "checkpoint",
-        f"{_gib(plan.checkpoint_bytes)} every {every}, {config.checkpoint.keep} kept",
-    )
+    if config.checkpoint.every == "auto":
+        every += f" {origin('auto')}"
+    size = gib(plan.checkpoint_bytes)
+    yield "checkpoint", f"{size} every {every}, {config.checkpoint.keep} kept"
     if plan.permanent_every_steps:
         number = plan.steps // plan.permanent_every_steps
-        size = _gib(number * plan.checkpoint_bytes)
-        yield (
-            "",
-            (
-                f"one for good every {plan.permanent_every_steps:,} steps too, {number:,} in all: "
-                f"{size}"
-            ),
-        )
-    yield (
-        "evaluation",
-        f"every {plan.eval_every_steps:,} steps, {config.train.eval_batches} global batches",
-    )
+        total = gib(number * plan.checkpoint_bytes)
+        every = f"every {plan.permanent_every_steps:,} steps"
+        yield "", f"one for good {every} too, {number:,} in all: {total}"
+    batches = f"{config.train.eval_batches} global batches"
+    yield "evaluation", f"every {plan.eval_every_steps:,} steps, {batches}"
     if plan.rungs:
-        yield (
-            "halving",
-            (
-                f"best {config.halving.keep:.0%} go on at steps "
-                f"{', '.join(f'{rung:,}' for rung in plan.rungs)}"
-            ),
-        )
+        rungs = ", ".join(f"{rung:,}" for rung in plan.rungs)
+        yield "halving", f"best {config.halving.keep:.0%} go on at steps {rungs}"
 
 
 def _period(plan: RunPlan) -> str:
     """The checkpoint interval; in time too, if the speed is known."""
-    if plan.checkpoint_every_steps is None:
-        return _hours((plan.checkpoint_every_s or 0) / 3600)
-    steps = f"{plan.checkpoint_every_steps:,} steps"
-    if plan.tokens_per_second is None or plan.checkpoint_every_steps > plan.steps:
+    every_steps = plan.checkpoint_every_steps
+    if every_steps is None:
+        return duration((plan.checkpoint_every_s or 0) / 3600)
+    steps = f"{every_steps:,} steps"
+    if plan.tokens_per_second is None or every_steps > plan.steps:
         return steps
-    return f"{steps} ({_hours(plan.checkpoint_every_steps * plan.tokens_per_step / plan.tokens_per_second / 3600)})"
+    hours = every_steps * plan.tokens_per_step / plan.tokens_per_second / 3600
+    return f"{steps} ({duration(hours)})"
 
 
-_MOMENTS = {
-    "loss": "at the loss",
-    "backward": "as backward begins",
-    "gradients": "as backward ends",
-    "step": "in the optimizer's step",
-}
-
-
-def _memory(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
+def _memory(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     memory = plan.memory
-    available = plan.memory_available
     limit = "of an unknown amount"
-    if available is not None:
-        limit = (
-            f"of {_gib(available)} usable ({USABLE_FRACTION:.0%} of "
-            f"{config.cluster.gpu or 'this machine'})"
-        )
-    yield "memory per rank", f"{_gib(memory.total)} {limit}, most {_MOMENTS[memory.moment]}"
-    for part in (
-        "weights",
-        "gradients",
-        "optimizer",
-        "activations",
-        "logits",
-        "buckets",
-        "overhead",
-    ):
-        if getattr(memory, part):
-            yield "", f"{_gib(getattr(memory, part)):>10}  {part}"
+    if plan.memory_available is not None:
+        machine = config.cluster.gpu or "this machine"
+        usable = gib(plan.memory_available)
+        limit = f"of {usable} usable ({USABLE_FRACTION:.0%} of {machine})"
+    yield "memory per rank", f"{gib(memory.total)} {limit}, most {MOMENTS[memory.moment]}"
+    for part in PARTS:
+        size = getattr(memory, part)
+        if size:
+            yield "", f"{gib(size):>10}  {part}"
     if memory.host:
-        yield (
-            "",
-            (
-                f"{_gib(memory.host):>10}  in host memory (optimizer), "
-                f"{_gib(memory.host * plan.gpus_per_node)} per node"
-            ),
-        )
+        per_node = gib(memory.host * plan.gpus_per_node)
+        yield "", f"{gib(memory.host):>10}  in host memory (optimizer), {per_node} per node"
 
 
-def _time(config: RunConfig, plan: RunPlan) -> Iterator[tuple[str, str]]:
+def _time(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     if plan.tokens_per_second is None or plan.wall_hours is None or plan.gpu_hours is None:
-        yield "time", "not known: " + _unknown_time(config, plan)
+        yield "time", f"not known: {_unknown_time(config, plan)}"
         return
     basis = f"measured by {plan.timed_by}" if plan.timed_by else "cluster.expected_mfu"
     if plan.expected_mfu is not None:
         basis = f"at {plan.expected_mfu:.0%} MFU ({basis})"
-    each = plan.tokens_per_second / plan.world_size
     unit = "GPU" if config.cluster.gpu else "rank"
+    each = plan.tokens_per_second / plan.world_size
     yield "throughput", f"{plan.tokens_per_second:,.0f} tokens/s, {each:,.0f} per {unit}, {basis}"
-    yield (
-        "wall time",
-        (
-            f"{_hours(plan.wall_hours)}, {plan.gpu_hours:,.{0 if plan.gpu_hours >= 10 else 1}f} "
-            f"{unit}-hours, {basis}"
-        ),
-    )
+    digits = 0 if plan.gpu_hours >= 10 else 1
+    hours = f"{plan.gpu_hours:,.{digits}f} {unit}-hours"
+    yield "wall time", f"{duration(plan.wall_hours)}, {hours}, {basis}"
     if plan.jobs is not None:
-        limits = "time limit" if plan.jobs == 1 else "time limits"
-        yield (
-            "jobs",
-            f"{plan.jobs:,} {limits} of {config.cluster.time_min:,} min{_notice(config, plan)}",
-        )
+        limits = number_of(plan.jobs, "time limit")
+        notice = _notice(config, plan)
+        yield "jobs", f"{limits} of {config.cluster.time_min:,} min{notice}"
 
 
 def _notice(config: RunConfig, plan: RunPlan) -> str:
     """A notice set by the user is kept, even if it seems too short."""
     if plan.signal_lead_s is None:
         return ""
-    given = config.cluster.signal_lead_s
-    short = f"; it may need {plan.notice_s:,.0f} s" if plan.signal_lead_s < plan.notice_s else ""
-    return f", notice {plan.signal_lead_s:,} s before {_origin(given)}{short}"
+    short = ""
+    if plan.signal_lead_s < plan.notice_s:
+        short = f"; it may need {plan.notice_s:,.0f} s"
+    given = origin(config.cluster.signal_lead_s)
+    return f", notice {plan.signal_lead_s:,} s before {given}{short}"
 
 
 def _unknown_time(config: RunConfig, plan: RunPlan) -> str:
     if config.train.precision == "fp32":
         return "an MFU is a share of the bf16 peak, and this run is fp32"
-    return (
-        "needs cluster.expected_mfu"
-        if plan.peak_tflops
-        else "needs cluster.gpu and cluster.expected_mfu"
-    )
-
-
-def _late(plan: RunPlan) -> str:
-    return (
-        " (longer than the run: lr never reaches its peak)"
-        if plan.warmup_steps > plan.steps
-        else ""
-    )
-
-
-def _origin(given: object) -> str:
-    return "(auto)" if given == "auto" else "(given)"
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:,.1f} GiB" if size >= GIB / 10 else f"{size / GIB:.3f} GiB"
-
-
-def _hours(hours: float) -> str:
-    return (
-        f"{hours / 24:,.1f} days"
-        if hours >= 48
-        else f"{hours:,.1f} h"
-        if hours >= 1
-        else f"{hours * 60:,.1f} min"
-    )
-
-
-def _count(number: float) -> str:
-    scale, unit = next(
-        (s, u)
-        for s, u in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1, ""))
-        if number >= s or s == 1
-    )
-    return f"{number / scale:,.4g}{unit}" if unit else f"{number:,.0f}"
+    if plan.peak_tflops:
+        return "needs cluster.expected_mfu"
+    return "needs cluster.gpu and cluster.expected_mfu"

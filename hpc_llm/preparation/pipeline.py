@@ -15,7 +15,7 @@ from hpc_llm.config.schema import DataConfig, RunConfig
 from hpc_llm.data import manifest
 from hpc_llm.data.packs import OnProgress
 from hpc_llm.data.recipe import check_recipe, recipe_of
-from hpc_llm.planning.plan import DataFacts
+from hpc_llm.planning.data_facts import DataFacts
 from hpc_llm.preparation import stages
 from hpc_llm.preparation.claims import Claims
 from hpc_llm.preparation.jobs import FinishedElsewhere, JobRunner, Say

@@ -11,12 +11,13 @@ import functools
 import hashlib
 import json
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.experience import Experience, Limit, Speed
+from hpc_llm.planning.step_mode import StepMode
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.storage.files import tail, write_json
 
@@ -42,16 +43,14 @@ class Remembered(Experience):
             *(config.optim.name, config.data.packing, attention, compiled),
         ]
 
-    def limit(self, zero_stage: int, activation_checkpointing: bool) -> Limit | None:
-        plain = self._read(self._limit(zero_stage, activation_checkpointing))
+    def limit(self, mode: StepMode) -> Limit | None:
+        plain = self._read(self._limit(mode))
         with contextlib.suppress(KeyError, TypeError, ValueError):
             return Limit(max(1, int(plain["micro_batch"])), str(plain["run"]))
         return None
 
-    def speed(
-        self, zero_stage: int, activation_checkpointing: bool, micro_batch: int
-    ) -> Speed | None:
-        plain = self._read(self._speed(zero_stage, activation_checkpointing, micro_batch))
+    def speed(self, mode: StepMode, micro_batch: int) -> Speed | None:
+        plain = self._read(self._speed(mode, micro_batch))
         with contextlib.suppress(KeyError, TypeError, ValueError):
             found = Speed(
                 float(plain["tokens_per_second"]), int(plain["world_size"]), str(plain["run"])
@@ -59,25 +58,21 @@ class Remembered(Experience):
             return found if found.tokens_per_second > 0 and found.world_size > 0 else None
         return None
 
-    def note_limit(self, zero_stage: int, activation_checkpointing: bool, limit: Limit) -> None:
+    def note_limit(self, mode: StepMode, limit: Limit) -> None:
         """A larger micro-batch was too much for a GPU."""
-        self._write(self._limit(zero_stage, activation_checkpointing), asdict(limit))
+        self._write(self._limit(mode), asdict(limit))
 
-    def note_speed(
-        self, zero_stage: int, activation_checkpointing: bool, micro_batch: int, speed: Speed
-    ) -> None:
+    def note_speed(self, mode: StepMode, micro_batch: int, speed: Speed) -> None:
         """Record a run's speed; the newest counts."""
-        self._write(self._speed(zero_stage, activation_checkpointing, micro_batch), asdict(speed))
+        self._write(self._speed(mode, micro_batch), asdict(speed))
 
-    def _limit(self, *way: Any) -> Path:
-        return self._file(
-            "micro_batch", self._cluster.nodes, *way
-        )  # what ZeRO leaves to a rank depends on all
+    def _limit(self, mode: StepMode) -> Path:
+        # What ZeRO leaves to a rank depends on the number of nodes too.
+        return self._file("micro_batch", self._cluster.nodes, *astuple(mode))
 
-    def _speed(self, *way: Any) -> Path:
-        return self._file(
-            "speed", *(getattr(self._cluster, key) for key in ("name", "constraint")), *way
-        )
+    def _speed(self, mode: StepMode, micro_batch: int) -> Path:
+        cluster = self._cluster
+        return self._file("speed", cluster.name, cluster.constraint, *astuple(mode), micro_batch)
 
     def _file(self, kind: str, *facts: Any) -> Path:
         """The file's name is a hash of everything that its content depends on."""

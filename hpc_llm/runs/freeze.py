@@ -18,8 +18,9 @@ from hpc_llm.config import building
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.lengths import phases
+from hpc_llm.planning.memory import MemoryEstimate
 from hpc_llm.planning.mixture import Phase, begun
-from hpc_llm.planning.plan import MemoryEstimate, RunPlan
+from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
 from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.runs.story import read_story

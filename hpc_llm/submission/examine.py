@@ -21,8 +21,9 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import manifest, recipe
 from hpc_llm.planning.choice import Saved
+from hpc_llm.planning.data_facts import DataFacts
 from hpc_llm.planning.experience import NONE, Experience
-from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
+from hpc_llm.planning.plan import RunPlan, make_plan
 from hpc_llm.runs import freeze, preflight
 from hpc_llm.runs.experience import Remembered
 from hpc_llm.runs.layout import RootLayout, RunLayout

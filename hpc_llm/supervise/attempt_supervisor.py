@@ -109,17 +109,16 @@ class AttemptSupervisor:
         """
         layout = self._attempt.layout
         plan = self._attempt.plan
-        mode = (plan.zero_stage, plan.activation_checkpointing)
         known = Remembered(
             RootLayout.of(layout), self._attempt.config, plan.attention, plan.compile
         )
         speed = steady_tokens_per_second(layout, start_step)
         if speed:
-            known.note_speed(*mode, micro_batch, Speed(speed, plan.world_size, layout.name))
+            known.note_speed(plan.mode, micro_batch, Speed(speed, plan.world_size, layout.name))
         if cause is not Cause.GPU_OUT_OF_MEMORY:
             return None
         smaller = max(1, micro_batch // 2)
-        known.note_limit(*mode, Limit(smaller, layout.name))
+        known.note_limit(plan.mode, Limit(smaller, layout.name))
         return smaller
 
     def decide(self, end: AttemptEnd) -> Decision:

@@ -26,7 +26,7 @@ from hpc_llm.model.init import initialise, initialise_all
 from hpc_llm.model.loss import IGNORED
 from hpc_llm.model.not_finite import gradients_of, not_finite
 from hpc_llm.model.transformer import Block
-from hpc_llm.planning.memory import bucket_elements
+from hpc_llm.planning.model_states import bucket_elements
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.zero import clipping, optimizers, patches, reshape, start_up
 from hpc_llm.zero.checkpoint_files import ManifestCheckpointEngine

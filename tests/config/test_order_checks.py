@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from hpc_llm.config.errors import InputError
+from hpc_llm.planning.data_facts import DataFacts
 from hpc_llm.planning.mixture import Phase
-from hpc_llm.planning.plan import DataFacts, make_plan
+from hpc_llm.planning.plan import make_plan
 from hpc_llm.planning.render import render
 from tests.configs import make_config
 

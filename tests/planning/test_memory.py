@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,26 +12,26 @@ from hpc_llm.model.transformer import Transformer
 from hpc_llm.planning.activations import activation_bytes
 from hpc_llm.planning.choice import choices
 from hpc_llm.planning.hardware import GIB
-from hpc_llm.planning.memory import (
-    CONTEXT_BYTES,
-    MemoryEstimate,
+from hpc_llm.planning.memory import CONTEXT_BYTES, MemoryEstimate, estimate, moments
+from hpc_llm.planning.model_states import (
+    ModelStates,
     bucket_bytes,
     bucket_elements,
-    estimate,
     gradient_bytes,
-    moments,
     optimizer_bytes,
 )
 from hpc_llm.planning.parameters import parameter_count
+from hpc_llm.planning.step_mode import StepMode
 from tests.configs import make_config
 
+STAGE_1 = StepMode(1, False)
 WORDS = ("model=mpt-7b", "cluster=a100x64", "train.attention=sdpa", "train.compile=false")
 
 
 def memory(
     *words: str, stage: int = 1, checkpointing: bool = False, micro_batch: int = 1
 ) -> MemoryEstimate:
-    return estimate(typed(*WORDS, *words), stage, checkpointing, micro_batch)
+    return estimate(typed(*WORDS, *words), StepMode(stage, checkpointing), micro_batch)
 
 
 def typed(*words: str) -> RunConfig:
@@ -124,11 +126,15 @@ def test_an_offloaded_optimizer_moves_to_the_host(stage: int) -> None:
 
 
 def test_lion_needs_four_bytes_less_than_adam() -> None:
-    assert [optimizer_bytes(100, 1, 1, "bf16", moments) for moments in (2, 1)] == [1200, 800]
+    adam = ModelStates(100, 10, 1, zero_stage=1, precision="bf16", moments=2)
+    assert optimizer_bytes(adam) == 1200
+    assert optimizer_bytes(replace(adam, moments=1)) == 800
 
 
 def test_plain_fp32_has_no_master_copy_but_zero_clones_its_part() -> None:
-    assert [optimizer_bytes(100, 4, stage, "fp32", 2) for stage in (0, 1)] == [800, 300]
+    plain = ModelStates(100, 10, 4, zero_stage=0, precision="fp32", moments=2)
+    assert optimizer_bytes(plain) == 800
+    assert optimizer_bytes(replace(plain, zero_stage=1)) == 300
 
 
 def test_buckets_are_never_larger_than_the_model() -> None:
@@ -139,14 +145,13 @@ def test_buckets_are_never_larger_than_the_model() -> None:
 
 
 def test_reduction_beside_backward_takes_a_second_bucket() -> None:
-    assert [bucket_bytes(1000, ranks, 2, "bf16", offloaded=False).backward for ranks in (1, 2)] == [
-        2000,
-        4000,
-    ]
+    alone = ModelStates(1000, 10, 1, zero_stage=2, precision="bf16", moments=2)
+    assert bucket_bytes(alone).backward == 2000
+    assert bucket_bytes(replace(alone, world_size=2)).backward == 4000
 
 
 def test_a_cpu_has_no_cuda_context() -> None:
-    assert estimate(make_config("cluster=local-slurm"), 1, False, 1).overhead < CONTEXT_BYTES / 8
+    assert estimate(make_config("cluster=local-slurm"), STAGE_1, 1).overhead < CONTEXT_BYTES / 8
 
 
 def test_what_the_step_copies_counts_where_it_is_more_than_the_activations() -> None:
@@ -164,9 +169,8 @@ def test_what_the_step_copies_counts_where_it_is_more_than_the_activations() -> 
 
 def test_stage_3_copies_a_sub_group_and_has_let_its_gathered_weights_go() -> None:
     count = parameter_count(make_config(*WORDS).model)
-    step = moments(make_config(*WORDS, "cluster.nodes=1", "cluster.gpus_per_node=1"), 3, False, 1)[
-        "step"
-    ]
+    config = make_config(*WORDS, "cluster.nodes=1", "cluster.gpus_per_node=1")
+    step = moments(config, StepMode(3, False), 1)["step"]
     assert (step.weights, step.gradients) == (2 * count, 4 * count + 4 * 10**9)
 
 
@@ -174,20 +178,18 @@ def test_passes_are_summed_in_fp32() -> None:
     """At the loss of a later pass the sum of those before is there; in fp32 at stage 1 their
     gradient, too.
     """
-    held = {
-        (stage, precision): [
-            gradient_bytes(100, 10, 1, stage, precision, False, several).held
-            for several in (False, True)
-        ]
-        for stage, precision in (
-            (0, "fp32"),
-            (1, "fp32"),
-            (2, "fp32"),
-            (1, "bf16"),
-            (2, "bf16"),
-            (3, "bf16"),
-        )
-    }
+    held = {}
+    for stage, precision in (
+        (0, "fp32"),
+        (1, "fp32"),
+        (2, "fp32"),
+        (1, "bf16"),
+        (2, "bf16"),
+        (3, "bf16"),
+    ):
+        one_pass = ModelStates(100, 10, 1, stage, precision, moments=2)
+        passes = (one_pass, replace(one_pass, several_passes=True))
+        held[stage, precision] = [gradient_bytes(states).held for states in passes]
     assert held == {
         (0, "fp32"): [0, 400],
         (1, "fp32"): [0, 800],
@@ -201,7 +203,7 @@ def test_passes_are_summed_in_fp32() -> None:
 def test_folded_alibi_stores_no_bias() -> None:
     long = ("model=mpt-7b-8k", "cluster=a100x64", "train.attention=")
     kept, less = (
-        estimate(make_config(*long[:2], long[2] + name), 1, False, 1) for name in ("sdpa", "folded")
+        estimate(make_config(*long[:2], long[2] + name), STAGE_1, 1) for name in ("sdpa", "folded")
     )
     bias = 32 * 8192 * 8192 * 2
     assert (
@@ -216,7 +218,7 @@ def test_documents_need_a_mask_for_every_sequence() -> None:
     words = ("model=llama-1b", "cluster=a100x64")
     packed = "data.packing=best_fit"
     plain, masked, without = (
-        estimate(make_config(*words, *more), 1, False, 3).activations
+        estimate(make_config(*words, *more), STAGE_1, 3).activations
         for more in ((), (packed, "train.attention=sdpa"), (packed, "train.attention=flash"))
     )
     assert masked - plain == 3 * 2048 * 2048 * 2
@@ -225,7 +227,7 @@ def test_documents_need_a_mask_for_every_sequence() -> None:
 
 def logits(*words: str) -> int:
     """Bytes at the loss, of four sequences."""
-    return moments(typed(*WORDS, *words), 1, False, 4)["loss"].logits
+    return moments(typed(*WORDS, *words), STAGE_1, 4)["loss"].logits
 
 
 def test_logits_in_chunks_cost_their_chunk_and_a_gradient_of_the_output_matrix() -> None:
@@ -266,12 +268,12 @@ def test_the_plan_is_within_a_tenth_of_what_a_gpu_gave_out(model: str) -> None:
     config = make_config(
         f"model={model}", "cluster.gpu=h100-80gb", "cluster.device=cuda", "train.seq_len=2048"
     )
-    assert estimate(config, 1, False, micro_batch).tensors / GIB == pytest.approx(measured, rel=0.1)
+    assert estimate(config, STAGE_1, micro_batch).tensors / GIB == pytest.approx(measured, rel=0.1)
 
 
 def test_muon_is_never_planned_at_stage_3() -> None:
     modes = {
-        choice.zero_stage
+        choice.mode.zero_stage
         for choice in choices(make_config("model=mpt-7b", "cluster=a100x64", "optim=muon"), 0)
     }
     assert modes == {1, 2}

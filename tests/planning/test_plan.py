@@ -13,10 +13,12 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.batch import accumulation
 from hpc_llm.planning.choice import choose
+from hpc_llm.planning.data_facts import DataFacts
 from hpc_llm.planning.experience import Experience, Limit, Speed
 from hpc_llm.planning.hardware import GIB
-from hpc_llm.planning.plan import DataFacts, RunPlan, make_plan
+from hpc_llm.planning.plan import RunPlan, make_plan
 from hpc_llm.planning.refusal import suggestions
+from hpc_llm.planning.step_mode import StepMode
 from tests.configs import make_config, presets, slurm_clusters
 
 DATA = DataFacts(
@@ -333,12 +335,8 @@ def test_rungs_lie_at_evaluations_before_the_end(rungs: str, said: str | None) -
 class _Halved(Experience):
     most: int
 
-    def limit(self, zero_stage: int, activation_checkpointing: bool) -> Limit | None:
-        return (
-            Limit(self.most, "first")
-            if (zero_stage, activation_checkpointing) == (1, False)
-            else None
-        )
+    def limit(self, mode: StepMode) -> Limit | None:
+        return Limit(self.most, "first") if mode == StepMode(1, False) else None
 
 
 @pytest.mark.parametrize(("most", "expected"), [(16, 15), (7, 5), (3, 3), (1, 1)])
@@ -353,9 +351,7 @@ def test_a_micro_batch_stays_below_what_failed_and_wastes_no_rows_for_it(
 
 
 class _Timed(Experience):
-    def speed(
-        self, zero_stage: int, activation_checkpointing: bool, micro_batch: int
-    ) -> Speed | None:
+    def speed(self, mode: StepMode, micro_batch: int) -> Speed | None:
         return Speed(80_000.0, 8, "first")
 
 

@@ -9,12 +9,14 @@ import pytest
 
 from hpc_llm.config.computing import compiles
 from hpc_llm.planning.experience import Limit, Speed
+from hpc_llm.planning.step_mode import StepMode
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.submission.examine import examine
 from tests.configs import make_config
 
 BASE = ("model=mpt-125m", "cluster=a100x8")
+MODE = StepMode(zero_stage=1, activation_checkpointing=False)
 LIMIT = Limit(4, "first")
 SPEED = Speed(1000.0, 8, "first")
 
@@ -47,20 +49,25 @@ def test_what_memory_and_speed_depend_on_tells_runs_apart(
     tmp_path: Path, words: tuple[str, ...], limit: bool, speed: bool
 ) -> None:
     first = remembered(tmp_path)
-    first.note_limit(1, False, LIMIT)
-    first.note_speed(1, False, 4, SPEED)
+    first.note_limit(MODE, LIMIT)
+    first.note_speed(MODE, 4, SPEED)
     other = remembered(tmp_path, *words)
-    assert other.limit(1, False) == (LIMIT if limit else None)
-    assert other.speed(1, False, 4) == (SPEED if speed else None)
-    assert other.limit(2, False) is other.limit(1, True) is other.speed(1, False, 8) is None
-    assert remembered(tmp_path, *words, attention="folded").limit(1, False) is None
+    assert other.limit(MODE) == (LIMIT if limit else None)
+    assert other.speed(MODE, 4) == (SPEED if speed else None)
+    assert (
+        other.limit(StepMode(2, False))
+        is other.limit(StepMode(1, True))
+        is other.speed(MODE, 8)
+        is None
+    )
+    assert remembered(tmp_path, *words, attention="folded").limit(MODE) is None
 
 
 def test_the_newest_counts_and_what_cannot_be_read_or_written_is_nothing(tmp_path: Path) -> None:
     known = remembered(tmp_path)
-    known.note_limit(1, False, LIMIT)
-    known.note_limit(1, False, Limit(2, "second"))
-    assert known.limit(1, False) == Limit(2, "second")
+    known.note_limit(MODE, LIMIT)
+    known.note_limit(MODE, Limit(2, "second"))
+    assert known.limit(MODE) == Limit(2, "second")
     (path,) = RootLayout(tmp_path).experience.iterdir()
     for text in (
         "",
@@ -70,10 +77,10 @@ def test_the_newest_counts_and_what_cannot_be_read_or_written_is_nothing(tmp_pat
         '{"micro_batch": null, "run": "a"}',
     ):
         path.write_text(text)
-        assert known.limit(1, False) is None
+        assert known.limit(MODE) is None
     missing = remembered(tmp_path / "not" / "there")
-    missing.note_limit(1, False, LIMIT)
-    assert missing.limit(1, False) is None
+    missing.note_limit(MODE, LIMIT)
+    assert missing.limit(MODE) is None
 
 
 def test_a_speed_is_the_median_of_enough_steps_of_this_attempt(tmp_path: Path) -> None:
@@ -93,6 +100,6 @@ def test_submit_plans_with_what_its_root_has_seen(tmp_path: Path) -> None:
     config = make_config(f"run.root={tmp_path}", "local=true")
     plain = examine(config).plan
     known = Remembered(RootLayout(tmp_path), config, plain.attention, plain.compile)
-    known.note_speed(plain.zero_stage, plain.activation_checkpointing, plain.micro_batch, SPEED)
+    known.note_speed(plain.mode, plain.micro_batch, SPEED)
     found = examine(config).plan
     assert (plain.timed_by, found.timed_by, found.tokens_per_second) == (None, "first", 125.0)

@@ -13,7 +13,8 @@ import pytest
 
 from hpc_llm import submit
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.planning.plan import DataFacts, make_plan
+from hpc_llm.planning.data_facts import DataFacts
+from hpc_llm.planning.plan import make_plan
 from hpc_llm.runs import freeze
 from hpc_llm.slurm import client
 from hpc_llm.submission import cluster, examine, local, local_sweep, prerequisites, send

@@ -154,14 +154,14 @@ class Began(contextlib.ExitStack):
     def __enter__(self) -> Any:
         from deepspeed.runtime.zero import stage3, stage_1_and_2
 
-        from hpc_llm.planning import memory
+        from hpc_llm.planning import model_states
         from hpc_llm.zero import gradient_sums, overlap
 
         self.restart()
         self.enter_context(mock.patch.object(overlap, "suits_one_owner", lambda part: True))
         self.enter_context(mock.patch.object(gradient_sums, "buckets", self._buckets))
         self.enter_context(mock.patch.object(overlap, "BUCKET", 5000))
-        self.enter_context(mock.patch.object(memory, "LEAST_BUCKET", 5000))
+        self.enter_context(mock.patch.object(model_states, "LEAST_BUCKET", 5000))
         self._watch(overlap.Overlap, "gradient_ready", self._sum)
         ready = "reduce_independent_p_g_buckets_and_remove_grads"
         for kind, begin in (
