@@ -1,3 +1,1 @@
-"""Results of a sweep's runs, read from their directories: losses, statistics, scaling laws,
-tables.
-"""
+"""Results of a sweep's runs, read from their directories: losses, statistics, scaling laws."""

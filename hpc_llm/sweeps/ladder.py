@@ -11,63 +11,64 @@ from hpc_llm.sweeps.scaling import FEWEST_SIZES, ScalingFit, fit
 from hpc_llm.sweeps.varied import Combination, short
 
 _SIZE_KEYS = {
-    *(
-        "model.name",
-        "model.d_model",
-        "model.n_heads",
-        "model.n_layers",
-        "model.expansion_ratio",
-        "model.vocab_size",
-    ),
+    "model.name",
+    "model.d_model",
+    "model.n_heads",
+    "model.n_layers",
+    "model.expansion_ratio",
+    "model.vocab_size",
 }
 AGAINST = {"parameters": "parameters", "compute": "train_flops"}
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """Combinations that differ only in size. label: what they share; fit: if None, `why` says
-    why.
-    """
+    """Combinations that differ only in size."""
 
-    label: str
+    label: str  # what they share
     fit: ScalingFit | None
-    why: str | None
+    why: str | None  # there is no fit
 
 
 def ladders(
     combinations: Sequence[Combination], measure: str, against: str, next_size: float | None
 ) -> list[Ladder]:
     """One fit for each choice of the keys other than size; none if sizes were not swept."""
-    if not any(key in _SIZE_KEYS for one in combinations for key in one.values):
-        return []
+    sizes_were_swept = False
     groups: dict[str, list[Combination]] = {}
-    for one in combinations:
-        common = {key: value for key, value in one.values.items() if key not in _SIZE_KEYS}
-        groups.setdefault(
-            ", ".join(f"{short(key)}={value}" for key, value in common.items()), []
-        ).append(one)
-    return [_ladder(label, rungs, measure, against, next_size) for label, rungs in groups.items()]
+    for combination in combinations:
+        shared = []
+        for key, value in combination.values.items():
+            if key in _SIZE_KEYS:
+                sizes_were_swept = True
+            else:
+                shared.append(f"{short(key)}={value}")
+        groups.setdefault(", ".join(shared), []).append(combination)
+    if not sizes_were_swept:
+        return []
+    fitted = []
+    for label, rungs in groups.items():
+        fitted.append(_ladder(label, rungs, measure, against, next_size))
+    return fitted
 
 
 def _ladder(
     label: str, rungs: Sequence[Combination], measure: str, against: str, next_size: float | None
 ) -> Ladder:
     points: dict[float, list[float]] = {}
-    for run in (run for rung in rungs for run in rung.complete):
-        if (loss := getattr(run, measure)) is not None:
-            points.setdefault(float(getattr(run, AGAINST[against])), []).append(loss)
-    missing = [rung.label for rung in rungs if not rung.complete]
+    missing = []
+    for rung in rungs:
+        if not rung.complete:
+            missing.append(rung.label)
+        for run in rung.complete:
+            loss = getattr(run, measure)
+            if loss is not None:
+                points.setdefault(float(getattr(run, AGAINST[against])), []).append(loss)
     if missing and len(points) < FEWEST_SIZES:
-        return Ladder(
-            label,
-            None,
-            f"a fit needs {FEWEST_SIZES} sizes with complete runs; none yet of {missing[0]}",
-        )
+        why = f"a fit needs {FEWEST_SIZES} sizes with complete runs; none yet of {missing[0]}"
+        return Ladder(label, None, why)
+    means = [statistics.fmean(losses) for losses in points.values()]
     try:
-        return Ladder(
-            label,
-            fit(list(points), [statistics.fmean(losses) for losses in points.values()], next_size),
-            None,
-        )
+        return Ladder(label, fit(list(points), means, next_size), None)
     except InputError as error:
         return Ladder(label, None, str(error))

@@ -1,5 +1,6 @@
-"""One run's directory → the numbers that runs are compared by. Nothing is asked of Slurm, nothing
-is unpickled.
+"""One run's directory → the numbers that runs are compared by.
+
+Slurm is not asked, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.story import read_story
 from hpc_llm.trackers import jsonl
 
-_LAST_FRACTION = (
-    0.02  # of the steps: their mean is the final loss, since one batch's own loss is mostly noise
-)
+# Of the steps: their mean is the final loss, since one batch's own loss is mostly noise.
+_LAST_FRACTION = 0.02
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,7 @@ class Result:
     """
 
     name: str
-    config: dict[
-        str, Any
-    ]  # dotted key → value; keys that are newer than the run have their defaults
+    config: dict[str, Any]  # dotted key → value; keys newer than the run have their defaults
     parameters: int
     train_flops: float  # of the whole plan
     steps: int  # of the plan
@@ -54,26 +52,35 @@ class Result:
 def read(layout: RunLayout) -> Result:
     """InputError where the directory is no run, or a damaged one."""
     try:
-        config, plan = (json.loads(path.read_text()) for path in (layout.config, layout.plan))
+        config = json.loads(layout.config.read_text())
+        plan = json.loads(layout.plan.read_text())
         keys = flat(completed(RunConfig, config))
         story = read_story(layout.ledger)
-        rows = jsonl.read(layout.metrics)
-        trained = [row for row in rows if "loss" in row]
-        heldout = _finite([row["heldout_loss"] for row in rows if "heldout_loss" in row])
+        losses = []
+        heldout = []
+        speeds = []
+        step = 0
+        for row in jsonl.read(layout.metrics):
+            if "heldout_loss" in row and math.isfinite(row["heldout_loss"]):
+                heldout.append(row["heldout_loss"])
+            if "loss" not in row:
+                continue
+            losses.append(float(row["loss"]))
+            step = int(row["step"])
+            if "tokens_per_second" in row:
+                speeds.append(row["tokens_per_second"])
         return Result(
             name=layout.name,
             config=keys,
             parameters=plan["parameters"],
             train_flops=plan["flops_per_token"] * plan["tokens"],
             steps=plan["steps"],
-            step=int(trained[-1]["step"]) if trained else 0,
+            step=step,
             complete=story.completed,
-            final_loss=final_loss([float(row["loss"]) for row in trained], plan["steps"]),
+            final_loss=final_loss(losses, plan["steps"]),
             heldout_loss=heldout[-1] if heldout else None,
             best_loss=min(heldout, default=None),
-            tokens_per_second=_median(
-                [row["tokens_per_second"] for row in trained if "tokens_per_second" in row]
-            ),
+            tokens_per_second=statistics.median(speeds) if speeds else None,
             gpu_hours=gpu_hours(story, frozen_sections.of(config).cluster.held_gpus),
         )
     except FileNotFoundError as error:
@@ -83,16 +90,11 @@ def read(layout: RunLayout) -> Result:
 
 
 def final_loss(losses: Sequence[float], steps: int) -> float | None:
-    """Mean of the losses of the last 2 % of `steps`, at least of one; None where one of them is not
-    finite.
+    """Mean of the losses of the last 2 % of `steps`, at least of one.
+
+    None where there is none, or one of them is not finite.
     """
     last = losses[-max(1, round(steps * _LAST_FRACTION)) :]
-    return statistics.fmean(last) if last and all(map(math.isfinite, last)) else None
-
-
-def _finite(values: Sequence[float]) -> list[float]:
-    return [value for value in values if math.isfinite(value)]
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return statistics.median(values) if values else None
+    if not last or not all(map(math.isfinite, last)):
+        return None
+    return statistics.fmean(last)

@@ -36,8 +36,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class ScalingFit:
-    """L(x) = c + a·x^−b. Confidence by the delta method with Student's t over sizes (seeds' means
-    are the points).
+    """L(x) = c + a·x^−b.
+
+    Confidence by the delta method with Student's t over sizes; seeds' means are the points.
     """
 
     sizes: list[float]
@@ -53,22 +54,21 @@ class ScalingFit:
 def fit(
     sizes: Sequence[float], losses: Sequence[float], next_size: float | None = None
 ) -> ScalingFit:
-    """Least squares of relative errors. next_size: by default one step further by the ratio of the
-    last two.
+    """Least squares of relative errors.
 
-    InputError for fewer than three sizes, or if the loss does not fall with the size.
+    next_size: by default one step further by the ratio of the last two. InputError for fewer than
+    three sizes, or if the loss does not fall with the size.
     """
-    points = sorted(zip(sizes, losses, strict=True))
-    if len({size for size, _ in points}) < FEWEST_SIZES:
-        raise InputError(
-            f"a scaling fit needs {FEWEST_SIZES} sizes, these are "
-            f"{len({size for size, _ in points})}"
-        )
-    x = [size for size, _ in points]
-    y = [loss for _, loss in points]
-    unit = math.exp(
-        sum(map(math.log, x)) / len(x)
-    )  # sizes around 1, so that a and b can be told apart
+    num_sizes = len(set(sizes))
+    if num_sizes < FEWEST_SIZES:
+        raise InputError(f"a scaling fit needs {FEWEST_SIZES} sizes, these are {num_sizes}")
+    x = []
+    y = []
+    for size, loss in sorted(zip(sizes, losses, strict=True)):
+        x.append(size)
+        y.append(loss)
+    # Sizes around 1, so that a and b can be told apart.
+    unit = math.exp(sum(map(math.log, x)) / len(x))
     scaled = [size / unit for size in x]
     b, a, c = _best(scaled, y, offset=len(x) > FEWEST_SIZES)
     if a <= 0 or b <= _EXPONENTS[0] * 1.01:
@@ -83,9 +83,7 @@ def fit(
         a=law.of(lambda a, b, c: a * unit**b),
         b=law.of(lambda a, b, c: b),
         c=law.of(lambda a, b, c: c) if c > 0 else None,
-        residual=max(
-            abs(_at(size, a, b, c) / loss - 1) for size, loss in zip(scaled, y, strict=True)
-        ),
+        residual=max(map(abs, law.errors())),
         next_size=target,
         next_loss=law.of(lambda a, b, c: _at(target / unit, a, b, c), one_more_run=True),
     )
@@ -101,26 +99,27 @@ class _Law:
     b: float
     c: float
 
+    def errors(self) -> list[float]:
+        """Relative errors at the points."""
+        pairs = zip(self.x, self.y, strict=True)
+        return [_at(x, self.a, self.b, self.c) / y - 1 for x, y in pairs]
+
     def of(
         self, function: Callable[[float, float, float], float], one_more_run: bool = False
     ) -> Interval:
-        """`function` of (a, b, c) and its interval; `one_more_run`: with the error of a single new
-        point.
+        """`function` of (a, b, c) and its interval.
+
+        one_more_run: with the error of a single new point.
         """
         import numpy
 
         free = 3 if self.c > 0 else 2
-        jacobian = numpy.array(
-            [
-                self._gradient(lambda a, b, c, x=x: _at(x, a, b, c))[:free] / y  # type: ignore[misc]
-                for x, y in zip(self.x, self.y, strict=True)
-            ]
-        )
-        errors = [
-            _at(x, self.a, self.b, self.c) / y - 1 for x, y in zip(self.x, self.y, strict=True)
-        ]
+        rows = []
+        for x, y in zip(self.x, self.y, strict=True):
+            rows.append(self._gradient(lambda a, b, c, x=x: _at(x, a, b, c))[:free] / y)  # type: ignore[misc]
+        jacobian = numpy.array(rows)
         freedom = len(self.x) - free
-        variance = sum(error**2 for error in errors) / freedom
+        variance = sum(error**2 for error in self.errors()) / freedom
         gradient = self._gradient(function)[:free]
         covariance = variance * numpy.linalg.pinv(jacobian.T @ jacobian)
         value = function(self.a, self.b, self.c)
@@ -134,15 +133,15 @@ class _Law:
         import numpy
 
         here = [self.a, self.b, self.c]
-        found = []
+        gradient = []
         for place, value in enumerate(here):
             step = 1e-6 * max(abs(value), 1e-3)
             above = list(here)
             below = list(here)
             above[place] = value + step
             below[place] = value - step
-            found.append((function(*above) - function(*below)) / (2 * step))
-        return numpy.array(found)
+            gradient.append((function(*above) - function(*below)) / (2 * step))
+        return numpy.array(gradient)
 
 
 def _at(x: float, a: float, b: float, c: float) -> float:
@@ -150,8 +149,9 @@ def _at(x: float, a: float, b: float, c: float) -> float:
 
 
 def _best(x: Sequence[float], y: Sequence[float], *, offset: bool) -> tuple[float, float, float]:
-    """b, a and c ≥ 0 of the least squares. For a given b the others are linear, so that b alone is
-    searched for.
+    """b, a and c ≥ 0 of the least squares.
+
+    For a given b the others are linear, so that b alone is searched for.
     """
     low, high = map(math.log, _EXPONENTS)
     for _ in range(_ROUNDS):
@@ -167,8 +167,9 @@ def _best(x: Sequence[float], y: Sequence[float], *, offset: bool) -> tuple[floa
 def _linear(
     x: Sequence[float], y: Sequence[float], b: float, offset: bool
 ) -> tuple[float, float, float]:
-    """Sum of squared relative errors of the best a and c for this b, and these two; c is never
-    negative.
+    """Sum of squared relative errors of the best a and c for this b, and these two.
+
+    c is never negative.
     """
     import numpy
 

@@ -17,28 +17,29 @@ _TERMS = 400
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Two-sided p of equal means (B. L. Welch, Biometrika 34, 1947); None if a side has fewer than
-    two values.
+    """Two-sided p of equal means (B. L. Welch, Biometrika 34, 1947).
 
-    Degrees of freedom by Welch and Satterthwaite. Without any variance p is 1 where the means
-    agree, else 0.
+    None if a side has fewer than two values. Degrees of freedom by Welch and Satterthwaite.
+    Without any variance p is 1 where the means agree, else 0.
     """
     if min(len(first), len(second)) < FEWEST_SEEDS:
         return None
-    errors = [statistics.variance(values) / len(values) for values in (first, second)]
+    first_error = statistics.variance(first) / len(first)
+    second_error = statistics.variance(second) / len(second)
+    error = first_error + second_error
     gap = statistics.fmean(first) - statistics.fmean(second)
-    if sum(errors) == 0:
-        return 1.0 if gap == 0 else 0.0
-    shares = [error / sum(errors) for error in errors]
-    freedom = 1 / sum(
-        share**2 / (len(values) - 1) for share, values in zip(shares, (first, second), strict=True)
-    )
-    return two_sided_p(gap / math.sqrt(sum(errors)), freedom)
+    if error == 0:
+        return float(gap == 0)
+    first_part = (first_error / error) ** 2 / (len(first) - 1)
+    second_part = (second_error / error) ** 2 / (len(second) - 1)
+    freedom = 1 / (first_part + second_part)
+    return two_sided_p(gap / math.sqrt(error), freedom)
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
-    """p values corrected for being several (S. Holm, Scandinavian Journal of Statistics 6, 1979),
-    in the same order.
+    """p values corrected for being several, in the same order.
+
+    S. Holm, Scandinavian Journal of Statistics 6, 1979.
     """
     order = sorted(range(len(probabilities)), key=lambda place: probabilities[place])
     corrected = [0.0] * len(order)
@@ -50,8 +51,9 @@ def holm(probabilities: Sequence[float]) -> list[float]:
 
 
 def two_sided_p(t: float, freedom: float) -> float:
-    """P(|T| ≥ |t|) of Student's t with `freedom` degrees of freedom (DLMF 8.17.22 and Abramowitz &
-    Stegun 26.7.1).
+    """P(|T| ≥ |t|) of Student's t with `freedom` degrees of freedom.
+
+    DLMF 8.17.22, and Abramowitz & Stegun 26.7.1.
     """
     return _incomplete_beta(
         freedom / (freedom + t * t), t * t / (freedom + t * t), freedom / 2, 0.5
@@ -66,15 +68,17 @@ def t_quantile(confidence: float, freedom: float) -> float:
         high *= 2
     for _ in range(80):
         middle = (low + high) / 2
-        low, high = (
-            (middle, high) if two_sided_p(middle, freedom) > 1 - confidence else (low, middle)
-        )
+        if two_sided_p(middle, freedom) > 1 - confidence:
+            low = middle
+        else:
+            high = middle
     return high
 
 
 def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
-    """I_x(a, b), with rest = 1 − x given on its own: near x = 1 the difference would have lost its
-    digits.
+    """I_x(a, b), with rest = 1 − x given on its own.
+
+    Near x = 1 the difference would have lost its digits.
     """
     if x <= 0 or rest <= 0:
         return float(x > 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,35 +14,46 @@ SEED = "run.seed"
 # what is learned nor how fast a step is. Nobody compares runs by these, and a seed that was
 # submitted again with a longer time limit is still one of its seeds. What a step runs on and with
 # stays (cluster.nodes, cluster.wrapper, train.micro_batch, …).
-_NO_TREATMENT = (
-    *("run.name", "run.sweep", "run.root", "run.group", "run.max_gpu_hours", "run.depends_on"),
-    *("data.out", "data.workers", "train.eval_every", "dry_run", "test_only", "local", "json"),
-    *(
-        "cluster.partition",
-        "cluster.account",
-        "cluster.qos",
-        "cluster.constraint",
-        "cluster.exclude",
-    ),
-    *(
-        "cluster.reservation",
-        "cluster.gpu_request",
-        "cluster.spare_nodes",
-        "cluster.mem",
-        "cluster.sbatch",
-    ),
-    *("cluster.time_min", "cluster.signal_lead_s", "cluster.array_throttle"),
-    *("cluster.setup", "cluster.exports", "cluster.python"),
-    *(
-        "cluster.expected_mfu",
-        "cluster.gpu_peak_tflops",
-    ),  # the plan's and the MFU's, not the step's
-    *("checkpoint", "recovery", "trackers", "halving", "search"),
-)
-_TREATMENT_ALL_THE_SAME = (
-    "recovery.on_divergence",
-    "recovery.spike_threshold",
-)  # they leave batches out
+_NO_TREATMENT = {
+    "run.name",
+    "run.sweep",
+    "run.root",
+    "run.group",
+    "run.max_gpu_hours",
+    "run.depends_on",
+    "data.out",
+    "data.workers",
+    "train.eval_every",
+    "dry_run",
+    "test_only",
+    "local",
+    "json",
+    "cluster.partition",
+    "cluster.account",
+    "cluster.qos",
+    "cluster.constraint",
+    "cluster.exclude",
+    "cluster.reservation",
+    "cluster.gpu_request",
+    "cluster.spare_nodes",
+    "cluster.mem",
+    "cluster.sbatch",
+    "cluster.time_min",
+    "cluster.signal_lead_s",
+    "cluster.array_throttle",
+    "cluster.setup",
+    "cluster.exports",
+    "cluster.python",
+    "cluster.expected_mfu",  # these two are the plan's and the MFU's, not the step's
+    "cluster.gpu_peak_tflops",
+    "checkpoint",
+    "recovery",
+    "trackers",
+    "halving",
+    "search",
+}
+# Though their section is none: they leave batches out.
+_TREATMENT_ALL_THE_SAME = ("recovery.on_divergence", "recovery.spike_threshold")
 _PRESETS = ("model.name", "optim.name", "data.name", "train.name", "cluster.name")
 
 
@@ -56,9 +67,9 @@ class Combination:
 
     @property
     def label(self) -> str:
-        return (
-            ", ".join(f"{short(key)}={value}" for key, value in self.values.items()) or "all runs"
-        )
+        """`optim=fused_adam, optim.lr=0.0001`"""
+        words = [f"{short(key)}={value}" for key, value in self.values.items()]
+        return ", ".join(words) or "all runs"
 
 
 def short(key: str) -> str:
@@ -67,22 +78,28 @@ def short(key: str) -> str:
 
 
 def swept_keys(runs: Sequence[Result]) -> tuple[list[str], list[str]]:
-    """The fewest keys that tell the runs apart but for their seed, presets first; and those that
-    only follow them.
+    """The fewest keys that tell the runs apart but for their seed, and those that only follow them.
 
-    A key follows where its value is known from the ones before it: a model's d_model, or the lr of
-    its recipe.
+    Presets come first. A key follows where its value is known from the ones before it: a model's
+    d_model, or the lr of its recipe.
     """
-    varied = [key for key in _all_keys(runs) if len({_value(run, key) for run in runs}) > 1]
-    parts = [list(runs)]
-    chosen = list[str]()
-    follow = list[str]()
-    for key in [key for key in _PRESETS if key in varied] + [
-        key for key in varied if key not in _PRESETS
-    ]:
-        finer = [part for whole in parts for part in _split(whole, key)]
-        (chosen if len(finer) > len(parts) else follow).append(key)
-        parts = finer
+    varied = _varied_keys(runs)
+    ordered = [key for key in _PRESETS if key in varied]
+    for key in varied:
+        if key not in _PRESETS:
+            ordered.append(key)
+    groups = [list(runs)]
+    chosen = []
+    follow = []
+    for key in ordered:
+        finer = []
+        for group in groups:
+            finer += _split(group, [key])
+        if len(finer) > len(groups):
+            chosen.append(key)
+        else:
+            follow.append(key)
+        groups = finer
     return chosen, follow
 
 
@@ -95,54 +112,70 @@ def combinations(
     Two runs of the same seed are one observation, not two: the complete one that comes first by
     name is taken.
     """
-    groups: dict[tuple[str, ...], list[Result]] = {}
-    for run in sorted(runs, key=lambda run: (not run.complete, run.name)):
-        groups.setdefault(tuple(_value(run, key) for key in keys), []).append(run)
-    found = []
+    combined = []
     repeated = []
-    for group in groups.values():
-        single: dict[Any, Result] = {}
+    for group in _split(sorted(runs, key=lambda run: (not run.complete, run.name)), keys):
+        complete = []
+        unfinished = []
+        seeds = set()
         for run in group:
-            if single.setdefault(run.seed, run) is not run:
+            if run.seed in seeds:
                 repeated.append(run)
+            elif run.complete:
+                complete.append(run)
+            else:
+                unfinished.append(run)
+            seeds.add(run.seed)
         values = {key: group[0].config.get(key) for key in keys}
-        kept = single.values()
-        found.append(
-            Combination(
-                values,
-                [run for run in kept if run.complete],
-                [run for run in kept if not run.complete],
-            )
-        )
-    return sorted(found, key=lambda one: [_order(one, key) for key in keys]), repeated
+        combined.append(Combination(values, complete, unfinished))
+    combined.sort(key=lambda combination: [_order(combination, key) for key in keys])
+    return combined, repeated
 
 
-def _all_keys(runs: Iterable[Result]) -> list[str]:
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    return [key for key in keys if key != SEED and _is_treatment(key)]
+def _varied_keys(runs: Sequence[Result]) -> list[str]:
+    """Keys with several values that say what was done, in the order of the configurations."""
+    keys: dict[str, None] = {}
+    for run in runs:
+        keys.update(dict.fromkeys(run.config))
+    varied = []
+    for key in keys:
+        if _is_treatment(key) and len({_value(run, key) for run in runs}) > 1:
+            varied.append(key)
+    return varied
 
 
 def _is_treatment(key: str) -> bool:
-    parts = key.split(".")
-    above = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
-    return key in _TREATMENT_ALL_THE_SAME or above.isdisjoint(_NO_TREATMENT)
+    """Whether the key, and no section that it lies in, is one by which runs are compared."""
+    if key == SEED:
+        return False
+    if key in _TREATMENT_ALL_THE_SAME:
+        return True
+    while key:
+        if key in _NO_TREATMENT:
+            return False
+        key = key.rpartition(".")[0]
+    return True
 
 
-def _split(runs: Sequence[Result], key: str) -> list[list[Result]]:
-    parts: dict[str, list[Result]] = {}
+def _split(runs: Sequence[Result], keys: Collection[str]) -> list[list[Result]]:
+    """The runs in groups that have the same values of `keys`, in order."""
+    groups: dict[tuple[str, ...], list[Result]] = {}
     for run in runs:
-        parts.setdefault(_value(run, key), []).append(run)
-    return list(parts.values())
+        values = tuple(_value(run, key) for key in keys)
+        groups.setdefault(values, []).append(run)
+    return list(groups.values())
 
 
 def _value(run: Result, key: str) -> str:
     return json.dumps(run.config.get(key), sort_keys=True)
 
 
-def _order(one: Combination, key: str) -> tuple[float, str]:
+def _order(combination: Combination, key: str) -> tuple[float, str]:
     """Models by size, numbers by value, words by the alphabet."""
-    value = one.values[key]
+    value = combination.values[key]
     if key == "model.name":
-        return (min(run.parameters for run in one.complete + one.unfinished), str(value))
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return (float(value), "") if number else (0.0, str(value))
+        runs = combination.complete + combination.unfinished
+        return (min(run.parameters for run in runs), str(value))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return (float(value), "")
+    return (0.0, str(value))
