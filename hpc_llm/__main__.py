@@ -22,17 +22,25 @@ VERBS = {
 
 def main() -> int:
     """Run the verb that the first word names."""
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print("usage: hpc-llm VERB [key=value…]\n")
-        print("\n".join(f"  {verb:<9} {what}" for verb, what in VERBS.items()))
-        return 0 if words else 2
-    verb = words[0]
+    argv = sys.argv[1:]
+    if not argv:
+        _print_usage()
+        return 2
+    verb = argv[0]
+    if verb in ("-h", "--help"):
+        _print_usage()
+        return 0
     if verb not in VERBS:
         print(f"hpc-llm: {verb}: no such verb; allowed: {nearest(verb, VERBS)}", file=sys.stderr)
         return 2
-    status: int = importlib.import_module(f"hpc_llm.{verb}").main(words[1:])
+    status: int = importlib.import_module(f"hpc_llm.{verb}").main(argv[1:])
     return status
+
+
+def _print_usage() -> None:
+    print("usage: hpc-llm VERB [key=value…]\n")
+    for verb, what in VERBS.items():
+        print(f"  {verb:<9} {what}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""`python -m hpc_llm.build [optim=NAME] [+cluster=NAME]`: compile DeepSpeed's operator once, for
-all ranks.
+"""`python -m hpc_llm.build [optim=NAME] [+cluster=NAME]`: compile DeepSpeed's operator once.
 
-Run it where the compiler is (a login node); for GPUs that this machine lacks, name their
-architecture in TORCH_CUDA_ARCH_LIST.
+All ranks use it. Run this where the compiler is (a login node); for GPUs that this machine lacks,
+name their architecture in TORCH_CUDA_ARCH_LIST.
 """
 
 from __future__ import annotations
@@ -13,18 +12,19 @@ import sys
 from hpc_llm.config import optimizers, verbs
 
 
-def main(words: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """0 when the operator is there, 1 where it could not be compiled."""
-    words = sys.argv[1:] if words is None else words
-    if words[:1] == ["--quiet"]:  # submit's own call: the names are checked already
-        return _build(words[1], words[2], quiet=True)
-    return verbs.run("build", _from_config, words)
+    if argv is None:
+        argv = sys.argv[1:]
+    if argv[:1] == ["--quiet"]:  # submit's own call: the names are checked already
+        return _build(argv[1], argv[2], quiet=True)
+    return verbs.run("build", _from_config, argv)
 
 
-def _from_config(words: list[str]) -> int:
+def _from_config(argv: list[str]) -> int:
     from hpc_llm.config.compose import compose
 
-    config = compose(words)
+    config = compose(argv)
     return _build(config.optim.name, config.cluster.device, quiet=False)
 
 
@@ -54,10 +54,8 @@ def _build(optimizer: str, wanted: str, quiet: bool) -> int:
     try:
         kernels.build(operator, kind)
     except (RuntimeError, OSError) as error:
-        print(
-            f"build: {operator} could not be compiled: {str(error).splitlines()[0]}",
-            file=sys.stderr,
-        )
+        why = str(error).splitlines()[0]
+        print(f"build: {operator} could not be compiled: {why}", file=sys.stderr)
         return 1
     print(f"{operator} is ready: {library}", flush=True)
     return 0

@@ -13,14 +13,35 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.runs.layout import RunLayout, SweepLayout
 
 
-def main(words: list[str] | None = None) -> int:
-    """A line per combination of the swept keys, the winner and whether it is one, the scaling fit
-    of a ladder.
+def main(argv: list[str] | None = None) -> int:
+    """Print a line per combination of the swept keys, the winner and whether it is one, and the
+    scaling fit of a ladder.
     """
-    return verbs.run("compare", _compare, words, hydra=False)
+    return verbs.run("compare", _compare, argv, hydra=False)
 
 
-def _compare(words: list[str]) -> int:
+def _compare(argv: list[str]) -> int:
+    given = _parsed(argv)
+    from hpc_llm.sweeps import report, results
+
+    runs = [results.read(layout) for layout in dict.fromkeys(_layouts(given.paths))]
+    whole = report.of(
+        runs, baseline=given.baseline, against=given.against or "parameters", next_size=given.next
+    )
+    if not whole.ladders:
+        _refuse_of_a_ladder({"--against": given.against, "--next": given.next})
+    if given.json:
+        verbs.print_json(report.as_json(whole))
+    elif given.csv:
+        print(report.as_csv(whole), end="")
+    elif given.markdown:
+        print(report.as_markdown(whole))
+    else:
+        print(report.as_text(whole))
+    return 0
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hpc_llm.compare", description=__doc__)
     parser.add_argument(
         "paths", type=Path, nargs="+", metavar="SWEEP_OR_RUN", help="folders of sweeps, or of runs"
@@ -43,27 +64,13 @@ def _compare(words: list[str]) -> int:
         metavar="SIZE",
         help="predict the loss there (default: one rung further)",
     )
-    given = parser.parse_args(words)
+    given = parser.parse_args(argv)
     if given.next is not None and not (math.isfinite(given.next) and given.next > 0):
         raise InputError(
             f"--next {given.next}: a positive number of parameters or FLOPs is expected, such as "
             "1.3e9"
         )
-    from hpc_llm.sweeps import report, results
-
-    runs = [results.read(layout) for layout in dict.fromkeys(_layouts(given.paths))]
-    found = report.of(
-        runs, baseline=given.baseline, against=given.against or "parameters", next_size=given.next
-    )
-    if not found.ladders:
-        _refuse_of_a_ladder({"--against": given.against, "--next": given.next})
-    if given.json:
-        verbs.print_json(report.as_json(found))
-    elif given.csv:
-        print(report.as_csv(found), end="")
-    else:
-        print(report.as_markdown(found) if given.markdown else report.as_text(found))
-    return 0
+    return given
 
 
 def _refuse_of_a_ladder(flags: dict[str, object]) -> None:
@@ -79,12 +86,15 @@ def _layouts(paths: Sequence[Path]) -> Iterator[RunLayout]:
     for path in paths:
         run = RunLayout(path.resolve())
         below = SweepLayout(path.resolve()).runs()
-        if not run.config.exists() and not below:
+        if run.config.exists():
+            yield run
+        elif below:
+            yield from below
+        else:
             what = "no runs lie in it" if path.is_dir() else "no such folder"
             raise InputError(
                 f"{path}: {what}; give the folder of a sweep (<root>/<sweep>) or of a run"
             )
-        yield from [run] if run.config.exists() else below
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ Nothing is written.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 
 from hpc_llm.config import verbs
 from hpc_llm.config.compose import compose_sweep, searches
 from hpc_llm.config.errors import InputError
-from hpc_llm.submission.dry_run import plans_text
+from hpc_llm.submission.dry_run import plain_plans, plans_text
 from hpc_llm.submission.examine import examine_all
 from hpc_llm.submission.naming import name_runs
 
@@ -36,10 +35,12 @@ def _plan(argv: list[str]) -> int:
     runs = examine_all(configs)
     if not configs[0].json:
         print(plans_text(runs))
-    elif len(runs) == 1:
-        verbs.print_json(dataclasses.asdict(runs[0].plan))
+        return 0
+    plans = plain_plans(runs)
+    if len(plans) == 1:
+        verbs.print_json(plans[0])
     else:
-        verbs.print_json([dataclasses.asdict(run.plan) for run in runs])
+        verbs.print_json(plans)
     return 0
 
 

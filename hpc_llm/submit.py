@@ -30,17 +30,16 @@ def _submit(argv: list[str]) -> int:
         configs = name_runs(compose_sweep(argv))
     except InputError as error:
         raise InputError([*error.problems, *_further_problems(argv, error.problems)]) from error
-    launchers = {config.cluster.launcher for config in configs}
-    if len(launchers) > 1:
+    num_on_slurm = sum(config.cluster.launcher == "slurm" for config in configs)
+    if num_on_slurm == 0:
+        return _here(configs, argv)
+    if num_on_slurm < len(configs):
         raise InputError(
             "cluster: a sweep runs here or on a cluster, not both; leave cluster=local out of it"
         )
-    if launchers == {"slurm"}:
-        from hpc_llm.submission import cluster
+    from hpc_llm.submission import cluster
 
-        configs = [cluster.with_site_defaults(config, os.environ) for config in configs]
-        return _on_cluster(configs, argv)
-    return _here(configs, argv)
+    return _on_cluster(cluster.at_this_site(configs, os.environ), argv)
 
 
 def _here(configs: list[RunConfig], argv: list[str]) -> int:

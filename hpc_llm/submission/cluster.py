@@ -66,6 +66,11 @@ def with_site_defaults(config: RunConfig, environment: Mapping[str, str]) -> Run
     return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, **defaults))
 
 
+def at_this_site(configs: Sequence[RunConfig], environment: Mapping[str, str]) -> list[RunConfig]:
+    """`with_site_defaults` of each."""
+    return [with_site_defaults(config, environment) for config in configs]
+
+
 def estimates(runs: Sequence[PlannedRun]) -> list[str]:
     """What Slurm would do with each job or array (`sbatch --test-only`).
 

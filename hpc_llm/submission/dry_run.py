@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from hpc_llm.config import verbs
 from hpc_llm.planning.render import render
@@ -23,10 +24,14 @@ def show(runs: Sequence[PlannedRun]) -> None:
     if first.cluster.launcher != "local":
         scripts = [script.text for script in divide(runs, _MOST_TASKS)]
     if first.json:
-        plans = [dataclasses.asdict(run.plan) for run in runs]
-        verbs.print_json({"plans": plans, "scripts": scripts})
+        verbs.print_json({"plans": plain_plans(runs), "scripts": scripts})
     else:
         print("\n\n".join([plans_text(runs), *scripts]))
+
+
+def plain_plans(runs: Sequence[PlannedRun]) -> list[dict[str, Any]]:
+    """The plans of a submission, for scripts."""
+    return [dataclasses.asdict(run.plan) for run in runs]
 
 
 def plans_text(runs: Sequence[PlannedRun]) -> str:
