@@ -1,6 +1,4 @@
-"""Only one attempt writes: every attempt takes its number by creating a folder, and the newest
-number wins.
-"""
+"""Only one attempt writes: each takes its number by creating a folder, and the newest wins."""
 
 from __future__ import annotations
 
@@ -15,10 +13,8 @@ class Fenced(Exception):
 
 def newest(layout: RunLayout) -> int:
     """The newest attempt's number; 0 before the first."""
-    return max(
-        (int(entry.name) for entry in layout.attempts.glob("[0-9]*") if entry.name.isdecimal()),
-        default=0,
-    )
+    names = [entry.name for entry in layout.attempts.glob("[0-9]*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def claim(layout: RunLayout) -> int:

@@ -32,55 +32,60 @@ _THREADS = 16  # waiting for fsync, most of the time
 
 # Keys that change neither the samples nor the mathematics: a run may go on with others.
 _MACHINE_KEYS = (
-    *(
-        "run.name",
-        "run.sweep",
-        "run.root",
-        "run.group",
-        "run.max_gpu_hours",
-        "run.depends_on",
-        "cluster",
-        "checkpoint",
-        "recovery",
-        "trackers",
-        "halving",
-        "search",
-    ),
-    *(
-        "data.out",
-        "data.workers",
-        "train.micro_batch",
-        "train.activation_checkpointing",
-        "train.eval_every",
-    ),
-    *("train.attention", "train.loss_chunk", "train.compile"),
-    *("train.zero_stage", "dry_run", "test_only", "local", "json"),
+    "run.name",
+    "run.sweep",
+    "run.root",
+    "run.group",
+    "run.max_gpu_hours",
+    "run.depends_on",
+    "cluster",
+    "checkpoint",
+    "recovery",
+    "trackers",
+    "halving",
+    "search",
+    "data.out",
+    "data.workers",
+    "train.micro_batch",
+    "train.activation_checkpointing",
+    "train.eval_every",
+    "train.attention",
+    "train.loss_chunk",
+    "train.compile",
+    "train.zero_stage",
+    "dry_run",
+    "test_only",
+    "local",
+    "json",
 )
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """The part of the configuration that decides what is learned."""
-    return _of_learning(building.to_dict(config))
+    plain = building.to_dict(config)
+    _remove_machine_keys(plain)
+    return plain
 
 
 def digest_of(configs: Sequence[RunConfig]) -> str:
-    """Eight characters that the same words always give, whatever keys a later version has
-    besides.
-    """
-    told = [_of_learning(building.chosen(config)) for config in configs]
-    told = [{section: keys for section, keys in each.items() if keys} for each in told]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+    """Eight characters that the same words always give, whatever keys a later version adds."""
+    identities = []
+    for config in configs:
+        plain = building.chosen(config)
+        _remove_machine_keys(plain)
+        identities.append({section: keys for section, keys in plain.items() if keys})
+    text = json.dumps(identities, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _of_learning(plain: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as a tree of keys, without those of the machine; `plain` is spent."""
+def _remove_machine_keys(plain: dict[str, Any]) -> None:
+    """Change `plain`, a configuration as a tree of keys, in place."""
     for key in _MACHINE_KEYS:
         *path, last = key.split(".")
         section = plain
         for part in path:
             section = section.get(part, {})
         section.pop(last, None)
-    return plain
 
 
 def run_name(config: RunConfig) -> str:
@@ -118,9 +123,7 @@ def differences(config: RunConfig, layout: RunLayout) -> list[str]:
 
 
 def _same_so_far(earlier: RunConfig, config: RunConfig, layout: RunLayout) -> bool:
-    """Whether both mixtures have the same phases up to the newest checkpoint that the ledger knows
-    of.
-    """
+    """Whether both mixtures have the same phases up to the newest checkpoint in the ledger."""
     step = read_story(layout.ledger).newest_saved_step
     return step > 0 and begun(phases(earlier), step) == begun(phases(config), step)
 
@@ -218,43 +221,39 @@ def _relative(snapshot: Path, layout: RunLayout) -> str:
 
 
 def _other_data(plan: RunPlan, layout: RunLayout) -> list[str]:
-    """The sources whose tokens are not those that the run was frozen with; plans of older versions
-    say nothing.
+    """A line for each source whose tokens are not those that the run was frozen with.
+
+    Plans of older versions say nothing about them.
     """
     earlier = _read(layout.plan).get("data_digests", {})
-    changed = [
-        name for name, digest in plan.data_digests.items() if earlier.get(name, digest) != digest
-    ]
-    return [f"data: other tokens of {name}, now those in {plan.data_directory}" for name in changed]
+    lines = []
+    for name, digest in plan.data_digests.items():
+        if earlier.get(name, digest) != digest:
+            lines.append(f"data: other tokens of {name}, now those in {plan.data_directory}")
+    return lines
 
 
 def conflict(layout: RunLayout, changed: list[str]) -> str:
     """One line for a run name that is taken by another configuration."""
+    shown = "; ".join(changed[:4])
+    if len(changed) > 4:
+        shown += "; …"
     return (
         f"run.name={layout.name}: {layout.path} holds a run with another configuration "
-        f"({'; '.join(changed[:4])}{'; …' if len(changed) > 4 else ''}); give what it had, or "
-        "choose another run.name, or remove that folder"
+        f"({shown}); give what it had, or choose another run.name, or remove that folder"
     )
 
 
 def snapshot_code(root: Path) -> Path:
     """A copy of this package's source below `root`, one per content; made once, never changed."""
-    files = sorted(
-        path.relative_to(PACKAGE)
-        for path in PACKAGE.rglob("*.py")
-        if "conf" not in path.relative_to(PACKAGE).parts
-    )
-    texts = {
-        file: (PACKAGE / file).read_bytes() for file in files
-    }  # read once: what is hashed is what is copied
+    texts = _sources()
     digest = hashlib.sha256()
     for file, text in texts.items():
         digest.update(f"{file}\0{len(text)}\0".encode() + text)
     folder = root / CODE_FOLDER / digest.hexdigest()[:16]
     if folder.exists():
         return folder
-    # Other machines write here too, and process ids are theirs alone: the host's name tells them
-    # apart.
+    # Other machines write here too, and process ids are a machine's own: the host tells them apart.
     partial = folder.with_name(f"{folder.name}.partial-{os.uname().nodename}-{os.getpid()}")
     try:
         for file, text in texts.items():
@@ -267,6 +266,16 @@ def snapshot_code(root: Path) -> Path:
         if not folder.exists():  # else another submission of the same code was faster
             raise
     return folder
+
+
+def _sources() -> dict[Path, bytes]:
+    """This package's source by file, read once: what is hashed is what is copied."""
+    texts = {}
+    for path in PACKAGE.rglob("*.py"):
+        file = path.relative_to(PACKAGE)
+        if "conf" not in file.parts:
+            texts[file] = path.read_bytes()
+    return dict(sorted(texts.items()))
 
 
 def read_config(layout: RunLayout) -> RunConfig:
@@ -309,9 +318,7 @@ def _as_json(value: Any) -> str:
 
 
 def _write_durably(path: Path, text: str) -> None:
-    """A new file in a folder that nobody sees yet: one fsync where write_atomic needs two and a
-    rename.
-    """
+    """A new file in a folder that nobody sees yet: one fsync, where write_atomic needs two."""
     with path.open("x") as file:
         file.write(text)
         file.flush()

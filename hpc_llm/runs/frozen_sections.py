@@ -1,5 +1,6 @@
-"""What those who look after a run need of its configuration, whichever version wrote it. Standard
-library only.
+"""The sections of a frozen configuration that the watchdog reads, whichever version wrote it.
+
+Standard library only.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ from hpc_llm.runs.layout import RunLayout
 
 @dataclass(frozen=True)
 class FrozenSections:
-    """The sections of a run's configuration that say where it runs and what is done when it
-    fails.
-    """
+    """The sections that say where a run is and what is done when it fails."""
 
     run: RunSection
     cluster: ClusterConfig
@@ -28,24 +27,24 @@ class FrozenSections:
 
 
 def read(layout: RunLayout) -> FrozenSections:
-    """Of a frozen run. OSError or ValueError if it is none, or a damaged one."""
+    """The sections of a frozen run. OSError or ValueError if it is none, or a damaged one."""
     return of(json.loads(layout.config.read_text()))
 
 
 def of(config: Any) -> FrozenSections:
-    """From a whole configuration as JSON has it. ValueError if it is none.
+    """The sections of a whole configuration as JSON has it. ValueError if it is none.
 
     A key that it lacks has its default, and one that this version does not know is passed over.
     """
     try:
-        sections = {
-            name: _known(kind, config.get(name, {}))
-            for name, kind in building.field_types(FrozenSections).items()
-        }
+        sections = {}
+        for name, kind in building.field_types(FrozenSections).items():
+            sections[name] = _known(kind, config.get(name, {}))
         return building.build(FrozenSections, sections)
     except (InputError, AttributeError) as error:
         raise ValueError(f"no configuration of a run: {error}") from None
 
 
 def _known(kind: type, section: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if key in building.field_types(kind)}
+    known = building.field_types(kind)
+    return {key: value for key, value in section.items() if key in known}

@@ -124,9 +124,7 @@ class RootLayout:
         return RootLayout(run.code.resolve().parent.parent)
 
     def path_of(self, run: RunLayout) -> str:
-        """Where the run lies below this root: its name alone may be that of another sweep's run
-        too.
-        """
+        """Where the run lies below this root: another sweep may have a run of the same name."""
         return os.path.relpath(run.path.resolve(), self.path.resolve())
 
     @property
@@ -141,7 +139,7 @@ class RootLayout:
 
     @property
     def told(self) -> Path:
-        """What the watchdog has told its user, and has yet to: who removes it is told again."""
+        """Notifications that the watchdog has sent or has yet to; deleting it repeats them."""
         return self.path / ".watchdog.told.json"
 
     @property
@@ -156,9 +154,7 @@ class RootLayout:
 
     @property
     def compiled(self) -> Path:
-        """What torch.compile made for the runs here: who is requeued to another node need not make
-        it again.
-        """
+        """What torch.compile made for the runs here, so that no other node compiles it again."""
         return self.path / ".compiled"
 
     @property
@@ -201,10 +197,13 @@ class SweepLayout:
         return self.path / "slurm"
 
     def script(self, number: int) -> Path:
-        """job.sbatch, job-2.sbatch, … A script that was submitted is never written again: its tasks
-        refer to it.
+        """job.sbatch, job-2.sbatch, …
+
+        A script that was submitted is never written again: its tasks refer to it.
         """
-        return self.path / (f"job-{number}.sbatch" if number > 1 else "job.sbatch")
+        if number == 1:
+            return self.path / "job.sbatch"
+        return self.path / f"job-{number}.sbatch"
 
     def runs(self) -> list[RunLayout]:
         return [RunLayout(path.parent) for path in sorted(self.path.glob("[!.]*/config.json"))]
