@@ -1,8 +1,8 @@
 """Corpus → shards: who prepares, where, and when it is done; the work itself is in stages.py.
 
-The bytes depend only on the corpus and its recipe (data/recipe.py): not on workers, machines, file times or
-interruptions. Work is done in a folder beside the target (workspace.py) that is renamed into place
-at the end: prepared data is complete, or not there.
+The bytes depend only on the corpus and its recipe (data/recipe.py): not on workers, machines, file
+times or interruptions. Work is done in a folder beside the target (workspace.py) that is renamed
+into place at the end: prepared data is complete, or not there.
 """
 
 from __future__ import annotations

@@ -43,14 +43,14 @@ class Scanned:
 
 
 def scan(chunk: Chunk, reading: ReadingConfig, sample_share: float, out: Path) -> int:
-    """Scan a chunk and write what was found to `out`; returns 0, since there are no tokens yet.
+    """Scan a chunk and write `Scanned` to `out`; returns 0, since there are no tokens yet.
 
-    It keeps the stretches of text whose hash is in the lowest `sample_share` of all.
+    Stretches of text are kept if their hash is in the lowest `sample_share` of all.
     """
-    found = _Found(sample_share)
+    notes = _Notes(sample_share)
     for file, item in items(chunk, reading):
-        found.add(file, item, reading)
-    found.scanned().write(out)
+        notes.add(file, item, reading)
+    notes.scanned().write(out)
     return 0
 
 
@@ -77,7 +77,9 @@ def reject_line(source: str, file: str, offset: int, reason: str, name: str | No
 
 
 @dataclass
-class _Found:
+class _Notes:
+    """What is noted of the documents of a chunk, and the share of their text that is kept."""
+
     share: float
     verdicts: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)

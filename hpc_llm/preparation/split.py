@@ -24,26 +24,26 @@ def decide(digests: np.ndarray, fraction: float, deduplicate: bool) -> np.ndarra
     Digests below `fraction` of the range are held out, or else the lowest one. Takes about 60 bytes
     per document. InputError if that leaves nothing to train on.
     """
-    words = digests.view(">u8").astype(np.uint64)  # [n, 2], the first 8 bytes decide the order
-    order = np.lexsort((words[:, 1], words[:, 0]))
-    held = words[:, 0] < np.uint64(min(fraction * 2**64, 2**64 - 1))
+    halves = digests.view(">u8").astype(np.uint64)  # [n, 2], the first 8 bytes decide the order
+    order = np.lexsort((halves[:, 1], halves[:, 0]))
+    held = halves[:, 0] < np.uint64(min(fraction * 2**64, 2**64 - 1))
     if len(order) and not held.any():
-        held = (words == words[order[0]]).all(axis=1)
+        held = (halves == halves[order[0]]).all(axis=1)
     if held.all():
         raise InputError(
             f"data.heldout_fraction={fraction:g}: leaves nothing to train on of "
-            f"{_distinct(words, order)} distinct document(s); give more text, split it into "
+            f"{_distinct(halves, order)} distinct document(s); give more text, split it into "
             "documents with data.split, or lower the fraction"
         )
     verdicts = np.where(held, HELDOUT, TRAIN).astype(np.uint8)
     if deduplicate:
-        again = np.flatnonzero((words[order[1:]] == words[order[:-1]]).all(axis=1)) + 1
+        again = np.flatnonzero((halves[order[1:]] == halves[order[:-1]]).all(axis=1)) + 1
         verdicts[order[again]] = DUPLICATE  # lexsort is stable: the first of equals comes first
     return verdicts
 
 
-def _distinct(words: np.ndarray, order: np.ndarray) -> int:
-    return int((words[order[1:]] != words[order[:-1]]).any(axis=1).sum()) + min(1, len(order))
+def _distinct(halves: np.ndarray, order: np.ndarray) -> int:
+    return int((halves[order[1:]] != halves[order[:-1]]).any(axis=1).sum()) + min(1, len(order))
 
 
 def budgets(sizes: Mapping[str, int], budget: int) -> dict[str, int]:

@@ -39,9 +39,9 @@ def lives(job_ids: Iterable[int] = (), *, since_s: float) -> list[JobLife]:
     job_ids: arrays by their own id; none: all of this user's jobs.
     """
     numbers = ",".join(map(str, job_ids))
-    whose = f"--jobs={numbers}" if numbers else f"--uid={os.getuid()}"
+    jobs = f"--jobs={numbers}" if numbers else f"--uid={os.getuid()}"
     since = f"--starttime=now-{max(1, round(since_s))}seconds"
-    argv = ["sacct", "--noheader", "--duplicates", "--allocations", "--parsable2", whose]
+    argv = ["sacct", "--noheader", "--duplicates", "--allocations", "--parsable2", jobs]
     argv += [*_federation(), since, f"--format={records.SACCT_FIELDS}"]
     return records.read_sacct(call(*argv))
 

@@ -124,7 +124,7 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _run(argv: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
     environment = clean_environment(os.environ)
-    if argv[0] != "sbatch":  # whose environment becomes the job's
+    if argv[0] != "sbatch":  # its environment becomes the job's
         environment |= {"SLURM_TIME_FORMAT": records.TIME_FORMAT, "SLURM_BITSTR_LEN": "0"}
     try:
         return subprocess.run(

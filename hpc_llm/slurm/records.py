@@ -252,15 +252,15 @@ def addresses(text: str, most: int = 4_000_001) -> list[str]:
     array, underscore, tasks = text.partition("_")
     if not underscore or not tasks.startswith("["):
         return [text]
-    found: list[str] = []
+    listed: list[str] = []
     for part in tasks.strip("[]").partition("%")[0].split(","):
         span, _, step = part.partition(":")
         first, _, last = span.partition("-")
         if not first.isdigit():  # `…`: Slurm shortened the list (SLURM_BITSTR_LEN)
             continue
         indices = range(int(first), int(last or first) + 1, int(step or 1))
-        found += [f"{array}_{index}" for index in indices[: most - len(found)]]
-    return found
+        listed += [f"{array}_{index}" for index in indices[: most - len(listed)]]
+    return listed
 
 
 def seconds(text: str) -> float | None:

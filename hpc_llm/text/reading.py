@@ -33,8 +33,9 @@ def divisible(file: InputFile, reading: ReadingConfig) -> bool:
 
 
 def documents(span: Span, reading: ReadingConfig) -> Iterator[Document | Reject | Filtered]:
-    """The documents that begin in `span`. A file that breaks off gives one reject for the whole
-    rest.
+    """The documents that begin in `span`.
+
+    A file that breaks off gives one reject for the whole rest.
     """
     read = _text if span.file.kind == ".txt" else _records
     last = None

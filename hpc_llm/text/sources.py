@@ -1,6 +1,6 @@
 """Where documents come from: named sources, and the files of each.
 
-Their order is by name, whatever the order on disk.
+They are in order of their names, which does not depend on the disk.
 """
 
 from __future__ import annotations

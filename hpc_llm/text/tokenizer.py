@@ -102,8 +102,8 @@ class _SentencePiece:
         self.vocab_size: int = self._processor.vocab_size()
         self.eos_id: int = self._processor.eos_id() if eos_token is None else self._id(eos_token)
         self.library = f"sentencepiece {sentencepiece.__version__}"
-        words = _words(self._processor.id_to_piece, self.vocab_size)
-        self._placed = depends_on_place(self._processor.encode, words)
+        some_words = _some_words(self._processor.id_to_piece, self.vocab_size)
+        self._placed = depends_on_place(self._processor.encode, some_words)
         mark = [self._id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
         self._mark = mark if min(mark) >= 0 and not self._placed else None
 
@@ -146,7 +146,7 @@ class _HuggingFace:
         self.eos_id = self._first_id(_USUAL_EOS if eos_token is None else (eos_token,))
         self.library = f"tokenizers {version('tokenizers')}"
         self._placed = depends_on_place(
-            self._encode, _words(self._tokenizer.id_to_token, self.vocab_size)
+            self._encode, _some_words(self._tokenizer.id_to_token, self.vocab_size)
         )
 
     def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
@@ -174,7 +174,7 @@ def _parts(pieces: Iterable[str]) -> Iterator[str]:
         yield from cut(piece, PART_CHARS)
 
 
-def _words(piece_of: Callable[[int], str | None], vocab_size: int) -> list[str]:
+def _some_words(piece_of: Callable[[int], str | None], vocab_size: int) -> list[str]:
     """Some of a vocabulary's pieces that are words."""
     words = []
     for number in range(0, vocab_size, max(1, vocab_size // _TRIED)):

@@ -34,8 +34,9 @@ class Cluster:
 
     @property
     def is_up(self) -> bool:
-        """Whether it came up and runs, or slurmctld was stopped on purpose; anything else is
-        leftovers.
+        """Whether it came up and runs, or slurmctld was stopped on purpose.
+
+        Anything else is leftovers.
         """
         daemon = "munged" if self._paused.exists() else "slurmctld"
         return self._ready.exists() and self.daemons.pid(daemon) is not None
@@ -48,8 +49,7 @@ class Cluster:
     def _paused(self) -> Path:
         return self.site.path("run/ctld-stopped")
 
-    # -- up and down
-    # ---------------------------------------------------------------------------------------------
+    # Up and down.
 
     def up(self) -> None:
         """Write the files, start every daemon, and return once all nodes are idle."""
@@ -87,8 +87,9 @@ class Cluster:
 
     @contextmanager
     def start_lock(self) -> Iterator[None]:
-        """Held by a starting `up`, and let go of even where that is killed; ClusterError where
-        another holds it.
+        """A lock that a starting `up` holds until it ends, even if it is killed.
+
+        ClusterError if another `up` holds it.
         """
         self.site.path("run").mkdir(exist_ok=True)
         with self.site.path("run/up.lock").open("w") as lock:
@@ -219,8 +220,7 @@ class Cluster:
         command = [program("slurmd"), "-D", "-N", node, "-f", str(self.site.slurm_conf)]
         self.daemons.start(f"slurmd-{node}", command, SLURM_CONF=str(self.site.slurm_conf))
 
-    # -- asking Slurm
-    # --------------------------------------------------------------------------------------------
+    # Asking Slurm.
 
     def client(self, *command: str) -> str:
         """What a Slurm command of this cluster prints; its complaint as an error."""
@@ -274,8 +274,7 @@ class Cluster:
         pairs = {"SLURM_CONF": str(self.site.slurm_conf), "LOCAL_SLURM_DIR": self.site.prefix}
         return "\n".join(f"export {key}={shlex.quote(value)}" for key, value in pairs.items())
 
-    # -- faults
-    # --------------------------------------------------------------------------------------------------
+    # Faults.
 
     def start_ctld(self) -> None:
         if self.daemons.pid("slurmctld") is not None:
@@ -293,8 +292,9 @@ class Cluster:
         self.daemons.stop("slurmctld")
 
     def kill_node(self, node: str) -> None:
-        """SIGKILL to the node's slurmd. Its steps go on running, and Slurm finds out after
-        SlurmdTimeout.
+        """SIGKILL to the node's slurmd.
+
+        Its steps go on running, and Slurm finds out after SlurmdTimeout.
         """
         self._check_node(node)
         if self.daemons.pid(f"slurmd-{node}") is None:
@@ -304,8 +304,9 @@ class Cluster:
         self.daemons.stop(f"slurmd-{node}", signal.SIGKILL)
 
     def revive_node(self, node: str) -> None:
-        """Start the node's slurmd again; returns once Slurm counts on the node (where slurmctld
-        runs).
+        """Start the node's slurmd again.
+
+        Returns once Slurm counts on the node, if slurmctld runs.
         """
         self._check_node(node)
         name = f"slurmd-{node}"
@@ -334,15 +335,20 @@ class Cluster:
         """
         fields = self._job_fields(job)
         nodes = self.client("scontrol", "show", "hostnames", fields["NodeList"]).split()
-        words = [f"--nodes={len(nodes)}", f"--nodelist={fields['NodeList']}", "--mem=1"]
+        options = [f"--nodes={len(nodes)}", f"--nodelist={fields['NodeList']}", "--mem=1"]
         num_gpus = max(self._gpus_idle(node) for node in nodes) + _gpus(fields)
-        words += [f"--gres=gpu:{num_gpus}"] if _gpus(fields) else ["--exclusive"]
+        options += [f"--gres=gpu:{num_gpus}"] if _gpus(fields) else ["--exclusive"]
         if self.site.preempt_type == "qos":
-            words.append("--qos=urgent")
+            options.append("--qos=urgent")
         limit_min = hold_s // 60 + 2
-        words += ["--partition=urgent", "--job-name=urgent", "--no-requeue", f"--time={limit_min}"]
-        words += ["--chdir=/", "--output=/dev/null", f"--wrap=sleep {hold_s}"]
-        return self.client("sbatch", "--parsable", *words).strip().partition(";")[0]
+        options += [
+            "--partition=urgent",
+            "--job-name=urgent",
+            "--no-requeue",
+            f"--time={limit_min}",
+        ]
+        options += ["--chdir=/", "--output=/dev/null", f"--wrap=sleep {hold_s}"]
+        return self.client("sbatch", "--parsable", *options).strip().partition(";")[0]
 
     def _job_fields(self, job: str) -> dict[str, str]:
         """scontrol's words on one running job."""
@@ -374,14 +380,12 @@ class Cluster:
 
 def _gpus(fields: dict[str, str]) -> int:
     """GPUs of a job on one of its nodes, from `GRES=gpu:2(IDX:0-1)`."""
-    found = re.search(r"gpu(?::[^:(]+)?:(\d+)", fields.get("GRES", ""))
-    return int(found.group(1)) if found else 0
+    count = re.search(r"gpu(?::[^:(]+)?:(\d+)", fields.get("GRES", ""))
+    return int(count[1]) if count else 0
 
 
 def remove_leftovers(prefix: Path) -> bool:
-    """Clear away a cluster that was killed; refuses where one runs. True where there was
-    something.
-    """
+    """Clear away a cluster that was killed; whether there was one. ClusterError if one runs."""
     site = load_site(prefix)
     if site is None:
         return False

@@ -58,7 +58,8 @@ MinJobAge=300
 OverTimeLimit=0
 ReturnToService=2
 
-# Decisions as on a large site, taken sooner: there the loops run every 60 s and 30 s and batch jobs wait 3 s.
+# Decisions as on a large site, taken sooner: there the loops run every 60 s and 30 s, and batch
+# jobs wait 3 s.
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 SelectType=select/cons_tres
@@ -78,11 +79,10 @@ JobRequeue={int(site.requeue)}
 
 
 def _listening(site: Site) -> str:
-    """Slurm can bind to the address of the machine's own name only, so loopback alone needs a name
-    that means it.
+    """Where slurmctld listens: on loopback alone if the machine's name means that.
 
-    Elsewhere (Debian gives 127.0.1.1, a server its own address) slurmctld would not hear 127.0.0.1
-    at all.
+    Slurm can bind to no other address than that of the machine's own name. Elsewhere (Debian gives
+    127.0.1.1, a server its own address) slurmctld would not hear 127.0.0.1 at all.
     """
     if site.name_is_loopback:
         return "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny"
@@ -116,18 +116,19 @@ def _partitions(site: Site) -> str:
     limits = f"Nodes={','.join(site.nodes)} MaxTime=7-00:00:00 DefaultTime=01:00:00 State=UP"
     if site.preempt_type == "qos":  # there the QOS decide, see `account_commands`
         return f"PartitionName=train Default=YES {limits}\nPartitionName=urgent {limits}"
+    preempted = f"PreemptMode={site.preempt_mode} GraceTime={site.grace_time_s}"
     return f"""\
-PartitionName=train Default=YES PriorityTier=1 PreemptMode={site.preempt_mode} GraceTime={site.grace_time_s} {limits}
+PartitionName=train Default=YES PriorityTier=1 {preempted} {limits}
 PartitionName=urgent PriorityTier=10 PreemptMode=OFF {limits}"""
 
 
 def account_commands(site: Site, users: list[str]) -> list[list[str]]:
-    """sacctmgr's words where QOS decide on preemption, or a user's jobs are limited.
+    """Arguments of sacctmgr where QOS decide on preemption, or a user's jobs are limited.
 
     Jobs of `urgent` may preempt those of `normal`. A job without an association has no QOS and is
     never preempted, and limits hold for associations, so the machine's users get one.
     """
-    words = [
+    commands = [
         [
             "add",
             "account",
@@ -140,7 +141,7 @@ def account_commands(site: Site, users: list[str]) -> list[list[str]]:
     ]
     if site.preempt_type == "qos":
         mode = site.preempt_mode.lower()
-        words += [
+        commands += [
             [
                 "modify",
                 "qos",
@@ -153,8 +154,8 @@ def account_commands(site: Site, users: list[str]) -> list[list[str]]:
             ["modify", "account", "users", "root", "set", "QOS=normal,urgent", "DefaultQOS=normal"],
         ]
     if site.max_submit:
-        words += [["modify", "user", ",".join(users), "set", f"MaxSubmitJobs={site.max_submit}"]]
-    return words
+        commands += [["modify", "user", ",".join(users), "set", f"MaxSubmitJobs={site.max_submit}"]]
+    return commands
 
 
 def slurmdbd_conf(site: Site, password: str) -> str:
@@ -186,7 +187,8 @@ def gres_conf(site: Site) -> str:
 
 
 def cgroup_conf(version: tuple[int, int]) -> str:
-    """The file must exist. Newer releases would look for systemd unless they are told that cgroups
-    are off.
+    """A file that must exist.
+
+    Newer releases would look for systemd unless they are told that cgroups are off.
     """
     return "CgroupPlugin=disabled\n" if version >= (24, 5) else "# cgroups are not used\n"

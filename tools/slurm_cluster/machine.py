@@ -1,6 +1,4 @@
-"""This machine: what must hold before a cluster can start, and the commands and sockets it is asked
-through.
-"""
+"""This machine: what a cluster needs of it, and the commands and sockets that ask it."""
 
 from __future__ import annotations
 
@@ -17,17 +15,19 @@ from .site import ClusterError, site_file
 
 INSTALL = "apt-get install slurm-wlm slurmdbd munge mariadb-server"
 PROGRAMS = (
-    *(
-        "slurmctld",
-        "slurmd",
-        "slurmdbd",
-        "munged",
-        "mungekey",
-        "mariadbd",
-        "mariadb",
-        "mariadb-install-db",
-    ),
-    *("scontrol", "sinfo", "squeue", "sbatch", "sacctmgr"),
+    "slurmctld",
+    "slurmd",
+    "slurmdbd",
+    "munged",
+    "mungekey",
+    "mariadbd",
+    "mariadb",
+    "mariadb-install-db",
+    "scontrol",
+    "sinfo",
+    "squeue",
+    "sbatch",
+    "sacctmgr",
 )
 # sun_path holds 108 characters, and slurmstepd's sockets add "/spool/n12/n12_JOBID.4294967291".
 MAX_PREFIX_CHARS = 70
@@ -50,9 +50,8 @@ def require_root(command: str) -> None:
 
 def check_prefix(prefix: Path) -> None:
     """A folder that Slurm can name in its files, and that is ours to fill and later to remove."""
-    if not re.fullmatch(
-        r"/[A-Za-z0-9._/+@-]+", str(prefix)
-    ):  # `%`, `#` and blanks mean something in slurm.conf
+    # `%`, `#` and blanks mean something in slurm.conf.
+    if not re.fullmatch(r"/[A-Za-z0-9._/+@-]+", str(prefix)):
         raise ClusterError(
             f"prefix {str(prefix)!r}: allowed are letters, digits and . _ / + @ -", 2
         )
@@ -62,12 +61,13 @@ def check_prefix(prefix: Path) -> None:
             2,
         )
     try:
-        found = prefix.lstat()
+        status = prefix.lstat()
     except FileNotFoundError:
         return
     except OSError as error:
         raise ClusterError(f"prefix {prefix}: {error.strerror}", 2) from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    if not ours or status.st_mode & 0o022:
         raise ClusterError(
             f"prefix {prefix} must be a folder of root's that nobody else may write to", 2
         )
@@ -77,9 +77,10 @@ def check_prefix(prefix: Path) -> None:
 
 def closed_parent(prefix: Path) -> Path | None:
     """The first folder on the way to the cluster that plain users may not enter."""
-    return next(
-        (parent for parent in prefix.parents if not parent.stat().st_mode & stat.S_IXOTH), None
-    )
+    for parent in prefix.parents:
+        if not parent.stat().st_mode & stat.S_IXOTH:
+            return parent
+    return None
 
 
 def host_name() -> str:
@@ -90,17 +91,17 @@ def host_name() -> str:
 def name_is_loopback() -> bool:
     """Whether the machine's name means 127.0.0.1 and nothing else."""
     try:
-        found = socket.getaddrinfo(host_name(), None, socket.AF_INET)
+        addresses = socket.getaddrinfo(host_name(), None, socket.AF_INET)
     except socket.gaierror:
         return False
-    return {address[4][0] for address in found} == {"127.0.0.1"}
+    return {address[4][0] for address in addresses} == {"127.0.0.1"}
 
 
 def slurm_version() -> tuple[int, int]:
-    found = re.search(r"(\d+)\.(\d+)", check_output([program("slurmctld"), "-V"]))
-    if found is None:
+    version = re.search(r"(\d+)\.(\d+)", check_output([program("slurmctld"), "-V"]))
+    if version is None:
         raise ClusterError("slurmctld -V names no version")
-    return int(found.group(1)), int(found.group(2))
+    return int(version[1]), int(version[2])
 
 
 def _search_path() -> str:
@@ -108,10 +109,10 @@ def _search_path() -> str:
 
 
 def program(name: str) -> str:
-    found = shutil.which(name, path=_search_path())
-    if found is None:
+    path = shutil.which(name, path=_search_path())
+    if path is None:
         raise ClusterError(f"not installed: {name}; {INSTALL}", 2)
-    return found
+    return path
 
 
 def check_output(

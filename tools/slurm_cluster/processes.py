@@ -1,5 +1,4 @@
-"""Daemons that run in the foreground of their own session, are remembered by pid and stopped by
-pid.
+"""Daemons in the foreground of their own session, remembered and stopped by pid.
 
 A pid alone proves nothing: after a crash or a reboot it may be somebody else's. So every daemon
 carries the cluster's folder in its environment, and nothing is signalled that does not.
@@ -32,8 +31,9 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 
 
 
 def environment_of(pid: int) -> dict[str, str]:
-    """The environment a process was started with; empty where it is gone, a zombie, or not ours to
-    read.
+    """The environment a process was started with.
+
+    Empty where it is gone, a zombie, or not ours to read.
     """
     try:
         raw = Path(f"/proc/{pid}/environ").read_bytes()
@@ -46,10 +46,10 @@ def environment_of(pid: int) -> dict[str, str]:
 def program_of(pid: int) -> str:
     """The name a process shows as its first word, without its folder: "slurmd", "slurmstepd:"."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").split()
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").split()
     except OSError:
         return ""
-    return Path(os.fsdecode(words[0])).name if words else ""
+    return Path(os.fsdecode(argv[0])).name if argv else ""
 
 
 def send(pid: int, number: signal.Signals) -> None:
@@ -59,17 +59,16 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 class Daemons:
-    """The daemons of one cluster, by name: `munged`, `mariadbd`, `slurmdbd`, `slurmctld`,
-    `slurmd-n1` …
-    """
+    """The daemons of one cluster, by name: `munged`, `slurmctld`, `slurmd-n1`, …"""
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
 
     @property
     def environment(self) -> dict[str, str]:
-        """What marks a process as ours, and little else: SLURM_* of a job or of another cluster
-        would mislead it.
+        """What marks a process as ours, and little else.
+
+        SLURM_* of a job, or of another cluster, would mislead it.
         """
         return {
             "PATH": os.environ["PATH"],
@@ -108,26 +107,25 @@ class Daemons:
         return pid if ours and program_of(pid) == name.partition("-")[0] else None
 
     def await_ready(self, name: str, ready: Callable[[], bool], timeout_s: float = 60) -> None:
-        """Wait until a daemon serves; where it dies or stays silent, say so with the end of its
-        log.
+        """Wait until a daemon serves.
+
+        ClusterError with the end of its log if it dies or stays silent.
         """
-        if (
-            wait_until(lambda: self.pid(name) is None or ready(), timeout_s)
-            and self.pid(name) is not None
-        ):
+        in_time = wait_until(lambda: self.pid(name) is None or ready(), timeout_s)
+        if self.pid(name) is None:
+            problem = "ended at its start"
+        elif not in_time:
+            problem = f"was not ready within {timeout_s:g} s"
+        else:
             return
-        what = (
-            "ended at its start"
-            if self.pid(name) is None
-            else f"was not ready within {timeout_s:g} s"
-        )
-        raise ClusterError(f"{name} {what}; the end of {self.log(name)}:\n{self.tail(name)}")
+        raise ClusterError(f"{name} {problem}; the end of {self.log(name)}:\n{self.tail(name)}")
 
     def stop(
         self, name: str, number: signal.Signals = signal.SIGTERM, timeout_s: float = 10
     ) -> None:
-        """Stop a daemon and wait until it is gone; one that does not listen to SIGTERM is
-        killed.
+        """Stop a daemon and wait until it is gone.
+
+        One that does not listen to SIGTERM is killed.
         """
         for attempt in (number, signal.SIGKILL):
             pid = self.pid(name)
@@ -152,41 +150,36 @@ class Daemons:
     def strays(self) -> set[int]:
         """Daemons and job steps of this cluster that still run, whatever the pid files say."""
         pids = set(_all_pids())
-        marked = {
-            pid
-            for pid in pids
-            if environment_of(pid).get(MARK) == str(self.prefix) or self._is_step(pid)
-        }
+        marked = {pid for pid in pids if self._is_marked(pid) or self._is_step(pid)}
         return (marked | _descendants(marked) | self._job_processes(pids)) - _self_and_ancestors()
 
+    def _is_marked(self, pid: int) -> bool:
+        return environment_of(pid).get(MARK) == str(self.prefix)
+
     def _is_step(self, pid: int) -> bool:
-        """A slurmstepd writes its title over its environment, but keeps its slurmd's working
-        directory.
+        """Whether it is a slurmstepd of ours.
+
+        That writes its title over its environment, but keeps its slurmd's working directory.
         """
+        if program_of(pid) != "slurmstepd:":
+            return False
         try:
-            return (
-                program_of(pid) == "slurmstepd:"
-                and Path(f"/proc/{pid}/cwd").readlink() == self.prefix
-            )
+            return Path(f"/proc/{pid}/cwd").readlink() == self.prefix
         except OSError:
             return False
 
     def _job_processes(self, pids: set[int]) -> set[int]:
-        """What jobs left behind when their step died: it was started inside a job of this
-        cluster.
-        """
+        """What jobs of this cluster left behind when their step died."""
         conf = str(self.prefix / "etc" / "slurm.conf")
-        environments = ((pid, environment_of(pid)) for pid in pids)
-        return {
-            pid
-            for pid, env in environments
-            if env.get("SLURM_CONF") == conf and "SLURM_JOB_ID" in env
-        }
+        of_jobs = set()
+        for pid in pids:
+            environment = environment_of(pid)
+            if environment.get("SLURM_CONF") == conf and "SLURM_JOB_ID" in environment:
+                of_jobs.add(pid)
+        return of_jobs
 
     def kill_strays(self, timeout_s: float = 10) -> None:
-        """Kill what is left, again and again until nothing is: a dying step may still start a
-        process.
-        """
+        """Kill what is left until nothing is: a dying step may still start a process."""
 
         def gone() -> bool:
             left = self.strays()
@@ -214,12 +207,12 @@ def _parent(pid: int) -> int:
 
 def _descendants(roots: set[int]) -> set[int]:
     parents = {pid: _parent(pid) for pid in _all_pids()}
-    found: set[int] = set()
+    descendants: set[int] = set()
     layer = set(roots)
     while layer:
-        layer = {pid for pid, parent in parents.items() if parent in layer} - found
-        found |= layer
-    return found
+        layer = {pid for pid, parent in parents.items() if parent in layer} - descendants
+        descendants |= layer
+    return descendants
 
 
 def _self_and_ancestors() -> set[int]:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 
 class ClusterError(Exception):
-    """What the user is told, in one line. `code` is the exit status: 2 for the user's input, 1 for
-    what went wrong.
+    """What the user is told, in one line.
+
+    code: the exit status, 2 if the user's input is wrong, 1 if something went wrong.
     """
 
     def __init__(self, message: str, code: int = 1) -> None:
