@@ -71,8 +71,7 @@ class FakeSlurm:
     def live(self) -> list[QueuedJob]:
         return [job for job in self.jobs.values() if job.live]
 
-    # -- hpc_llm.slurm.client
-    # --------------------------------------------------------------------------------------
+        # --------------------------------------------------------------------------------------
 
     def queued(self) -> list[QueuedJob]:
         return list(self.jobs.values())
