@@ -14,9 +14,7 @@ from hpc_llm.runs.layout import RunLayout, SweepLayout
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print a line per combination of the swept keys, the winner and whether it is one, and the
-    scaling fit of a ladder.
-    """
+    """Print a line per combination of the swept keys, the winner, and the fit of a ladder."""
     return verbs.run("compare", _compare, argv, hydra=False)
 
 

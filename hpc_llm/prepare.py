@@ -1,5 +1,6 @@
-"""`python -m hpc_llm.prepare data=… [+cluster=NAME] [key=value…]`: train a tokenizer, tokenise a
-corpus into shards.
+"""`python -m hpc_llm.prepare data=… [+cluster=NAME] [key=value…]`: from a corpus to shards.
+
+It trains a tokenizer, unless one is given, and tokenises the corpus.
 
 `python -m hpc_llm.prepare inspect=DIR [step=K rows=N]`: what step K of a run, or of prepared data,
 trains on.

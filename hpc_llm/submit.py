@@ -1,6 +1,4 @@
-"""`python -m hpc_llm.submit [+cluster=NAME] [key=value…] [-m]`: the main job, here or on a
-cluster.
-"""
+"""The main job, here or on a cluster: `python -m hpc_llm.submit [+cluster=NAME] [key=value…] [-m]`."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ from hpc_llm.submission.naming import name_runs
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done (or submitted), 1 the run failed, 2 the input is wrong, 130 stopped by
-    Ctrl-C.
+    """Do what `argv` describes; the exit status.
+
+    0 done (or submitted), 1 the run failed, 2 the input is wrong, 130 stopped by Ctrl-C.
     """
     return verbs.run("submit", _submit, argv)
 
@@ -30,13 +29,15 @@ def _submit(argv: list[str]) -> int:
         configs = name_runs(compose_sweep(argv))
     except InputError as error:
         raise InputError([*error.problems, *_further_problems(argv, error.problems)]) from error
-    num_on_slurm = sum(config.cluster.launcher == "slurm" for config in configs)
-    if num_on_slurm == 0:
-        return _here(configs, argv)
-    if num_on_slurm < len(configs):
+    launchers = set()
+    for config in configs:
+        launchers.add(config.cluster.launcher)
+    if len(launchers) > 1:
         raise InputError(
             "cluster: a sweep runs here or on a cluster, not both; leave cluster=local out of it"
         )
+    if launchers == {"local"}:
+        return _here(configs, argv)
     from hpc_llm.submission import cluster
 
     return _on_cluster(cluster.at_this_site(configs, os.environ), argv)

@@ -1,5 +1,6 @@
-"""The words of `prepare inspect=DIR`: a run directory with its frozen configuration, or a folder of
-prepared data.
+"""The words of `prepare inspect=DIR`.
+
+DIR is a run directory with its frozen configuration, or a folder of prepared data.
 """
 
 from __future__ import annotations

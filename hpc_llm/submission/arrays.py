@@ -85,8 +85,13 @@ def divide(runs: Sequence[PlannedRun], most: int) -> list[JobScript]:
     InputError if a script cannot be written.
     """
     runs = _with_notice(runs)
-    scripts = [_single(run) for run in runs if run.config.run.sweep is None]
-    swept = [run for run in runs if run.config.run.sweep is not None]
+    scripts = []
+    swept = []
+    for run in runs:
+        if run.config.run.sweep is None:
+            scripts.append(_single(run))
+        else:
+            swept.append(run)
     if not swept:
         return scripts
     arrays = list(group_by_shape(swept, min(most, _most_in_a_script(swept))))
@@ -99,10 +104,13 @@ def divide(runs: Sequence[PlannedRun], most: int) -> list[JobScript]:
 
 
 def _with_notice(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """Seconds for cluster.signal_lead_s=auto, the same for all runs, so that a sweep stays one
-    array.
+    """Seconds for cluster.signal_lead_s=auto.
+
+    They are the same for all runs, so that a sweep stays one array.
     """
-    lead_s = max((run.plan.signal_lead_s or 0 for run in runs), default=0)
+    lead_s = 0
+    for run in runs:
+        lead_s = max(lead_s, run.plan.signal_lead_s or 0)
     noticed = []
     for run in runs:
         if run.config.cluster.signal_lead_s == "auto":

@@ -1,7 +1,6 @@
-"""Sweeps larger than what Slurm lets a user submit (MaxSubmitJobs): what fits goes out, the rest
-waits.
+"""Sweeps that are larger than what Slurm lets a user submit (MaxSubmitJobs).
 
-What waits is frozen like everything else and kept in <root>/.backlog/; the watchdog submits it as
+What fits goes out, the rest waits. What waits is frozen like everything else and kept in <root>/.backlog/; the watchdog submits it as
 other jobs end (backlog_pass.py), with the script that was written for it. A limit can be set in
 many places (association, account, QOS), so its value is not looked up: an array is halved until
 Slurm accepts it.
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from hpc_llm.runs import event_names, ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout
+from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.slurm import client, own_jobs
 from hpc_llm.slurm.records import QueuedJob
 from hpc_llm.slurm.script import array_spec
@@ -30,8 +30,9 @@ _FINEST = 8  # arrays are halved down to 1/8 of the first that fitted
 
 @dataclass
 class Backlog:
-    """Tasks of one array script that have not been submitted yet; its fields are those of the
-    file.
+    """Tasks of one array script that have not been submitted yet.
+
+    The fields are those of the file.
     """
 
     script: str
@@ -145,8 +146,9 @@ class Backlog:
 
 
 def fill(backlog: Backlog, known: Collection[int]) -> Iterator[tuple[int, dict[str, RunLayout]]]:
-    """Submit what fits now: each array's id and its runs by address, as soon as Slurm has accepted
-    it.
+    """Submit what fits now.
+
+    Yields each array's id and its runs by address, as soon as Slurm has accepted it.
     """
     size = len(backlog.tasks)
     least = 1
@@ -180,11 +182,13 @@ def settle(root: Path, queue: Sequence[QueuedJob]) -> None:
             backlog.record_sent(number)
 
 
-def forget(root: Path, runs: Collection[Path]) -> None:
+def forget(root: Path, runs: Sequence[PlannedRun]) -> None:
     """Remove runs that are being submitted in another way."""
+    submitted = {run.layout.path for run in runs}
     for backlog in read_all(root):
-        others = {index: run for index, run in backlog.tasks.items() if Path(run) not in runs}
-        backlog.tasks = others
+        for index, path in list(backlog.tasks.items()):
+            if Path(path) in submitted:
+                del backlog.tasks[index]
         backlog.save()
 
 

@@ -98,10 +98,9 @@ def _dependency(backlog: Backlog, live: Sequence[QueuedJob]) -> str:
 
 
 def _cancelled(backlog: Backlog, live: Sequence[QueuedJob]) -> bool | None:
-    """Whether the user has cancelled everything submitted of the array: then the rest is not wanted
-    either.
+    """Whether the user has cancelled everything submitted of the array.
 
-    That is so if none of it is in the queue any more and the last job to end was cancelled. None:
+    Then the rest is not wanted either. That is so if none of it is in the queue any more and the last job to end was cancelled. None:
     not known yet, because it may still become known how a run ended.
     """
     states = {job.state for job in live if job.array_id in backlog.arrays}
@@ -123,7 +122,7 @@ def _cancelled(backlog: Backlog, live: Sequence[QueuedJob]) -> bool | None:
 
 def _records_of_submitted(backlog: Backlog) -> Iterator[run_record.RunRecord]:
     """The runs of the sweep that an array of this backlog was submitted with."""
-    waiting = {Path(run) for run in backlog.tasks.values()}
+    waiting = set(map(Path, backlog.tasks.values()))
     for layout in SweepLayout(Path(backlog.script).parent).runs():
         if layout.path in waiting:
             continue

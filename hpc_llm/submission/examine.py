@@ -32,7 +32,6 @@ from hpc_llm.submission import dependency, machine
 from hpc_llm.text import sources
 
 _MOST_PROBLEMS = 20  # lines that a person reads; a sweep can have thousands
-_SPLITS = ("train", "heldout")
 _Item = TypeVar("_Item")
 
 
@@ -206,14 +205,20 @@ def _counted(config: RunConfig, directory: Path) -> DataFacts:
     if seq_len < 1:
         return facts  # the plan refuses it
     if config.data.packing != "best_fit":
-        train, heldout = [manifest.num_samples(prepared, split, seq_len) for split in _SPLITS]
-        return dataclasses.replace(facts, samples=train, heldout_samples=heldout)
+        return dataclasses.replace(
+            facts,
+            samples=manifest.num_samples(prepared, "train", seq_len),
+            heldout_samples=manifest.num_samples(prepared, "heldout", seq_len),
+        )
     from hpc_llm.data import packs  # imports numpy, only if needed
 
     with contextlib.suppress(OSError, ValueError):
-        train, heldout = [packs.num_rows(directory, prepared, split, seq_len) for split in _SPLITS]
-        padding = packs.wasted(directory, prepared, "train", seq_len)
-        return dataclasses.replace(facts, samples=train, heldout_samples=heldout, padding=padding)
+        return dataclasses.replace(
+            facts,
+            samples=packs.num_rows(directory, prepared, "train", seq_len),
+            heldout_samples=packs.num_rows(directory, prepared, "heldout", seq_len),
+            padding=packs.wasted(directory, prepared, "train", seq_len),
+        )
     return facts
 
 

@@ -75,8 +75,9 @@ def _freeze_idle(runs: Sequence[PlannedRun]) -> list[RunLayout]:
 
 
 class Supervisors:
-    """Supervisors at work, so many at once. A stop signal reaches all of them, and none begins
-    after it.
+    """Supervisors at work, so many at once.
+
+    A stop signal reaches all of them, and none begins after it.
     """
 
     def __init__(self, todo: Sequence[RunLayout], at_once: int, start: Start) -> None:
@@ -106,8 +107,9 @@ class Supervisors:
         return 1 if any(statuses) else 0
 
     def _pass_on(self) -> None:
-        """Pass signals on: here and not in the handler, which may be called while a child has been
-        started and is not yet known.
+        """Pass signals on.
+
+        Not in the handler, which may be called while a child has been started and is not yet known.
         """
         for number in self._asked[self._passed_on :]:
             self._passed_on += 1
@@ -116,11 +118,14 @@ class Supervisors:
 
     def _ended(self) -> list[int]:
         """Exit statuses of those that have left since the last look."""
-        gone = [child for child in self._running if child.poll() is not None]
-        for child in gone:
-            layout = self._running.pop(child)
-            _print(f"{layout.name}: {_outcome(child.returncode, layout)}")
-        return [child.returncode for child in gone]
+        statuses = []
+        for child, layout in list(self._running.items()):
+            status = child.poll()
+            if status is not None:
+                del self._running[child]
+                statuses.append(status)
+                _print(f"{layout.name}: {_outcome(status, layout)}")
+        return statuses
 
 
 def _outcome(status: int, layout: RunLayout) -> str:

@@ -27,13 +27,17 @@ def name_runs(choices: Sequence[Choice]) -> list[RunConfig]:
     configs = [choice.config for choice in choices]
     if len(configs) == 1:
         return configs
+    sweeps = []
     if "run.name" in choices[0].swept:
-        names = [str(config.run.name) for config in configs]
-        sweeps = [config.run.sweep for config in configs]
+        names = []
+        for config in configs:
+            names.append(str(config.run.name))
+            sweeps.append(config.run.sweep)
     else:
         _refuse_duplicates(choices)
         names = run_names([choice.swept for choice in choices])
-        sweeps = [config.run.sweep or config.run.name for config in configs]
+        for config in configs:
+            sweeps.append(config.run.sweep or config.run.name)
     derived = None if all(sweeps) else derived_name(configs)
     placed = []
     for config, name, sweep in zip(configs, names, sweeps, strict=True):
@@ -44,8 +48,9 @@ def name_runs(choices: Sequence[Choice]) -> list[RunConfig]:
 
 
 def _refuse_duplicates(choices: Sequence[Choice]) -> None:
-    """InputError if the arguments ask for the same run twice, spelt the same or not (1e-4 and
-    0.0001).
+    """InputError if the arguments ask for the same run twice.
+
+    They may spell it in two ways (1e-4 and 0.0001).
     """
     seen: set[str] = set()
     for choice in choices:
@@ -100,7 +105,11 @@ def derived_name(configs: Sequence[RunConfig]) -> str:
 
 def _short_keys(keys: list[str]) -> dict[str, str]:
     """Each key's shortest unique ending: optim.lr → lr, but beside model.recipe.lr → optim.lr."""
-    return {key: _shortest_ending(key, [other for other in keys if other != key]) for key in keys}
+    short = {}
+    for key in keys:
+        others = [other for other in keys if other != key]
+        short[key] = _shortest_ending(key, others)
+    return short
 
 
 def _shortest_ending(key: str, others: Collection[str]) -> str:

@@ -40,8 +40,9 @@ def prepare_data(config: RunConfig) -> None:
 
 
 def build(config: RunConfig) -> None:
-    """Compile what the optimizer needs, once, in a process of its own: this one never imports
-    torch.
+    """Compile what the optimizer needs, once.
+
+    In a process of its own: this one never imports torch.
     """
     operator = operators.needed(config.optim.name, "cpu")
     if operator is None:

@@ -11,7 +11,8 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.runs import freeze
 from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.storage import operators
-from hpc_llm.submission.cluster import Job, Outcome
+from hpc_llm.submission.cluster import Outcome
+from hpc_llm.submission.send_all import Job
 
 
 def outcome(done: Outcome, runs: Sequence[PlannedRun]) -> int:
@@ -38,7 +39,7 @@ def outcome(done: Outcome, runs: Sequence[PlannedRun]) -> int:
         print("the watchdog submits them as other jobs end")
     _print_folders(done, runs)
     if done.jobs or done.waiting:
-        _print_next(done, [run.config for run in runs])
+        _print_next(done, runs)
     return 0
 
 
@@ -96,25 +97,32 @@ def _print_left(done: Outcome, num_runs: int) -> None:
     )
 
 
-def _print_next(done: Outcome, configs: Sequence[RunConfig]) -> None:
+def _print_next(done: Outcome, runs: Sequence[PlannedRun]) -> None:
+    first = runs[0].config
     numbers = [str(job.job_id) for job in done.jobs]
-    root = shlex.quote(str(freeze.root_of(configs[0])))
+    root = shlex.quote(str(freeze.root_of(first)))
     print("next:")
     if numbers:
         print(f"  squeue --jobs={','.join(numbers)}")
     print(f"  python -m hpc_llm.status {root}")
-    if done.waiting or not configs[0].recovery.successor:
+    if done.waiting or not first.recovery.successor:
         print(
             f"  python -m hpc_llm.watchdog {root}      # keeps them going: in tmux, or "
             "sbatch/watchdog.sbatch"
         )
     if numbers:
         print(f"  scancel {' '.join(numbers)}")
-    on_gpus = [config for config in configs if config.cluster.device != "cpu"]
-    if on_gpus and operators.needed(on_gpus[0].optim.name, "cuda"):
-        cluster = on_gpus[0].cluster.name
-        optimizer = on_gpus[0].optim.name
+    for run in runs:
+        if run.config.cluster.device != "cpu":
+            _print_build(run.config)
+            return
+
+
+def _print_build(config: RunConfig) -> None:
+    """The command that compiles what the optimizer needs on GPUs, if it needs anything."""
+    if operators.needed(config.optim.name, "cuda"):
+        cluster = config.cluster.name
         print(
-            f"  python -m hpc_llm.build +cluster={cluster} optim={optimizer}      # "
+            f"  python -m hpc_llm.build +cluster={cluster} optim={config.optim.name}      # "
             "once, if not done yet"
         )

@@ -34,10 +34,9 @@ def require() -> None:
 def ask(
     space: Sequence[Dimension], trials: Sequence[Trial], num: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Key → value for `num` more trials: the tree-structured Parzen estimator (Bergstra 2011),
-    losses minimised.
+    """Key → value for `num` more trials, which should have lower losses.
 
-    A function of its arguments: the study is rebuilt each time from what is known, so none has to
+    The tree-structured Parzen estimator (Bergstra 2011) chooses them. A function of its arguments: the study is rebuilt each time from what is known, so none has to
     be kept. Running trials count as bad ones (constant liar), so that trials that run at once
     differ.
     """

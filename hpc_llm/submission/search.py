@@ -27,10 +27,10 @@ from hpc_llm.submission.search_file import Search, corners, read
 def begin(
     argv: list[str], environment: Mapping[str, str]
 ) -> Iterator[tuple[Search, list[RunConfig]]]:
-    """The search that `argv` describes, begun or as far as it has come, and its trials to submit
-    now.
+    """The search that `argv` describes, and its trials to submit now.
 
-    Written down, and nobody else's meanwhile, unless it is a dry run or a test. InputError where
+    It is new, or as far as it has come. Unless this is a dry run or a test, it is written down, and
+    nobody else has it meanwhile. InputError where
     the space cannot be composed, another search has the name, or not one of its first trials can be
     planned.
     """

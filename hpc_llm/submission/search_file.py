@@ -71,8 +71,11 @@ def read(path: Path) -> Search:
 
 def corners(space: Sequence[Dimension]) -> list[dict[str, Any]]:
     """One choice for each combination of presets, the first value of everything else."""
-    columns = [_corner_values(dimension) for dimension in space]
-    keys = [dimension.key for dimension in space]
+    keys = []
+    columns = []
+    for dimension in space:
+        keys.append(dimension.key)
+        columns.append(_corner_values(dimension))
     return [dict(zip(keys, values, strict=True)) for values in itertools.product(*columns)]
 
 

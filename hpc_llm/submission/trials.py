@@ -17,10 +17,10 @@ from hpc_llm.trackers import jsonl
 
 
 def next_trials(search: Search) -> list[RunConfig]:
-    """Those to submit now: asked for and never submitted, and as many new ones as there is place
-    for.
+    """The trials to submit now.
 
-    None where the user has cancelled the newest ones.
+    Those that were asked for and never submitted, and as many new ones as there is place for. None
+    where the user has cancelled the newest ones.
     """
     trials = list(_trials(search))
     limits = search.config(search.corners()[0], 0)
@@ -74,8 +74,9 @@ def _heldout_loss(layout: RunLayout) -> float | None:
 
 
 def drop_unsound(search: Search, configs: Sequence[RunConfig]) -> Iterator[str]:
-    """Trials that cannot be (too large for the memory, for example) end without a loss; a line for
-    each.
+    """End trials that cannot be (too large for the memory, for example), without a loss.
+
+    A line for each.
     """
     for config in configs:
         problems = unplannable(config)

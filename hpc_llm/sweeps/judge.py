@@ -28,8 +28,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One combination. Losses of complete runs alone; None if there are none, or it was not
-    measured.
+    """One combination.
+
+    Losses are of complete runs alone; None if there are none, or it was not measured.
     """
 
     values: dict[str, Any]
@@ -55,9 +56,7 @@ class Verdict:
 
 
 def measure_of(combinations: Sequence[Combination]) -> str:
-    """The deciding measure: held-out loss, or training loss if some complete run has no held-out
-    loss.
-    """
+    """The deciding measure: held-out loss, or training loss if a complete run has no other."""
     for measure in MEASURES:
         num_unmeasured = 0
         for combination in combinations:
@@ -84,8 +83,9 @@ def rows(combinations: Sequence[Combination], measure: str, baseline: Combinatio
 
 
 def verdict(combinations: Sequence[Combination], measure: str) -> Verdict:
-    """The winner is significant if it beats each of the others at the 5 % level, corrected for
-    their number.
+    """The winner, and whether it is one.
+
+    It is if it beats each of the others at the 5 % level, corrected for their number.
     """
     losses = []  # of each combination that has any
     labels = []

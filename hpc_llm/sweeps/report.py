@@ -1,5 +1,6 @@
-"""Everything that `compare` reports about runs, as one value; and that value as JSON, CSV, Markdown
-or text.
+"""Everything that `compare` reports about runs, as one value.
+
+And that value as JSON, CSV, Markdown or text.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ _LAST_FRACTION = 0.02
 
 @dataclass(frozen=True)
 class Result:
-    """What a run was and what came of it. Losses are nats per target token; None: not measured
-    (yet).
+    """What a run was and what came of it.
+
+    Losses are nats per target token; None: not measured (yet).
     """
 
     name: str

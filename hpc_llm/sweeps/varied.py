@@ -106,8 +106,7 @@ def swept_keys(runs: Sequence[Result]) -> tuple[list[str], list[str]]:
 def combinations(
     runs: Sequence[Result], keys: Sequence[str]
 ) -> tuple[list[Combination], list[Result]]:
-    """Runs with the same values of `keys` together, in the order of the values; and the repeated
-    ones that count once.
+    """Runs with the same values of `keys` together, in the order of the values; and repeated runs.
 
     Two runs of the same seed are one observation, not two: the complete one that comes first by
     name is taken.
