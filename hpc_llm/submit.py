@@ -1,4 +1,4 @@
-"""The main job, here or on a cluster: `python -m hpc_llm.submit [+cluster=NAME] [key=value…] [-m]`."""
+"""`python -m hpc_llm.submit [+cluster=NAME] [key=value…] [-m]`: the main job."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Sweeps that are larger than what Slurm lets a user submit (MaxSubmitJobs).
 
-What fits goes out, the rest waits. What waits is frozen like everything else and kept in <root>/.backlog/; the watchdog submits it as
-other jobs end (backlog_pass.py), with the script that was written for it. A limit can be set in
-many places (association, account, QOS), so its value is not looked up: an array is halved until
-Slurm accepts it.
+What fits goes out, the rest waits. What waits is frozen like everything else and kept in
+<root>/.backlog/; the watchdog submits it as other jobs end (backlog_pass.py), with the script that
+was written for it. A limit can be set in many places (association, account, QOS), so its value is
+not looked up: an array is halved until Slurm accepts it.
 """
 
 from __future__ import annotations

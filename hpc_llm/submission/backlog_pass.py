@@ -100,8 +100,9 @@ def _dependency(backlog: Backlog, live: Sequence[QueuedJob]) -> str:
 def _cancelled(backlog: Backlog, live: Sequence[QueuedJob]) -> bool | None:
     """Whether the user has cancelled everything submitted of the array.
 
-    Then the rest is not wanted either. That is so if none of it is in the queue any more and the last job to end was cancelled. None:
-    not known yet, because it may still become known how a run ended.
+    Then the rest is not wanted either. That is so if none of it is in the queue any more and the
+    last job to end was cancelled. None: not known yet, because it may still become known how a run
+    ended.
     """
     states = {job.state for job in live if job.array_id in backlog.arrays}
     if states - {"COMPLETING"}:

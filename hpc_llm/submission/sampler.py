@@ -36,9 +36,9 @@ def ask(
 ) -> list[dict[str, Any]]:
     """Key → value for `num` more trials, which should have lower losses.
 
-    The tree-structured Parzen estimator (Bergstra 2011) chooses them. A function of its arguments: the study is rebuilt each time from what is known, so none has to
-    be kept. Running trials count as bad ones (constant liar), so that trials that run at once
-    differ.
+    The tree-structured Parzen estimator (Bergstra 2011) chooses them. A function of its arguments:
+    the study is rebuilt each time from what is known, so none has to be kept. Running trials count
+    as bad ones (constant liar), so that trials that run at once differ.
     """
     import optuna
 

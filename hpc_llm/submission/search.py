@@ -30,9 +30,8 @@ def begin(
     """The search that `argv` describes, and its trials to submit now.
 
     It is new, or as far as it has come. Unless this is a dry run or a test, it is written down, and
-    nobody else has it meanwhile. InputError where
-    the space cannot be composed, another search has the name, or not one of its first trials can be
-    planned.
+    nobody else has it meanwhile. InputError where the space cannot be composed, another search has
+    the name, or not one of its first trials can be planned.
     """
     sampler.require()
     search, first = _typed(argv, environment)
