@@ -24,10 +24,10 @@ def run(
     words = sys.argv[1:] if words is None else words
     try:
         if hydra:
-            from hpc_llm.config import compose
+            from hpc_llm.config import hydra_help
 
             if wants_hydra(words):
-                compose.answer_as_hydra(words, f"python -m hpc_llm.{verb}")
+                hydra_help.answer_as_hydra(words, f"python -m hpc_llm.{verb}")
                 return 0
         return story(words)
     except InputError as error:

@@ -112,6 +112,13 @@ def groups_of(directories: list[Path]) -> dict[str, set[str]]:
     return options
 
 
+def search_path(words: Words) -> str:
+    """The override that tells Hydra where the user's own folders are."""
+    quoted = [str(folder).replace("'", r"\'") for folder in words.config_dirs[1:]]
+    folders = ",".join(f"'file://{folder}'" for folder in quoted)
+    return f"hydra.searchpath=[{folders}]"
+
+
 def key_problem(key: str) -> str | None:
     """Why the schema has no such dotted key; None if it has."""
     kind: Any = RunConfig

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from hpc_llm.config.compose import Choice
+from hpc_llm.config.columns import Choice
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.runs.freeze import digest_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from hpc_llm.config import compose as compose_module
+from hpc_llm.config import hydra_seam
 from hpc_llm.config.compose import compose, compose_all, compose_sweep, searches
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
@@ -177,10 +178,13 @@ def test_a_sweep_says_what_it_chose() -> None:
 
 def test_a_large_sweep_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     compositions: list[object] = []
-    hydra_compose = compose_module.hydra_compose
-    monkeypatch.setattr(
-        compose_module, "hydra_compose", lambda *a: compositions.append(a) or hydra_compose(*a)
-    )
+    hydra_compose = hydra_seam.compose
+
+    def counted(overrides: Sequence[str]) -> hydra_seam.Composed:
+        compositions.append(overrides)
+        return hydra_compose(overrides)
+
+    monkeypatch.setattr(hydra_seam, "compose", counted)
     found = compose_all(
         ["run.seed=range(0,50)", "model=mpt-tiny,mpt-125m", "model.recipe.lr=1e-3,2e-3", "-m"]
     )
