@@ -24,12 +24,10 @@ class RunSection:
     root: str = "./runs"
     seed: int = 17
     group: str | None = None  # Unix group that may read the run; null keeps it private
-    max_gpu_hours: float | None = (
-        None  # for all attempts since the submission; then the run saves and stops
-    )
-    depends_on: str | None = (
-        None  # run or sweep below root that must be complete before this one starts
-    )
+    # For all attempts since the submission; then the run saves and stops.
+    max_gpu_hours: float | None = None
+    # Run or sweep below root that must be complete before this one starts.
+    depends_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,8 @@ class ModelConfig:
     logit_soft_cap: float | None = None  # logits become cap·tanh(logits ÷ cap)
     z_loss: float = 0.0  # times the squared log of the softmax's denominator, in the gradient only
     init_std: float = 0.02
-    scale_residual_init: bool = (
-        True  # projections into the residual stream start smaller by sqrt(2·n_layers)
-    )
+    # Projections into the residual stream start smaller by sqrt(2·n_layers).
+    scale_residual_init: bool = True
 
     @property
     def kv_heads(self) -> int:
@@ -102,20 +99,16 @@ class ReadingConfig:
     suffixes: list[str] = field(
         default_factory=lambda: [*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".arrow"]
     )
-    split: Literal["file", "paragraph", "line"] = (
-        "file"  # a document of a text file; blank lines separate paragraphs
-    )
+    # A document of a text file; blank lines separate paragraphs.
+    split: Literal["file", "paragraph", "line"] = "file"
     text_field: str = "text"  # in JSON, Parquet and Arrow; a.b is field b in a
-    id_field: str | None = (
-        None  # field that names a document in rejects.jsonl, beside its place in the file
-    )
-    min_chars: int | None = (
-        None  # documents shorter than this, or longer than max_chars, are filtered out
-    )
+    # Field that names a document in rejects.jsonl, beside its place in the file.
+    id_field: str | None = None
+    # Documents shorter than this, or longer than max_chars, are filtered out.
+    min_chars: int | None = None
     max_chars: int | None = None
-    where: dict[str, str] = field(
-        default_factory=dict
-    )  # only records whose fields have these values
+    # Only records whose fields have these values.
+    where: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,28 +126,23 @@ class DataConfig(ReadingConfig):
 
     name: str
     source: str | None = None  # a folder or file; stdlib has its own
-    sources: dict[str, SourceConfig] = field(
-        default_factory=dict
-    )  # empty: data.source alone, called data.name
+    # Empty: data.source alone, called data.name.
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
     out: str | None = None  # folder of the shards; null: <run.root>/.data/<name>-<hash>
-    tokenizer: str | None = (
-        None  # a SentencePiece model or a tokenizer.json to use; null trains one
-    )
-    eos_token: str | None = (
-        None  # what ends a document with data.tokenizer; null: the tokenizer's own end of text
-    )
+    # A SentencePiece model or a tokenizer.json to use; null trains one.
+    tokenizer: str | None = None
+    # What ends a document with data.tokenizer; null: the tokenizer's own end of text.
+    eos_token: str | None = None
     vocab_size: int | None = None  # pieces to train; null: as many as the given tokenizer has
     heldout_fraction: float = 0.02  # of documents, chosen by a hash of their text
     deduplicate: bool = True  # a text is kept once, over all sources
     tokenizer_sample_mb: float = 32.0  # text that the tokenizer is trained on
     workers: int | Auto = "auto"  # processes that tokenise; auto: one per core
     max_reject_fraction: float = 0.2  # of documents; above this, preparation stops
-    mixture: dict[str, dict[str, float]] = field(
-        default_factory=dict
-    )  # weights of the sources from 1e9tok, … on
-    packing: Literal["concatenated", "best_fit"] = (
-        "concatenated"  # best_fit: whole documents that attend to themselves
-    )
+    # Weights of the sources from 1e9tok, … on.
+    mixture: dict[str, dict[str, float]] = field(default_factory=dict)
+    # best_fit: whole documents that attend to themselves.
+    packing: Literal["concatenated", "best_fit"] = "concatenated"
     mask_boundaries: bool = False  # concatenated: the first token of a document is not a target
 
     @property
@@ -171,9 +159,8 @@ class OptimConfig:
     lr: float
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
-    muon_lr: float | None = (
-        None  # muon: for the hidden matrices, with the same schedule; lr is for the rest
-    )
+    # muon: for the hidden matrices, with the same schedule; lr is for the rest.
+    muon_lr: float | None = None
     muon_momentum: float | None = None
     weight_decay: float = 0.1
     grad_clip: float = 1.0  # L2 norm of the whole gradient; 0 turns clipping off
@@ -197,19 +184,16 @@ class TrainConfig:
     duration: str  # 4800steps, 1e9tok, 2ep
     seq_len: int  # tokens
     global_batch: int  # sequences per optimizer step over all ranks
-    seq_len_warmup: dict[str, str] = field(
-        default_factory=dict
-    )  # shorter sequences at first: {512: 1e9tok, …}
+    # Shorter sequences at first: {512: 1e9tok, …}.
+    seq_len_warmup: dict[str, str] = field(default_factory=dict)
     micro_batch: int | Auto = "auto"  # sequences per rank and forward pass
     zero_stage: int | Auto = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
     activation_checkpointing: bool | Auto = "auto"
-    attention: Literal["auto", "sdpa", "blocked", "folded", "flex", "flash"] = (
-        "auto"  # see docs/models.md
-    )
-    loss_chunk: int | Auto | None = (
-        "auto"  # tokens whose logits are held at once; null: all of a pass
-    )
+    # See docs/models.md.
+    attention: Literal["auto", "sdpa", "blocked", "folded", "flex", "flash"] = "auto"
+    # Tokens whose logits are held at once; null: all of a pass.
+    loss_chunk: int | Auto | None = "auto"
     compile: bool | Auto = "auto"  # torch.compile, block by block; auto: on a GPU
     eval_every: str = "500steps"  # steps or tok; held-out loss, also at the end
     eval_batches: int = 8  # global batches of held-out text
@@ -232,13 +216,11 @@ class ClusterConfig:
     launcher: Literal["local", "slurm"]
     nodes: int
     gpus_per_node: int  # ranks per node, also on a machine without GPUs
-    spare_nodes: int = (
-        0  # held and paid for beyond `nodes`; they replace nodes that fail, without queueing
-    )
+    # Held and paid for beyond `nodes`; they replace nodes that fail, without queueing.
+    spare_nodes: int = 0
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    gpu: str | None = (
-        None  # e.g. a100-80gb, for memory and peak (planning.hardware); for others set the next two
-    )
+    # E.g. a100-80gb, for memory and peak (planning.hardware); for others set the next two.
+    gpu: str | None = None
     gpu_memory_gib: float | None = None  # as reported by the driver
     gpu_peak_tflops: float | None = None  # bf16, dense
     expected_mfu: float | None = None  # assumed MFU for time estimates, of the bf16 dense peak
@@ -250,23 +232,19 @@ class ClusterConfig:
     reservation: str | None = None
     gpu_request: str = "gpus-per-node"  # the site's dialect: gpus-per-node, gres, gres:TYPE, none
     cpus_per_gpu: int | None = None
-    threads_per_rank: int | None = (
-        None  # OMP threads; null: cpus_per_gpu, or cores of a node ÷ ranks on it
-    )
+    # OMP threads; null: cpus_per_gpu, or cores of a node ÷ ranks on it.
+    threads_per_rank: int | None = None
     mem: str | None = None  # per node, Slurm's spelling; "0" is all; null requests none
     time_min: int | None = None  # wall-clock limit of one job, minutes
-    signal_lead_s: int | Auto = (
-        "auto"  # notice before the limit, in which the run saves (planning.walltime)
-    )
+    # Notice before the limit, in which the run saves (planning.walltime).
+    signal_lead_s: int | Auto = "auto"
     array_throttle: int | None = None  # runs of a sweep at once; without a cluster null means 1
     setup: list[str] = field(default_factory=list)  # shell lines: module load …, source …/activate
     exports: dict[str, str] = field(default_factory=dict)  # environment of job and ranks
-    wrapper: list[str] = field(
-        default_factory=list
-    )  # container command that wraps the step: apptainer exec …
-    sbatch: dict[str, str] = field(
-        default_factory=dict
-    )  # further sbatch options: comment, switches, …
+    # Container command that wraps the step: apptainer exec …
+    wrapper: list[str] = field(default_factory=list)
+    # Further sbatch options: comment, switches, …
+    sbatch: dict[str, str] = field(default_factory=dict)
     python: str | None = None  # interpreter of the job; null: the one that submits it
 
     @property
@@ -296,9 +274,8 @@ class RecoveryConfig:
 
     max_crashes: int = 3
     max_hangs: int = 3
-    max_node_failures: int = (
-        10  # nodes that died during the run, and failures of nodes that were then excluded
-    )
+    # Nodes that died during the run, and failures of nodes that were then excluded.
+    max_node_failures: int = 10
     max_launch_failures: int = 5  # jobs that Slurm could not start
     # counted separately for host and GPU; a GPU failure counts only when the micro-batch can no
     # longer be halved
@@ -307,30 +284,26 @@ class RecoveryConfig:
     max_preemptions: int | None = None  # null: no limit
     max_no_progress: int = 3  # attempts in a row that end without a newer checkpoint
     on_divergence: Literal["stop", "skip"] = "stop"  # skip: roll back and leave the batch out
-    spike_threshold: float | None = (
-        None  # a loss this many nats above the last steps' median is also a divergence
-    )
+    # A loss this many nats above the last steps' median is also a divergence.
+    spike_threshold: float | None = None
     # minimum silence of all ranks that counts as a hang; the limit is the larger of this and 20
     # step times
     hang_floor_s: float = 300.0
     start_timeout_s: float = 1800.0  # limit during start-up and during the first save or evaluation
-    successor: bool = (
-        False  # each job queues one that waits for its end: a watchdog without a process of its own
-    )
+    # Each job queues one that waits for its end: a watchdog without a process of its own.
+    successor: bool = False
     node_exclusion_h: float = 24.0  # how long a node with evidence against it is excluded
     max_excluded_nodes: int = 8  # at once, for all runs below one root
-    notify: list[str] = field(
-        default_factory=list
-    )  # a command, [URL] or [$VARIABLE] that holds a URL
+    # A command, [URL] or [$VARIABLE] that holds a URL.
+    notify: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class HalvingConfig:
     """Successive halving of a sweep: at each rung the watchdog stops all runs but the best."""
 
-    rungs: list[str] = field(
-        default_factory=list
-    )  # durations, each at an evaluation: [1000steps,4000steps]
+    # Durations, each at an evaluation: [1000steps,4000steps].
+    rungs: list[str] = field(default_factory=list)
     keep: float = 0.5  # fraction of a rung's runs that continue, rounded up; by held-out loss
 
 

@@ -11,10 +11,9 @@ FOLDED_EXTRA = 8  # head dimensions that carry ALiBi (model.backends.folded)
 
 
 def mask_elements(config: RunConfig, backend: str, micro_batch: int) -> int:
-    """Numbers in attention's mask, for all layers; folded and SDPA store one, FlexAttention and
-    flash-attn none.
+    """Numbers in attention's mask, for all layers.
 
-    SDPA's ALiBi is one additive bias [heads, s, s], and with packed documents one more for every
+    Folded and SDPA store one, FlexAttention and flash-attn none. SDPA's ALiBi is one additive bias [heads, s, s], and with packed documents one more for every
     sequence. Other masks [s, s] are boolean and become numbers of the compute dtype in the kernel.
     """
     model = config.model
@@ -23,8 +22,11 @@ def mask_elements(config: RunConfig, backend: str, micro_batch: int) -> int:
     if backend in ("flex", "flash"):
         return 0
     if backend in ("sdpa", "blocked") and model.positions == "alibi":
-        return (1 + micro_batch if documents else 1) * model.n_heads * square
-    return micro_batch * square if documents else square if model.sliding_window else 0
+        num_biases = 1 + micro_batch if documents else 1
+        return num_biases * model.n_heads * square
+    if documents:
+        return micro_batch * square
+    return square if model.sliding_window else 0
 
 
 @dataclass(frozen=True)
@@ -57,46 +59,60 @@ def activation_bytes(
     ffn = _ffn_width(model)
     layer = 2 * (norm + model.d_model) + _attention_width(model, backend, seq_len) + ffn
     ends = model.d_model + norm  # embedding's output and what the last norm keeps
-    each = model.d_model if checkpointing else layer
-    recomputed = layer if checkpointing else 0
-    widths = (model.n_layers * each + ends, recomputed + ffn, layer + ffn)
-    return Activations(*(compute * seq_len * width for width in widths))
+    each = layer
+    in_backward = ffn
+    if checkpointing:
+        each = model.d_model
+        in_backward = layer + ffn
+    width = compute * seq_len
+    return Activations(
+        kept=width * (model.n_layers * each + ends),
+        backward=width * in_backward,
+        layer=width * (layer + ffn),
+    )
 
 
 def _norm_width(model: ModelConfig, compute: int, on_cpu: bool) -> int:
-    """Elements per token that a norm keeps: its input, or an fp32 copy of it; torch's RMSNorm is
-    not fused on a CPU.
-    """
+    """Elements per token that a norm keeps: its input, or an fp32 copy of it."""
     if model.norm == "layernorm":
         return model.d_model * 4 // compute
-    if model.norm == "rmsnorm" and on_cpu:
-        return model.d_model * (2 if compute == 4 else 4)
+    if model.norm == "rmsnorm" and on_cpu:  # torch's is not fused on a CPU
+        num_copies = 2 if compute == 4 else 4
+        return model.d_model * num_copies
     return model.d_model
 
 
 def _attention_width(model: ModelConfig, backend: str, seq_len: int) -> int:
-    """Elements per token that attention keeps: q, k, v and its output, and q, k and v before they
-    were modified.
+    """Elements per token that attention keeps.
+
+    q, k, v and its output, and q, k and v before they were modified.
     """
     heads = model.n_heads
     shared = model.kv_heads
     size = model.head_size
     projected = (heads + 2 * shared) * size
     turned = (heads + shared) * size
-    changed = turned if model.positions == "rope" or model.qk_ln else 0
-    clipped = projected if model.clip_qkv is not None else 0
+    before = 0
+    if model.positions == "rope" or model.qk_ln:
+        before += turned
+    if model.clip_qkv is not None:
+        before += projected
     if backend == "folded":
-        return clipped + changed + (2 * heads + 2 * shared) * (size + FOLDED_EXTRA)
-    if (
-        backend == "blocked"
-    ):  # copies of all three, scaled queries, and every block's probabilities of what it sees
-        probabilities = sum((end - start) * end for start, end in computing.blocks(seq_len))
-        return clipped + changed + projected + heads * size + heads * probabilities // seq_len
-    masked = backend == "sdpa" and (model.positions == "alibi" or model.sliding_window is not None)
-    repeated = 2 * heads * size if masked and shared < heads else 0
-    return clipped + changed + repeated + projected + heads * size
+        return before + (2 * heads + 2 * shared) * (size + FOLDED_EXTRA)
+    kept = before + projected + heads * size
+    if backend == "blocked":
+        # Copies of all three, scaled queries, and every block's probabilities of what it sees.
+        probabilities = 0
+        for start, end in computing.blocks(seq_len):
+            probabilities += (end - start) * end
+        return kept + heads * probabilities // seq_len
+    masked = model.positions == "alibi" or model.sliding_window is not None
+    if backend == "sdpa" and masked and shared < heads:
+        kept += 2 * heads * size  # keys and values, repeated for every head
+    return kept
 
 
 def _ffn_width(model: ModelConfig) -> int:
     """GELU's input and output, or SwiGLU's gate, up, silu(gate) and product."""
-    return (4 if model.ffn == "swiglu" else 2) * model.ffn_size
+    kept = 4 if model.ffn == "swiglu" else 2
+    return kept * model.ffn_size

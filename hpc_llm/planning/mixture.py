@@ -1,6 +1,4 @@
-"""Which mixture holds from which step: phases as configured, and the stages into which caps divide
-them.
-"""
+"""Which mixture holds from which step: phases as configured, and stages, as caps divide them."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.planning.shares import Shares, largest_remainders
+from hpc_llm.planning.shares import Shares, largest_remainders, sums
 
 
 @dataclass(frozen=True)
@@ -25,11 +23,9 @@ class Source:
     @property
     def cap(self) -> float:
         """Samples that may be taken from it, repeats included."""
-        return (
-            math.inf
-            if self.max_epochs is None
-            else math.floor(_exact(self.max_epochs) * self.num_samples)
-        )
+        if self.max_epochs is None:
+            return math.inf
+        return math.floor(_exact(self.max_epochs) * self.num_samples)
 
 
 @dataclass(frozen=True)
@@ -42,34 +38,30 @@ class Phase:
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps with constant shares, starting at `start`, when `seen` samples of each source have been
-    taken.
-    """
+    """Steps with constant shares."""
 
     start: int
-    seen: tuple[int, ...]
+    seen: tuple[int, ...]  # samples of each source that were taken before `start`
     shares: Shares
     phase: int  # index of the phase it lies in
 
     def before(self, step: int) -> tuple[int, ...]:
         """Samples of each source in all steps before `step`, which is in this stage or ends it."""
-        here = self.shares.before(step - self.start)
-        return tuple(seen + count for seen, count in zip(self.seen, here, strict=True))
+        return sums(self.seen, self.shares.before(step - self.start))
 
 
 def begun(phases: Sequence[Phase], step: int) -> list[dict[str, Any]]:
-    """The phases that begin before `step`, as plain data: what a checkpoint has been trained
-    with.
-    """
+    """The phases that begin before `step`, as plain data: what a checkpoint was trained with."""
     return [asdict(phase) for phase in phases if phase.start < step]
 
 
 def check_begun(trained: list[dict[str, Any]], phases: Sequence[Phase], step: int) -> None:
-    """InputError if the checkpoint of `step` was `trained` with phases other than those that begin
-    before `step`.
-    """
+    """InputError if the checkpoint of `step` was `trained` with other phases than these."""
     if trained and trained != begun(phases, step):
-        before = {f"{phase['start']}steps": phase["weights"] for phase in trained if phase["start"]}
+        before = {}
+        for phase in trained:
+            if phase["start"]:
+                before[f"{phase['start']}steps"] = phase["weights"]
         raise InputError(
             f"data.mixture: the checkpoint of step {step} was trained with other weights; give "
             f"those it had before ({before or trained[0]['weights']}) and new ones from "
@@ -78,10 +70,14 @@ def check_begun(trained: list[dict[str, Any]], phases: Sequence[Phase], step: in
 
 
 def evaluated(phases: Sequence[Phase], steps: int) -> dict[str, float]:
-    """Weights above 0 of the phase in which a run of `steps` ends: the sources that make up its
-    held-out loss.
+    """Weights above 0 of the phase in which a run of `steps` ends.
+
+    They make up its held-out loss.
     """
-    last = [phase for phase in phases if phase.start < max(steps, 1)][-1]
+    last = phases[0]
+    for phase in phases:
+        if phase.start < max(steps, 1):
+            last = phase
     return {name: weight for name, weight in last.weights.items() if weight > 0}
 
 
@@ -104,7 +100,7 @@ def stages(
             weights = _open_weights(phase, sources, seen, step, steps)
             stage = Stage(step, seen, _shares(weights, sources, batch), index)
             found.append(stage)
-            rooms = [source.cap - taken for source, taken in zip(sources, seen, strict=True)]
+            rooms = _rooms(sources, seen)
             step = min(end, step + _batches_within(stage.shares, rooms, end - step))
             seen = stage.before(step)
             if step < min(end, steps):
@@ -112,7 +108,7 @@ def stages(
                 shares = Shares([Fraction(count, batch) for count in counts], batch)
                 found.append(Stage(step, seen, shares, index))
                 step = step + 1
-                seen = tuple(taken + count for taken, count in zip(seen, counts, strict=True))
+                seen = sums(seen, counts)
     ends = [*(stage.start for stage in found[1:]), steps]
     return [stage for stage, end in zip(found, ends, strict=True) if stage.start < end]
 
@@ -120,11 +116,11 @@ def stages(
 def _open_weights(
     phase: Phase, sources: Sequence[Source], seen: Sequence[int], step: int, steps: int
 ) -> list[Fraction]:
-    """Weights of the sources that have not reached their caps."""
-    weights = [
-        _exact(phase.weights.get(source.name, 0.0)) if taken < source.cap else Fraction(0)
-        for source, taken in zip(sources, seen, strict=True)
-    ]
+    """Weights of the sources that have not reached their caps; 0 of the others."""
+    weights = []
+    for source, taken in zip(sources, seen, strict=True):
+        weight = phase.weights.get(source.name, 0.0) if taken < source.cap else 0.0
+        weights.append(_exact(weight))
     if not any(weights):
         raise _used_up(sources, step, steps)
     return weights
@@ -152,13 +148,15 @@ def _batches_within(shares: Shares, rooms: Sequence[float], most: int) -> int:
     high = most  # `low` fits; counts never fall, so halving finds the last that does
     for weight, room in zip(shares.weights, rooms, strict=True):
         if weight and room < math.inf:
-            high = min(
-                high, math.ceil((int(room) + 2) / (weight * shares.batch))
-            )  # counts are exact within 2
+            # Counts are exact within 2.
+            high = min(high, math.ceil((int(room) + 2) / (weight * shares.batch)))
     while low < high:
         middle = (low + high + 1) // 2
-        fits = all(count <= room for count, room in zip(shares.before(middle), rooms, strict=True))
-        low, high = (middle, high) if fits else (low, middle - 1)
+        counts = zip(shares.before(middle), rooms, strict=True)
+        if all(count <= room for count, room in counts):
+            low = middle
+        else:
+            high = middle - 1
     return low
 
 
@@ -170,10 +168,8 @@ def _last_batch(
     step: int,
     steps: int,
 ) -> list[int]:
-    """A batch in which a source gives no more than it has left, and the others fill the rest in
-    proportion.
-    """
-    rooms = [source.cap - taken for source, taken in zip(sources, seen, strict=True)]
+    """A batch in which no source gives more than it has left; others fill it in proportion."""
+    rooms = _rooms(sources, seen)
     whole = math.lcm(*(weight.denominator for weight in weights))
     parts = [int(weight * whole) for weight in weights]
     counts = [0] * len(sources)
@@ -181,15 +177,19 @@ def _last_batch(
     while True:
         if not open_:
             raise _used_up(sources, step, steps)
-        wanted = largest_remainders(
-            [part if index in open_ else 0 for index, part in enumerate(parts)], batch - sum(counts)
-        )
+        wanted = largest_remainders(parts, batch - sum(counts))
         full = {index for index in open_ if wanted[index] > rooms[index]}
         if not full:
-            return [count + more for count, more in zip(counts, wanted, strict=True)]
+            return list(sums(counts, wanted))
         for index in full:
             counts[index] = int(rooms[index])
+            parts[index] = 0
         open_ -= full
+
+
+def _rooms(sources: Sequence[Source], seen: Sequence[int]) -> list[float]:
+    """Samples that each source has left."""
+    return [source.cap - taken for source, taken in zip(sources, seen, strict=True)]
 
 
 def _used_up(sources: Sequence[Source], step: int, steps: int) -> InputError:

@@ -11,22 +11,30 @@ COMPUTE_BYTES = {"bf16": 2, "fp32": 4}
 
 def parameter_count(model: ModelConfig) -> int:
     """Every parameter of the model. MPT-7B's shape with 50432 rows gives 6,649,286,656."""
-    ends = model.vocab_size * model.d_model * (1 if model.tied else 2) + _norm(model, model.d_model)
+    matrix = model.vocab_size * model.d_model
+    ends = matrix + _norm(model, model.d_model)
+    if not model.tied:
+        ends += matrix
     return ends + _places(model) + model.n_layers * _block(model)
 
 
 def _block(model: ModelConfig) -> int:
-    """Wqkv [d + 2·kv, d], out_proj [d, d], FFN up (SwiGLU: gate and up) [f or 2f, d] and down [d,
-    f], norms.
+    """Parameters of one layer.
+
+    Wqkv [d + 2·kv, d], out_proj [d, d], FFN up (SwiGLU: gate and up) [f or 2f, d] and down [d, f],
+    norms.
     """
     d = model.d_model
     kv = model.kv_heads * model.head_size
     f = model.ffn_size
-    rows = [d + 2 * kv, d, 2 * f if model.ffn == "swiglu" else f]
-    weights = sum(rows) * d + d * f
-    biases = sum(rows) + d if model.bias else 0
-    over_heads = _norm(model, d) + _norm(model, kv) if model.qk_ln else 0
-    return weights + biases + 2 * _norm(model, d) + over_heads
+    up = 2 * f if model.ffn == "swiglu" else f
+    rows = d + 2 * kv + d + up
+    total = rows * d + d * f + 2 * _norm(model, d)
+    if model.bias:
+        total += rows + d
+    if model.qk_ln:
+        total += _norm(model, d) + _norm(model, kv)
+    return total
 
 
 def _norm(model: ModelConfig, width: int) -> int:
@@ -46,7 +54,9 @@ def flops_per_token(model: ModelConfig, seq_len: int) -> float:
     leaves out tables that are only looked up: learned positions, and the embedding if the output
     has its own matrix. With a sliding window s is at most its length.
     """
-    looked_up = _places(model) + (0 if model.tied else model.vocab_size * model.d_model)
+    looked_up = _places(model)
+    if not model.tied:
+        looked_up += model.vocab_size * model.d_model
     seen = min(seq_len, model.sliding_window or seq_len)
     return 6.0 * (parameter_count(model) - looked_up) + 12.0 * model.n_layers * model.d_model * seen
 
@@ -58,6 +68,9 @@ def checkpoint_bytes(parameters: int, name: str, precision: str, zero_stage: int
     bf16 14.1 at 1 and 2, 12.1 at 3. Stage 0 has no master copy (bf16 cannot be had there), and
     stage 3 stores nothing else of the weights.
     """
-    weights = COMPUTE_BYTES[precision] if zero_stage < 3 else 0
-    master = FP32_BYTES if zero_stage > 0 else 0
-    return parameters * (weights + master + FP32_BYTES * optimizer(name).moments)
+    each = FP32_BYTES * optimizer(name).moments
+    if zero_stage < 3:
+        each += COMPUTE_BYTES[precision]
+    if zero_stage > 0:
+        each += FP32_BYTES
+    return parameters * each

@@ -1,6 +1,4 @@
-"""How many samples of each source the first n global batches hold: exact, and at the same cost for
-any n.
-"""
+"""How many samples of each source the first n global batches hold: exact, and as fast for any n."""
 
 from __future__ import annotations
 
@@ -27,8 +25,9 @@ class Shares:
     """
 
     def __init__(self, weights: Sequence[Fraction], batch: int) -> None:
-        """Sources with weight 0 are left out. ValueError if no weight is above 0, or one is below
-        `least_weight`.
+        """Sources with weight 0 are left out.
+
+        ValueError if no weight is above 0, or one is below `least_weight`.
         """
         total = sum(weights, Fraction(0))
         if total <= 0 or min(weights) < 0:
@@ -36,9 +35,8 @@ class Shares:
         self.weights = tuple(weight / total for weight in weights)
         self.batch = batch
         whole = math.lcm(*(weight.denominator for weight in self.weights))
-        self._parts = [
-            int(weight * whole) for weight in self.weights
-        ]  # integers: ten times faster than fractions
+        # Integers are ten times faster than fractions.
+        self._parts = [int(weight * whole) for weight in self.weights]
         used = [weight for weight in self.weights if weight]
         if min(used) < least_weight(batch):
             raise ValueError(f"a weight below {float(least_weight(batch)):g} of the whole")
@@ -52,39 +50,41 @@ class Shares:
 
     def _cycle_rows(self, cycle: int) -> list[tuple[int, ...]]:
         """`before` of each batch of a cycle."""
-        first, end = (
-            self._rounded(number * self.cycle * self.batch) for number in (cycle, cycle + 1)
-        )
+        samples = self.cycle * self.batch
+        first = self._rounded(cycle * samples)
+        end = self._rounded((cycle + 1) * samples)
         counts = [after - before for before, after in zip(first, end, strict=True)]
         rows = [tuple(first)]
         done = [0] * len(counts)
         for batches in range(1, self.cycle):
             due = [count * batches // self.cycle for count in counts]
-            done = [max(have, least) for have, least in zip(done, due, strict=True)]
-            waiting = [
-                (-(-(due[source] + 1) * self.cycle // count), source)  # deadline, in batches
-                for source, count in enumerate(counts)
-                if done[source] == due[source] and count * batches % self.cycle
-            ]
+            waiting = []
+            for source, count in enumerate(counts):
+                done[source] = max(done[source], due[source])
+                if done[source] == due[source] and count * batches % self.cycle:
+                    deadline = -(-(due[source] + 1) * self.cycle // count)  # in batches
+                    waiting.append((deadline, source))
             for _, source in sorted(waiting)[: batches * self.batch - sum(done)]:
                 done[source] += 1
-            rows.append(tuple(base + have for base, have in zip(first, done, strict=True)))
+            rows.append(sums(first, done))
         return rows
 
     def _rounded(self, samples: int) -> list[int]:
         return largest_remainders(self._parts, samples)
 
 
+def sums(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
+    """The sum of each pair of numbers."""
+    return tuple(one + other for one, other in zip(first, second, strict=True))
+
+
 def largest_remainders(parts: Sequence[int], samples: int) -> list[int]:
-    """`samples` apportioned in proportion to `parts`: floors, and one more for the largest
-    remainders.
-    """
+    """`samples` in proportion to `parts`: floors, and one more for the largest remainders."""
     whole = sum(parts)
     exact = [divmod(part * samples, whole) for part in parts]
     counts = [count for count, _ in exact]
-    order = sorted(
-        range(len(parts)), key=lambda source: -exact[source][1]
-    )  # stable: the first of equal ones
+    # Stable: the first of equal ones comes first.
+    order = sorted(range(len(parts)), key=lambda source: -exact[source][1])
     for source in order[: samples - sum(counts)]:
         counts[source] += 1
     return counts
@@ -96,8 +96,7 @@ def least_weight(batch: int) -> Fraction:
 
 
 def _cycle(used: Sequence[Fraction], batch: int) -> int:
-    """Global batches from one rounding to the next: one if every batch has a sample of every
-    source.
+    """Global batches from one rounding to the next: one if each has a sample of every source.
 
     Else the fewest that hold whole numbers of all; if that is more than MOST_CYCLE, the fewest that
     hold one sample of the rarest.
