@@ -54,7 +54,7 @@ def examine_all(configs: Sequence[RunConfig]) -> list[PlannedRun]:
 
 
 def examine_again(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """The same runs; those whose data was prepared since they were planned are examined anew.
+    """The same runs; those whose data was prepared in between are examined again.
 
     InputError with the mistakes of all of them.
     """
@@ -119,7 +119,7 @@ class _Checks:
         return self._examine(config, freeze.layout_for(config))
 
     def examine_again(self, run: PlannedRun) -> PlannedRun:
-        """The run as it is if it was planned with the data that is there now, else planned anew."""
+        """The run as it is if it was planned with the data that is there now, else planned again."""
         with contextlib.suppress(InputError):  # which the examination reports beside the rest
             if _is_planned_with(run.plan, self._known_data(run.config)):
                 return run

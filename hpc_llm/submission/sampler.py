@@ -51,7 +51,7 @@ def ask(
     asked = []
     for _ in range(num):
         params = study.ask(distributions).params
-        asked.append({one.key: _readable(params[one.key], one) for one in space})
+        asked.append({axis.key: _readable(params[axis.key], axis) for axis in space})
     return asked
 
 

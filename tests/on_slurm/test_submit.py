@@ -327,7 +327,7 @@ def test_a_watchdog_that_dies_over_a_submission_sends_nothing_twice(
         raise SystemExit(137)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(backlog.Backlog, "note", dies)
+        patched.setattr(backlog.Backlog, "record_sent", dies)
         watchdog.main([str(submit.root), "--once"])
     queued = sorted(row[0] for row in submit.slurm.squeue("--array", fields="%F_%K"))
     assert len(queued) == 3

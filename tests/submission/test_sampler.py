@@ -61,8 +61,14 @@ def test_trials_that_run_and_numbers_that_are_whole() -> None:
 
 
 def test_a_space_has_presets_values_and_intervals_and_each_trial_is_composed_whole() -> None:
-    space = compose_space([*WORDS, "model=mpt-tiny,llama-tiny", "optim.lr=tag(log,interval(1e-5,1e-2))",
-                           "train.global_batch=8,16", "model.n_layers=int(interval(1,4))"])  # fmt: skip
+    words = [
+        *WORDS,
+        "model=mpt-tiny,llama-tiny",
+        "optim.lr=tag(log,interval(1e-5,1e-2))",
+        "train.global_batch=8,16",
+        "model.n_layers=int(interval(1,4))",
+    ]
+    space = compose_space(words)
     assert [(one.key, one.is_group, one.choices) for one in space.dimensions[:2]] == [
         ("model", True, ["mpt-tiny", "llama-tiny"]),
         ("train.global_batch", False, [8, 16]),
