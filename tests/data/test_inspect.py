@@ -34,8 +34,8 @@ def mixed(tmp_path: Path, prepared: Path) -> Path:
     return folder
 
 
-def shown(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
-    assert prepare.main(list(words)) == 0
+def shown(capsys: pytest.CaptureFixture[str], *overrides: str) -> list[str]:
+    assert prepare.main(list(overrides)) == 0
     return capsys.readouterr().out.splitlines()
 
 
@@ -61,14 +61,14 @@ def test_rows_of_prepared_data_are_decoded(
 def test_a_run_is_shown_as_it_was_frozen(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (
+    overrides = (
         "data=files",
         "data.source=/text",
         f"run.root={tmp_path}",
         "run.name=first",
         f"data.out={prepared}",
     )
-    config = make_config(*WORDS, *words, "run.seed=5")
+    config = make_config(*WORDS, *overrides, "run.seed=5")
     layout = freeze.freeze(planned(config, make_plan(config, facts(prepared))))
     of_run = shown(capsys, f"inspect={layout.path}", "step=7", "rows=4")
     assert of_run == shown(capsys, f"inspect={prepared}", "step=7", "rows=4", *WORDS, "run.seed=5")
@@ -95,7 +95,7 @@ def test_packed_documents_stand_on_lines_of_their_own(
 
 
 @pytest.mark.parametrize(
-    ("words", "problem"),
+    ("overrides", "problem"),
     [
         (["step"], "step: a value is expected, for example step=100"),
         (["step=0"], "step=0: a whole number from 1 on is expected"),
@@ -108,9 +108,9 @@ def test_packed_documents_stand_on_lines_of_their_own(
     ],
 )
 def test_what_cannot_be_shown_is_said(
-    prepared: Path, capsys: pytest.CaptureFixture[str], words: list[str], problem: str
+    prepared: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], problem: str
 ) -> None:
-    assert prepare.main([f"inspect={prepared}", *WORDS, *words]) == 2
+    assert prepare.main([f"inspect={prepared}", *WORDS, *overrides]) == 2
     assert problem in capsys.readouterr().err
 
 

@@ -31,8 +31,9 @@ def heldout(prepared: Path) -> ShardSet:
 
 
 def real_rows(passes: list[Passes]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of all ranks and passes in order, without the padding: tokens, targets [rows,
-    seq_len].
+    """Rows of all ranks and passes in order, without the padding.
+
+    Tokens, targets: [rows, seq_len] each.
     """
     tokens = torch.cat([part for rank in passes for part, _ in rank])
     targets = torch.cat([part for rank in passes for _, part in rank])
@@ -97,8 +98,9 @@ def test_steps_may_be_asked_for_in_any_order(train: ShardSet) -> None:
 def test_for_a_gpu_every_tensor_is_whole_and_pinned(
     train: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pinning itself needs a GPU; a view into a larger buffer would be copied once more on its way
-    there.
+    """Pinning itself needs a GPU.
+
+    A view into a larger buffer would be copied once more on its way there.
     """
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     pinned: list[torch.Tensor] = []

@@ -95,11 +95,11 @@ def test_streams_have_orders_of_their_own() -> None:
 def test_every_step_has_a_shuffle_of_its_own_however_steps_are_asked_for(
     seed: int, start: int, count: int, size: int
 ) -> None:
-    found = shuffles(seed, start, count, size)
-    assert np.array_equal(np.sort(found, axis=1), np.tile(np.arange(size), (count, 1)))
-    assert np.array_equal(found[-1:], shuffles(seed, start + count - 1, 1, size))
+    orders = shuffles(seed, start, count, size)
+    assert np.array_equal(np.sort(orders, axis=1), np.tile(np.arange(size), (count, 1)))
+    assert np.array_equal(orders[-1:], shuffles(seed, start + count - 1, 1, size))
     if size > 20 and count > 1:
-        assert not np.array_equal(found[0], found[1])
+        assert not np.array_equal(orders[0], orders[1])
 
 
 def test_no_samples_are_refused() -> None:

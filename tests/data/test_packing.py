@@ -1,5 +1,6 @@
-"""Documents in rows: nothing lost, nothing twice, little padded; the index is written once and
-opened unread.
+"""Documents in rows: nothing lost, nothing twice, little padded.
+
+The index is written once, and opened without being read.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ def test_best_fit_is_the_plain_search_for_the_fullest_row_with_room(sizes: list[
             rooms[rooms.index(min(fitting))] -= size
         else:
             rooms.append(capacity - size)
-    found = best_fit(np.array(sizes, np.int64), capacity)
-    assert sorted(capacity - sum(sizes[piece] for piece in row) for row in found) == sorted(rooms)
-    assert sorted(itertools.chain(*found)) == list(range(len(sizes)))
+    rows = best_fit(np.array(sizes, np.int64), capacity)
+    assert sorted(capacity - sum(sizes[piece] for piece in row) for row in rows) == sorted(rooms)
+    assert sorted(itertools.chain(*rows)) == list(range(len(sizes)))
 
 
 def test_real_lengths_leave_next_to_nothing_empty() -> None:
@@ -101,7 +102,7 @@ def test_packed_rows_hold_whole_documents_apart(data: Path) -> None:
         np.arange(samples.num_samples)[::-1], everything, np.arange(samples.num_samples)[::-1]
     )
     assert everything.documents is not None
-    found = []
+    texts = []
     for tokens, targets, numbers in zip(
         everything.tokens, everything.targets, everything.documents, strict=True
     ):
@@ -111,10 +112,10 @@ def test_packed_rows_hold_whole_documents_apart(data: Path) -> None:
         for number in range(1, numbers.max() + 1):
             own = numbers == number
             assert (tokens[own][1:] == targets[own][:-1]).all()
-            found.append([int(tokens[own][0]), *targets[own].tolist()])
+            texts.append([int(tokens[own][0]), *targets[own].tolist()])
     whole = documents(1, 40, 30) + documents(2, 40, 9)
     pieces = [text[at : at + 17] for text in whole for at in range(0, len(text) - 1, 16)]
-    assert sorted(found) == sorted(pieces)
+    assert sorted(texts) == sorted(pieces)
 
 
 def test_the_index_is_written_once_and_says_what_is_padded(data: Path) -> None:
@@ -162,16 +163,16 @@ def test_a_folder_that_cannot_be_written_is_named(
 def test_prepare_packs_and_says_what_is_wasted(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
+    overrides = [
         "data=files",
         f"data.source={corpus}",
         f"data.out={tmp_path / 'data'}",
         "data.workers=1",
     ]
-    words += ["model.vocab_size=512", "train.seq_len=64", "data.packing=best_fit"]
-    assert prepare.main(words) == 0
-    said = re.search(
+    overrides += ["model.vocab_size=512", "train.seq_len=64", "data.packing=best_fit"]
+    assert prepare.main(overrides) == 0
+    percentage = re.search(
         r"rows of 64 tokens, ([0-9.]+)% of their positions padding", capsys.readouterr().out
     )
-    assert said is not None
-    assert 0 < float(said[1]) < 5
+    assert percentage is not None
+    assert 0 < float(percentage[1]) < 5

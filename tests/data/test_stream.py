@@ -73,16 +73,15 @@ def run(
 def whole_step(
     config: RunConfig, plan: RunPlan, step: int, world_size: int, micro_batch: int
 ) -> list[torch.Tensor]:
-    """The real rows of all ranks and passes of a step, cut as the loader cuts them: tokens,
-    targets, documents.
+    """The real rows of all ranks and passes of a step: tokens, targets, documents.
+
+    They are cut as the loader cuts them.
     """
-    global_batch = config.train.global_batch
+    shared = stream.training(config, plan, Path(plan.data_directory))
     passes = []
     for rank in range(world_size):
-        with Batches(
-            stream.training(config, plan, Path(plan.data_directory)),
-            Share(rank, world_size, global_batch, micro_batch),
-        ) as batches:
+        share = Share(rank, world_size, config.train.global_batch, micro_batch)
+        with Batches(shared, share) as batches:
             passes += batches.step(step)
     rows = [torch.cat(part) for part in zip(*passes, strict=True)]
     real = (rows[1] != IGNORED).view(-1, config.train.seq_len).any(1)
@@ -167,9 +166,9 @@ def test_a_documents_first_token_is_no_target_where_boundaries_are_masked(data: 
 @pytest.mark.parametrize("packing", ["concatenated", "best_fit"])
 def test_held_out_text_is_packed_like_the_rest(data: Path, packing: str) -> None:
     config, plan = run(data, packing=packing)
-    found = stream.heldout(config, plan, data)
-    batches = list(heldout_batches(found, Share(0, 1, 8, 8)))
-    assert len(batches) == -(-len(found.rows.samples) // 8)
+    heldout = stream.heldout(config, plan, data)
+    batches = list(heldout_batches(heldout, Share(0, 1, 8, 8)))
+    assert len(batches) == -(-len(heldout.rows.samples) // 8)
     assert len(batches[0][0]) == (3 if packing == "best_fit" else 2)
 
 
@@ -179,14 +178,14 @@ def test_the_sources_of_the_last_phase_are_evaluated_in_its_proportions(
 ) -> None:
     config, plan = run(data, packing=packing)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_batches=2))
-    found = stream.heldout(config, plan, data)
+    heldout = stream.heldout(config, plan, data)
     code, web = (ShardSet.open(data, "heldout", name) for name in ("code", "web"))
     kind = BestFit if packing == "best_fit" else Concatenated
-    assert [each.num_samples for each in found.samples] == [
+    assert [each.num_samples for each in heldout.samples] == [
         kind(shards, 16).num_samples for shards in (code, web)
     ]
-    assert np.bincount(found.rows.sources).tolist() == [12, 4]
-    assert np.any(np.diff(found.rows.samples[found.rows.sources == 0]) < 0), "not in file order"
+    assert np.bincount(heldout.rows.sources).tolist() == [12, 4]
+    assert np.any(np.diff(heldout.rows.samples[heldout.rows.sources == 0]) < 0), "not in file order"
 
 
 def test_neither_seed_nor_how_the_batch_is_cut_changes_what_is_evaluated(data: Path) -> None:
@@ -197,10 +196,10 @@ def test_neither_seed_nor_how_the_batch_is_cut_changes_what_is_evaluated(data: P
             run=dataclasses.replace(config.run, seed=seed),
             train=dataclasses.replace(config.train, eval_batches=eval_batches),
         )
-        found = stream.heldout(config, plan, data)
+        heldout = stream.heldout(config, plan, data)
         passes = [
             each
-            for batch in heldout_batches(found, Share(0, 1, global_batch, global_batch))
+            for batch in heldout_batches(heldout, Share(0, 1, global_batch, global_batch))
             for each in batch
         ]
         targets = torch.cat([targets for _, targets in passes])
@@ -215,8 +214,9 @@ def test_neither_seed_nor_how_the_batch_is_cut_changes_what_is_evaluated(data: P
 def test_a_plan_counts_the_samples_that_the_ranks_count(
     data: Path, packing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a cap on both sources of the last phase, they refuse the same durations, and epochs are
-    exact.
+    """With a cap on both sources of the last phase, they refuse the same durations.
+
+    And epochs are exact.
     """
     monkeypatch.setattr(recipe, "check_recipe", lambda *_: None)
     config, _ = run(data, packing=packing)
@@ -256,8 +256,8 @@ def test_a_plan_counts_held_out_samples_too(
     config, plan = run(data, packing=packing)
     known = examine.known_data(config)
     assert known is not None
-    found = [each.num_samples for each in stream.heldout(config, plan, data).samples]
-    assert [known.heldout_samples[name] for name in ("code", "web")] == found
+    counts = [each.num_samples for each in stream.heldout(config, plan, data).samples]
+    assert [known.heldout_samples[name] for name in ("code", "web")] == counts
 
 
 def unphased(data: Path, steps: int, weights: dict[str, float]) -> tuple[RunConfig, RunPlan]:

@@ -1,6 +1,4 @@
-"""The real `prepare`, killed with its workers at random moments, ends with the bytes of an
-undisturbed run.
-"""
+"""The real `prepare`, killed at random moments, ends with the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -51,9 +49,7 @@ def start(given: list[str], out: Path) -> subprocess.Popen[str]:
 
 
 def results(out: Path) -> dict[str, int]:
-    """What lies in the folder of the work so far, with when it was made; files that are being
-    written left out.
-    """
+    """The files of the work so far, with when they were made, but for those being written."""
     found = {}
     for path in out.parent.glob(f"{out.name}.partial-*/**/[!.]*"):
         with suppress(FileNotFoundError):

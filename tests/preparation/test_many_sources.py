@@ -1,6 +1,4 @@
-"""Preparation of several sources with everything that can be wrong with them, as a user types
-it.
-"""
+"""Preparation of several sources with everything that can be wrong with them."""
 
 from __future__ import annotations
 
@@ -48,7 +46,7 @@ def documents(directory: Path, split: str, source: str) -> list[str]:
     return texts
 
 
-def prepared(tmp_path: Path, *words: str, out: str = "out", status: int = 0) -> Manifest:
+def prepared(tmp_path: Path, *overrides: str, out: str = "out", status: int = 0) -> Manifest:
     assert (
         main(
             [
@@ -56,7 +54,7 @@ def prepared(tmp_path: Path, *words: str, out: str = "out", status: int = 0) -> 
                 f"data.source={tmp_path}",
                 "model.vocab_size=512",
                 f"data.out={tmp_path / out}",
-                *words,
+                *overrides,
             ]
         )
         == status
@@ -70,13 +68,13 @@ def test_a_text_is_kept_once_over_all_sources_the_first_by_source_file_and_place
     jsonl(tmp_path / "b" / "x.jsonl", [*COMMON, "only in b", "only in b"])
     jsonl(tmp_path / "a" / "2.jsonl", COMMON[10:20])
     jsonl(tmp_path / "a" / "1.jsonl", [*COMMON[:15], "only in a"])
-    words = [
+    overrides = [
         "data.sources.a.path=a",
         "data.sources.b.path=b",
         "data.heldout_fraction=0.2",
         "data.workers=1",
     ]
-    made = prepared(tmp_path, *words)
+    made = prepared(tmp_path, *overrides)
     kept_a = {
         text for split in ("train", "heldout") for text in documents(tmp_path / "out", split, "a")
     }
@@ -91,7 +89,7 @@ def test_a_text_is_kept_once_over_all_sources_the_first_by_source_file_and_place
         name: made.sources[name].tokens["train"] for name in "ab"
     }
 
-    whole = prepared(tmp_path, *words, "data.deduplicate=false", out="whole")
+    whole = prepared(tmp_path, *overrides, "data.deduplicate=false", out="whole")
     assert whole.documents["duplicates"] == 0
     train = {text for name in "ab" for text in documents(tmp_path / "whole", "train", name)}
     heldout = {text for name in "ab" for text in documents(tmp_path / "whole", "heldout", name)}
@@ -123,22 +121,22 @@ def test_every_bad_document_is_counted_and_said_where_it_stood(tmp_path: Path) -
     rejects = [
         json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
     ]
-    found = {(line["file"], line["offset"]): line["reason"] for line in rejects}
-    assert len(found) == len(rejects) == made.documents["rejects"]
-    assert found.pop(("latin.txt", 0)) == "invalid UTF-8 at byte 3"
-    assert found.pop(("nul.txt", 0)) == "holds NUL"
-    assert found.pop(("empty.txt", 0)) == "empty"
-    assert found.pop(("gone.txt", 0)) == "vanished"
+    reasons = {(line["file"], line["offset"]): line["reason"] for line in rejects}
+    assert len(reasons) == len(rejects) == made.documents["rejects"]
+    assert reasons.pop(("latin.txt", 0)) == "invalid UTF-8 at byte 3"
+    assert reasons.pop(("nul.txt", 0)) == "holds NUL"
+    assert reasons.pop(("empty.txt", 0)) == "empty"
+    assert reasons.pop(("gone.txt", 0)) == "vanished"
     assert (
-        found.pop(("lines.jsonl", 17))
-        == found.pop(("lines.jsonl", 29))
+        reasons.pop(("lines.jsonl", 17))
+        == reasons.pop(("lines.jsonl", 29))
         == "no text in field 'text'"
     )
-    assert found.pop(("lines.jsonl", 42)) == "empty"
-    assert found.pop(("lines.jsonl", 57)) == "half a surrogate pair at character 0"
-    assert found.pop(("lines.jsonl", 76)).startswith("no JSON")
-    assert found.pop(("broken.parquet", 0)).startswith("damaged")
-    ((file, _),) = found
+    assert reasons.pop(("lines.jsonl", 42)) == "empty"
+    assert reasons.pop(("lines.jsonl", 57)) == "half a surrogate pair at character 0"
+    assert reasons.pop(("lines.jsonl", 76)).startswith("no JSON")
+    assert reasons.pop(("broken.parquet", 0)).startswith("damaged")
+    ((file, _),) = reasons
     assert file == "cut.jsonl.gz"
     assert {line["source"] for line in rejects} == {"files"}
     counts = made.documents
@@ -181,17 +179,19 @@ def test_the_mix_of_mpt_7b_needs_a_folder_of_ten(
             [f"{name}: {text}" for text in COMMON[number:]],
             source.text_field,
         )
-    words = [
+    overrides = [
         "data=mpt-7b-mix",
         f"data.source={tmp_path / 'mix'}",
         "model.vocab_size=512",
         f"data.workers={workers}",
     ]
     (tmp_path / "mix" / "c4").rename(tmp_path / "c4")
-    assert main([*words, f"data.out={tmp_path / 'out'}"]) == 2
+    assert main([*overrides, f"data.out={tmp_path / 'out'}"]) == 2
     assert "data.sources.c4.path=" in capsys.readouterr().err
     assert (
-        main([*words, f"data.out={tmp_path / 'out'}", f"data.sources.c4.path={tmp_path / 'c4'}"])
+        main(
+            [*overrides, f"data.out={tmp_path / 'out'}", f"data.sources.c4.path={tmp_path / 'c4'}"]
+        )
         == 0
     )
     made = read_manifest(tmp_path / "out")
@@ -207,15 +207,15 @@ def test_workers_and_interruptions_aside_the_bytes_are_those_of_the_corpus(
 ) -> None:
     for name in "abc":
         jsonl(tmp_path / name / "x.jsonl", [f"{name} {text}" for text in COMMON])
-    words = [f"data.sources.{name}.path={name}" for name in "abc"]
-    prepared(tmp_path, *words, "data.workers=1", out="one")
-    prepared(tmp_path, *words, "data.workers=3", out="three")
+    overrides = [f"data.sources.{name}.path={name}" for name in "abc"]
+    prepared(tmp_path, *overrides, "data.workers=1", out="one")
+    prepared(tmp_path, *overrides, "data.workers=3", out="three")
     assert content(tmp_path / "one") == content(tmp_path / "three")
 
 
 def test_a_corpus_that_has_changed_is_begun_anew(tmp_path: Path, content: Content) -> None:
     jsonl(tmp_path / "x.jsonl", [*COMMON, None, None, None])
-    words = ["data.workers=1", "data.suffixes=[.jsonl]", "data.max_reject_fraction=0.01"]
+    overrides = ["data.workers=1", "data.suffixes=[.jsonl]", "data.max_reject_fraction=0.01"]
     assert (
         main(
             [
@@ -223,13 +223,13 @@ def test_a_corpus_that_has_changed_is_begun_anew(tmp_path: Path, content: Conten
                 f"data.source={tmp_path}",
                 "model.vocab_size=512",
                 f"data.out={tmp_path / 'out'}",
-                *words,
+                *overrides,
             ]
         )
         == 2
     )
     (left,) = tmp_path.glob("out.partial-*")
     jsonl(tmp_path / "x.jsonl", COMMON)
-    made = prepared(tmp_path, *words)
+    made = prepared(tmp_path, *overrides)
     assert made.documents["in"] == 30
     assert not left.exists()

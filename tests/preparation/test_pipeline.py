@@ -181,10 +181,10 @@ def test_killed_anywhere_the_same_call_makes_the_same_bytes(
     )
     config = config_for(corpus, workers=workers)
     directory = tmp_path / "data"
-    words = [json.dumps(to_dict(config)), str(directory), stage]
+    argv = [json.dumps(to_dict(config)), str(directory), stage]
     # the output ends when the last worker has: none outlives the process that was killed
     done = subprocess.run(
-        [sys.executable, str(script), *words], check=False, capture_output=True, timeout=60
+        [sys.executable, str(script), *argv], check=False, capture_output=True, timeout=60
     )
     assert done.returncode == -signal.SIGKILL
     assert not directory.exists()

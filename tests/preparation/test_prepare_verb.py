@@ -13,28 +13,28 @@ from hpc_llm.prepare import main
 def test_prepare_sums_up_and_says_what_comes_next(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
+    overrides = [
         "data=files",
         f"data.source={corpus}",
         f"data.out={tmp_path / 'data'}",
         "model.vocab_size=512",
     ]
-    assert main([*words, "data.workers=1"]) == 0
+    assert main([*overrides, "data.workers=1"]) == 0
     shown = capsys.readouterr()
     assert "prepared in" in shown.out
     assert "40: " in shown.out
     assert "nats per token" in shown.out
     assert "next: python -m hpc_llm.submit data=files" in shown.out
     assert "tokenising: 0.4 MB" in shown.err
-    assert main(words) == 0
+    assert main(overrides) == 0
     assert "already prepared" in capsys.readouterr().out
 
 
 def test_every_mistake_is_a_line_and_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["data=files", "data.source=/no/such", f"data.out={tmp_path / 'data'}"]
-    assert main(words) == 2
+    overrides = ["data=files", "data.source=/no/such", f"data.out={tmp_path / 'data'}"]
+    assert main(overrides) == 2
     assert capsys.readouterr().err == (
         "prepare: data.source=/no/such: no such file or folder; give an existing one with "
         "data.source=PATH\n"
@@ -66,8 +66,8 @@ def test_what_slurm_says_no_to_is_a_line(
     )
     (tmp_path / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    words = ["+cluster=a100x64", "cluster.partition=nope", f"run.root={tmp_path / 'runs'}"]
-    assert main([*words, "test_only=true"]) == 2
+    overrides = ["+cluster=a100x64", "cluster.partition=nope", f"run.root={tmp_path / 'runs'}"]
+    assert main([*overrides, "test_only=true"]) == 2
     assert capsys.readouterr().err == (
         "prepare: cluster=a100x64: sbatch: invalid partition specified: nope\n"
     )

@@ -13,8 +13,8 @@ from hpc_llm.preparation.split import DUPLICATE, HELDOUT, TRAIN, budgets, decide
 
 def digests(numbers: list[int]) -> np.ndarray:
     """The digests of texts, one for each number."""
-    found = b"".join(hashlib.sha256(str(number).encode()).digest()[:16] for number in numbers)
-    return np.frombuffer(found, np.uint8).reshape(-1, 16)
+    joined = b"".join(hashlib.sha256(str(number).encode()).digest()[:16] for number in numbers)
+    return np.frombuffer(joined, np.uint8).reshape(-1, 16)
 
 
 def decided(numbers: list[int], fraction: float = 0.2, deduplicate: bool = True) -> list[int]:

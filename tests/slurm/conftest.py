@@ -1,5 +1,6 @@
-"""Golden files: set UPDATE_GOLDEN=1 to write them anew, then read the difference before committing
-it.
+"""Golden files.
+
+UPDATE_GOLDEN=1 writes them again; read the difference before committing it.
 """
 
 from __future__ import annotations

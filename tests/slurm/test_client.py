@@ -1,5 +1,6 @@
-"""What is asked of Slurm's commands, and how their failures are told apart; real Slurm is asked in
-tests/on_slurm.
+"""What Slurm's commands are asked, and how their failures are told apart.
+
+A real Slurm is asked in tests/on_slurm.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from hpc_llm.slurm.client import SlurmRefused, SlurmUnavailable
 
 
 class Commands:
-    """Stand-ins on PATH that note their words and environment, say what they are told, and end with
-    a status.
+    """Stand-ins for commands on PATH.
+
+    They note their arguments and environment, say what they are given, and end with a status.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,6 +1,4 @@
-"""submitit hands over our script: what is run, what is left, and how its failures are told
-apart.
-"""
+"""submitit hands over our script: what is run, what is left, and how failures differ."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The batch script: golden per cluster, and quoting checked by the real bash and by sbatch's own
-rules.
-"""
+"""The batch script: golden per cluster; quoting as the real bash and sbatch's rules read it."""
 
 from __future__ import annotations
 
@@ -56,22 +54,19 @@ def script(config: RunConfig, run_dir: str = "/scratch/runs/one", **more: object
 
 def options(text: str) -> dict[str, str]:
     """What sbatch would understand of the header."""
-    words = [
-        sbatch_words(line.removeprefix("#SBATCH"))
-        for line in text.splitlines()
-        if line.startswith("#SBATCH")
-    ]
-    assert all(len(found) == 1 for found in words)
-    return {
-        name.removeprefix("--"): value
-        for (word,) in words
-        for name, _, value in [word.partition("=")]
-    }
+    values = {}
+    for line in text.splitlines():
+        if line.startswith("#SBATCH"):
+            (option,) = sbatch_words(line.removeprefix("#SBATCH"))
+            name, _, value = option.partition("=")
+            values[name.removeprefix("--")] = value
+    return values
 
 
 def sbatch_words(line: str) -> list[str]:
-    """A line split by sbatch's rules: quotes group, a backslash escapes everywhere, # ends, white
-    space separates.
+    """A line split by sbatch's rules.
+
+    Quotes group, a backslash escapes everywhere, # ends, white space separates.
     """
     words: list[str] = []
     current = ""
@@ -314,9 +309,9 @@ def test_everything_that_cannot_be_written_is_told_at_once() -> None:
     ],
 )
 def test_gpus_are_asked_for_in_the_sites_dialect(dialect: str, expected: dict[str, str]) -> None:
-    found = options(script(with_cluster(gpu_request=dialect)))
+    header = options(script(with_cluster(gpu_request=dialect)))
     assert {
-        key: value for key, value in found.items() if key in ("gres", "gpus-per-node")
+        key: value for key, value in header.items() if key in ("gres", "gpus-per-node")
     } == expected
 
 
@@ -344,9 +339,9 @@ def test_spare_nodes_are_asked_for_and_the_job_outlives_a_node() -> None:
 
 
 def test_a_percent_sign_in_a_path_is_not_a_pattern() -> None:
-    found = options(script(make_config("cluster=local-slurm"), run_dir="/r/50%j"))
-    assert found["output"] == "/r/50%%j/slurm/%j.log"
-    assert found["chdir"] == "/r/50%j/code"
+    header = options(script(make_config("cluster=local-slurm"), run_dir="/r/50%j"))
+    assert header["output"] == "/r/50%%j/slurm/%j.log"
+    assert header["chdir"] == "/r/50%j/code"
 
 
 def test_paths_on_this_machine_alone_are_a_programming_error() -> None:

@@ -40,9 +40,9 @@ def test_users_with_most_gpus_come_first_and_those_with_a_share_alone_last() -> 
         ("a-name-with-many-letters-of-a-directory-service", "nlp", "RUNNING", "node=2,gres/gpu=16"),
     )
     shares = [User("ann", "nlp", fair_share=0.4), User("cy", "nlp", fair_share=0.9)]
-    found = read_users(jobs, shares)
-    assert [user.name[:3] for user in found] == ["a-n", "ann", "bob", "cy"]
-    ann = found[1]
+    users = read_users(jobs, shares)
+    assert [user.name[:3] for user in users] == ["a-n", "ann", "bob", "cy"]
+    ann = users[1]
     assert (ann.running, ann.running_jobs, ann.queued, ann.queued_jobs, ann.fair_share) == (
         8,
         1,
@@ -66,8 +66,8 @@ def test_gpus_of_a_node_that_is_down_are_not_free() -> None:
 
 
 def test_shares_are_those_of_people() -> None:
-    said = (
+    text = (
         "root||1.000000|1.000000|\n nlp||0.500000|0.250000|\n  nlp|ann|0.250000|0.500000|0.125000\n"
     )
-    (ann,) = read_shares(said)
+    (ann,) = read_shares(text)
     assert ann == User("ann", "nlp", fair_share=0.125, share_used=2.0)

@@ -26,8 +26,9 @@ def hanzi(num_chars: int) -> str:
 
 
 def llama2(texts: list[str]) -> bytes:
-    """A tokenizer.json laid out as Llama 2's: a space is put in front, and spaces are part of
-    words.
+    """A tokenizer.json laid out as that of Llama 2.
+
+    A space is put in front, and spaces are part of words.
     """
     made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     made.normalizer = normalizers.Sequence(

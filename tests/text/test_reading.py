@@ -41,18 +41,18 @@ def span(path: Path, start: int = 0, end: int | None = None) -> Span:
 
 def read(part: Span, **reading: Any) -> list[tuple[int, str]]:
     """Offset of every document with its text, or with why it is rejected after a `!`."""
-    found = []
+    documents_read = []
     for item in documents(part, ReadingConfig(**reading)):
         if isinstance(item, Reject):
-            found.append((item.offset, f"!{item.reason}"))
+            documents_read.append((item.offset, f"!{item.reason}"))
         elif isinstance(item, Document):
             try:
-                found.append((item.offset, "".join(item.pieces)))
+                documents_read.append((item.offset, "".join(item.pieces)))
             except Rejected as rejected:
-                found.append((item.offset, f"!{rejected}"))
+                documents_read.append((item.offset, f"!{rejected}"))
         else:
             assert isinstance(item, Filtered)
-    return found
+    return documents_read
 
 
 def texts(part: Span, **reading: Any) -> list[str]:
@@ -145,9 +145,11 @@ def test_json_that_breaks_off_gives_what_came_before(
 ) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    found = texts(span(path))
-    assert len(found) == len(expected)
-    assert all(one.startswith(other) for one, other in zip(found, expected, strict=True))
+    documents_read = texts(span(path))
+    assert len(documents_read) == len(expected)
+    assert all(
+        text.startswith(beginning) for text, beginning in zip(documents_read, expected, strict=True)
+    )
 
 
 def test_a_line_that_is_no_record_is_a_reject_and_the_next_is_read(tmp_path: Path) -> None:
@@ -161,16 +163,16 @@ def test_a_line_that_is_no_record_is_a_reject_and_the_next_is_read(tmp_path: Pat
         b"[" * 100_000,
     ]
     path.write_bytes(b"\n".join([b'{"text": "first"}', *bad, b"", b'{"text": "last"}']))
-    found = read(span(path))
-    assert found[0] == (0, "first")
-    assert found[-1] == (path.stat().st_size - 16, "last")
+    documents_read = read(span(path))
+    assert documents_read[0] == (0, "first")
+    assert documents_read[-1] == (path.stat().st_size - 16, "last")
     reasons = [
         "no JSON",
         "a JSON object is expected, not list",
         "invalid UTF-8 at byte 13 of the line",
     ]
     reasons += ["no text in field 'text'", "holds NUL", "no JSON"]
-    for (_, text), reason in zip(found[1:-1], reasons, strict=True):
+    for (_, text), reason in zip(documents_read[1:-1], reasons, strict=True):
         assert text.startswith(f"!{reason}")
 
 
@@ -223,8 +225,8 @@ def test_a_truncated_file_gives_what_can_be_read_and_one_reject(
 def test_what_is_not_packed_at_all_is_one_reject(tmp_path: Path, packed: str) -> None:
     path = tmp_path / f"a.jsonl{packed}"
     path.write_bytes(b"this is no such thing, whatever its name says")
-    (found,) = texts(span(path))
-    assert found.startswith("!")
+    (reject,) = texts(span(path))
+    assert reject.startswith("!")
 
 
 def test_zstandard_packed_with_the_longest_window_is_read(tmp_path: Path) -> None:

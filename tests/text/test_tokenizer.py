@@ -54,9 +54,9 @@ def test_any_text_survives_a_round_trip(model: bytes, text: str) -> None:
 )
 def test_awkward_text_survives_a_round_trip(model: bytes, text: str) -> None:
     trained = open_tokenizer(model)
-    found = ids(trained, text)
-    assert trained.decode(found) == text
-    assert trained.eos_id not in found
+    encoded = ids(trained, text)
+    assert trained.decode(encoded) == text
+    assert trained.eos_id not in encoded
 
 
 def test_real_text_survives_a_round_trip(model: bytes, texts: list[str]) -> None:
@@ -82,10 +82,10 @@ def test_a_line_longer_than_sentencepiece_takes_is_not_dropped() -> None:
 def test_vocabulary_that_the_corpus_cannot_fill_is_lowered_to_what_it_can_and_said(
     texts: list[str],
 ) -> None:
-    said: list[str] = []
-    trained = open_tokenizer(train(texts[:1], 50000, said.append))
+    lines: list[str] = []
+    trained = open_tokenizer(train(texts[:1], 50000, lines.append))
     assert 300 < trained.vocab_size < 50000
-    assert said == [
+    assert lines == [
         f"data.vocab_size=50000: the text yields only {trained.vocab_size} pieces, so the "
         f"tokenizer has {trained.vocab_size}"
     ]
@@ -151,9 +151,9 @@ def brought(texts: list[str]) -> bytes:
 @settings(max_examples=100, deadline=None)
 def test_any_text_survives_a_brought_tokenizer_json(brought: bytes, text: str) -> None:
     opened = open_tokenizer(brought)
-    found = ids(opened, text + "<|endoftext|>")
-    assert opened.decode(found) == text + "<|endoftext|>"
-    assert opened.eos_id not in found, "its name in a text is text"
+    encoded = ids(opened, text + "<|endoftext|>")
+    assert opened.decode(encoded) == text + "<|endoftext|>"
+    assert opened.eos_id not in encoded, "its name in a text is text"
     assert opened.vocab_size == 500
 
 
