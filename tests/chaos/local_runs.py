@@ -16,6 +16,7 @@ from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Event
 from hpc_llm.storage.files import sha256_file
 from hpc_llm.trackers import jsonl
+from tests.chaos import warm_ranks
 
 FAULTS = Path(__file__).parent / "faults"
 STEPS = 8
@@ -107,9 +108,16 @@ class Finished:
         return found
 
 
-def run(root: Path, name: str, *words: str, faults: list[dict[str, Any]] | None = None) -> Finished:
-    """`submit` in the foreground, as a user types it, with `faults` (see
-    faults/sitecustomize.py).
+def run(
+    root: Path,
+    name: str,
+    *words: str,
+    faults: list[dict[str, Any]] | None = None,
+    warm: bool = True,
+) -> Finished:
+    """`submit` in the foreground, as a user types it, with `faults` (faults/sitecustomize.py).
+
+    warm: its ranks have torch already (warm_ranks.py).
     """
     environment = {
         **os.environ,
@@ -117,6 +125,8 @@ def run(root: Path, name: str, *words: str, faults: list[dict[str, Any]] | None 
         "HPC_LLM_FAULTS": json.dumps(faults or []),
         "PYTHONWARNINGS": "ignore",
     }
+    if warm:
+        environment |= warm_ranks.environment()
     command = [
         sys.executable,
         "-m",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.trackers import jsonl
+from tests.chaos import warm_ranks
 from tests.chaos.local_runs import FAULTS, TINY, Finished
 from tests.waiting import until
 
@@ -64,6 +65,8 @@ class SlurmRuns:
         """What `command` prints, in the environment that its jobs' ranks will have."""
         path = os.pathsep.join([str(FAULTS), *filter(None, [self.slurm.env.get("PYTHONPATH")])])
         more = {"PYTHONPATH": path, "HPC_LLM_PACE": str(self._released)}
+        if self.user is None and (address := warm_ranks.address()):
+            more["WARM_RANKS"] = address
         return self.slurm.run(
             *command, user=self.user, more=more, timeout_s=300
         ).stdout  # the first prepares data
@@ -149,9 +152,10 @@ def processes(run: Path, program: str) -> list[int]:
 def pids_of_rank(run: Path, rank: int) -> list[int]:
     """Of processes of that rank, which Slurm's environment tells apart."""
     wanted = f"SLURM_PROCID={rank}".encode()
-    return [
-        pid
-        for pid in processes(run, "hpc_llm.train")
-        if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        and b"srun" not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    ]
+    pids = []
+    for pid in processes(run, "hpc_llm.train"):
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if wanted in environment and b"srun" not in command:
+            pids.append(warm_ranks.pid_of_fork(pid))
+    return pids

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from tests.chaos import warm_ranks
+
 WORKER = Path(__file__).with_name("engine_worker.py")
 Case = tuple[Any, ...]  # precision, ZeRO stage, micro-batch, further words
 
@@ -34,6 +36,8 @@ def trained(
         "PYTHONWARNINGS": "ignore",
     }
     environment["ENGINE_WORKER_DEVICE"] = device
+    if device == "cpu":
+        environment |= warm_ranks.environment(str(WORKER))
     ranks = [
         subprocess.Popen(
             [
