@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import array
 import atexit
+import contextlib
 import fcntl
 import functools
 import gc
@@ -150,10 +151,8 @@ def _report(clients: dict[int, socket.socket]) -> None:
         if pid == 0:
             return
         connection = clients.pop(pid)
-        try:
+        with contextlib.suppress(OSError):
             connection.sendall(struct.pack("I", status))
-        except OSError:
-            pass
         connection.close()
 
 
@@ -224,11 +223,9 @@ def _take_over(request: dict[str, Any], files: array.array[int]) -> None:
     fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(life, F_SETSIG, signal.SIGKILL)  # from the kernel, when the other end is closed
     fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
-    try:
-        if os.read(life, 1) == b"":
+    with contextlib.suppress(BlockingIOError):
+        if os.read(life, 1) == b"":  # it is gone already
             os._exit(1)
-    except BlockingIOError:
-        pass
     Path("/proc/self/comm").write_text(f"rank of {request['pid']}")
     for name, limits in request["limits"].items():
         resource.setrlimit(getattr(resource, name), tuple(limits))
@@ -240,8 +237,8 @@ def _take_over(request: dict[str, Any], files: array.array[int]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = [request["folder"], *request["path"]]
-    sys.stdout = open(1, "w", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     if environment.get("PYTHONWARNINGS") == "ignore":
         warnings.simplefilter("ignore")
     import torch

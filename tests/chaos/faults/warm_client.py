@@ -7,6 +7,7 @@ cannot take over (user, namespaces, interpreter), the rank starts as usual.
 """
 
 import array
+import contextlib
 import ctypes
 import json
 import os
@@ -25,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 def place() -> dict:
     """What a fork cannot take over from another process."""
     return {
-        "namespaces": [os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES],
+        "namespaces": [os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES],  # noqa: PTH115
         "users": [*os.getresuid(), *os.getresgid()],
         "python": [sys.executable, sys.prefix, sys.version],
     }
@@ -34,7 +35,7 @@ def place() -> dict:
 def become_warm(address: str, argv: list) -> None:
     """If `python argv…` is a rank, have it done by a fork and end as it does; return if refused."""
     is_rank = argv[:2] == ["-m", "hpc_llm.train"]
-    if not is_rank and not argv[:1] == [os.environ.get("WARM_SCRIPT")]:
+    if not is_rank and argv[:1] != [os.environ.get("WARM_SCRIPT")]:
         return
     request = {
         "place": place(),
@@ -94,10 +95,8 @@ def _die_with_supervisor() -> None:
 
 
 def _pass_on(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _number(connection: socket.socket) -> int:
