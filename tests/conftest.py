@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What waits beside what computes, then the quick ones; what is marked `long` only if asked for.
+    """What waits beside what computes, then what is quick; what is `long` only if asked for.
 
     Tests on Slurm wait most of their time, real training takes all cores: taken in turns they share
     the machine to the end.

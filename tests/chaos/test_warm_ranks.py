@@ -1,4 +1,4 @@
-"""Ranks that are forked from a process with torch do what ranks do that were started from nothing."""
+"""Ranks that are forked from a process with torch do what ranks started from nothing do."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_killed_run_of_forks_is_that_of_processes_to_the_bit(tmp_path: Path, s
 
 
 class Rank:
-    """A stand-in for `hpc_llm.train` in a folder of its own, started as a supervisor starts ranks."""
+    """A stand-in for `hpc_llm.train` in a folder of its own, started as supervisors start ranks."""
 
     def __init__(self, folder: Path, body: str) -> None:
         package = folder / "hpc_llm"

@@ -55,7 +55,7 @@ F_SETSIG = 10  # fcntl's; Python has no name for it
 
 
 def environment(script: str | None = None) -> dict[str, str]:
-    """Variables for processes whose ranks, or whose `script`, are to be warm; none where unwanted."""
+    """Variables for processes whose ranks, or whose `script`, are to be warm; none: not wanted."""
     where = address()
     if where is None:
         return {}
@@ -65,7 +65,7 @@ def environment(script: str | None = None) -> dict[str, str]:
 
 @functools.cache
 def address() -> str | None:
-    """The socket of this pytest worker's server, which is started now; None where it is not wanted."""
+    """The socket of this worker's server, which is started at the first call; None: not wanted."""
     if os.environ.get("HPC_LLM_WARM") == "0":
         return None
     from hpc_llm.training import allocator

@@ -54,7 +54,7 @@ def test_one_compiled_block_serves_all_and_gives_the_same_loss_and_gradients(
         torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_within_uncompiled_the_hooks_of_a_blocks_parts_are_called_and_afterwards_it_is_compiled_again() -> (
+def test_within_uncompiled_hooks_of_parts_are_called_and_afterwards_a_block_is_compiled_again() -> (
     None
 ):
     made = model(True, None)
@@ -76,7 +76,8 @@ assert " " in torch.__file__, torch.__file__
 module = torch.nn.Linear(4, 4)
 compile_forward(module)
 x = torch.ones(2, 4)
-torch.testing.assert_close(module(x).exp(), torch.nn.functional.linear(x, module.weight, module.bias).exp())
+expected = torch.nn.functional.linear(x, module.weight, module.bias).exp()
+torch.testing.assert_close(module(x).exp(), expected)
 gelu = torch.nn.GELU()
 compile_forward(gelu)
 torch.testing.assert_close(gelu(x), torch.nn.functional.gelu(x))

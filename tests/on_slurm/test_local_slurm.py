@@ -133,7 +133,7 @@ def test_preemption_requeues_after_the_grace(slurm: SlurmCluster) -> None:
         # It goes at the second SIGTERM only: one that ignored it too would hold its nodes for
         # KillWait, 30 s more.
         script="""[ -z "$SLURM_RESTART_COUNT" ] || exit 0
-srun --overlap bash -c 'trap "echo notice; trap - TERM" TERM; echo up; while :; do sleep 0.2; done'""",
+srun --overlap bash -c 'trap "echo notice; trap - TERM" TERM; echo up; while :; do sleep 0.2; done'""",  # noqa: E501
     )  # fmt: skip
     slurm.wait_text(out, "up\nup\n")  # so that no notice comes before its handler
     urgent = slurm.tool("preempt", job, "--hold", "1").stdout.strip()
@@ -183,9 +183,8 @@ def test_a_site_of_another_kind(make_slurm: Callable[..., SlurmCluster]) -> None
         "--no-accounting", "--no-requeue", "--max-array-size=8",
     )  # fmt: skip
     config = site.run("scontrol", "show", "config").stdout.split()
-    assert [config[config.index(key) + 2] for key in ("JobRequeue", "MaxArraySize", "PreemptMode")] == [
-        "0", "8", "CANCEL",
-    ]  # fmt: skip
+    keys = ("JobRequeue", "MaxArraySize", "PreemptMode")
+    assert [config[config.index(key) + 2] for key in keys] == ["0", "8", "CANCEL"]
     assert (
         "Invalid job array" in site.run("sbatch", "--array=0-8", "--wrap=true", check=False).stderr
     )

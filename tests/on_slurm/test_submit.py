@@ -43,7 +43,7 @@ run_dir=${!#}
 COMPLETES_PYTHON = """#!/bin/bash
 run_dir=${!#}
 echo '{"time": '$(date +%s.%N)', "event": "completed", "attempt": 1}' >>"$run_dir/ledger/supervisor-0001.jsonl"
-"""
+"""  # noqa: E501
 
 
 # A loss that is least at a learning rate of 1e-3.
@@ -53,7 +53,7 @@ TRAINS_PYTHON = (
 rate=$(grep -oP '"lr": \\K[0-9.e-]+' "$run_dir/config.json" | tail -1)  # the first is the model's advice
 loss=$(awk "BEGIN { d = log($rate) / log(10) + 3; print d < 0 ? -d : d }")
 echo '{"step": 1, "heldout_loss": '$loss'}' >>"$run_dir/metrics.jsonl"
-"""
+"""  # noqa: E501
 )
 
 

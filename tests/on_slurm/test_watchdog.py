@@ -46,7 +46,7 @@ if [[ $word == complete ]]; then
   exit 0
 fi
 exit $word
-"""
+"""  # noqa: E501
 
 
 class Runs:

@@ -18,7 +18,7 @@ Traceback (most recent call last):
   File "hpc_llm/train.py", line 40, in main
     outcome = _train(layout, place, stop)
 RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:22843
-"""
+"""  # noqa: E501
 LEADER = """\
 2026-11-23 16:00:09,120 rank 3 ERROR rank 3 failed
 Traceback (most recent call last):

@@ -89,7 +89,6 @@ class Life(RuleBasedStateMachine):
         self.budgets = budgets
 
     # -- the world
-    # -----------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.job == "pending")
     @rule()

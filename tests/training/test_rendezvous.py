@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 
 RANK = """
 import datetime, os, sys, time, torch
-torch.distributed.distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=2)  # 600 s with NCCL
+# 600 s with NCCL
+torch.distributed.distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=2)
 from hpc_llm.slurm.environment import RankEnvironment
 from hpc_llm.training.device import broadcast, process_group
 place = RankEnvironment(int(sys.argv[1]), 0, 2, 1, "127.0.0.1", int(sys.argv[2]))

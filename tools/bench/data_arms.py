@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -175,7 +175,7 @@ class _MegatronTokenizer:
     eod = 0
     pad = -1
     vocab_size = 2**16
-    unique_identifiers = {"class": "none"}
+    unique_identifiers: ClassVar = {"class": "none"}
 
 
 def streaming(case: Case) -> Batches:

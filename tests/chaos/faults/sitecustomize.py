@@ -1,30 +1,35 @@
-"""Faults for ranks under test: put this folder on PYTHONPATH and say in HPC_LLM_FAULTS what goes wrong.
+"""Faults for ranks under test: put this folder on PYTHONPATH, and name them in HPC_LLM_FAULTS.
 
 JSON list of {"attempt": N, "rank": R, "kind": …, …}; each fires in its attempt and rank alone.
 
-    {"kind": "kill", "step": K}             SIGKILL oneself before optimizer step K (from 0)
-    {"kind": "kill-save", "event": K}       SIGKILL oneself at the K-th touch of a file below checkpoints/
-                                            (open for writing, rename, mkdir, remove, rmdir)
-    {"kind": "stall-save", "event": K, "mark": PATH}    write PATH at that touch, and go no further
-    {"kind": "full", "after": BYTES, "times": T}        ENOSPC, T times, once that many bytes went into
-                                                        checkpoint files
-    {"kind": "nan", "step": K, "layer": L}              the weights turn NaN before step K; of parameters
-                                                        named L… if it is given
-    {"kind": "nan-backward", "step": K, "layer": L}     from step K on the backward pass of modules named
-                                                        …L makes NaN
-    {"kind": "scale", "step": K, "by": F}   the weights are F times what they were before step K
-    {"kind": "raise", "step": K, "error": E}            before step K: E is gpu-memory, host-memory (that
-                                                        really runs out), or bug
-    {"kind": "slow", "step": K, "seconds": S}           from step K on every forward pass takes S longer
-    {"kind": "segfault", "step": K}         SIGSEGV
-    {"kind": "stop", "step": K}             SIGSTOP oneself before step K: hangs, with all who wait for it
+    {"kind": "kill", "step": K}         SIGKILL oneself before optimizer step K (from 0)
+    {"kind": "kill-save", "event": K}   SIGKILL oneself at the K-th touch of a file below
+                                        checkpoints/ (open to write, rename, mkdir, remove, rmdir)
+    {"kind": "stall-save", "event": K, "mark": PATH}
+                                        write PATH at that touch, and go no further
+    {"kind": "full", "after": BYTES, "times": T}
+                                        ENOSPC, T times, once that many bytes went into checkpoints
+    {"kind": "nan", "step": K, "layer": L}
+                                        the weights turn NaN before step K; of parameters named L…
+                                        if it is given
+    {"kind": "nan-backward", "step": K, "layer": L}
+                                        from step K on backward of modules named …L makes NaN
+    {"kind": "scale", "step": K, "by": F}
+                                        the weights are F times what they were before step K
+    {"kind": "raise", "step": K, "error": E}
+                                        before step K; E is gpu-memory, host-memory (that really
+                                        runs out), or bug
+    {"kind": "slow", "step": K, "seconds": S}
+                                        from step K on every forward pass takes S longer
+    {"kind": "segfault", "step": K}     SIGSEGV
+    {"kind": "stop", "step": K}         SIGSTOP oneself: hangs, with all who wait for this rank
 
-HPC_LLM_FAULT_ORDERS names a file through which a fault without attempt and step, {"rank": R, "kind": …},
-is ordered while a run trains: the rank takes the file away and obeys before its next step.
+HPC_LLM_FAULT_ORDERS names a file through which a fault without attempt and step is ordered while a
+run trains: the rank named in it takes the file away and obeys before its next step.
 
 HPC_LLM_PACE names a file that does not exist yet: until it does, steps from the 100th on take 50 ms
-longer, and those of the last fifth 0.5 s, so that a run which is there to be hit leaves the cores to
-others and does not end before.
+longer, and those of the last fifth 0.5 s, so that a run which is there to be hit leaves the cores
+to others and does not end before.
 
 WARM_RANKS: see warm_client.py.
 
