@@ -20,6 +20,7 @@ _LOCAL_TIME = "%Y-%m-%dT%H:%M:%S"  # of a command that does not heed it
 _LOCAL_LENGTH = 19
 
 _PASSING = ("SIGNALING", "RESIZING", "CONFIGURING")  # shown briefly instead of RUNNING
+_WAITING = ("PENDING", "REQUEUED", "COMPLETING")
 # A job in one of these states runs, or Slurm leads it on to another state by itself.
 _GOING_ON = (
     "RUNNING",
@@ -83,6 +84,11 @@ class QueuedJob:
     def running(self) -> bool:
         """Whether Slurm says RUNNING, and none of the states that it shows briefly instead."""
         return self.state == "RUNNING"
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it waits in the queue, or is on its way there: what ends may be requeued."""
+        return self.state in _WAITING
 
     @property
     def going_on(self) -> bool:

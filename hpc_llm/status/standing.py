@@ -30,7 +30,6 @@ _STATES = {
     Cause.STOPPED.value: "stopped",
     event_names.HALVED: "stopped",
 }  # of a run that has ended, by why it did; others have failed
-_WAITS_IN_SLURM = ("PENDING", "REQUEUED", "COMPLETING")
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def state_of(seen: Seen) -> str:
     if run.address is None:  # on the machine where it was typed
         return "running" if _beats(run) else "unknown"
     if seen.job.queued is not None and seen.job.queued.live:
-        return "queued" if seen.job.queued.state in _WAITS_IN_SLURM else "running"
+        return "queued" if seen.job.queued.waiting else "running"
     return "cancelled" if seen.job.state == "CANCELLED" else "unknown"
 
 
