@@ -1,6 +1,4 @@
-"""Plain data → the dataclasses of the schema and back, reporting all errors at once; types in the
-user's terms.
-"""
+"""Plain data → the dataclasses of the schema and back, with all errors at once."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], data: Mapping[str, Any]) -> T:
-    """`data` as a frozen dataclass of type `cls`; InputError lists every unknown, missing or
-    ill-typed key.
+    """`data` as a frozen dataclass of type `cls`.
+
+    InputError lists every unknown, missing or ill-typed key.
     """
     problems: list[str] = []
     built = _build(cls, data, "", problems)
@@ -33,10 +32,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def completed(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain `data` of a config dataclass, as an older version wrote it, with the schema's defaults
-    for what it lacks.
+    """Plain `data` of a config dataclass, with the schema's defaults for what it lacks.
 
-    Nothing is checked, and a key that the schema has no more stays.
+    An older version may have written it. Nothing is checked, and a key that the schema has no more
+    stays.
     """
     hints = field_types(kind)
     known = dict[str, Any]()
@@ -44,8 +43,12 @@ def completed(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
         if item.name in data:
             known[item.name] = _completed_value(hints[item.name], data[item.name])
         elif (default := default_of(item)) is not dataclasses.MISSING:
-            known[item.name] = to_dict(default) if dataclasses.is_dataclass(default) else default
-    return {**known, **{key: value for key, value in data.items() if key not in known}}
+            if dataclasses.is_dataclass(default):
+                default = to_dict(default)
+            known[item.name] = default
+    for key, value in data.items():
+        known.setdefault(key, value)
+    return known
 
 
 def _completed_value(annotation: Any, value: Any) -> Any:
@@ -54,14 +57,16 @@ def _completed_value(annotation: Any, value: Any) -> Any:
     if section := section_class(annotation):
         return completed(section, value)
     named = named_class(annotation)
-    return {name: completed(named, item) for name, item in value.items()} if named else value
+    if named is None:
+        return value
+    return {name: completed(named, item) for name, item in value.items()}
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
     """What a key is unless given; dataclasses.MISSING where it must be given."""
-    return (
-        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    )
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def default_value(kind: type, name: str) -> Any:
@@ -73,27 +78,31 @@ def default_value(kind: type, name: str) -> Any:
 
 
 def chosen(config: Any) -> dict[str, Any]:
-    """`to_dict` without what is as it would be unless given: keys that a later version adds change
-    nothing in it.
-    """
-    items = {field: getattr(config, field.name) for field in dataclasses.fields(config)}
-    given = {field.name: value for field, value in items.items() if value != default_of(field)}
-    return {name: _chosen(value) for name, value in given.items()}
+    """`to_dict` without defaults, so that keys that a later version adds change nothing in it."""
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != default_of(field):
+            values[field.name] = _chosen(value)
+    return values
 
 
 def _chosen(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _chosen(each) for key, each in value.items()}
-    return chosen(value) if dataclasses.is_dataclass(value) else value
+    if dataclasses.is_dataclass(value):
+        return chosen(value)
+    return value
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{a: {b: 1}} as {a.b: 1}: the keys as a command line spells them."""
     leaves = {}
     for key, value in tree.items():
-        leaves.update(
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
+        if isinstance(value, dict):
+            leaves.update(flat(value, f"{prefix}{key}."))
+        else:
+            leaves[prefix + key] = value
     return leaves
 
 
@@ -101,11 +110,11 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """`key=before, now value` for every key in which two trees differ."""
     old = flat(then)
     new = flat(now)
-    return [
-        f"{key}={old.get(key)}, now {new.get(key)}"
-        for key in sorted(old | new)
-        if old.get(key) != new.get(key)
-    ]
+    different = []
+    for key in sorted(old | new):
+        if old.get(key) != new.get(key):
+            different.append(f"{key}={old.get(key)}, now {new.get(key)}")
+    return different
 
 
 @functools.cache  # 0.3 ms per class, and a sweep builds a thousand configurations
@@ -116,21 +125,20 @@ def field_types(cls: type) -> dict[str, Any]:
 
 def section_class(annotation: Any) -> type | None:
     """The dataclass that an annotation such as `X` or `X | None` holds, if any."""
-    options = (
-        (annotation,)
-        if typing.get_origin(annotation) is dict
-        else typing.get_args(annotation) or (annotation,)
-    )
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)  # type: ignore[return-value]
+    options: tuple[Any, ...] = (annotation,)
+    if typing.get_origin(annotation) is not dict:
+        options = typing.get_args(annotation) or options
+    for option in options:
+        if dataclasses.is_dataclass(option):
+            return typing.cast(type, option)
+    return None
 
 
 def named_class(annotation: Any) -> type | None:
     """The dataclass of the values of an annotation such as `dict[str, X]`, if any."""
-    return (
-        section_class(typing.get_args(annotation)[1])
-        if typing.get_origin(annotation) is dict
-        else None
-    )
+    if typing.get_origin(annotation) is not dict:
+        return None
+    return section_class(typing.get_args(annotation)[1])
 
 
 def _build(cls: Any, data: Any, prefix: str, problems: list[str]) -> Any:
@@ -150,22 +158,23 @@ def _build(cls: Any, data: Any, prefix: str, problems: list[str]) -> Any:
             item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         ):
             problems.append(f"{name}: missing; give it as {name}=…")
-    return cls(**values) if not problems else None
+    if problems:
+        return None
+    return cls(**values)
 
 
 def _coerce(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
     section = section_class(kind)
     if section is not None:
-        return (
-            None
-            if value is None and types.NoneType in typing.get_args(kind)
-            else _build(section, value, name + ".", problems)
-        )
+        if value is None and types.NoneType in typing.get_args(kind):
+            return None
+        return _build(section, value, name + ".", problems)
     named = named_class(kind)
     if named is not None and isinstance(value, Mapping):
-        return {
-            str(key): _build(named, item, f"{name}.{key}.", problems) for key, item in value.items()
-        }
+        sections = {}
+        for key, item in value.items():
+            sections[str(key)] = _build(named, item, f"{name}.{key}.", problems)
+        return sections
     try:
         return _convert(kind, value)
     except (ValueError, OverflowError):
@@ -190,11 +199,12 @@ def _convert(kind: Any, value: Any) -> Any:
     if origin is list and isinstance(value, (list, tuple)):
         return [_convert(args[0], item) for item in value]
     if origin is dict and isinstance(value, Mapping):
-        words = {True: "true", False: "false"}  # cluster.sbatch.contiguous=true
-        items = (
-            (key, words[item] if isinstance(item, bool) else item) for key, item in value.items()
-        )
-        return {str(key): _convert(args[1], item) for key, item in items}
+        converted = {}
+        for key, item in value.items():
+            if isinstance(item, bool):  # cluster.sbatch.contiguous=true
+                item = str(item).lower()
+            converted[str(key)] = _convert(args[1], item)
+        return converted
     if kind is bool and isinstance(value, bool):
         return value
     if (
@@ -222,10 +232,8 @@ def describe(kind: Any) -> str:
     if origin is list:
         return f"a list ([a,b]) of {describe(args[0])}"
     if origin is dict:
-        return (
-            f"a mapping ({{key: value}}) to "
-            f"{'groups of keys' if named_class(kind) else describe(args[1])}"
-        )
+        values = "groups of keys" if named_class(kind) else describe(args[1])
+        return f"a mapping ({{key: value}}) to {values}"
     names = {
         bool: "true or false",
         int: "a whole number",

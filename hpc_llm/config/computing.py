@@ -1,5 +1,4 @@
-"""How a step is computed if the user leaves it open: attention by device and shape, compilation,
-the loss.
+"""How a step is computed where the user leaves it open: attention, compilation, the loss.
 
 Chosen by measurements (benchmarks/attention.md, loss.md, training.md). No torch here.
 """
@@ -38,8 +37,9 @@ def choose(config: RunConfig) -> str:
 
 
 def _masked(config: RunConfig) -> bool:
-    """Whether attention is more than causal. With ALiBi, torch's kernels take 1.4 to 1.9 times
-    FlexAttention's time.
+    """Whether attention is more than causal.
+
+    With ALiBi, torch's kernels take 1.4 to 1.9 times FlexAttention's time.
     """
     model = config.model
     return (
@@ -50,9 +50,7 @@ def _masked(config: RunConfig) -> bool:
 
 
 def compiles(config: RunConfig) -> bool:
-    """Whether blocks and loss are compiled with torch.compile: as `train.compile` says; if auto, on
-    a GPU.
-    """
+    """Whether blocks and loss are compiled with torch.compile; if auto, on a GPU."""
     wanted = config.train.compile
     return config.cluster.has_gpus if wanted == "auto" else wanted
 
@@ -66,8 +64,6 @@ def loss_chunk(config: RunConfig) -> int | None:
 
 
 def blocks(length: int) -> list[tuple[int, int]]:
-    """Start and end of each block of queries whose attention is computed at once
-    (model.backends.blocked).
-    """
+    """Start and end of each block of queries that model.backends.blocked computes at once."""
     size = max(SMALLEST_BLOCK, -(-length // BLOCKS))
     return [(start, min(start + size, length)) for start in range(0, length, size)]

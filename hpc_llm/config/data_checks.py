@@ -1,6 +1,4 @@
-"""Rules on where text comes from and how it is read; rules on the order of training are in
-order_checks.py.
-"""
+"""Rules on where text comes from and how it is read; order_checks has those on its order."""
 
 from __future__ import annotations
 

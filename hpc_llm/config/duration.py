@@ -54,8 +54,9 @@ class Duration:
 
 
 def parse(text: str, allowed: tuple[str, ...], none: bool = False) -> Duration:
-    """`text` as a Duration in one of the `allowed` units; InputError says what is allowed. none: it
-    may be 0.
+    """`text` as a Duration in one of the `allowed` units; InputError says what is allowed.
+
+    none: whether it may be 0.
     """
     match = _PATTERN.fullmatch(str(text).strip())
     unit = UNITS.get(match[2]) if match else None

@@ -20,4 +20,6 @@ def nearest(word: str, allowed: Iterable[str], most: int = 12) -> str:
     close = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
     ordered = close + [other for other in words if other not in close]
     shown = ", ".join(ordered[:most])
-    return shown + (f", … ({len(ordered)} in all)" if len(ordered) > most else "")
+    if len(ordered) > most:
+        shown += f", … ({len(ordered)} in all)"
+    return shown

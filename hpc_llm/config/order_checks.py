@@ -1,6 +1,4 @@
-"""Rules on the data and the order of training: sources, their mixture, packing, sequence
-lengths.
-"""
+"""Rules on the order of training: sources, their mixture, packing, sequence lengths."""
 
 from __future__ import annotations
 

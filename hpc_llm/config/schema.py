@@ -1,5 +1,4 @@
-"""Every configuration key of a run, as frozen dataclasses. `config.building` makes them from plain
-data.
+"""Every configuration key of a run, as frozen dataclasses; `config.building` makes them.
 
 Keys carry their unit. `auto` (as a string) means that the plan (hpc_llm.planning) chooses the value
 and writes it into plan.json. A field whose type ends in `| None` may be `null`.
@@ -32,9 +31,7 @@ class RunSection:
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """Published training recipe of a model size; the defaults of `train` and `optim` refer to
-    it.
-    """
+    """Published recipe of a model size, to which the defaults of `train` and `optim` refer."""
 
     lr: float
     global_batch: int  # sequences
@@ -92,9 +89,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".py")
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingConfig:
-    """How documents are read from files, for one of several sources or for the single corpus of
-    `data.source`.
-    """
+    """How documents are read from the files of a source, or of the single `data.source`."""
 
     suffixes: list[str] = field(
         default_factory=lambda: [*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".arrow"]
@@ -177,8 +172,9 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how to train. `global_batch` defines the mathematics; `micro_batch` depends on
-    the machine.
+    """How long and how to train.
+
+    `global_batch` defines the mathematics; `micro_batch` depends on the machine.
     """
 
     duration: str  # 4800steps, 1e9tok, 2ep
@@ -258,8 +254,9 @@ class ClusterConfig:
 
     @property
     def has_gpus(self) -> bool:
-        """Whether ranks train on GPUs, as far as is known here: with device=auto each rank decides
-        when it starts.
+        """Whether ranks train on GPUs, as far as is known here.
+
+        With device=auto each rank decides when it starts.
         """
         return self.device == "cuda" or (
             self.device == "auto" and (self.gpu is not None or self.gpu_request != "none")
@@ -268,8 +265,9 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class RecoveryConfig:
-    """Budgets of unattended restarts, one per cause; a run without progress stops whatever the
-    cause.
+    """Budgets of unattended restarts, one per cause.
+
+    A run without progress stops for any cause.
     """
 
     max_crashes: int = 3

@@ -14,22 +14,25 @@ from hpc_llm.config.words import wants_hydra
 
 
 def run(
-    verb: str, story: Callable[[list[str]], int], words: list[str] | None = None, hydra: bool = True
+    verb: str,
+    command: Callable[[list[str]], int],
+    argv: list[str] | None = None,
+    hydra: bool = True,
 ) -> int:
-    """Run `story` on the arguments of the command line; its exit status.
+    """Run `command` on the arguments of the command line; its exit status.
 
     InputError becomes one line per mistake and status 2 (a traceback with HPC_LLM_DEBUG=1). With
     `hydra`, flags such as --cfg and --help are answered by Hydra.
     """
-    words = sys.argv[1:] if words is None else words
+    argv = sys.argv[1:] if argv is None else argv
     try:
         if hydra:
             from hpc_llm.config import hydra_help
 
-            if wants_hydra(words):
-                hydra_help.answer_as_hydra(words, f"python -m hpc_llm.{verb}")
+            if wants_hydra(argv):
+                hydra_help.answer_as_hydra(argv, f"python -m hpc_llm.{verb}")
                 return 0
-        return story(words)
+        return command(argv)
     except InputError as error:
         if os.environ.get("HPC_LLM_DEBUG"):
             raise
@@ -44,8 +47,9 @@ def run(
 
 
 def print_json(value: Any) -> None:
-    """`value` for scripts. A loss that diverged is null: JSON has no NaN, and jq and browsers
-    refuse it.
+    """`value` for scripts.
+
+    A loss that diverged is null: JSON has no NaN, and jq and browsers refuse it.
     """
     print(json.dumps(_finite(value), indent=2, allow_nan=False))
 
@@ -55,4 +59,6 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

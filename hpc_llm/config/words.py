@@ -1,11 +1,9 @@
-"""The arguments of a command line, before Hydra sees them: flags and overrides, existing presets
-and keys.
-"""
+"""The arguments of a command line, before Hydra sees them, and which presets and keys exist."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,28 +15,24 @@ from hpc_llm.config.schema import RunConfig
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _TILDE = re.compile(r"(?<=[=,\[])~/")
 HYDRA_FLAGS = (
-    *(
-        "--help",
-        "-h",
-        "--hydra-help",
-        "--version",
-        "--cfg",
-        "-c",
-        "--resolve",
-        "--package",
-        "-p",
-        "--info",
-        "-i",
-    ),
-    *(
-        "--shell-completion",
-        "-sc",
-        "--config-name",
-        "-cn",
-        "--config-path",
-        "-cp",
-        "--experimental-rerun",
-    ),
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "-c",
+    "--resolve",
+    "--package",
+    "-p",
+    "--info",
+    "-i",
+    "--shell-completion",
+    "-sc",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--experimental-rerun",
 )
 
 
@@ -90,16 +84,15 @@ def plain_group(word: str, directories: list[Path]) -> str:
     """`+group=x` as `group=x`; any other word as it is."""
     key, equals, _ = word.partition("=")
     name = key.lstrip("+")
-    return (
-        word[len(key) - len(name) :]
-        if equals and key.startswith("+") and name in groups_of(directories)
-        else word
-    )
+    if equals and key.startswith("+") and name in groups_of(directories):
+        return word.lstrip("+")
+    return word
 
 
 def at_home(word: str) -> str:
-    """Expand `~/` at the start of a value: shells do not expand it after a dotted key, and Hydra
-    would refuse it.
+    """Expand `~/` at the start of a value.
+
+    Shells do not expand it after a dotted key, and Hydra would refuse it.
     """
     return _TILDE.sub(lambda _: f"{Path.home()}/", word)
 
@@ -107,8 +100,9 @@ def at_home(word: str) -> str:
 def groups_of(directories: list[Path]) -> dict[str, set[str]]:
     """The presets of every group in the configuration folders."""
     options: dict[str, set[str]] = {}
-    for path in (path for directory in directories for path in directory.glob("*/*.yaml")):
-        options.setdefault(path.parent.name, set()).add(path.stem)
+    for directory in directories:
+        for path in directory.glob("*/*.yaml"):
+            options.setdefault(path.parent.name, set()).add(path.stem)
     return options
 
 
@@ -125,38 +119,45 @@ def key_problem(key: str) -> str | None:
     parts = key.split(".")
     if parts[0] == "hydra":
         return None
-    named = False  # whether the next part is a name that the user chose
+    is_name = False  # whether the next part is a name that the user chose
     for position, part in enumerate(parts):
-        if named:
-            named = False
+        if is_name:
+            is_name = False
             continue
         fields = building.field_types(kind)
         if part not in fields:
-            prefix = ".".join(parts[:position]) + "." if position else ""
-            everywhere = all_keys(RunConfig)
-            same = [name for name in everywhere if name.rpartition(".")[2] == parts[-1]]
-            hint = (
-                f"did you mean {' or '.join(same)}?"
-                if same
-                else f"allowed: {nearest(part, fields)}"
-            )
-            return f"{key}: unknown key {prefix}{part}; {hint}"
+            unknown = ".".join(parts[: position + 1])
+            return f"{key}: unknown key {unknown}; {_hint(part, parts[-1], fields)}"
         section = building.section_class(fields[part])
-        if section is None and (section := building.named_class(fields[part])):
-            if len(parts) <= position + 2:
-                return None  # all named entries, or one of them, given as a mapping
-            named = True
         if section is None:
-            if position < len(parts) - 1 and not building.describe(fields[part]).startswith(
-                "a mapping"
-            ):
-                return (
-                    f"{key}: {'.'.join(parts[: position + 1])} is "
-                    f"{building.describe(fields[part])} and has no keys"
-                )
-            return None
+            section = building.named_class(fields[part])
+            if section is not None and len(parts) <= position + 2:
+                return None  # all named entries, or one of them, given as a mapping
+            is_name = section is not None
+        if section is None:
+            is_last = position == len(parts) - 1
+            return None if is_last else _no_keys(key, parts[: position + 1], fields[part])
         kind = section
     return f"{key}: a group of keys; set one of them: {nearest('', building.field_types(kind))}"
+
+
+def _hint(unknown: str, last: str, fields: Mapping[str, Any]) -> str:
+    """The keys of this name in other sections, or those of this section."""
+    same = []
+    for name in all_keys(RunConfig):
+        if name.rpartition(".")[2] == last:
+            same.append(name)
+    if same:
+        return f"did you mean {' or '.join(same)}?"
+    return f"allowed: {nearest(unknown, fields)}"
+
+
+def _no_keys(key: str, parts: list[str], annotation: Any) -> str | None:
+    """That the value at `parts` is no section; None if it is a mapping with any keys."""
+    description = building.describe(annotation)
+    if description.startswith("a mapping"):
+        return None
+    return f"{key}: {'.'.join(parts)} is {description} and has no keys"
 
 
 def all_keys(kind: type, prefix: str = "") -> list[str]:
@@ -164,12 +165,15 @@ def all_keys(kind: type, prefix: str = "") -> list[str]:
     names = []
     for name, annotation in building.field_types(kind).items():
         section = building.section_class(annotation)
-        names += all_keys(section, f"{prefix}{name}.") if section else [prefix + name]
+        if section:
+            names += all_keys(section, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
     return names
 
 
 def force(word: str) -> str:
-    """`key=value` as `++key=value`: which keys exist is decided by the schema, already checked, not
-    by YAML files.
-    """
-    return word if word.startswith(("~", "hydra.", "+hydra.", "++")) else "++" + word.lstrip("+")
+    """`key=value` as `++key=value`: the schema decides which keys exist, not YAML files."""
+    if word.startswith(("~", "hydra.", "+hydra.", "++")):
+        return word
+    return "++" + word.lstrip("+")

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from hpc_llm.config import computing
 from hpc_llm.config.schema import ModelConfig, RunConfig
 
+# Inputs' worth of elements that torch's RMSNorm keeps on a CPU, where it is not fused, by the
+# bytes of a number.
+_RMSNORM_COPIES = {4: 2, 2: 4}
 FOLDED_EXTRA = 8  # head dimensions that carry ALiBi (model.backends.folded)
 
 
 def mask_elements(config: RunConfig, backend: str, micro_batch: int) -> int:
     """Numbers in attention's mask, for all layers.
 
-    Folded and SDPA store one, FlexAttention and flash-attn none. SDPA's ALiBi is one additive bias [heads, s, s], and with packed documents one more for every
-    sequence. Other masks [s, s] are boolean and become numbers of the compute dtype in the kernel.
+    Folded and SDPA store one, FlexAttention and flash-attn none. SDPA's ALiBi is one additive
+    bias [heads, s, s], and with packed documents one more for every sequence. Other masks [s,
+    s] are boolean and become numbers of the compute dtype in the kernel.
     """
     model = config.model
     documents = config.data.packing == "best_fit"
@@ -22,8 +26,8 @@ def mask_elements(config: RunConfig, backend: str, micro_batch: int) -> int:
     if backend in ("flex", "flash"):
         return 0
     if backend in ("sdpa", "blocked") and model.positions == "alibi":
-        num_biases = 1 + micro_batch if documents else 1
-        return num_biases * model.n_heads * square
+        bias = model.n_heads * square
+        return (1 + micro_batch) * bias if documents else bias
     if documents:
         return micro_batch * square
     return square if model.sliding_window else 0
@@ -76,9 +80,8 @@ def _norm_width(model: ModelConfig, compute: int, on_cpu: bool) -> int:
     """Elements per token that a norm keeps: its input, or an fp32 copy of it."""
     if model.norm == "layernorm":
         return model.d_model * 4 // compute
-    if model.norm == "rmsnorm" and on_cpu:  # torch's is not fused on a CPU
-        num_copies = 2 if compute == 4 else 4
-        return model.d_model * num_copies
+    if model.norm == "rmsnorm" and on_cpu:
+        return model.d_model * _RMSNORM_COPIES[compute]
     return model.d_model
 
 
@@ -114,5 +117,6 @@ def _attention_width(model: ModelConfig, backend: str, seq_len: int) -> int:
 
 def _ffn_width(model: ModelConfig) -> int:
     """GELU's input and output, or SwiGLU's gate, up, silu(gate) and product."""
-    kept = 4 if model.ffn == "swiglu" else 2
-    return kept * model.ffn_size
+    if model.ffn == "swiglu":
+        return 4 * model.ffn_size
+    return 2 * model.ffn_size

@@ -27,8 +27,9 @@ def accumulation(global_batch: int, world_size: int, micro_batch: int) -> int:
 def pass_rows(
     global_batch: int, world_size: int, micro_batch: int, rank: int, index: int
 ) -> tuple[int, int]:
-    """Half-open range of global-batch rows that `rank` computes in pass `index`; empty if it has
-    none left.
+    """Half-open range of global-batch rows that `rank` computes in pass `index`.
+
+    Empty if it has none left.
     """
     first = rank * global_batch // world_size
     end = (rank + 1) * global_batch // world_size

@@ -87,7 +87,9 @@ def _micro_batches(
     given = config.train.micro_batch
     if given != "auto":
         return [given]
-    cap = CAP_WITHOUT_LIMIT if usable is None else most_sequences(config.train.seq_len)
+    cap = CAP_WITHOUT_LIMIT
+    if usable is not None:
+        cap = most_sequences(config.train.seq_len)
     limit = experience.limit(mode)
     if limit is not None:
         cap = min(cap, limit.micro_batch)

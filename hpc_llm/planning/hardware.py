@@ -18,15 +18,18 @@ class Gpu:
 
 
 def gpu_of(cluster: ClusterConfig) -> Gpu | None:
-    """The GPU from the table, with values from the cluster config taking precedence; None if either
-    is not known.
-    """
+    """The GPU of the table, but with the cluster's own values; None if one is not known."""
     if cluster.gpu is None or cluster.device == "cpu":
         return None
-    known = GPUS.get(cluster.gpu)
-    peak = cluster.gpu_peak_tflops or (known and known.peak_tflops)
-    memory = cluster.gpu_memory_gib or (known and known.memory_gib)
-    return Gpu(peak, memory) if peak and memory else None
+    peak = cluster.gpu_peak_tflops
+    memory = cluster.gpu_memory_gib
+    if cluster.gpu in GPUS:
+        known = GPUS[cluster.gpu]
+        peak = peak or known.peak_tflops
+        memory = memory or known.memory_gib
+    if not peak or not memory:
+        return None
+    return Gpu(peak, memory)
 
 
 # Peaks: NVIDIA's data sheets for A100 and H100/H200 SXM, dense. Earlier GPUs have no bf16 tensor

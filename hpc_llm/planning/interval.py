@@ -1,6 +1,4 @@
-"""How often to save: Daly's interval, from what a save costs and how often training is interrupted.
-Pure.
-"""
+"""How often to save: Daly's interval, from a save's cost and the rate of interruptions."""
 
 from __future__ import annotations
 
@@ -37,8 +35,9 @@ def expected_save_s(checkpoint_bytes: int, num_nodes: int) -> float:
 
 
 def mtbf_s(num_nodes: int, trained_s: float = 0.0, num_failures: int = 0) -> float:
-    """Mean time between interruptions of a run on `num_nodes`: the field's rate, corrected by what
-    was observed.
+    """Mean time between interruptions of a run on `num_nodes`.
+
+    The field's rate, corrected by what was observed.
 
     The prior counts as one failure in the time in which one is expected, so a first failure moves
     the estimate and many failures outweigh the prior.

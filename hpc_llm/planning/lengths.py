@@ -48,7 +48,9 @@ class _Reader:
     def steps(self, key: str, text: str) -> int:
         """`text`, steps or tokens, in steps."""
         duration = self.read(key, text, STEPS_OR_TOKENS)
-        return 0 if duration is None else duration.steps(self.tokens_per_step)
+        if duration is None:
+            return 0
+        return duration.steps(self.tokens_per_step)
 
 
 def lengths(config: RunConfig, tokens_per_epoch: int | None, *, begun: bool = False) -> Lengths:
@@ -101,7 +103,9 @@ def _total_steps(config: RunConfig, tokens_per_epoch: int | None, reader: _Reade
 
 def _permanent_every(config: RunConfig, reader: _Reader) -> int | None:
     every = config.checkpoint.permanent_every
-    return None if every is None else reader.steps("checkpoint.permanent_every", every)
+    if every is None:
+        return None
+    return reader.steps("checkpoint.permanent_every", every)
 
 
 def _checkpoint_every(config: RunConfig, reader: _Reader) -> tuple[int | None, float | None]:

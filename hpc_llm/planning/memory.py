@@ -181,7 +181,7 @@ def _pass_bytes(config: RunConfig, mode: StepMode, micro_batch: int) -> PassByte
         mask=mask,
         logits=logits,
         first_gradient=first_gradient,
-        product=FP32_BYTES * matrix if _multiplies_copies(config) else 0,
+        product=_copied_bytes(config) * matrix,
     )
 
 
@@ -190,13 +190,17 @@ def _logit_bytes(config: RunConfig, *, in_chunks: bool) -> int:
     compute = COMPUTE_BYTES[config.train.precision]
     if computing.compiles(config):
         # The logits' gradient replaces the logits; where products are in fp32, these are copies.
-        return compute + FP32_BYTES if _multiplies_copies(config) else compute
-    return compute + LOSS_BYTES if in_chunks else LOSS_BYTES
+        return compute + _copied_bytes(config)
+    if in_chunks:
+        return compute + LOSS_BYTES
+    return LOSS_BYTES
 
 
-def _multiplies_copies(config: RunConfig) -> bool:
-    """Whether products of bf16 are computed in fp32."""
-    return config.cluster.device == "cpu" and config.train.precision == "bf16"
+def _copied_bytes(config: RunConfig) -> int:
+    """Bytes per number of the fp32 copies of a product of bf16, which a CPU makes."""
+    if config.cluster.device == "cpu" and config.train.precision == "bf16":
+        return FP32_BYTES
+    return 0
 
 
 def _overhead(config: RunConfig, passed: PassBytes) -> int:

@@ -91,26 +91,28 @@ def stages(
     its share goes to the others of the phase in proportion. InputError if a source has no sample or
     too small a weight, or no source is left.
     """
-    found: list[Stage] = []
+    mixed: list[Stage] = []
     step = 0
     seen = (0,) * len(sources)
-    ends = [*(phase.start for phase in phases[1:]), steps]
-    for index, (phase, end) in enumerate(zip(phases, ends, strict=True)):
+    for index, phase in enumerate(phases):
+        end = steps
+        if index + 1 < len(phases):
+            end = phases[index + 1].start
         while step < min(end, steps):
             weights = _open_weights(phase, sources, seen, step, steps)
             stage = Stage(step, seen, _shares(weights, sources, batch), index)
-            found.append(stage)
+            mixed.append(stage)
             rooms = _rooms(sources, seen)
             step = min(end, step + _batches_within(stage.shares, rooms, end - step))
             seen = stage.before(step)
             if step < min(end, steps):
                 counts = _last_batch(weights, sources, seen, batch, step, steps)
                 shares = Shares([Fraction(count, batch) for count in counts], batch)
-                found.append(Stage(step, seen, shares, index))
+                mixed.append(Stage(step, seen, shares, index))
                 step = step + 1
                 seen = sums(seen, counts)
-    ends = [*(stage.start for stage in found[1:]), steps]
-    return [stage for stage, end in zip(found, ends, strict=True) if stage.start < end]
+    ends = [*(stage.start for stage in mixed[1:]), steps]
+    return [stage for stage, end in zip(mixed, ends, strict=True) if stage.start < end]
 
 
 def _open_weights(

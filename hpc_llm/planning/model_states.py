@@ -35,6 +35,11 @@ class ModelStates:
         return shard(self.parameters, self.world_size)
 
     @property
+    def summed(self) -> int:
+        """Bytes per gradient of its sum over passes, if there are several."""
+        return FP32_BYTES if self.several_passes else 0
+
+    @property
     def compute(self) -> int:
         """Bytes of a number in passes."""
         return COMPUTE_BYTES[self.precision]
@@ -88,14 +93,13 @@ def gradient_bytes(states: ModelStates) -> Gradients:
     - stage 3: a flat fp32 part; then the copy of the sub-group in the step.
     """
     whole = FP32_BYTES * states.parameters
-    summed = FP32_BYTES if states.several_passes else 0
     rest = states.parameters - states.output_matrix
     group = FP32_BYTES * shard(max(states.output_matrix, rest), states.world_size)
     if states.zero_stage == 0:
         flat = FP32_BYTES * min(BUCKET_ELEMENTS, states.parameters)
-        return Gradients(summed * states.parameters, whole, whole + flat)
+        return Gradients(states.summed * states.parameters, whole, whole + flat)
     if states.zero_stage == 1 and states.precision == "fp32":
-        return Gradients(2 * summed * states.parameters, whole, whole + group)
+        return Gradients(2 * states.summed * states.parameters, whole, whole + group)
     if states.zero_stage == 1:
         return Gradients(whole, whole, whole)
     if states.zero_stage == 2:
@@ -107,13 +111,15 @@ def gradient_bytes(states: ModelStates) -> Gradients:
 
 
 def _gradients_of_stage_2(states: ModelStates, group: int) -> Gradients:
-    summed = FP32_BYTES if states.several_passes and not states.offloaded else 0
-    whole = (states.compute + summed) * states.part
-    step = whole + group
-    if states.precision == "bf16" and not states.offloaded:
+    part = states.compute * states.part
+    if states.offloaded:
+        return Gradients(0, part, part + group)
+    sums = states.summed * states.part
+    step = part + sums + group
+    if states.precision == "bf16":
         bucket = states.compute * bucket_elements(states.parameters)
         step = FP32_BYTES * states.part + bucket + group
-    return Gradients(summed * states.part, whole, step)
+    return Gradients(sums, part + sums, step)
 
 
 def optimizer_bytes(states: ModelStates) -> int:
@@ -124,8 +130,9 @@ def optimizer_bytes(states: ModelStates) -> int:
     """
     if states.zero_stage > 0:
         return FP32_BYTES * (states.moments + 1) * states.part
-    num_masters = 0 if states.precision == "fp32" else 1
-    return FP32_BYTES * (states.moments + num_masters) * states.parameters
+    if states.precision == "fp32":
+        return FP32_BYTES * states.moments * states.parameters
+    return FP32_BYTES * (states.moments + 1) * states.parameters
 
 
 def bucket_elements(count: int) -> int:
@@ -157,9 +164,10 @@ def bucket_bytes(states: ModelStates) -> Buckets:
     is_fp32 = states.precision == "fp32"
     if states.zero_stage == 1 and (is_fp32 or states.offloaded):
         return Buckets(0, in_fp32)
+    if states.zero_stage == 2 and states.world_size > 1:
+        return Buckets(0, 2 * bucket)
     if states.zero_stage == 2:
-        num_buckets = 2 if states.world_size > 1 else 1
-        return Buckets(0, num_buckets * bucket)
+        return Buckets(0, bucket)
     if states.zero_stage == 3 and is_fp32:
         return Buckets(bucket, 0)
     if states.zero_stage == 3:

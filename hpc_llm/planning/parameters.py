@@ -38,12 +38,16 @@ def _block(model: ModelConfig) -> int:
 
 
 def _norm(model: ModelConfig, width: int) -> int:
-    return 2 * width if model.bias and model.norm != "rmsnorm" else width
+    if model.bias and model.norm != "rmsnorm":
+        return 2 * width
+    return width
 
 
 def _places(model: ModelConfig) -> int:
     """The table of learned positions."""
-    return model.max_seq_len * model.d_model if model.positions == "learned" else 0
+    if model.positions != "learned":
+        return 0
+    return model.max_seq_len * model.d_model
 
 
 def flops_per_token(model: ModelConfig, seq_len: int) -> float:

@@ -126,7 +126,9 @@ def make_plan(
 
 
 def _lengths(config: RunConfig, data: DataFacts | None, saved: Saved | None) -> Lengths:
-    per_epoch = None if data is None else epoch_tokens(config, data)
+    per_epoch = None
+    if data is not None:
+        per_epoch = epoch_tokens(config, data)
     return lengths(config, per_epoch, begun=saved is not None)
 
 
@@ -138,8 +140,7 @@ def _choice_problems(
         return [*plan_checks.kernel_problems(config, choice.mode.zero_stage)]
     if usable is None:
         return []
-    problem = plan_checks.too_large(config, usable, saved)
-    return [] if problem is None else [problem]
+    return [*plan_checks.too_large(config, usable, saved)]
 
 
 def _plan(config: RunConfig, length: Lengths, choice: Choice, experience: Experience) -> RunPlan:
@@ -268,4 +269,6 @@ def _usable(gpu: Gpu | None, measured: int | None) -> int | None:
     total = measured
     if total is None and gpu is not None:
         total = int(gpu.memory_gib * GIB)
-    return None if total is None else int(total * USABLE_FRACTION)
+    if total is None:
+        return None
+    return int(total * USABLE_FRACTION)

@@ -52,16 +52,18 @@ def countable(config: RunConfig) -> bool:
     return train.micro_batch == "auto" or train.micro_batch > 0
 
 
-def too_large(config: RunConfig, usable: int, saved: Saved | None) -> str | None:
-    """Why nothing fits into `usable` bytes per rank; None if something else is in the way."""
+def too_large(config: RunConfig, usable: int, saved: Saved | None) -> Iterator[str]:
+    """Why nothing fits into `usable` bytes per rank, if that is what is in the way."""
     if saved is None or choose(config, usable) is None:
-        return refusal(config, usable)
-    if not possible(config, saved):
-        return None
-    return (
-        f"train.zero_stage=auto: {_loads(saved)}, which needs more than the {usable / GIB:.1f} "
-        "GiB usable per GPU; go on with more nodes, or on GPUs with more memory"
-    )
+        sentence = refusal(config, usable)
+        if sentence is not None:
+            yield sentence
+    elif possible(config, saved):
+        yield (
+            f"train.zero_stage=auto: {_loads(saved)}, which needs more than the "
+            f"{usable / GIB:.1f} GiB usable per GPU; go on with more nodes, or on GPUs with more "
+            "memory"
+        )
 
 
 def kernel_problems(config: RunConfig, zero_stage: int) -> Iterator[str]:

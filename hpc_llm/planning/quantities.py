@@ -31,9 +31,9 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def number_of(number: int, noun: str) -> str:
-    """1 node, 2 nodes."""
-    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
+def plural(number: int, noun: str) -> str:
+    """The noun for this number of things."""
+    return noun if number == 1 else f"{noun}s"
 
 
 def origin(given: object) -> str:

@@ -11,7 +11,7 @@ from hpc_llm.planning.lengths import STEPS_OR_TOKENS
 from hpc_llm.planning.memory import USABLE_FRACTION
 from hpc_llm.planning.mixture import Phase
 from hpc_llm.planning.plan import RunPlan
-from hpc_llm.planning.quantities import count, duration, gib, number_of, origin
+from hpc_llm.planning.quantities import count, duration, gib, origin, plural
 
 LABEL_WIDTH = 16
 MOMENTS = {
@@ -44,10 +44,10 @@ def _what(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     flops = plan.flops_per_token / 1e9
     parameters = count(plan.parameters)
     yield "model", f"{config.model.name}: {parameters} parameters, {flops:,.3g} GFLOP per token"
-    nodes = "1 node" if plan.nodes == 1 else f"{plan.nodes} nodes"
-    ranks = "rank" if plan.gpus_per_node == 1 else "ranks"
-    each = f"{plan.gpus_per_node} {cluster.gpu or ranks}"
-    yield "machine", f"{cluster.name}: {nodes} × {each}, {config.train.precision}"
+    nodes = f"{plan.nodes} {plural(plan.nodes, 'node')}"
+    gpus = cluster.gpu or plural(plan.gpus_per_node, "rank")
+    machine = f"{nodes} × {plan.gpus_per_node} {gpus}"
+    yield "machine", f"{cluster.name}: {machine}, {config.train.precision}"
     late = ""
     if plan.warmup_steps > plan.steps:
         late = " (longer than the run: lr never reaches its peak)"
@@ -56,8 +56,10 @@ def _what(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
 
 
 def _data(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
-    place = f" in {plan.data_directory}" if plan.data_directory else ""
-    yield "data", f"{config.data.name}{place}"
+    name = config.data.name
+    if plan.data_directory:
+        name += f" in {plan.data_directory}"
+    yield "data", name
     if config.data.packing == "best_fit":
         padding = "padding not known before it is packed"
         if plan.padding is not None:
@@ -67,7 +69,10 @@ def _data(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
         yield from _mixture(config, plan)
     elif plan.source_epochs:
         (epochs,) = plan.source_epochs.values()
-        yield "", f"read {epochs:,.3g} times" if epochs > 1 else f"{epochs:.2%} of it is read"
+        if epochs > 1:
+            yield "", f"read {epochs:,.3g} times"
+        else:
+            yield "", f"{epochs:.2%} of it is read"
 
 
 def _mixture(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
@@ -105,9 +110,12 @@ def _batch(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     sequences = f"{train.global_batch:,} sequences of {train.seq_len:,} tokens"
     product = f"ranks {plan.world_size} × micro {plan.micro_batch} × passes {plan.accumulation}"
     padded = padded_rows(train.global_batch, plan.world_size, plan.micro_batch)
-    note = f" − {padded} masked rows (uneven)" if padded else ""
-    yield "global batch", f"{sequences} = {product}{note}"
-    less = f", more was too much for {plan.halved_by}" if plan.halved_by else ""
+    if padded:
+        product += f" − {padded} masked rows (uneven)"
+    yield "global batch", f"{sequences} = {product}"
+    less = ""
+    if plan.halved_by:
+        less = f", more was too much for {plan.halved_by}"
     yield "micro-batch", f"{plan.micro_batch} {origin(train.micro_batch)}{less}"
     yield "ZeRO stage", f"{plan.zero_stage} {origin(train.zero_stage)}"
     state = "on" if plan.activation_checkpointing else "off"
@@ -187,7 +195,9 @@ def _time(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     if plan.tokens_per_second is None or plan.wall_hours is None or plan.gpu_hours is None:
         yield "time", f"not known: {_unknown_time(config, plan)}"
         return
-    basis = f"measured by {plan.timed_by}" if plan.timed_by else "cluster.expected_mfu"
+    basis = "cluster.expected_mfu"
+    if plan.timed_by:
+        basis = f"measured by {plan.timed_by}"
     if plan.expected_mfu is not None:
         basis = f"at {plan.expected_mfu:.0%} MFU ({basis})"
     unit = "GPU" if config.cluster.gpu else "rank"
@@ -197,9 +207,9 @@ def _time(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     hours = f"{plan.gpu_hours:,.{digits}f} {unit}-hours"
     yield "wall time", f"{duration(plan.wall_hours)}, {hours}, {basis}"
     if plan.jobs is not None:
-        limits = number_of(plan.jobs, "time limit")
+        limits = plural(plan.jobs, "time limit")
         notice = _notice(config, plan)
-        yield "jobs", f"{limits} of {config.cluster.time_min:,} min{notice}"
+        yield "jobs", f"{plan.jobs:,} {limits} of {config.cluster.time_min:,} min{notice}"
 
 
 def _notice(config: RunConfig, plan: RunPlan) -> str:

@@ -1,6 +1,4 @@
-"""Time and GPU-hours: as measured in a comparable run, or at a given fraction of the machine's
-peak.
-"""
+"""Time and GPU-hours: as measured in a comparable run, or at a fraction of the machine's peak."""
 
 from __future__ import annotations
 
@@ -32,16 +30,20 @@ def walltime(
     tokens: int,
     measured: Speed | None = None,
 ) -> Walltime:
-    """A measured speed is used as it is for each rank; without one tokens/s = W · peak · MFU ÷
-    FLOPs per token.
+    """Time of a run at a measured speed, which is used as it is for each rank.
 
-    MFU is then cluster.expected_mfu, of the bf16 dense peak.
+    Without one tokens/s = W · peak · MFU ÷ FLOPs per token; MFU is then cluster.expected_mfu, of
+    the bf16 dense peak.
     """
     mfu = cluster.expected_mfu
-    peak = None if peak_tflops is None else cluster.world_size * peak_tflops * 1e12
+    peak = None
+    if peak_tflops is not None:
+        peak = cluster.world_size * peak_tflops * 1e12
     if measured is not None:
         tokens_per_second = measured.tokens_per_second / measured.world_size * cluster.world_size
-        mfu = None if peak is None else tokens_per_second * flops_per_token / peak
+        mfu = None
+        if peak is not None:
+            mfu = tokens_per_second * flops_per_token / peak
     elif peak is not None and mfu is not None:
         tokens_per_second = peak * mfu / flops_per_token
     else:
@@ -75,7 +77,8 @@ def lead_s(time_min: int, needed_s: float) -> int:
 
 
 def jobs(seconds: float, time_min: int, lead_s: int) -> int:
-    """Slurm time limits that `seconds` of training take, each shortened by the lead in which the
-    run saves.
+    """Slurm time limits that `seconds` of training take.
+
+    Each is shortened by the lead in which the run saves.
     """
     return math.ceil(seconds / (time_min * 60 - lead_s))

@@ -1,6 +1,4 @@
-"""Rules on the model's shape and on how its step is computed: what breaks them, and the line that
-says so.
-"""
+"""Rules on the model's shape and its step: what breaks them, and the line that says so."""
 
 from __future__ import annotations
 

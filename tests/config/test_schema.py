@@ -1,6 +1,4 @@
-"""Plain data → frozen dataclasses: every mistake at once, and nothing lost on the way to JSON and
-back.
-"""
+"""Plain data → frozen dataclasses: every mistake at once, and JSON loses nothing."""
 
 from __future__ import annotations
 

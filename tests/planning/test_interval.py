@@ -15,8 +15,9 @@ from tests.configs import make_config
 
 
 def expected_time(interval: float, save: float, mtbf: float, restart: float = 0.0) -> float:
-    """Wall time per second of work with exponential failures, Daly's eq. 20: what the interval is
-    to make least.
+    """Wall time per second of work with exponential failures (Daly's eq. 20).
+
+    The interval makes it least.
     """
     return mtbf * math.exp(restart / mtbf) * (math.exp((interval + save) / mtbf) - 1) / interval
 

@@ -86,8 +86,9 @@ def test_checkpointing_saves_activations_alone(stage: int) -> None:
 
 
 def test_activations_without_checkpointing_are_korthikantis_without_dropout_and_scores() -> None:
-    """arXiv 2205.05198: 34 bytes per s·h and layer, less 2 of dropout masks, plus what lies outside
-    the layers.
+    """arXiv 2205.05198: 34 bytes per s·h and layer, less 2 of dropout masks.
+
+    Plus what lies outside the layers.
     """
     model = make_config(*WORDS).model
     layer, ends, ffn = (
@@ -175,9 +176,7 @@ def test_stage_3_copies_a_sub_group_and_has_let_its_gathered_weights_go() -> Non
 
 
 def test_passes_are_summed_in_fp32() -> None:
-    """At the loss of a later pass the sum of those before is there; in fp32 at stage 1 their
-    gradient, too.
-    """
+    """At a later pass's loss the sum of earlier passes exists; in fp32 at stage 1 a gradient too."""
     held = {}
     for stage, precision in (
         (0, "fp32"),

@@ -1,6 +1,4 @@
-"""Every global batch holds the sources in their exact proportions, at any step and without counting
-up to it.
-"""
+"""Every global batch holds the sources in their exact proportions, without counting up to it."""
 
 from __future__ import annotations
 

@@ -118,9 +118,7 @@ def test_a_phase_that_is_added_or_changed_later_changes_nothing_before_it(
     kept: int,
     batch: int,
 ) -> None:
-    """What a run that goes on with an edited mixture has seen is what the edited mixture says that
-    it has seen.
-    """
+    """A run with an edited mixture has seen what the edited mixture says that it has seen."""
     sources = tuple(Source(source.name, source.num_samples) for source in sources)
     whole = phases_at(draws, starts)
     edited = [*whole[: kept + 1], Phase(starts[kept], {"books": 0.0, "code": 1.0, "web": 3.0})]
