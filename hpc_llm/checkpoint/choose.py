@@ -19,20 +19,18 @@ Gather = Callable[[Any], list[Any]]  # one object per rank → the list of all, 
 
 @dataclass(frozen=True)
 class Choice:
-    """manifest: of the checkpoint to load, None to start at zero; rejected: newer ones and what is
-    wrong with them.
-    """
+    """What all ranks load."""
 
-    manifest: Manifest | None
-    rejected: list[tuple[int, str]]
+    manifest: Manifest | None  # of the checkpoint to load; None: start at zero
+    rejected: list[tuple[int, str]]  # newer ones, by their steps, and what is wrong with them
 
 
 def newest_valid(
     checkpoints: Path, known_steps: int, rank: int, world_size: int, gather: Gather
 ) -> Choice:
-    """Verify checkpoints from the newest back, each rank its share of the files, until one is valid
-    for all ranks.
+    """Verify checkpoints from the newest back until one is valid for all ranks. Collective.
 
+    Each rank verifies its share of the files.
     known_steps: the newest step that the run's ledger has as saved; 0 for none.
     File-system errors are retried for minutes, once for all checkpoints together; if an older
     checkpoint can then be read, the newer one counts as damaged. NoValidCheckpoint if there should
@@ -55,15 +53,15 @@ def newest_valid(
             unread = error
             rejected.append((step, str(error)))
             continue
-        found = shares[rank][0]
+        described = shares[rank][0]
         problems = [problem for _, share in shares for problem in share]
-        if not problems and found is not None:
-            _together(partial(_reject, checkpoints, rejected if rank == 0 else []), rank, gather)
-            return Choice(found, rejected)
+        if not problems and described is not None:
+            _reject_on_rank_0(checkpoints, rejected, rank, gather)
+            return Choice(described, rejected)
         rejected.append((step, "; ".join(dict.fromkeys(problems))))
     if unread is not None:
         raise unread
-    _together(partial(_reject, checkpoints, rejected if rank == 0 else []), rank, gather)
+    _reject_on_rank_0(checkpoints, rejected, rank, gather)
     if present or known_steps:
         reasons = "".join(f"\n  step {step}: {why}" for step, why in rejected)
         raise NoValidCheckpoint(
@@ -73,22 +71,30 @@ def newest_valid(
     return Choice(None, rejected)
 
 
-def _reject(checkpoints: Path, rejected: list[tuple[int, str]]) -> None:
-    for step, _ in rejected:
-        manifest.reject(manifest.folder_of(checkpoints, step))
+def _reject_on_rank_0(
+    checkpoints: Path, rejected: list[tuple[int, str]], rank: int, gather: Gather
+) -> None:
+    def reject() -> None:
+        if rank != 0:
+            return
+        for step, _ in rejected:
+            manifest.reject(manifest.folder_of(checkpoints, step))
+
+    _together(reject, rank, gather)
 
 
 def _my_share(folder: Path, rank: int, world_size: int) -> tuple[Manifest | None, list[str]]:
     try:
-        found = manifest.read(folder)
+        described = manifest.read(folder)
     except ManifestError as error:
         return None, [str(error)]
-    return found, manifest.verify(folder, found.files[rank::world_size])
+    return described, manifest.verify(folder, described.files[rank::world_size])
 
 
 def _together(look: Callable[[], T], rank: int, gather: Gather, patient: bool = True) -> list[T]:
-    """What `look` returns on every rank, or the first error of any rank on all: no rank is left
-    waiting.
+    """What `look` returns on every rank, or the first error of any rank on all.
+
+    So no rank is left waiting.
     """
     mine = None
     error = None
@@ -97,6 +103,7 @@ def _together(look: Callable[[], T], rank: int, gather: Gather, patient: bool = 
     except OSError as problem:
         error = (problem.errno, f"rank {rank}: {problem.strerror}", problem.filename)
     shares = gather((mine, error))
-    for failed in (failed for _, failed in shares if failed is not None):
-        raise OSError(*failed)
+    for _, failed in shares:
+        if failed is not None:
+            raise OSError(*failed)
     return [share for share, _ in shares]

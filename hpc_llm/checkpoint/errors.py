@@ -12,8 +12,9 @@ class NoValidCheckpoint(Exception):
 
 
 class SaveFailed(Exception):
-    """A checkpoint could not be written on some rank; `full` if for lack of space. All ranks raise
-    it.
+    """A checkpoint could not be written on some rank; all ranks raise it.
+
+    full: for lack of space.
     """
 
     def __init__(self, message: str, full: bool) -> None:

@@ -3,10 +3,10 @@
 ```
 checkpoints/
   step-00001000/
-  step-00001000.export.node7.4711.lease   who reads it, on which host, in which process, until when
+  step-00001000.export.node7.4711.9f3b21c0.lease   a reader, its host and process
 ```
-One small file a reader, so leases hold across processes and hosts. A reader that dies leaves its
-file, which counts until the time in it has passed.
+One small file a reader, with the time of its end inside, so leases hold across processes and hosts.
+A reader that dies leaves its file, which counts until that time has passed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import secrets
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,14 +60,16 @@ class Lease:
 
 
 def take(folder: Path, holder: str, seconds: float) -> Lease:
-    """Hold the checkpoint in `folder` for `seconds`; the same holder's next call renews it.
+    """Hold the checkpoint in `folder` for `seconds`. To go on longer, take another.
 
     ValueError if `holder` is not made of letters, digits, - and _.
     """
     if re.fullmatch(r"[A-Za-z0-9_-]+", holder) is None:
         raise ValueError(f"{holder}: a holder of a lease is named with letters, digits, - and _")
     terms = Terms(holder, os.uname().nodename, os.getpid(), time.time() + seconds)
-    path = folder.with_name(f"{folder.name}.{holder}.{terms.host}.{terms.pid}{_ENDING}")
+    # A name that never comes again: what has ended can be removed without a look at it in between.
+    name = f"{folder.name}.{holder}.{terms.host}.{terms.pid}.{secrets.token_hex(4)}{_ENDING}"
+    path = folder.with_name(name)
     write_json(path, asdict(terms))
     return Lease(path)
 

@@ -48,17 +48,19 @@ class Manifest:
     optimizer: str  # the implementation that wrote the states
     versions: dict[str, str]
     files: list[FileEntry]
-    phases: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # mixtures trained with so far (planning.mixture)
+    # Mixtures trained with so far (planning.mixture).
+    phases: list[dict[str, Any]] = field(default_factory=list)
     format: int = FORMAT
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The ZeRO stages that can load it: 1 and 2 store their states alike, 0 and 3 each in a way
-        of its own.
+        """The ZeRO stages that can load it.
+
+        1 and 2 store their states alike, 0 and 3 each in a way of its own.
         """
-        return (1, 2) if self.zero_stage in (1, 2) else (self.zero_stage,)
+        if self.zero_stage in (1, 2):
+            return (1, 2)
+        return (self.zero_stage,)
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -66,9 +68,7 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 
 
 def folders(checkpoints: Path) -> list[Path]:
-    """Folders of checkpoints, with or without a manifest; anything else in the folder is
-    ignored.
-    """
+    """Folders of checkpoints, with or without a manifest; anything else there is ignored."""
     return [
         path
         for path in checkpoints.glob("step-[0-9]*")
@@ -108,8 +108,9 @@ def publish(folder: Path, manifest: Manifest) -> None:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of `folder`; ManifestError says what is wrong with it; OSError: it could not be
-    read now.
+    """The manifest of `folder`.
+
+    ManifestError says what is wrong with it; OSError: it could not be read now.
     """
     try:
         fields = json.loads((folder / NAME).read_text())
@@ -124,11 +125,9 @@ def read(folder: Path) -> Manifest:
         raise ManifestError(f"format {manifest.format}, this program reads {FORMAT}")
     if manifest.step != int(folder.name.partition("-")[2]):
         raise ManifestError(f"manifest of step {manifest.step} in {folder.name}")
-    if any(
-        entry.name in ("", "..") or Path(str(entry.name)).name != entry.name
-        for entry in manifest.files
-    ):
-        raise ManifestError("a file name leads out of the folder")
+    for entry in manifest.files:
+        if entry.name in ("", "..") or Path(str(entry.name)).name != entry.name:
+            raise ManifestError("a file name leads out of the folder")
     return manifest
 
 
@@ -152,8 +151,9 @@ def verify(folder: Path, entries: list[FileEntry]) -> list[str]:
 
 
 def reject(folder: Path) -> None:
-    """Remove the manifest: the checkpoint no longer exists; its files stay until the next save or
-    pruning.
+    """Take the manifest away: the checkpoint no longer exists.
+
+    Its files stay until the next save or pruning.
     """
     with contextlib.suppress(FileNotFoundError):
         (folder / NAME).rename(folder / REJECTED)

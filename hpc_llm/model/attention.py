@@ -1,6 +1,4 @@
-"""Self-attention: projections, modifications of queries and keys, and a backend that mixes the
-values.
-"""
+"""Self-attention: projections around a backend that mixes the values."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ from hpc_llm.model.positions import Rotation, rotate
 
 
 class Attention(nn.Module):
-    """One fused projection for queries, keys and values; several query heads may share a head of
-    keys and values.
+    """One fused projection for queries, keys and values.
+
+    Several query heads may share a head of keys and values.
     """
 
     def __init__(self, config: ModelConfig, backend: Backend) -> None:
@@ -28,12 +27,16 @@ class Attention(nn.Module):
         self._widths = [config.d_model, *[config.kv_heads * config.head_size] * 2]
         self.Wqkv = Linear(config.d_model, sum(self._widths), bias=config.bias)
         self.out_proj = Linear(config.d_model, config.d_model, bias=config.bias)
-        self.q_ln = make_norm(config, self._widths[0]) if config.qk_ln else None
-        self.k_ln = make_norm(config, self._widths[1]) if config.qk_ln else None
+        self.q_ln: nn.Module | None = None
+        self.k_ln: nn.Module | None = None
+        if config.qk_ln:
+            self.q_ln = make_norm(config, self._widths[0])
+            self.k_ln = make_norm(config, self._widths[1])
 
     def forward(self, x_BSD: Tensor, shared: Any, angles: Rotation | None) -> Tensor:
-        """`shared` is the backend's state for this pass; `angles` are given if positions are
-        rotations.
+        """[batch, length, d_model] → the same shape.
+
+        shared: the backend's state for this pass. angles: given if positions are rotations.
         """
         qkv = self.Wqkv(x_BSD)
         if self._clip is not None:
@@ -42,9 +45,8 @@ class Attention(nn.Module):
         if self.q_ln is not None and self.k_ln is not None:
             q = self.q_ln(q)
             k = self.k_ln(k)
-        q, k, v = (
-            x.unflatten(-1, (-1, self._head)).transpose(1, 2) for x in (q, k, v)
-        )  # each [B, heads, S, head]
+        # Each [batch, heads, length, head_size].
+        q, k, v = (x.unflatten(-1, (-1, self._head)).transpose(1, 2) for x in (q, k, v))
         if angles is not None:
             q = rotate(q, angles)
             k = rotate(k, angles)

@@ -13,9 +13,7 @@ def build_model(
     compiled: bool,
     loss_chunk: int | None,
 ) -> Transformer:
-    """The transformer of `config` as its plan says to compute it, its weights not yet
-    initialised.
-    """
+    """The transformer of `config` as its plan says to compute it; not yet initialised."""
     model = Transformer(
         config.model, config.train.seq_len, activation_checkpointing, attention, loss_chunk
     )

@@ -16,23 +16,21 @@ _SHAPES = 64  # lengths of sequences (train.seq_len_warmup), each in training an
 
 
 def compile_forward(module: nn.Module) -> None:
-    """Compile a module's computation without its hooks: those of ZeRO 3, which gather weights,
-    would break graphs.
+    """Compile a module's computation without its hooks.
+
+    Those of ZeRO 3, which gather weights, would break graphs.
     """
     module.forward = torch.compile(module.forward, **for_each_shape())
 
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Inside, all modules are as they were before `compile_forward`, so that the hooks of their
-    parts are called.
-    """
-    own: dict[nn.Module, Any] = {
-        module: module.__dict__.get("forward") for module in model.modules()
-    }
-    compiled = {
-        module: call for module, call in own.items() if hasattr(call, "_torchdynamo_orig_callable")
-    }
+    """Inside, modules are as before `compile_forward`: the hooks of their parts are called."""
+    compiled: dict[nn.Module, Any] = {}
+    for module in model.modules():
+        forward = vars(module).get("forward")
+        if hasattr(forward, "_torchdynamo_orig_callable"):
+            compiled[module] = forward
     for module in compiled:
         del module.forward
     try:
@@ -48,9 +46,8 @@ def for_each_shape() -> dict[str, Any]:
     After 8 shapes torch would continue uncompiled, and say so only in a log.
     """
     quote_paths()
-    if (
-        "recompile_limit" in inspect.signature(torch.compile).parameters
-    ):  # torch 2.13, where the setting is a thread's
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        # torch 2.13, where the setting is a thread's.
         return {"dynamic": False, "recompile_limit": _SHAPES}
     import torch._dynamo.config as limits  # takes seconds, so only if something is compiled
 

@@ -1,5 +1,6 @@
-"""The feed-forward half of a block: GELU as in MPT, or SwiGLU (Shazeer, arXiv 2002.05202) as in
-Llama.
+"""The feed-forward half of a block.
+
+GELU as in MPT, or SwiGLU (Shazeer, arXiv 2002.05202) as in Llama.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from hpc_llm.model.linear import Linear
 
 
 class Gelu(nn.Module):
+    """down(gelu(up(x)))."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.up_proj = Linear(config.d_model, config.ffn_size, bias=config.bias)
@@ -22,7 +25,10 @@ class Gelu(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """Gate and up are one projection, the gate first: every parameter tensor has a cost in ZeRO."""
+    """down(silu(gate(x)) · up(x)).
+
+    Gate and up are one projection, the gate first: every parameter tensor has a cost in ZeRO.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -35,4 +41,7 @@ class SwiGlu(nn.Module):
 
 
 def make_feedforward(config: ModelConfig) -> nn.Module:
-    return SwiGlu(config) if config.ffn == "swiglu" else Gelu(config)
+    """The feed-forward module that the model names."""
+    if config.ffn == "swiglu":
+        return SwiGlu(config)
+    return Gelu(config)

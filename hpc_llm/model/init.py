@@ -1,6 +1,4 @@
-"""Initial weights: a function of (seed, parameter name), independent of the number of ranks and
-order of modules.
-"""
+"""Initial weights: a function of the seed and the parameter's name alone."""
 
 from __future__ import annotations
 
@@ -16,14 +14,18 @@ _RESIDUAL = ("out_proj.weight", "down_proj.weight")  # the two that write into t
 
 
 def initialise_all(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """`initialise` for all parameters of `model`, on as many threads as torch uses, since drawing
-    uses only one.
+    """`initialise` for all parameters of `model`.
+
+    On as many threads as torch uses, since drawing uses only one.
     """
+    longest_first = sorted(model.named_parameters(), key=lambda named: -named[1].numel())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        named = sorted(
-            model.named_parameters(), key=lambda one: -one[1].numel()
-        )  # the longest first
-        list(pool.map(lambda one: initialise(one[0], one[1], config, seed), named))
+        drawn = [
+            pool.submit(initialise, name, parameter, config, seed)
+            for name, parameter in longest_first
+        ]
+    for future in drawn:
+        future.result()
 
 
 @torch.no_grad()
@@ -34,12 +36,14 @@ def initialise(name: str, parameter: Tensor, config: ModelConfig, seed: int) -> 
     (GPT-2). Drawn on the CPU, so that every device starts from the same numbers.
     """
     if parameter.dim() == 1:
-        parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
+        is_bias = name.endswith(".bias")
+        parameter.fill_(0.0 if is_bias else 1.0)
         return
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    scaled = config.scale_residual_init and name.endswith(_RESIDUAL)
-    std = config.init_std / (2 * config.n_layers) ** 0.5 if scaled else config.init_std
+    std = config.init_std
+    if config.scale_residual_init and name.endswith(_RESIDUAL):
+        std = config.init_std / (2 * config.n_layers) ** 0.5
     if parameter.is_cpu and parameter.dtype == torch.float32:  # the same numbers, without a copy
         parameter.normal_(0.0, std, generator=generator)
     else:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# the rows are split into this many: with fewer, and one thread, torch convolves without oneDNN
+# The rows are split into this many: with fewer, and one thread, torch convolves without oneDNN.
 IMAGES = 16
 
 
@@ -51,7 +51,9 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         product = linear(input, self.weight)
-        return product if self.bias is None else product + self.bias
+        if self.bias is None:
+            return product
+        return product + self.bias
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -68,7 +70,9 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         return product.unflatten(0, x.shape[:-1])
     if _rather_in_fp32(x):
         product = _InFp32.apply(x.reshape(num_rows, x.shape[-1]), weight)
-        return product.unflatten(0, x.shape[:-1]) if x.dim() > 1 else product[0]
+        if x.dim() == 1:
+            return product[0]
+        return product.unflatten(0, x.shape[:-1])
     return F.linear(x, weight)
 
 
@@ -95,13 +99,19 @@ class _InFp32(torch.autograd.Function):
         (x, y) = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         grad = grad.float()
-        x_grad = (grad @ y.float()).to(x.dtype) if wanted[0] else None
-        return x_grad, (grad.mT @ x.float()).to(y.dtype) if wanted[1] else None
+        x_grad: Tensor | None = None
+        y_grad: Tensor | None = None
+        if wanted[0]:
+            x_grad = (grad @ y.float()).to(x.dtype)
+        if wanted[1]:
+            y_grad = (grad.mT @ x.float()).to(y.dtype)
+        return x_grad, y_grad
 
 
 class _Product(torch.autograd.Function):
-    """Saves the parameter itself, not a view: ZeRO 3 frees its values between forward and
-    backward.
+    """Saves the parameter itself, not a view.
+
+    ZeRO 3 frees its values between forward and backward.
     """
 
     @staticmethod
@@ -113,10 +123,13 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad_NM: Tensor) -> tuple[Tensor | None, ...]:
         (x_NK, weight_MK) = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        return (
-            _product_input_grad(grad_NM, x_NK, weight_MK) if wanted[0] else None,
-            _product_weight_grad(grad_NM, x_NK, weight_MK) if wanted[1] else None,
-        )
+        x_grad: Tensor | None = None
+        weight_grad: Tensor | None = None
+        if wanted[0]:
+            x_grad = _product_input_grad(grad_NM, x_NK, weight_MK)
+        if wanted[1]:
+            weight_grad = _product_weight_grad(grad_NM, x_NK, weight_MK)
+        return x_grad, weight_grad
 
 
 # Custom operators, which torch.compile leaves as they are: otherwise it would change the layout

@@ -18,8 +18,9 @@ IGNORED = -100  # a target that does not count
 
 
 def readout(x_D: Tensor, weight_VD: Tensor, config: ModelConfig) -> Tensor:
-    """Logits of hidden states [..., d_model]: [..., vocab_size], scaled and capped as the model
-    says.
+    """Logits of hidden states: [..., d_model] → [..., vocab_size].
+
+    Scaled and capped as the model says.
     """
     logits = linear(x_D, weight_VD)
     if config.logit_scale != 1.0:
@@ -30,9 +31,9 @@ def readout(x_D: Tensor, weight_VD: Tensor, config: ModelConfig) -> Tensor:
 
 
 def summed_cross_entropy(logits_NV: Tensor, targets_N: Tensor, z_loss: float = 0.0) -> Tensor:
-    """Sum of -log p(target) in nats over all targets except IGNORED; fp32 scalar, 0 if all are
-    ignored.
+    """Sum of -log p(target) in nats over all targets except IGNORED, an fp32 scalar.
 
+    It is 0 if all are ignored.
     Only the gradient includes that of z_loss · log²Z (PaLM, arXiv 2204.02311, section 5): the
     reported value stays a cross-entropy, comparable with runs without it.
     """
@@ -52,8 +53,9 @@ def readout_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, config: Mod
 
 @functools.cache
 def compiled_readout_loss() -> Callable[..., Tensor]:
-    """readout_loss in one kernel apart from its matrix products: no fp32 copy of the logits is ever
-    stored.
+    """readout_loss in one kernel apart from its matrix products.
+
+    No fp32 copy of the logits is ever stored.
     """
     return torch.compile(readout_loss, **for_each_shape())
 
@@ -66,9 +68,7 @@ def summed_loss(
     chunk: int | None,
     compiled: bool = False,
 ) -> Tensor:
-    """readout_loss; with `chunk`, logits of at most that many tokens exist at once. A single chunk
-    is no chunking.
-    """
+    """readout_loss, with `chunk` in parts: logits of at most that many tokens exist at once."""
     loss_of = compiled_readout_loss() if compiled else readout_loss
     if chunk is None or chunk >= len(x_ND):
         return loss_of(x_ND, weight_VD, targets_N, config)
@@ -79,8 +79,9 @@ def summed_loss(
 
 
 class _Chunked(torch.autograd.Function):
-    """Computes each chunk's gradient while its logits exist: nothing is computed twice, and no
-    logits are kept.
+    """Computes each chunk's gradient while its logits exist.
+
+    Nothing is computed twice, and no logits are kept.
     """
 
     @staticmethod
@@ -104,7 +105,10 @@ class _Chunked(torch.autograd.Function):
             x_grad, part_grad = torch.autograd.grad(loss, (x, weight))
             x_grads.append(x_grad)
             # A sum over chunks, in fp32: bf16 would lose small terms.
-            weight_grad = part_grad.float() if weight_grad is None else weight_grad.add_(part_grad)
+            if weight_grad is None:
+                weight_grad = part_grad.float()
+            else:
+                weight_grad.add_(part_grad)
             total += loss.detach()
         ctx.save_for_backward(torch.cat(x_grads), weight_grad)
         ctx.weight_dtype = weight_VD.dtype

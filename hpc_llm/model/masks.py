@@ -7,8 +7,9 @@ from torch import Tensor
 
 
 def past(length: int, window: int | None, device: torch.device | None = None) -> Tensor:
-    """Where a query [row] attends to a key [column], [length, length] bool: itself and the past,
-    `window` in all.
+    """Where a query [row] attends to a key [column], [length, length] bool.
+
+    It attends to itself and the past, `window` tokens in all.
     """
     position = torch.arange(length, device=device)
     distance = position[:, None] - position[None, :]

@@ -9,8 +9,9 @@ from hpc_llm.config.schema import ModelConfig
 
 
 class Fp32LayerNorm(nn.LayerNorm):
-    """LayerNorm computed in fp32 throughout, rounded once at the end; torch's own works on bf16
-    inputs and outputs.
+    """LayerNorm computed in fp32 throughout, and rounded once at the end.
+
+    torch's own works on bf16 inputs and outputs.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
-"""How a model knows a token's position: linear biases (ALiBi), rotation (RoPE), or learned
-positions.
+"""How a model knows a token's position: linear biases (ALiBi), rotation (RoPE), or a table.
 
 ALiBi: Press et al., arXiv 2108.12409. RoPE: Su et al., arXiv 2104.09864, in the half-rotation of
 Hugging Face.
@@ -25,25 +24,28 @@ def alibi_slopes(n_heads: int, bias_max: float = 8.0) -> Tensor:
     """
     power = 2 ** math.ceil(math.log2(n_heads))
     slopes = torch.pow(2.0, -torch.arange(1, power + 1).float() * bias_max / power)
-    return slopes if power == n_heads else torch.cat([slopes[1::2], slopes[::2]])[:n_heads]
+    if power == n_heads:
+        return slopes
+    return torch.cat([slopes[1::2], slopes[::2]])[:n_heads]
 
 
 @functools.cache
 def slopes_on(n_heads: int, bias_max: float, device: torch.device) -> Tensor:
-    """alibi_slopes, copied to `device` once: each copy makes the host wait, and a buffer would be
-    rounded to bf16.
+    """alibi_slopes, copied to `device` once.
+
+    Each copy makes the host wait, and a buffer would be rounded to bf16.
     """
     return alibi_slopes(n_heads, bias_max).to(device)
 
 
 def alibi_bias(n_heads: int, seq_len: int, bias_max: float = 8.0) -> Tensor:
-    """Additive mask, [1, n_heads, seq_len, seq_len], fp32: -slope·distance to the past, -inf to the
-    future.
+    """Additive mask, [1, n_heads, seq_len, seq_len], fp32.
+
+    -slope·distance to the past, -inf to the future.
     """
     position = torch.arange(seq_len)
-    distance = (
-        position[None, :] - position[:, None]
-    )  # [query, key], ≤ 0 for the past; integers, see alibi_slopes
+    # [query, key], ≤ 0 for the past; integers, see alibi_slopes.
+    distance = position[None, :] - position[:, None]
     bias = alibi_slopes(n_heads, bias_max)[:, None, None] * distance.float()
     return bias.masked_fill(distance > 0, float("-inf"))[None]
 
@@ -54,26 +56,26 @@ def rotation(length: int, head_size: int, theta: float, device: torch.device) ->
     Computed for every pass, since a buffer would be rounded to bf16 with the model.
     """
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32, device=device) / head_size
-    angles = torch.outer(
-        torch.arange(length, dtype=torch.float32, device=device), 1.0 / theta**exponents
-    )
+    position = torch.arange(length, dtype=torch.float32, device=device)
+    angles = torch.outer(position, 1.0 / theta**exponents)
     return angles.cos(), angles.sin()
 
 
 def rotate(x_BHSd: Tensor, angles: Rotation) -> Tensor:
-    """Each pair (x[i], x[i + d/2]) rotated by the angle of its position; computed in fp32, returned
-    in x's dtype.
+    """Each pair (x[i], x[i + d/2]) rotated by the angle of its position.
+
+    Computed in fp32, returned in x's dtype.
     """
     cos, sin = angles
     first, second = x_BHSd.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(
-        x_BHSd.dtype
-    )
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return rotated.to(x_BHSd.dtype)
 
 
 def places(length: int, documents_BS: Tensor | None, device: torch.device) -> Tensor:
-    """Position of each token in its document, [batch, length] int64, or [length] without
-    documents.
+    """Position of each token in its document, int64.
+
+    [batch, length], or [length] without documents.
     """
     place_S = torch.arange(length, device=device)
     if documents_BS is None:

@@ -1,5 +1,4 @@
-"""A decoder-only transformer, pre-norm, in the shapes of MPT, Llama and anything in between (config
-ModelConfig).
+"""A decoder-only transformer, pre-norm, in the shapes of MPT, Llama and anything in between.
 
 Parameter names are those of Hugging Face's MptForCausalLM below `transformer.`, if it has them.
 """
@@ -24,6 +23,8 @@ from hpc_llm.model.positions import Rotation, places, rotation
 
 
 class Block(nn.Module):
+    """Attention and feed-forward, each on normalised input and added to the residual stream."""
+
     def __init__(self, config: ModelConfig, backend: Backend) -> None:
         super().__init__()
         self.norm_1 = make_norm(config, config.d_model)
@@ -37,12 +38,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens and targets, each [batch, length] int64, length ≤ seq_len → summed loss (see
-    model.loss).
+    """Tokens and targets → their summed loss (see model.loss).
 
-    With documents, [batch, length] int, each document is treated as if it were alone. `attention`
-    names a backend (model.backends); `loss_chunk` is the number of tokens whose logits exist at
-    once.
+    Each is [batch, length] int64, with length ≤ seq_len. With documents, [batch, length] int, each
+    document is treated as if it were alone. `attention` names a backend (model.backends);
+    `loss_chunk` is the number of tokens whose logits exist at once.
     """
 
     constant: Tensor | None
@@ -62,16 +62,14 @@ class Transformer(nn.Module):
         self._compiled = False
         self._backend = make_backend(attention, config, seq_len)
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
-        self.wpe = (
-            nn.Embedding(config.max_seq_len, config.d_model)
-            if config.positions == "learned"
-            else None
-        )
+        self.wpe: nn.Embedding | None = None
+        if config.positions == "learned":
+            self.wpe = nn.Embedding(config.max_seq_len, config.d_model)
         self.blocks = nn.ModuleList(Block(config, self._backend) for _ in range(config.n_layers))
         self.norm_f = make_norm(config, config.d_model)
-        self.lm_head = (
-            None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
-        )
+        self.lm_head: nn.Linear | None = None
+        if not config.tied:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.register_buffer("constant", self._backend.constant, persistent=False)
 
     def forward(
@@ -95,9 +93,8 @@ class Transformer(nn.Module):
         """What the output matrix is applied to, [batch, length, d_model]."""
         length = tokens_BS.shape[1]
         device = tokens_BS.device
-        if (
-            self.constant is not None and self.constant.is_floating_point()
-        ):  # DeepSpeed leaves buffers in fp32
+        if self.constant is not None and self.constant.is_floating_point():
+            # DeepSpeed leaves buffers in fp32.
             self.constant = self.constant.to(self.wte.weight.dtype)
         shared = self._backend.shared(self.constant, tokens_BS, documents_BS)
         angles = None
@@ -116,11 +113,14 @@ class Transformer(nn.Module):
     @property
     def output_matrix(self) -> Tensor:
         """[vocab_size, d_model]; the embedding itself if they are tied."""
-        return self.wte.weight if self.lm_head is None else self.lm_head.weight
+        if self.lm_head is None:
+            return self.wte.weight
+        return self.lm_head.weight
 
     def compile_parts(self) -> None:
-        """Compile one block for all blocks (quick to compile, with checkpointing outside it), and
-        the loss.
+        """Compile one block for all blocks, and the loss.
+
+        A block is quick to compile, and checkpointing stays outside it.
         """
         self._compiled = True
         for block in self.blocks:

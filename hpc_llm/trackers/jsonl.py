@@ -1,6 +1,4 @@
-"""metrics.jsonl: one JSON object per step with exact numbers, cut back to the checkpoint on
-resume.
-"""
+"""metrics.jsonl: one JSON object per step with exact numbers, cut back on resume."""
 
 from __future__ import annotations
 

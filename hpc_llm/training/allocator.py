@@ -19,15 +19,11 @@ from pathlib import Path
 LIBRARIES = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 SETTINGS = {
     "TCMALLOC_RELEASE_RATE": "0",  # never hand pages back
-    "TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD": str(
-        2**62
-    ),  # no reports on stderr about blocks of a gigabyte
+    # No reports on stderr about blocks of a gigabyte.
+    "TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD": str(2**62),
 }
-_OF_OTHERS = (
-    "tc_version",
-    "mallctl",
-    "mi_version",
-)  # symbols that only tcmalloc, jemalloc and mimalloc have
+# Symbols that only tcmalloc, jemalloc and mimalloc have.
+_OF_OTHERS = ("tc_version", "mallctl", "mi_version")
 
 
 def restart_with_tcmalloc() -> None:
@@ -47,16 +43,19 @@ def another_in_use() -> bool:
 
 
 def library() -> str | None:
-    """tcmalloc for LD_PRELOAD: from this Python's environment (conda), or wherever the loader finds
-    it.
-    """
-    own = [str(path) for name in LIBRARIES if (path := Path(sys.prefix) / "lib" / name).exists()]
-    return next((name for name in [*own, *LIBRARIES] if _is_preloaded(name)), None)
+    """tcmalloc for LD_PRELOAD: of this Python's environment (conda), else of the system."""
+    own = [Path(sys.prefix) / "lib" / name for name in LIBRARIES]
+    candidates = [str(path) for path in own if path.exists()]
+    for name in [*candidates, *LIBRARIES]:
+        if _is_preloaded(name):
+            return name
+    return None
 
 
 def _is_preloaded(name: str) -> bool:
-    """Whether the loader finds it, tried in another process: with two mallocs loaded, this one
-    would soon abort.
+    """Whether the loader finds it.
+
+    Tried in another process: with two mallocs loaded, this one would soon abort.
     """
     alone = {"PATH": os.environ.get("PATH", os.defpath), "LD_PRELOAD": name}
     done = subprocess.run(["true"], env=alone, stderr=subprocess.PIPE)
@@ -64,9 +63,9 @@ def _is_preloaded(name: str) -> bool:
 
 
 def environment(given: Mapping[str, str], library: str | None) -> dict[str, str]:
-    """Variables to add to `given` to start a process with `library` as its malloc; none if it must
-    not have it.
+    """Variables to add to `given` to start a process with `library` as its malloc.
 
+    None if it must not have it.
     A user's own settings are kept. What LD_PRELOAD already names was tried, and is not tried again.
     """
     loaded = given.get("LD_PRELOAD", "")

@@ -1,5 +1,6 @@
-"""This rank's device and its group of ranks. Imported before DeepSpeed, which must be told the
-device.
+"""This rank's device and its group of ranks.
+
+Imported before DeepSpeed, which must be told the device.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ _M_MMAP_MAX = -4  # mallopt(3)
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """This rank's device (`cluster.device`), also set for DeepSpeed, which asks only while it is
-    imported.
+    """This rank's device (`cluster.device`).
+
+    Also set for DeepSpeed, which asks only while it is imported.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError(
@@ -55,7 +57,7 @@ def keep_memory(device: torch.device) -> None:
     The buffers of every step otherwise come as fresh pages, some 90,000 faults a step. Set through
     the environment, not yet through this call, it took a bare loop from 499 to 321 ms, in two runs
     one after the other (mpt-tiny, bf16, 2 threads; benchmarks/training.md). Without glibc, and
-    under tcmalloc (launch.allocator), this does nothing. Before glibc 2.38 an aligned block does
+    under tcmalloc (training.allocator), this does nothing. Before glibc 2.38 an aligned block does
     not always fit where one of its size was freed: the heap then grows by it, in fresh pages.
     """
     if device.type != "cpu":

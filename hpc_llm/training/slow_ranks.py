@@ -1,5 +1,6 @@
-"""Ranks that compute slower than the others: every step waits for them, and the watchdog takes it
-as evidence.
+"""Ranks that compute slower than the others: every step waits for them.
+
+The watchdog takes it as evidence against their nodes.
 
 The forward pass is what a rank does alone (up to ZeRO 2; at 3 it waits for the others' parameters,
 and nothing can be said). Every rank adds its time to the sum over ranks that each step makes
@@ -25,8 +26,9 @@ class SlowRanks:
         self._behind: dict[int, int] = {}  # windows in a row
 
     def look(self, forward_us: Sequence[int]) -> dict[int, float]:
-        """Ranks found to be slow now, each reported once, and the ratio of their time to the usual
-        one.
+        """Ranks found to be slow now, with the ratio of their time to the usual one.
+
+        Each is reported once.
         """
         if len(forward_us) < FEWEST or 0 in forward_us:
             return {}
@@ -36,12 +38,12 @@ class SlowRanks:
         medians = [statistics.median(times) for times in zip(*self._window, strict=True)]
         self._window = []
         usual = statistics.median(medians)
-        slow = {
-            rank: median / usual for rank, median in enumerate(medians) if median > FACTOR * usual
-        }
-        self._behind = {rank: self._behind.get(rank, 0) + 1 for rank in slow}
-        return {
-            rank: round(factor, 2)
-            for rank, factor in slow.items()
-            if self._behind[rank] == IN_A_ROW
-        }
+        behind: dict[int, int] = {}
+        reported: dict[int, float] = {}
+        for rank, median in enumerate(medians):
+            if median > FACTOR * usual:
+                behind[rank] = self._behind.get(rank, 0) + 1
+                if behind[rank] == IN_A_ROW:
+                    reported[rank] = round(median / usual, 2)
+        self._behind = behind
+        return reported

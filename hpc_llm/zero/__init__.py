@@ -1,3 +1,1 @@
-"""Everything that knows the insides of DeepSpeed or torch: the engine, its optimizers, gradients
-and files.
-"""
+"""Everything that knows the insides of DeepSpeed or torch."""

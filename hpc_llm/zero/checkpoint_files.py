@@ -1,5 +1,4 @@
-"""DeepSpeed's checkpoint engine interface: files are written durably and hashed, published by a
-manifest, verified and loaded.
+"""A checkpoint engine for DeepSpeed: files are durable, hashed, and published by a manifest.
 
 Source of the order of calls: DeepSpeedEngine.save_checkpoint (0.19.8) runs create → save … → commit
 on every rank, with a barrier only after commit.
@@ -53,8 +52,7 @@ class HashingWriter:
 
 
 class ManifestCheckpointEngine(CheckpointEngine):
-    """Collects what this rank writes; `commit` calls `publish`, which makes the checkpoint exist,
-    or raises SaveFailed.
+    """Collects what this rank writes; `commit` lets `publish` make the checkpoint exist.
 
     publish: called only on rank 0 with the files of all ranks, in the order of ranks; may raise
     OSError.
@@ -76,8 +74,9 @@ class ManifestCheckpointEngine(CheckpointEngine):
         self._error = None
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write, fsync and hash one file. Errors are kept for `commit`, since other ranks wait in
-        collectives.
+        """Write, fsync and hash one file.
+
+        Errors are kept for `commit`, since other ranks wait in collectives.
         """
         if self._error is not None:
             return
@@ -95,8 +94,9 @@ class ManifestCheckpointEngine(CheckpointEngine):
             self._error = error
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
-        """Write the manifest once all ranks have written everything. SaveFailed on every rank if
-        any failed.
+        """Publish once all ranks have written everything.
+
+        SaveFailed on every rank if any failed.
         """
         self._raise_together(self._error)
         files = [entry for share in self._gather(self._files) for entry in share]
@@ -116,11 +116,9 @@ class ManifestCheckpointEngine(CheckpointEngine):
         return torch.load(path, map_location=map_location, weights_only=False)
 
     def _raise_together(self, error: OSError | None) -> None:
-        mine = (
-            None
-            if error is None
-            else (no_room(error), f"rank {self._rank}: {error.strerror or error}")
-        )
+        mine = None
+        if error is not None:
+            mine = (no_room(error), f"rank {self._rank}: {error.strerror or error}")
         errors = [other for other in self._gather(mine) if other is not None]
         if errors:
             raise SaveFailed("; ".join(text for _, text in errors), any(full for full, _ in errors))

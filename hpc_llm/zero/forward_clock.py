@@ -1,3 +1,5 @@
+"""How long a rank's forward pass takes, measured without waiting for the device."""
+
 from __future__ import annotations
 
 import time
@@ -7,9 +9,7 @@ import torch
 
 
 class ForwardClock:
-    """Times a forward pass as a context manager, on a GPU by events that the host does not wait
-    for.
-    """
+    """Times a forward pass as a context manager, on a GPU by events."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"

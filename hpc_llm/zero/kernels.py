@@ -1,17 +1,17 @@
-"""DeepSpeed's compiled operators: built once where there is a compiler, loaded by every rank
-without one.
+"""DeepSpeed's compiled operators: built once where a compiler is, loaded by every rank.
 
 By itself DeepSpeed compiles at first use, on every rank of a job.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import deepspeed
 import torch
@@ -31,27 +31,27 @@ _BUILDERS = {
 
 
 def architecture(device: str) -> str:
-    """What an operator for `device` is compiled for. cuda: TORCH_CUDA_ARCH_LIST, else the GPU here;
-    cpu: this CPU.
+    """What an operator for `device` is compiled for.
+
+    cuda: TORCH_CUDA_ARCH_LIST, else the GPU here; cpu: this CPU.
     """
     if device == "cpu":
         return operators.cpu_architecture()
-    given = os.environ.get("TORCH_CUDA_ARCH_LIST") or ".".join(
-        map(str, torch.cuda.get_device_capability())
-    )
-    return "sm" + given.replace(";", "_").replace(" ", "_")
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or _capability()
+    return "sm" + architectures.replace(";", "_").replace(" ", "_")
+
+
+def _capability() -> str:
+    """The architecture of the GPU here, like 9.0."""
+    return ".".join(map(str, torch.cuda.get_device_capability()))
 
 
 def load(name: str, device: str) -> bool:
     """Load operator `name` into DeepSpeed; False if it has not been built."""
     library = operators.library(name, architecture(device))
-    if (
-        not library.exists() and device == "cuda"
-    ):  # built for several architectures, this one among them
-        library = (
-            operators.built_for(name, ".".join(map(str, torch.cuda.get_device_capability())))
-            or library
-        )
+    if not library.exists() and device == "cuda":
+        # It may be built for several architectures, this one among them.
+        library = operators.built_for(name, _capability()) or library
     if not library.exists():
         return False
     spec = importlib.util.spec_from_file_location(name, library)
@@ -63,8 +63,9 @@ def load(name: str, device: str) -> bool:
 
 
 def build(name: str, device: str) -> Path:
-    """Compile operator `name` unless it exists; its library. RuntimeError if that cannot be
-    done.
+    """Compile operator `name` unless it exists; its library.
+
+    RuntimeError if that cannot be done.
     """
     library = operators.library(name, architecture(device))
     folder = library.parent.parent
@@ -77,9 +78,20 @@ def build(name: str, device: str) -> Path:
             builder = get_accelerator().create_op_builder(_BUILDERS[name])
             if builder is None:
                 raise RuntimeError(f"DeepSpeed {deepspeed.__version__} has none for {device}")
-            # torch 2.13 quotes the folders of headers and not that of its libraries, whose path may
-            # have a space.
-            libraries = shlex.quote(cpp_extension.TORCH_LIB_PATH)
-            with mock.patch.object(cpp_extension, "TORCH_LIB_PATH", libraries):
+            with library_path_quoted():
                 builder.load(verbose=False)
     return library
+
+
+@contextlib.contextmanager
+def library_path_quoted() -> Iterator[None]:
+    """Inside, torch compiles extensions even if its own libraries' path has a space.
+
+    torch 2.13 quotes the folders of headers and not that of its libraries.
+    """
+    path = cpp_extension.TORCH_LIB_PATH
+    cpp_extension.TORCH_LIB_PATH = shlex.quote(path)
+    try:
+        yield
+    finally:
+        cpp_extension.TORCH_LIB_PATH = path

@@ -114,8 +114,7 @@ def _of_adam(config: OptimConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def own_groups(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Keep each group's own hyperparameters and step counts while DeepSpeed loads a universal
-    checkpoint.
+    """Inside, loading a universal checkpoint leaves each group its own hyperparameters and steps.
 
     At ZeRO 3 it gives all groups those of the first (weight decay on norms), and all states a
     shared step tensor, which then counts as many steps as there are states (0.19.8, stage3.py).

@@ -18,7 +18,7 @@ from typing import Any
 
 import deepspeed
 
-from hpc_llm.zero import clipping, gradient_sums, start_up
+from hpc_llm.zero import clipping, gradient_sums, kernels, start_up
 from hpc_llm.zero.known_versions import refuse_unknown_versions
 
 _ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
@@ -115,6 +115,11 @@ ENGINE = (
 
 WHERE_NEEDED = (
     Patch(
+        ("torch.utils.cpp_extension:TORCH_LIB_PATH",),
+        "torch quotes the folders of headers, and not that of its libraries: it may have a space.",
+        kernels.library_path_quoted,
+    ),
+    Patch(
         ("torch:compile",),
         "DeepSpeed's Muon is decorated with it, which imports torch's compiler in every run.",
         start_up.compiling_later,
@@ -158,4 +163,5 @@ READ = {
     "deepspeed.ops.op_builder.builder:OpBuilder._loaded_ops": "kernels.py: loads built operators",
     "deepspeed.checkpoint.ds_to_universal:main": "reshape.py: the converter, called as a function",
     "torch._compile:_disable_dynamo": "start_up.py: its mark `__dynamo_disable`",
+    "torch._inductor.cpp_builder:CppBuilder.__init__": "model/compiler.py: quotes paths",
 }

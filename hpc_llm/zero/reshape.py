@@ -1,5 +1,4 @@
-"""A checkpoint for another number of ranks: from shards of one world size and ZeRO stage to a
-tensor per parameter.
+"""A checkpoint for another number of ranks: from shards to a tensor per parameter.
 
 Uses DeepSpeed's universal checkpoints (arXiv 2406.18820); its converter is a script, called here as
 a function.
@@ -20,8 +19,7 @@ from hpc_llm.checkpoint.choose import Gather
 
 @contextlib.contextmanager
 def universal(folder: Path, rank: int, gather: Gather, beat: Callable[[], None]) -> Iterator[Path]:
-    """The verified checkpoint in `folder` as a universal one, in a folder that exists only inside
-    the `with` block.
+    """The verified checkpoint in `folder` as a universal one, inside the `with` block.
 
     Made by rank 0 while all others wait, with a `beat` for every word that the converter says: it
     may take longer than recovery.start_timeout_s. OSError or ValueError, the same on every rank, if
@@ -39,10 +37,8 @@ def universal(folder: Path, rank: int, gather: Gather, beat: Callable[[], None])
             shutil.rmtree(target, ignore_errors=True)
 
 
-class _Said(io.StringIO):
-    """What the converter says, a bar of its progress among it: with each word it is a step
-    further.
-    """
+class _Output(io.StringIO):
+    """The converter's output, progress bars included: each write is a sign of life."""
 
     def __init__(self, beat: Callable[[], None]) -> None:
         super().__init__()
@@ -57,7 +53,7 @@ def _convert(folder: Path, target: Path, beat: Callable[[], None]) -> Exception 
     from deepspeed.checkpoint import ds_to_universal
 
     shutil.rmtree(target, ignore_errors=True)
-    words = Namespace(
+    arguments = Namespace(
         input_folder=str(folder),
         output_folder=str(target),
         num_extract_workers=1,
@@ -66,14 +62,12 @@ def _convert(folder: Path, target: Path, beat: Callable[[], None]) -> Exception 
         strict=True,
         inject_missing_state=True,
     )
-    said = _Said(beat)
+    output = _Output(beat)
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            ds_to_universal.main(words)
-    except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
-        return (
-            error
-            if isinstance(error, OSError)
-            else ValueError(f"{folder.name} cannot be reshaped: {error}")
-        )
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            ds_to_universal.main(arguments)
+    except OSError as error:
+        return error
+    except (RuntimeError, ValueError, KeyError, AssertionError) as error:
+        return ValueError(f"{folder.name} cannot be reshaped: {error}")
     return None

@@ -11,17 +11,17 @@ from hpc_llm.model.backends.protocol import Backend
 
 
 def make_backend(name: str, config: ModelConfig, seq_len: int) -> Backend:
-    """The backend `name` (config.computing) for sequences of at most `seq_len` tokens. InputError
-    if it is not here.
+    """The backend `name` (config.computing) for sequences of at most `seq_len` tokens.
+
+    InputError if it is not installed here.
     """
     if name == "folded":
         from hpc_llm.model.backends.folded import Folded
 
         return Folded(config)
     if name == "flex":
-        from hpc_llm.model.backends.flex import (
-            Flex,
-        )  # imports torch's compiler: 1 s for those who ask for it
+        # This imports torch's compiler: 1 s for those who ask for it.
+        from hpc_llm.model.backends.flex import Flex
 
         return Flex(config)
     if name == "flash":

@@ -1,5 +1,4 @@
-"""Plain matrix products and softmax over a quarter of the queries at a time, with the keys that
-they can attend to.
+"""Plain products and softmax over a quarter of the queries at a time, with the keys they can see.
 
 On a CPU this beats torch's fused kernel, whose bf16 products are several times slower than
 oneDNN's; three eighths of the scores, all in the future, are never computed. What it keeps for
@@ -31,11 +30,10 @@ class Blocked(Sdpa):
         k_BGSd = k_BGSd.contiguous()
         v_BGSd = v_BGSd.contiguous()
         # A mask has one head shared by all, or one for each.
-        mask = (
-            None
-            if shared is None
-            else shared.unflatten(1, (groups, -1) if shared.shape[1] > 1 else (1, 1))
-        )
+        mask = None
+        if shared is not None:
+            heads = (groups, -1) if shared.shape[1] > 1 else (1, 1)
+            mask = shared.unflatten(1, heads)
         mixed = []
         for start, end in blocks(length):
             scores = _product(q_BGRSd[:, :, :, start:end], k_BGSd[:, :, :end])
@@ -50,7 +48,8 @@ class Blocked(Sdpa):
 
 
 def _product(x_BGRst: Tensor, y_BGut: Tensor) -> Tensor:
-    """x · yᵀ. Heads of a group share a matrix, which is not copied: they are rows of one
-    product.
+    """x · yᵀ.
+
+    Heads of a group share a matrix, which is not copied: they are rows of one product.
     """
     return times_transposed(x_BGRst.flatten(2, 3), y_BGut).unflatten(2, (x_BGRst.shape[2], -1))

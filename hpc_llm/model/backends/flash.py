@@ -1,6 +1,4 @@
-"""FlashAttention-2's kernel for sequences of unequal length, if the package flash-attn is installed
-(CUDA only).
-"""
+"""FlashAttention-2's kernel for sequences of unequal length: package flash-attn, on CUDA only."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ Shared = tuple[Tensor, Tensor | None]  # boundaries of the documents of all rows
 
 
 class Flash:
-    """Every document, or row without documents, is its own sequence, so that no mask is needed at
-    all.
-    """
+    """Every document, or row without documents, is its own sequence: no mask is needed at all."""
 
     constant = None
 
@@ -31,10 +27,12 @@ class Flash:
                 "or choose train.attention=auto"
             ) from None
         self._kernel = flash_attn_varlen_func
-        self._alibi = (
-            (config.n_heads, config.alibi_bias_max) if config.positions == "alibi" else None
-        )
-        self._window = (-1, -1) if config.sliding_window is None else (config.sliding_window - 1, 0)
+        self._alibi: tuple[int, float] | None = None
+        if config.positions == "alibi":
+            self._alibi = (config.n_heads, config.alibi_bias_max)
+        self._window = (-1, -1)
+        if config.sliding_window is not None:
+            self._window = (config.sliding_window - 1, 0)
 
     def shared(self, constant: None, tokens_BS: Tensor, documents_BS: Tensor | None) -> Shared:
         slopes = self._alibi and slopes_on(*self._alibi, tokens_BS.device)
@@ -49,9 +47,8 @@ class Flash:
     def attend(self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: Shared) -> Tensor:
         ends, slopes = shared
         batch, _, length, _ = q_BHSd.shape
-        q, k, v = (
-            x.transpose(1, 2).flatten(0, 1) for x in (q_BHSd, k_BGSd, v_BGSd)
-        )  # each [batch·length, heads, d]
+        # Each [batch·length, heads, head_size].
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHSd, k_BGSd, v_BGSd))
         mixed = self._kernel(
             q,
             k,
@@ -76,6 +73,5 @@ def boundaries(documents_BS: Tensor) -> Tensor:
     """
     begins_BS = documents_BS.diff(dim=1, prepend=documents_BS[:, :1] - 1) != 0
     starts = begins_BS.flatten().nonzero().flatten().int()
-    return F.pad(
-        starts, (0, (1 << len(starts).bit_length()) - len(starts)), value=documents_BS.numel()
-    )
+    padding = (1 << len(starts).bit_length()) - len(starts)
+    return F.pad(starts, (0, padding), value=documents_BS.numel())

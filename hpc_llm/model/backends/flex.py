@@ -1,5 +1,4 @@
-"""FlexAttention: compiled on a GPU, where masked blocks are skipped and ALiBi is computed in the
-kernel.
+"""FlexAttention: on a GPU it skips masked blocks and computes ALiBi in the kernel.
 
 torch has no backward for it on a CPU; there, tests run only the forward pass.
 """
@@ -20,12 +19,14 @@ from hpc_llm.model.positions import slopes_on
 
 
 class Flex:
+    """Masks are made once for each length, or for each pass where rows hold documents."""
+
     constant = None
 
     def __init__(self, config: ModelConfig) -> None:
-        self._alibi = (
-            (config.n_heads, config.alibi_bias_max) if config.positions == "alibi" else None
-        )
+        self._alibi: tuple[int, float] | None = None
+        if config.positions == "alibi":
+            self._alibi = (config.n_heads, config.alibi_bias_max)
         self._window = config.sliding_window
         self._masks: dict[tuple[int, torch.device], BlockMask] = {}
         self._kernel: Any = flex_attention

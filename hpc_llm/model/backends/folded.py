@@ -1,5 +1,4 @@
-"""ALiBi in extra head dimensions, so that the plain causal kernel computes it and no bias is
-stored.
+"""ALiBi in extra head dimensions: the plain causal kernel computes it, and no bias is stored.
 
 Under a causal softmax -slope·(i - j) equals slope·j up to a constant of the row, which cancels.
 slope·j is a product of a number of the query and one of the key, (slope/scale)·j, in extra
@@ -20,9 +19,8 @@ from hpc_llm.model.masks import past, together
 from hpc_llm.model.positions import slopes_on
 
 EXTRA = 8  # dimensions added to each head
-Shared = tuple[
-    Tensor, Tensor, Tensor | None
-]  # for queries [n_heads, EXTRA], for keys [length, EXTRA], mask
+# For queries [n_heads, EXTRA], for keys [length, EXTRA], and a mask.
+Shared = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Folded:
@@ -55,10 +53,9 @@ class Folded:
 
     def attend(self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: Shared) -> Tensor:
         queries_HE, keys_SE, mask = shared
-        q = torch.cat(
-            [q_BHSd, queries_HE[None, :, None].to(q_BHSd.dtype).expand(*q_BHSd.shape[:3], -1)],
-            dim=-1,
-        )
-        k = torch.cat([k_BGSd, keys_SE.to(k_BGSd.dtype).expand(*k_BGSd.shape[:3], -1)], dim=-1)
+        more_q = queries_HE[None, :, None].to(q_BHSd.dtype).expand(*q_BHSd.shape[:3], -1)
+        more_k = keys_SE.to(k_BGSd.dtype).expand(*k_BGSd.shape[:3], -1)
+        q = torch.cat([q_BHSd, more_q], dim=-1)
+        k = torch.cat([k_BGSd, more_k], dim=-1)
         v = F.pad(v_BGSd, (0, EXTRA))  # the fastest kernels want one head size for all three
         return causal(q, k, v, mask, self._scale)[..., : v_BGSd.shape[-1]]

@@ -8,8 +8,10 @@ from torch import Tensor
 
 
 class Backend(Protocol):
-    """Queries are [batch, n_heads, length, head], keys and values [batch, kv_heads, length,
-    head].
+    """Mixes values by attention.
+
+    Queries are [batch, n_heads, length, head_size], keys and values
+    [batch, kv_heads, length, head_size].
     """
 
     @property

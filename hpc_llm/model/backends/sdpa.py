@@ -12,17 +12,17 @@ from hpc_llm.model.positions import alibi_bias
 
 
 class Sdpa:
-    """ALiBi is an additive mask of n_heads·length² numbers; with only a window or documents the
-    mask is boolean.
+    """ALiBi is an additive mask of n_heads·length² numbers.
+
+    With only a window or documents the mask is boolean.
     """
 
     def __init__(self, config: ModelConfig, seq_len: int) -> None:
         self.constant: Tensor | None = None
         if config.positions == "alibi":
             bias_1HSS = alibi_bias(config.n_heads, seq_len, config.alibi_bias_max)
-            self.constant = bias_1HSS.masked_fill(
-                ~past(seq_len, config.sliding_window), float("-inf")
-            )
+            hidden = ~past(seq_len, config.sliding_window)
+            self.constant = bias_1HSS.masked_fill(hidden, float("-inf"))
         elif config.sliding_window is not None:
             self.constant = past(seq_len, config.sliding_window)[None, None]
 
@@ -36,11 +36,9 @@ class Sdpa:
         same_B1SS = together(documents_BS)
         if mask is None:
             return same_B1SS & past(length, None, tokens_BS.device)
-        return (
-            same_B1SS & mask
-            if mask.dtype == torch.bool
-            else mask.masked_fill(~same_B1SS, float("-inf"))
-        )
+        if mask.dtype == torch.bool:
+            return same_B1SS & mask
+        return mask.masked_fill(~same_B1SS, float("-inf"))
 
     def attend(
         self, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, shared: Tensor | None
