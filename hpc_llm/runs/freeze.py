@@ -101,8 +101,9 @@ def root_of(config: RunConfig) -> Path:
 
 
 def layout_for(config: RunConfig) -> RunLayout:
-    """Where this configuration's run lies, or would: <root>/<name>, in a sweep
-    <root>/<sweep>/<name>.
+    """Where this configuration's run lies, or would lie.
+
+    That is <root>/<name>, in a sweep <root>/<sweep>/<name>.
     """
     return RunLayout(root_of(config) / (config.run.sweep or "") / run_name(config))
 

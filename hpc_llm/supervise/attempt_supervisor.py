@@ -125,7 +125,8 @@ class AttemptSupervisor:
         """What to do after `end`, by all that the ledger and the evidence against nodes say now."""
         attempt = self._attempt
         story = self._story(Event(time.time(), event_names.ENDED, "", end.facts()))
-        if end.cause is not Cause.FENCED:
+        fenced = end.cause is Cause.FENCED and attempt.fence.tripped()
+        if not fenced:  # what was seen of a fenced attempt is not to be relied on
             report_evidence(end.ending, story, self._place.hosts, attempt)
         history = attempt.history(story, end.checkpoint_step)
         bad = bad_nodes(attempt.layout, attempt.config.recovery)
