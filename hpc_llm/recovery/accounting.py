@@ -16,7 +16,8 @@ from typing import Any
 from hpc_llm.planning import interval
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs import event_names
-from hpc_llm.runs.story import WATCHDOG, Attempt, End, Story
+from hpc_llm.runs.entries import WATCHDOG, Attempt, End
+from hpc_llm.runs.story import Story
 
 # Ends that interrupt training; a time limit is expected, and a job that never began interrupts
 # nothing.
@@ -51,21 +52,23 @@ class Account:
     @property
     def ettr(self) -> float | None:
         """Productive ÷ all time, queueing included; None before there is any."""
-        return self.productive_s / self.wall_s if self.wall_s > 0 else None
+        return _ratio(self.productive_s, self.wall_s)
 
     @property
     def ettr_scheduled(self) -> float | None:
         """Productive ÷ time in which the run held its nodes."""
-        held_s = self.wall_s - self.queue_s
-        return self.productive_s / held_s if held_s > 0 else None
+        return _ratio(self.productive_s, self.wall_s - self.queue_s)
 
     def __add__(self, other: Account) -> Account:
-        return Account(
-            *(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True))
-        )
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Account(*(mine + theirs for mine, theirs in pairs))
 
     def __mul__(self, weight: float) -> Account:
         return Account(*(value * weight for value in astuple(self)))
+
+
+def _ratio(part_s: float, whole_s: float) -> float | None:
+    return part_s / whole_s if whole_s > 0 else None
 
 
 def account(story: Story, *, until: float | None, first_step_at: float | None = None) -> Account:
@@ -74,8 +77,8 @@ def account(story: Story, *, until: float | None, first_step_at: float | None = 
     until: the present, for a run that waits or trains; None for one that is over. first_step_at:
     when the run's very first step was done, which is not in the ledger.
     """
-    submissions = [sent.time for sent in story.sendings if sent.name == event_names.SUBMITTED]
-    began = min(submissions, default=None)
+    first = story.first_sending(event_names.SUBMITTED)
+    began = first.time if first else None
     total = Account()
     before = began
     place = None
@@ -138,10 +141,8 @@ def _times(
 ) -> _Times:
     """latest: when the next attempt began, or the present; first_step_at: if it was this one's."""
     start = attempt.time
-    last_sign = (
-        attempt.last_sign if first_step_at is None else max(attempt.last_sign, first_step_at)
-    )
-    ended = attempt.ends[0] if attempt.ends else None
+    last_sign = max(attempt.last_sign, first_step_at or 0.0)
+    ended = attempt.first_end
     if ended is not None:
         end = float(ended.at or ended.time)
     elif running and latest is not None:
@@ -234,5 +235,8 @@ def _causes_of_restarts(story: Story) -> list[str]:
     causes = []
     for number in sorted(ends)[:-1]:
         end = ends[number]
-        causes.append(str(Cause.LOST) if end is None or end.cause is None else end.cause)
+        if end is None or end.cause is None:
+            causes.append(str(Cause.LOST))
+        else:
+            causes.append(end.cause)
     return causes

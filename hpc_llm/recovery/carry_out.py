@@ -139,7 +139,9 @@ class _Performance:
         if cause is None or cause is Cause.LAUNCH_FAILED or not self.run.lost:
             return
         end = self.run.history[-1]
-        life = self.job.last_life
+        ended_at = None
+        if self.job.last_life is not None:
+            ended_at = self.job.last_life.end_time
         self.book.write(
             event_names.ENDED,
             attempt=self.run.attempt,
@@ -147,7 +149,7 @@ class _Performance:
             checkpoint_step=end.checkpoint_step,
             gpu_hours=round(self._hours(end.gpu_hours), 6),
             restart=self.decision.action in AGAIN,
-            at=None if life is None else life.end_time,
+            at=ended_at,
             why=self.decision.why,
         )
 
@@ -207,7 +209,9 @@ class _Performance:
         if self.run.sent_at is not None and time.time() - self.run.sent_at < UNANSWERED_S:
             raise client.SlurmUnavailable("a submission a moment ago may still come to light")
         self.book.write(event_names.RESUBMITTING, after=address)
-        options = [f"--array={task}"] if task else []
+        options = []
+        if task:
+            options.append(f"--array={task}")
         change = find_exclusion(self.record, self.exclusions)
         if change is not None:
             change.record(self.book)

@@ -62,7 +62,9 @@ def classify(exit_codes: Mapping[int, int], first_failed: int | None) -> Cause:
     """
     if first_failed is not None:
         return _BY_CODE.get(exit_codes[first_failed], Cause.CRASH)
-    return Cause.STOPPED if any(exit_codes.values()) else Cause.COMPLETED
+    if any(exit_codes.values()):
+        return Cause.STOPPED
+    return Cause.COMPLETED
 
 
 def origin(failed: Mapping[int, int]) -> int | None:
@@ -73,5 +75,7 @@ def origin(failed: Mapping[int, int]) -> int | None:
     one machine), and may be noticed before it; it then leaves with CRASHED or an abort. A rank that
     had a reason of its own therefore goes before these.
     """
-    reasons = (rank for rank, code in failed.items() if code in _BY_CODE or code in _FAULTS)
-    return next(reasons, next(iter(failed), None))
+    for rank, code in failed.items():
+        if code in _BY_CODE or code in _FAULTS:
+            return rank
+    return next(iter(failed), None)

@@ -14,8 +14,8 @@ from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.node_evidence import Evidence
 from hpc_llm.recovery.run_record import RunRecord
 from hpc_llm.runs import event_names, ledger
+from hpc_llm.runs.entries import WATCHDOG
 from hpc_llm.runs.layout import RootLayout
-from hpc_llm.runs.story import WATCHDOG
 from hpc_llm.slurm import client, nodes
 from hpc_llm.slurm.nodes import Node
 
@@ -88,7 +88,9 @@ class NodeExclusions:
         wanted = set((partition or "").split(",")) - {""}
         up = set()
         for node in self._sinfo():
-            suits = node.partition in wanted if wanted else node.default
+            suits = node.default
+            if wanted:
+                suits = node.partition in wanted
             if suits and node.up:
                 up.add(node.name)
         return up
@@ -206,7 +208,9 @@ def _excluded_so_far(record: RunRecord) -> set[str]:
     By watchdogs, and by the job before it.
     """
     submitted = record.story.last_sending(event_names.SUBMITTED)
-    since = submitted.time if submitted else -math.inf
+    since = -math.inf
+    if submitted is not None:
+        since = submitted.time
     excluded: set[str] = set()
     for change in record.story.node_changes:
         if change.time < since:
@@ -220,8 +224,11 @@ def _excluded_so_far(record: RunRecord) -> set[str]:
 
 def _last_words(record: RunRecord, attempt: int) -> str:
     """The end of the log of the rank that failed first."""
-    ends = [end for end in record.story.ends if end.attempt == attempt]
-    rank = ends[-1].first_failed if ends else None
-    if rank is None:
-        return ""
-    return "".join(failures.tails([record.layout.rank_log(attempt, rank)]))
+    for end in reversed(record.story.ends):
+        if end.attempt != attempt:
+            continue
+        if end.first_failed is None:
+            return ""
+        log = record.layout.rank_log(attempt, end.first_failed)
+        return "".join(failures.tails([log]))
+    return ""

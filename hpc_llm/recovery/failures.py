@@ -1,6 +1,4 @@
-"""What the ranks' logs say about an attempt's end: the first error, not the thousand aborts after
-it.
-"""
+"""What the ranks' logs say about an attempt's end: the first error, not the aborts after it."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ _LOGGED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) rank (\d+) (\w+) 
 _LAST_LINES = 20
 _FATAL = "Fatal Python error: "
 _TRACEBACK = "Traceback (most recent call last):"
-# torch's allocator has a type of its own for it; whoever else asks the driver for memory says it in
-# words: a kernel's first launch (torch.AcceleratorError), Triton, NCCL, cuBLAS, cuDNN.
+# torch's allocator has a type of its own for it; the others that ask the driver for memory only
+# have a message: a kernel's first launch (torch.AcceleratorError), Triton, NCCL, cuBLAS, cuDNN.
 _GPU_MEMORY = re.compile(
     r"CUDA out of memory|OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY|CUDA (driver )?error: out of "
     r"memory"
@@ -30,7 +28,7 @@ _GPU_MEMORY = re.compile(
 )
 # Messages of the libraries; a rank that raises such an error may have had no chance to choose its
 # exit code.
-_SAID: dict[Cause, re.Pattern[str]] = {
+_MESSAGES: dict[Cause, re.Pattern[str]] = {
     Cause.GPU_OUT_OF_MEMORY: _GPU_MEMORY,
     Cause.OUT_OF_MEMORY: re.compile(
         r"DefaultCPUAllocator: can't allocate memory|^MemoryError", re.MULTILINE
@@ -41,57 +39,52 @@ _SAID: dict[Cause, re.Pattern[str]] = {
 
 @dataclass(frozen=True)
 class Failure:
-    """One rank's logged error. time: as logged, sortable; error: `ValueError: …`; text: everything
-    logged with it.
-    """
+    """One rank's logged error."""
 
-    time: str
+    time: str  # as logged, sortable
     rank: int
-    error: str
-    text: str
+    error: str  # `ValueError: …`
+    text: str  # everything logged with it
 
 
 def failures(log: str) -> list[Failure]:
     """Every ERROR in a rank's log, in order."""
     heads = list(_LOGGED.finditer(log))
-    ends = [*(head.start() for head in heads[1:]), len(log)]
-    return [
-        Failure(
-            head[1],
-            int(head[2]),
-            _in_a_line(log[head.end() : end]),
-            log[head.start() : end].rstrip(),
-        )
-        for head, end in zip(heads, ends, strict=False)
-        if head[3] == "ERROR"
-    ]
+    errors = []
+    for position, head in enumerate(heads):
+        if head[3] != "ERROR":
+            continue
+        end = len(log)
+        if position + 1 < len(heads):
+            end = heads[position + 1].start()
+        error = _in_a_line(log[head.end() : end])
+        errors.append(Failure(head[1], int(head[2]), error, log[head.start() : end].rstrip()))
+    return errors
 
 
 def first(logs: Iterable[str]) -> Failure | None:
-    """The earliest error in all ranks' logs: the other ranks fail because of it, milliseconds
-    later.
-    """
-    return min(
-        (failure for log in logs for failure in failures(log)),
-        key=lambda failure: failure.time,
-        default=None,
-    )
+    """The earliest error in all ranks' logs: the others fail because of it, milliseconds later."""
+    errors: list[Failure] = []
+    for log in logs:
+        errors += failures(log)
+    return min(errors, key=lambda failure: failure.time, default=None)
 
 
 def fatal(log: str, rank: int, number: int) -> Failure:
-    """The death by signal `number` of a rank with this log; errors of other ranks come from losing
-    it as a peer.
+    """The death by signal `number` of a rank with this log; other ranks fail as they lose it.
 
     Its explanation is an error that it logged, what faulthandler wrote, or its last lines: a
     library that aborts says why first.
     """
     if own := failures(log):
         return own[0]
-    said = f"rank {rank} died of {signal.Signals(number).name}"
-    before, found, stacks = log.rpartition(_FATAL)
-    words = (found + stacks).partition("\n\nExtension modules:")[0]
-    last = "\n".join((before if found else log).rstrip().splitlines()[-_LAST_LINES:])
-    return Failure("", rank, said, "\n".join([said, last, words]).strip())
+    death = f"rank {rank} died of {signal.Signals(number).name}"
+    before, marker, after = log.rpartition(_FATAL)
+    if not marker:
+        before = log
+    last = "\n".join(before.rstrip().splitlines()[-_LAST_LINES:])
+    stacks = (marker + after).partition("\n\nExtension modules:")[0]
+    return Failure("", rank, death, "\n".join([death, last, stacks]).strip())
 
 
 def refine(cause: Cause, failure: Failure | None) -> Cause:
@@ -100,7 +93,10 @@ def refine(cause: Cause, failure: Failure | None) -> Cause:
         return cause
     if node_evidence.faults_in(failure.text):
         return Cause.NODE_FAILURE
-    return next((better for better, words in _SAID.items() if words.search(failure.text)), cause)
+    for better, message in _MESSAGES.items():
+        if message.search(failure.text):
+            return better
+    return cause
 
 
 def names_gpu_memory(error: Exception) -> bool:
@@ -110,19 +106,20 @@ def names_gpu_memory(error: Exception) -> bool:
 
 def tails(paths: Iterable[Path]) -> list[str]:
     """The ends of log files; empty for one that cannot be read."""
-    found = []
+    ends = []
     for path in paths:
         with contextlib.suppress(OSError):
-            found.append(tail(path, _TAIL_BYTES))
-    return found
+            ends.append(tail(path, _TAIL_BYTES))
+    return ends
 
 
 def _in_a_line(text: str) -> str:
-    """The exception's line of the first traceback (later ones follow from it), or else the first
-    line.
-    """
-    _, found, trace = text.partition(_TRACEBACK)
-    lines = (trace if found else text).strip("\n").splitlines()
-    if not found:
+    """The exception's line of the first traceback, from which others follow, or the first line."""
+    _, traceback, trace = text.partition(_TRACEBACK)
+    if not traceback:
+        lines = text.strip("\n").splitlines()
         return lines[0].strip() if lines else ""
-    return next((line.strip() for line in lines if line and not line.startswith((" ", "\t"))), "")
+    for line in trace.strip("\n").splitlines():
+        if line and not line.startswith((" ", "\t")):
+            return line.strip()
+    return ""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.policy import Ended
 from hpc_llm.runs import event_names
-from hpc_llm.runs.story import Attempt, Sending, Story
+from hpc_llm.runs.entries import Attempt, Sending
+from hpc_llm.runs.story import Story
 
 _SENT_AGAIN = (
     event_names.RELEASED,
@@ -34,8 +37,9 @@ def attempts_since_submission(
     attempts = _by_number(since)
     ends: list[tuple[float, Ended]] = []
     for position, attempt in enumerate(attempts):
-        newest = position + 1 == len(attempts)
-        step_after = newest_checkpoint if newest else _start_step(attempts[position + 1])
+        step_after = newest_checkpoint
+        if position + 1 < len(attempts):
+            step_after = _start_step(attempts[position + 1])
         ends.append((attempt.time, _ended(since, attempt, step_after, world_size, held_gpus)))
     for sent in since.sendings:
         if sent.name in _SENT_AGAIN and sent.cause == Cause.LAUNCH_FAILED:
@@ -48,7 +52,9 @@ def node_of(rank: int | None, hosts: Sequence[str], world_size: int | None) -> s
     if rank is None or not world_size or not hosts:
         return None
     place = rank * len(hosts) // world_size
-    return hosts[place] if place < len(hosts) else None
+    if place >= len(hosts):
+        return None
+    return hosts[place]
 
 
 def _by_number(story: Story) -> list[Attempt]:
@@ -63,19 +69,19 @@ def _ended(
     node = _node_that_failed(attempt, world_size)
     node_excluded = _was_excluded(since, attempt.time, [node])
     start_step = _start_step(attempt)
-    end = attempt.end
     hours_seen = attempt.seen_s / 3600 * held_gpus
+    lost = Ended(Cause.LOST, start_step, step_after, hours_seen, node, node_excluded)
+    end = attempt.end
     if end is None:
-        return Ended(Cause.LOST, start_step, step_after, hours_seen, node, node_excluded)
-    return Ended(
-        cause=Cause(end.cause or Cause.LOST),
-        start_step=start_step,
-        checkpoint_step=step_after if end.checkpoint_step is None else end.checkpoint_step,
-        gpu_hours=hours_seen if end.gpu_hours is None else end.gpu_hours,
-        node=node,
-        node_excluded=node_excluded,
-        halved=end.halved,
-    )
+        return lost
+    told: dict[str, Any] = {"halved": end.halved}
+    if end.cause is not None:
+        told["cause"] = Cause(end.cause)
+    if end.checkpoint_step is not None:
+        told["checkpoint_step"] = end.checkpoint_step
+    if end.gpu_hours is not None:
+        told["gpu_hours"] = end.gpu_hours
+    return replace(lost, **told)
 
 
 def _start_step(attempt: Attempt) -> int:
@@ -99,7 +105,7 @@ def _node_that_failed(attempt: Attempt, world_size: int | None) -> str | None:
 
 
 def _never_began(since: Story, sent: Sending) -> Ended:
-    node = sent.nodes[0] if sent.nodes else None
+    node = next(iter(sent.nodes), None)
     node_excluded = _was_excluded(since, sent.time, sent.nodes)
     return Ended(Cause.LAUNCH_FAILED, 0, 0, sent.gpu_hours, node, node_excluded)
 

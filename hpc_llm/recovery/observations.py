@@ -59,6 +59,14 @@ class JobAnswer:
         return self.queued is not None and self.queued.live
 
     @property
+    def live_job(self) -> QueuedJob | None:
+        """The run's job, or the one that waits for its end, if it waits or runs."""
+        for job in (self.queued, self.successor):
+            if job is not None and job.live:
+                return job
+        return None
+
+    @property
     def pending(self) -> bool:
         """Whether the job waits."""
         return self.queued is not None and self.queued.pending
@@ -66,14 +74,17 @@ class JobAnswer:
     @property
     def state(self) -> str | None:
         """The job's state, or that of its last life; None where Slurm knows neither."""
-        if self.queued is not None:
-            return self.queued.state
-        return self.last_life.state if self.last_life is not None else None
+        for job in (self.queued, self.last_life):
+            if job is not None:
+                return job.state
+        return None
 
     @property
     def life_start(self) -> float | None:
         """When its present or last life began; None where Slurm does not say."""
-        return self._life.start_time if self._life is not None else None
+        if self._life is None:
+            return None
+        return self._life.start_time
 
     def life_hours(self, now: float) -> float:
         """How long that life has held its nodes, as far as Slurm says."""
@@ -86,7 +97,9 @@ class JobAnswer:
             end = now
         else:
             end = None
-        return 0.0 if end is None else max(0.0, end - life.start_time) / 3600
+        if end is None:
+            return 0.0
+        return max(0.0, end - life.start_time) / 3600
 
     @property
     def life_nodes(self) -> str:

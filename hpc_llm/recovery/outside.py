@@ -174,7 +174,9 @@ def _pending(run: RunSummary, job: QueuedJob, life: JobLife | None, now: float) 
     if not run.history and life is None:
         return NOTHING  # in the queue for the first time
     cause = _untold_cause(run, life)
-    history = charged(replace(run, began=True), cause) if cause else list(run.history)
+    history = list(run.history)
+    if cause is not None:
+        history = charged(replace(run, began=True), cause)
     if stop := _stop(run, history, Decision(Action.REQUEUE, "requeued", cause=cause)):
         return stop
     if hold is Hold.EXIT_CODE:
@@ -213,4 +215,6 @@ def _stop(run: RunSummary, history: Sequence[Ended], instead: Decision) -> Decis
         why = f"{instead.why}; {history[-1].cause}: a restart would not help"
         return Decision(Action.STOP, why, cause=instead.cause)
     spent = exhausted(history, run.budgets)
-    return Decision(Action.STOP, f"{instead.why}; {spent}", cause=instead.cause) if spent else None
+    if spent is None:
+        return None
+    return Decision(Action.STOP, f"{instead.why}; {spent}", cause=instead.cause)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import enum
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from hpc_llm.config.schema import RecoveryConfig, RunSection
 from hpc_llm.recovery.causes import Cause
@@ -17,9 +19,7 @@ class Action(str, enum.Enum):
 
     NOTHING = "nothing"
     RESTART_STEP = event_names.RESTARTED  # in the same allocation
-    RESTART_WITHOUT_NODE = (
-        event_names.RESTARTED_WITHOUT
-    )  # in the same allocation, on its other nodes
+    RESTART_WITHOUT_NODE = event_names.RESTARTED_WITHOUT  # … on its other nodes
     REQUEUE = event_names.REQUEUED
     REQUEUE_EXCLUDING = event_names.REQUEUED_EXCLUDING
     RESUBMIT = event_names.RESUBMITTED
@@ -34,13 +34,13 @@ class Action(str, enum.Enum):
 
 AGAIN = frozenset(
     {
-        *(
-            Action.RESTART_STEP,
-            Action.RESTART_WITHOUT_NODE,
-            Action.REQUEUE,
-            Action.REQUEUE_EXCLUDING,
-        ),
-        *(Action.RESUBMIT, Action.RELEASE, Action.EXPEDITE),
+        Action.RESTART_STEP,
+        Action.RESTART_WITHOUT_NODE,
+        Action.REQUEUE,
+        Action.REQUEUE_EXCLUDING,
+        Action.RESUBMIT,
+        Action.RELEASE,
+        Action.EXPEDITE,
     }
 )  # after any of these the run continues
 
@@ -56,14 +56,13 @@ IN_PLACE = frozenset(
 )  # the allocation is still there
 ELSEWHERE = frozenset(
     {
-        *(
-            Cause.TIME_LIMIT,
-            Cause.PREEMPTED,
-            Cause.NODE_FAILURE,
-            Cause.LAUNCH_FAILED,
-            Cause.ORPHANED,
-        ),
-        *(Cause.LOST, Cause.UNKNOWN),
+        Cause.TIME_LIMIT,
+        Cause.PREEMPTED,
+        Cause.NODE_FAILURE,
+        Cause.LAUNCH_FAILED,
+        Cause.ORPHANED,
+        Cause.LOST,
+        Cause.UNKNOWN,
     }
 )  # the allocation is gone, or going
 FINAL = frozenset(set(Cause) - IN_PLACE - ELSEWHERE)
@@ -102,14 +101,13 @@ class Budgets:
     @staticmethod
     def of(run: RunSection, recovery: RecoveryConfig) -> Budgets:
         """The budgets of a run's configuration."""
-        given = {
-            item.name: getattr(recovery, item.name)
-            for item in fields(Budgets)
-            if item.name != "max_gpu_hours"
-        }
+        budgets: dict[str, Any] = {"max_gpu_hours": run.max_gpu_hours}
+        for budget in fields(Budgets):
+            if budget.name not in budgets:
+                budgets[budget.name] = getattr(recovery, budget.name)
         if recovery.on_divergence != "skip":
-            given["max_divergences"] = 0
-        return Budgets(**given, max_gpu_hours=run.max_gpu_hours)
+            budgets["max_divergences"] = 0
+        return Budgets(**budgets)
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,9 @@ class Decision:
     cause: Cause | None = None
 
     def elsewhere(self) -> Decision:
-        """The same decision when the allocation is about to end, so that restarting the step in it
-        would be useless.
+        """The same decision for an allocation that is about to end.
+
+        Restarting the step in it would be useless.
         """
         there = {
             Action.RESTART_STEP: Action.REQUEUE,
@@ -178,8 +177,9 @@ _ACCOUNTS = {
 def decide_inside(
     history: Sequence[Ended], budgets: Budgets, cluster: Cluster | None = None
 ) -> Decision:
-    """What to do after the last of `history`, the attempts since the user's last submission, oldest
-    first.
+    """What to do after the last of `history`.
+
+    history: the attempts since the user's last submission, oldest first.
     """
     last = history[-1]
     cluster = cluster or Cluster()
@@ -190,32 +190,29 @@ def decide_inside(
     if spent := exhausted(history, budgets):
         return Decision(Action.STOP, f"{last.cause}: {spent}", cause=last.cause)
     died_here = last.cause is Cause.NODE_FAILURE and cluster.enough_left
-    bad = (
-        (last.node,)
-        if last.node is not None and (last.node in cluster.bad_nodes or died_here)
-        else ()
-    )
+    bad: tuple[str, ...] = ()
+    if last.node is not None and (last.node in cluster.bad_nodes or died_here):
+        bad = (last.node,)
     why = f"{_count(history, budgets)}: starting again from step {last.checkpoint_step}"
     if bad and cluster.enough_left and (died_here or last.cause in IN_PLACE):
         return Decision(Action.RESTART_WITHOUT_NODE, f"{why} without {last.node}", bad, last.cause)
     if bad or last.cause in ELSEWHERE:
-        return Decision(Action.REQUEUE_EXCLUDING if bad else Action.REQUEUE, why, bad, last.cause)
+        requeue = Action.REQUEUE_EXCLUDING if bad else Action.REQUEUE
+        return Decision(requeue, why, bad, last.cause)
     return Decision(Action.RESTART_STEP, why, bad, last.cause)
 
 
 def seconds_left(history: Sequence[Ended], budgets: Budgets, num_gpus: int) -> float:
-    """How long an attempt on `num_gpus` may train after `history` before run.max_gpu_hours is
-    spent.
-    """
+    """How long an attempt on `num_gpus` may train after `history`, by run.max_gpu_hours."""
     if budgets.max_gpu_hours is None:
         return math.inf
-    return max(0.0, budgets.max_gpu_hours - sum(end.gpu_hours for end in history)) * 3600 / num_gpus
+    left = budgets.max_gpu_hours - _hours_spent(history)
+    return max(0.0, left) * 3600 / num_gpus
 
 
 def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:
-    """Which budget is spent, as a phrase; None while something is left of each."""
-    spent = sum(end.gpu_hours for end in history)
-    if budgets.max_gpu_hours is not None and spent >= budgets.max_gpu_hours:
+    """Which budget is used up, as a phrase; None while something is left of each."""
+    if budgets.max_gpu_hours is not None and _hours_spent(history) >= budgets.max_gpu_hours:
         return _hours(budgets)
     stuck = _without_progress(history)
     if stuck > 0 and stuck >= budgets.max_no_progress:
@@ -223,13 +220,18 @@ def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:
             f"{stuck} attempts in a row left no newer checkpoint "
             f"(recovery.max_no_progress={budgets.max_no_progress})"
         )
-    charges = [account for end in history if (account := _account(end))]
-    for account in dict.fromkeys(charges):
+    used_up = Counter(_account(end) for end in history)
+    for account, used in used_up.items():
+        if account is None:
+            continue
         limit = getattr(budgets, account.budget)
-        used = charges.count(account)
         if limit is not None and used > limit:
             return f"{used} {account.many} (recovery.{account.budget}={limit})"
     return None
+
+
+def _hours_spent(history: Sequence[Ended]) -> float:
+    return sum(end.gpu_hours for end in history)
 
 
 def _hours(budgets: Budgets) -> str:
@@ -237,13 +239,14 @@ def _hours(budgets: Budgets) -> str:
 
 
 def _account(end: Ended) -> _Account | None:
-    """One bad node must not use up a run's retries: once it is excluded, its failures are charged
-    to nodes.
+    """What an end is charged to, if anything.
+
+    One bad node must not use up a run's retries: once it is excluded, its failures are charged to
+    nodes.
     """
-    if end.halved:
+    if end.halved or end.cause not in _ACCOUNTS:
         return None
-    account = _ACCOUNTS.get(end.cause)
-    return _NODES if account and end.node_excluded else account
+    return _NODES if end.node_excluded else _ACCOUNTS[end.cause]
 
 
 def _count(history: Sequence[Ended], budgets: Budgets) -> str:
@@ -252,22 +255,23 @@ def _count(history: Sequence[Ended], budgets: Budgets) -> str:
         return str(history[-1].cause)
     used = sum(_account(end) == account for end in history)
     limit = getattr(budgets, account.budget)
-    return f"{account.one} {used}" + ("" if limit is None else f" of at most {limit}")
+    if limit is None:
+        return f"{account.one} {used}"
+    return f"{account.one} {used} of at most {limit}"
 
 
 def _without_progress(history: Sequence[Ended]) -> int:
-    """How many attempts in a row, at the end of `history`, left no newer checkpoint than they
-    found.
+    """How many attempts in a row, at the end of `history`, left no newer checkpoint.
 
     Failures of a node that is now excluded, jobs that never began, and micro-batches that are still
     being halved say nothing about the run: they have other limits.
     """
-    moved = [
-        end.checkpoint_step > end.start_step
-        for end in history
-        if end.checkpoint_step > end.start_step or not _says_nothing_about_progress(end)
-    ]
-    return next((count for count, one in enumerate(reversed(moved)) if one), len(moved))
+    count = 0
+    for end in reversed(history):
+        if end.checkpoint_step > end.start_step:
+            break
+        count += not _says_nothing_about_progress(end)
+    return count
 
 
 def _says_nothing_about_progress(end: Ended) -> bool:

@@ -11,10 +11,11 @@ from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.observations import RunSummary
 from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets
 from hpc_llm.runs import event_names, frozen_sections
+from hpc_llm.runs.entries import WATCHDOG
 from hpc_llm.runs.frozen_sections import FrozenSections
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import SharedLedger
-from hpc_llm.runs.story import SUBMISSIONS, WATCHDOG, End, Story, read_story
+from hpc_llm.runs.story import SUBMISSIONS, End, Story, read_story
 
 _AGAIN = frozenset(action.value for action in AGAIN)
 
@@ -44,12 +45,13 @@ def read_record(layout: RunLayout) -> RunRecord:
 def _summary(layout: RunLayout, config: FrozenSections, story: Story) -> RunSummary:
     cluster = config.cluster
     last = story.last_sending(*SUBMISSIONS, event_names.WAITING)
-    since = last.time if last else 0.0
-    if last is not None and last.name == event_names.WAITING:
-        # The job that it had before is none of its business any more.
-        address = story.newest_job(after=since)
-    else:
-        address = story.newest_job()
+    since = 0.0
+    address = story.newest_job()
+    if last is not None:
+        since = last.time
+        if last.name == event_names.WAITING:
+            # The job that it had before is none of its business any more.
+            address = story.newest_job(after=since)
     history = attempts_since_submission(
         story, newest_step(layout.checkpoints), cluster.world_size, cluster.held_gpus
     )
@@ -71,7 +73,9 @@ def _summary(layout: RunLayout, config: FrozenSections, story: Story) -> RunSumm
 
 
 def _heartbeat_at(layout: RunLayout) -> float | None:
-    return layout.heartbeat.stat().st_mtime if layout.heartbeat.exists() else None
+    if not layout.heartbeat.exists():
+        return None
+    return layout.heartbeat.stat().st_mtime
 
 
 def _successor(story: Story, since: float) -> str | None:

@@ -7,17 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from hpc_llm.runs import event_names, ledger
+from hpc_llm.runs.entries import (
+    Attempt,
+    End,
+    NodeChange,
+    Rung,
+    Save,
+    Sending,
+    SlowRank,
+    attempt_of,
+    attempt_of_writer,
+    end_of,
+    node_change_of,
+    save_of,
+    sending_of,
+)
 from hpc_llm.runs.ledger import Event
 
-WATCHDOG = "watchdog-"  # prefix of the writers' names that watchdogs use
 SUBMISSIONS = (event_names.SUBMITTED, event_names.RESUBMITTED)
 _SENDINGS = (
     *SUBMISSIONS,
@@ -32,109 +45,10 @@ _ENDS = (
     event_names.GIVEN_UP,
     event_names.HALVED,
 )
+_SAVES = (event_names.CHECKPOINTED,)
 _NODE_CHANGES = (event_names.EXCLUDED, event_names.READMITTED)
 _RUNGS = (event_names.RUNG, event_names.PROMOTED, event_names.HALVED)
-_ATTEMPTS_WRITER = re.compile(r"(?:supervisor|train)-(\d{4,})")
-
-
-@dataclass(frozen=True)
-class Sending:
-    """The run was sent on its way, by its user or again. `name`: submitted, requeued, …"""
-
-    time: float
-    name: str
-    job: str | None
-    after_attempt: int | None  # the newest attempt at that time, where it is told
-    attempt: int | None  # the attempt that requeued its own job
-    cause: str | None  # of the end that it follows, where nothing else tells it
-    nodes: tuple[str, ...]  # that may have failed to start the job
-    gpu_hours: float  # of a job in which no attempt began
-
-
-@dataclass(frozen=True)
-class Save:
-    """A checkpoint was published. seconds: how long training waited for it."""
-
-    time: float
-    step: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class End:
-    """An attempt ended, or the run itself (`name` says which). None: the ledger does not tell."""
-
-    time: float
-    name: str
-    writer: str
-    attempt: int | None
-    cause: str | None
-    checkpoint_step: int | None
-    gpu_hours: float | None
-    first_failed: int | None  # rank
-    node: str | None  # that the evidence points at
-    micro_batch: int | None  # of the next attempt, where this one had too little GPU memory
-    halved: bool  # whether that is less than before
-    restart: bool  # whether the next attempt follows in the same allocation
-    action: str | None  # what was decided
-    at: float | None  # when Slurm says that it ended, for an end that others noticed later
-    why: str
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt, with everything that was written about it. Times in seconds since the epoch."""
-
-    number: int
-    time: float  # of its start
-    start_step: int | None  # of the newest checkpoint at its start
-    job: str | None
-    restarts: int | None  # of the job, by Slurm
-    host: str | None  # of its supervisor
-    pid: int | None
-    nodes: tuple[str, ...]
-    resumed_at: float | None  # when its ranks were ready to train
-    saves: tuple[Save, ...]
-    ends: tuple[End, ...]  # several where two writers noticed it
-    silent_s: float  # how long its ranks had been silent when they were found to hang
-    last_sign: float  # the last thing that is known of it, apart from watchdogs' notes
-    seen_s: float  # from the first to the last line that it wrote itself
-
-    @property
-    def end(self) -> End | None:
-        """As it was told last; None for one that goes on, or was lost with its node."""
-        return self.ends[-1] if self.ends else None
-
-
-@dataclass(frozen=True)
-class NodeChange:
-    """Nodes were excluded from the run's job, or (`excluded` is False) readmitted."""
-
-    time: float
-    writer: str
-    excluded: bool
-    nodes: tuple[str, ...]
-    job: str  # if it is not the run's yet
-    why: str
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A rung of successive halving. `name`: rung (reached), promoted, or halved."""
-
-    time: float
-    name: str
-    rung: int
-    loss: float  # held-out, of a rung that was reached
-
-
-@dataclass(frozen=True)
-class SlowRank:
-    """A rank whose forward pass takes `factor` times as long as the others'."""
-
-    attempt: int
-    rank: int
-    factor: float
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -164,13 +78,26 @@ class Story:
         """The newest step that was saved; 0 for none."""
         return max((save.step for save in self.saves), default=0)
 
+    def first_sending(self, name: str) -> Sending | None:
+        """The first one of this name."""
+        for sent in self.sendings:
+            if sent.name == name:
+                return sent
+        return None
+
     def last_sending(self, *names: str) -> Sending | None:
         """The last one of these names."""
-        return next((sent for sent in reversed(self.sendings) if sent.name in names), None)
+        for sent in reversed(self.sendings):
+            if sent.name in names:
+                return sent
+        return None
 
-    def last(self, name: str) -> Event | None:
-        """The last event of this name."""
-        return next((event for event in reversed(self.events) if event.event == name), None)
+    def last(self, *names: str) -> Event | None:
+        """The last event of these names."""
+        for event in reversed(self.events):
+            if event.event in names:
+                return event
+        return None
 
     def newest_job(self, after: float = -math.inf) -> str | None:
         """The job of the last submission or attempt after this time that names one.
@@ -185,9 +112,8 @@ class Story:
 
     def is_waiting(self) -> bool:
         """Whether Slurm has no room for the run's job yet."""
-        names = (*SUBMISSIONS, event_names.WAITING, event_names.STARTED)
-        sent = (event.event for event in reversed(self.events) if event.event in names)
-        return next(sent, None) == event_names.WAITING
+        last = self.last(*SUBMISSIONS, event_names.WAITING, event_names.STARTED)
+        return last is not None and last.event == event_names.WAITING
 
     def since_submission(self) -> Story:
         """The part that follows the user's last submission.
@@ -195,23 +121,23 @@ class Story:
         Attempts belong to it by their numbers where it tells them, and by time where it does not:
         clocks differ.
         """
-        submissions = [sent for sent in self.sendings if sent.name == event_names.SUBMITTED]
-        if not submissions:
+        submitted = self.last_sending(event_names.SUBMITTED)
+        if submitted is None:
             return self
-        submitted = max(submissions, key=lambda sent: sent.time)
+        since = submitted.time
         first = self._first_attempt(submitted)
 
-        def belongs(time: float, number: int | None) -> bool:
-            if first is None or number is None:
-                return time >= submitted.time
-            return number >= first
+        def belongs(time: float, attempt: int | None) -> bool:
+            if first is None or attempt is None:
+                return time >= since
+            return attempt >= first
 
         return replace(
             self,
             attempts=tuple(item for item in self.attempts if belongs(item.time, item.number)),
-            ends=tuple(item for item in self.ends if belongs(item.time, item.attempt)),
-            sendings=tuple(item for item in self.sendings if item.time >= submitted.time),
-            node_changes=tuple(item for item in self.node_changes if item.time >= submitted.time),
+            ends=tuple(end for end in self.ends if belongs(end.time, end.attempt)),
+            sendings=tuple(sent for sent in self.sendings if sent.time >= since),
+            node_changes=tuple(change for change in self.node_changes if change.time >= since),
         )
 
     def _first_attempt(self, submitted: Sending) -> int | None:
@@ -240,20 +166,22 @@ def fold(events: Sequence[Event]) -> Story:
     charged_life = None
     for event in events:
         named[event.event].append(event)
-        number = event.facts.get("attempt") or _attempt_of_writer(event.writer)
+        number = event.facts.get("attempt") or attempt_of_writer(event.writer)
         if number is not None:
             of_attempt[number].append(event)
         if event.facts.get("job"):
             jobs.append(str(event.facts["job"]))
         charged_life = event.facts.get("life") or charged_life
-    started = named[event_names.STARTED]
+    attempts = []
+    for started in named[event_names.STARTED]:
+        attempts.append(attempt_of(started, of_attempt[started.facts["attempt"]]))
     return Story(
         events=tuple(events),
-        attempts=tuple(_attempt(event, of_attempt[event.facts["attempt"]]) for event in started),
-        sendings=tuple(_sending(event) for event in events if event.event in _SENDINGS),
-        ends=_ends(events),
-        saves=_saves(named[event_names.CHECKPOINTED]),
-        node_changes=tuple(_node_change(event) for event in events if event.event in _NODE_CHANGES),
+        attempts=tuple(attempts),
+        sendings=_all_of(_SENDINGS, events, sending_of),
+        ends=_all_of(_ENDS, events, end_of),
+        saves=_all_of(_SAVES, events, save_of),
+        node_changes=_all_of(_NODE_CHANGES, events, node_change_of),
         rungs=_rungs(events),
         slow_ranks=_slow_ranks(named[event_names.SLOW_RANK]),
         diverged_data_steps=_data_steps(named[event_names.DIVERGED]),
@@ -263,94 +191,11 @@ def fold(events: Sequence[Event]) -> Story:
     )
 
 
-def _attempt(started: Event, own: Sequence[Event]) -> Attempt:
-    """The attempt that began with `started`; own: all events that are about it."""
-    facts = started.facts
-    number = facts["attempt"]
-    resumed = [event.time for event in own if event.event == event_names.RESUMED]
-    hangs = [event for event in own if event.event == event_names.HANG]
-    signs = [event.time for event in own if not event.writer.startswith(WATCHDOG)]
-    written = [event.time for event in own if _attempt_of_writer(event.writer) == number]
-    return Attempt(
-        number=number,
-        time=started.time,
-        start_step=facts.get("checkpoint_step"),
-        job=_text(facts.get("job")),
-        restarts=facts.get("restarts"),
-        host=facts.get("host"),
-        pid=facts.get("pid"),
-        nodes=tuple(facts.get("nodes") or ()),
-        resumed_at=min(resumed, default=None),
-        saves=_saves([event for event in own if event.event == event_names.CHECKPOINTED]),
-        ends=_ends([event for event in own if event.event == event_names.ENDED]),
-        silent_s=float(hangs[0].facts.get("silent_s", 0.0)) if hangs else 0.0,
-        last_sign=max(signs, default=started.time),
-        seen_s=max(written) - min(written) if written else 0.0,
-    )
-
-
-def _attempt_of_writer(writer: str) -> int | None:
-    match = _ATTEMPTS_WRITER.fullmatch(writer)
-    return int(match[1]) if match else None
-
-
-def _sending(event: Event) -> Sending:
-    facts = event.facts
-    after = facts.get("after_attempt")
-    return Sending(
-        time=event.time,
-        name=event.event,
-        job=_text(facts.get("job")),
-        after_attempt=None if after is None else int(after),
-        attempt=facts.get("attempt"),
-        cause=facts.get("cause"),
-        nodes=tuple(facts.get("nodes") or ()),
-        gpu_hours=facts.get("gpu_hours", 0.0),
-    )
-
-
-def _ends(events: Sequence[Event]) -> tuple[End, ...]:
-    return tuple(end_of(event) for event in events if event.event in _ENDS)
-
-
-def end_of(event: Event) -> End:
-    """The end that `event` tells."""
-    facts = event.facts
-    return End(
-        time=event.time,
-        name=event.event,
-        writer=event.writer,
-        attempt=facts.get("attempt"),
-        cause=facts.get("cause"),
-        checkpoint_step=facts.get("checkpoint_step"),
-        gpu_hours=facts.get("gpu_hours"),
-        first_failed=facts.get("first_failed"),
-        node=facts.get("node"),
-        micro_batch=facts.get("micro_batch"),
-        halved=bool(facts.get("halved", False)),
-        restart=bool(facts.get("restart", False)),
-        action=facts.get("action"),
-        at=facts.get("at"),
-        why=str(facts.get("why", "")),
-    )
-
-
-def _saves(events: Sequence[Event]) -> tuple[Save, ...]:
-    return tuple(
-        Save(event.time, event.facts.get("step", 0), float(event.facts.get("seconds", 0.0)))
-        for event in events
-    )
-
-
-def _node_change(event: Event) -> NodeChange:
-    return NodeChange(
-        time=event.time,
-        writer=event.writer,
-        excluded=event.event == event_names.EXCLUDED,
-        nodes=tuple(event.facts.get("nodes") or ()),
-        job=event.facts.get("job", ""),
-        why=event.facts.get("why", ""),
-    )
+def _all_of(
+    names: Collection[str], events: Sequence[Event], make: Callable[[Event], Entry]
+) -> tuple[Entry, ...]:
+    """What the events of these names tell, in order."""
+    return tuple(make(event) for event in events if event.event in names)
 
 
 def _rungs(events: Sequence[Event]) -> tuple[Rung, ...]:
@@ -373,8 +218,3 @@ def _slow_ranks(events: Sequence[Event]) -> tuple[SlowRank, ...]:
 
 def _data_steps(events: Sequence[Event]) -> tuple[int, ...]:
     return tuple(event.facts["data_step"] for event in events if "data_step" in event.facts)
-
-
-def _text(value: Any) -> str | None:
-    """A job's address, as a string whatever an earlier version wrote."""
-    return str(value) if value else None

@@ -112,10 +112,11 @@ def _refuse_unwatched(given: argparse.Namespace) -> None:
     """InputError for what is shown once, whatever --watch says."""
     others = {"--team": given.team is not None, "--clear-node": given.clear_node is not None}
     others |= {"--tensorboard": given.tensorboard, "--logs": given.logs, "--nodes": given.nodes}
-    if once := [flag for flag, typed in others.items() if typed]:
-        raise InputError(
-            f"--watch: shows runs again and again, and no {once[0]}; leave out one of the two"
-        )
+    for flag, typed in others.items():
+        if typed:
+            raise InputError(
+                f"--watch: shows runs again and again, and no {flag}; leave out one of the two"
+            )
 
 
 def _show(root: Path, as_json: bool) -> int:

@@ -21,13 +21,11 @@ _POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Log:
-    """The file to read. attempt: 0 before the first; failure: the first error that a rank of that
-    attempt logged.
-    """
+    """The file to read."""
 
     path: Path
-    attempt: int
-    failure: Failure | None
+    attempt: int  # 0 before the first
+    failure: Failure | None  # the first error that a rank of that attempt logged
 
 
 def choose(layout: RunLayout, rank: int | None) -> Log:
@@ -37,25 +35,35 @@ def choose(layout: RunLayout, rank: int | None) -> Log:
     there is no log, or no such rank.
     """
     number = attempts.newest(layout)
-    ranks = sorted(layout.attempt(number).glob("rank-*.log")) if number else []
-    failure = failures.first(failures.tails(ranks))
+    logs: list[Path] = []
+    if number > 0:
+        logs = sorted(layout.attempt(number).glob("rank-*.log"))
+    failure = failures.first(failures.tails(logs))
     if rank is not None:
-        wanted = layout.rank_log(number, rank)
-        if wanted not in ranks:
-            there = f"ranks 0 to {len(ranks) - 1}" if ranks else "none yet"
-            raise InputError(
-                f"--rank {rank}: attempt {number} has no log of this rank; there are: {there}"
-            )
-        return Log(wanted, number, failure)
-    if ranks:
-        failed = layout.rank_log(number, failure.rank if failure else 0)
-        return Log(failed if failed in ranks else ranks[0], number, failure)
-    written = sorted(layout.slurm.glob("*.log"), key=lambda path: path.stat().st_mtime)
-    for path in [layout.supervisor_log(number)] * (number > 0) + written[-1:]:
+        return Log(_log_of_rank(layout, number, rank, logs), number, failure)
+    if logs:
+        failed = layout.rank_log(number, 0)
+        if failure is not None:
+            failed = layout.rank_log(number, failure.rank)
+        return Log(failed if failed in logs else logs[0], number, failure)
+    others = sorted(layout.slurm.glob("*.log"), key=lambda path: path.stat().st_mtime)[-1:]
+    if number > 0:
+        others.insert(0, layout.supervisor_log(number))
+    for path in others:
         if path.exists():
             return Log(path, number, None)
     raise InputError(
         f"{layout.path}: no logs yet, it has not started; squeue --me shows what it is waiting for"
+    )
+
+
+def _log_of_rank(layout: RunLayout, attempt: int, rank: int, logs: list[Path]) -> Path:
+    log = layout.rank_log(attempt, rank)
+    if log in logs:
+        return log
+    there = f"ranks 0 to {len(logs) - 1}" if logs else "none yet"
+    raise InputError(
+        f"--rank {rank}: attempt {attempt} has no log of this rank; there are: {there}"
     )
 
 
@@ -73,9 +81,7 @@ def opening(log: Log) -> Iterator[str]:
 def follow(
     layout: RunLayout, rank: int | None, wait: Callable[[float], None] = time.sleep
 ) -> Iterator[str]:
-    """As `opening`, then new whole lines for ever, continuing with a newer attempt's file once
-    there is one.
-    """
+    """As `opening`, then new whole lines for ever, also of the attempts that follow."""
     log = choose(layout, rank)
     offset = log.path.stat().st_size
     yield from opening(log)
@@ -86,22 +92,25 @@ def follow(
         whole = new[: new.rfind(b"\n") + 1]
         offset += len(whole)
         yield from whole.decode(errors="replace").splitlines()
-        if (
-            attempts.newest(layout) > log.attempt
-            and not whole
-            and (newer := _of_newer(layout, rank, log.attempt))
-        ):
-            log = newer
-            offset = 0
-            yield f"{log.path}:"
+        newer = None
+        if not whole:
+            newer = _newer_log(layout, rank, log.attempt)
+        if newer is None:
+            wait(_POLL_S)
             continue
-        wait(_POLL_S)
+        log = newer
+        offset = 0
+        yield f"{log.path}:"
 
 
-def _of_newer(layout: RunLayout, rank: int | None, attempt: int) -> Log | None:
+def _newer_log(layout: RunLayout, rank: int | None, attempt: int) -> Log | None:
     """The log of an attempt after `attempt`; None while its ranks have not begun to write."""
+    if attempts.newest(layout) <= attempt:
+        return None
     try:
-        found = choose(layout, rank)
+        log = choose(layout, rank)
     except InputError:
         return None
-    return found if found.attempt > attempt and found.path.name.startswith("rank-") else None
+    if log.attempt > attempt and log.path.name.startswith("rank-"):
+        return log
+    return None

@@ -30,8 +30,9 @@ def node_rows(root: Path, records: Collection[RunRecord]) -> list[dict[str, Any]
     for limits in _limits(records):
         for score in node_evidence.node_scores(evidence, now, *limits):
             by_node[score.node].append(score)
-    longest = [max(scores, key=_severity) for scores in by_node.values()]
-    return [_row(score) for score in sorted(longest, key=lambda score: (-score.score, score.node))]
+    worst = [max(scores, key=_severity) for scores in by_node.values()]
+    worst.sort(key=lambda score: (-score.score, score.node))
+    return [_row(score) for score in worst]
 
 
 def _severity(score: NodeScore) -> tuple[float, float]:
@@ -50,6 +51,11 @@ def _row(score: NodeScore) -> dict[str, Any]:
 
 def _limits(records: Collection[RunRecord]) -> set[tuple[float, int]]:
     """recovery.* of the runs that are not over, for those alone exclude nodes; else of all."""
-    going = [record for record in records if not record.summary.over]
-    settings = [record.config.recovery for record in going or records] or [RecoveryConfig()]
-    return {node_evidence.limits(recovery) for recovery in settings}
+    of_all = set()
+    of_going = set()
+    for record in records:
+        limits = node_evidence.limits(record.config.recovery)
+        of_all.add(limits)
+        if not record.summary.over:
+            of_going.add(limits)
+    return of_going or of_all or {node_evidence.limits(RecoveryConfig())}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,6 @@ from hpc_llm.recovery import failures
 from hpc_llm.recovery.accounting import Account
 from hpc_llm.runs import attempts, ledger
 from hpc_llm.runs.layout import RunLayout
-from hpc_llm.runs.ledger import Event
 from hpc_llm.slurm.team import Team
 from hpc_llm.status import timeline
 from hpc_llm.status.standing import RootStatus
@@ -28,10 +28,12 @@ def render_root(root: Path, status: RootStatus) -> Iterator[str]:
     yield from _account(status.account)
     run = RunLayout(root)
     if run.config.exists():
-        events = status.runs[0].record.story.events if status.runs else ledger.read(run.ledger)
-        yield from _story(run, events)
+        yield from _story(run, status)
         return
-    excluded = [row["node"] for row in status.nodes if row["excluded_until"] is not None]
+    excluded = []
+    for row in status.nodes:
+        if row["excluded_until"] is not None:
+            excluded.append(row["node"])
     if excluded:
         yield f"nodes left out: {', '.join(excluded)} (--nodes says why)"
 
@@ -44,7 +46,9 @@ def render_team(team: Team) -> Iterator[str]:
     yield f"{accounts}: {running} GPUs running, {queued} queued"
     yield table([asdict(user) for user in team.users], USERS)
     yield ""
-    partitions = [{**asdict(partition), "free": partition.free} for partition in team.partitions]
+    partitions = []
+    for partition in team.partitions:
+        partitions.append({**asdict(partition), "free": partition.free})
     yield table(partitions, PARTITIONS)
 
 
@@ -53,10 +57,13 @@ def render_nodes(rows: Sequence[dict[str, Any]]) -> str:
     return table(rows, NODES)
 
 
-def _story(run: RunLayout, events: Sequence[Event]) -> Iterator[str]:
+def _story(run: RunLayout, status: RootStatus) -> Iterator[str]:
     """What happened, and the newest attempt's first error."""
     yield f"\n{run.path}"
-    yield from timeline.lines(events)
+    if status.runs:
+        yield from timeline.lines(status.runs[0].record.story.events)
+    else:  # it cannot be read as a whole
+        yield from timeline.lines(ledger.read(run.ledger))
     attempt = attempts.newest(run)
     if attempt == 0:
         return
@@ -77,33 +84,37 @@ def _account(account: Account) -> Iterator[str]:
         "lost steps": account.lost_s,
         "detection": account.detection_s,
     }
-    rest = ", ".join(f"{name} {part_s / account.wall_s:.1%}" for name, part_s in parts.items())
-    yield (
-        f"ETTR {account.ettr:.1%}, without the queue {account.ettr_scheduled:.1%}; of all "
-        f"time: {rest}"
-    )
+    shares = ", ".join(f"{name} {part_s / account.wall_s:.1%}" for name, part_s in parts.items())
+    ettr = f"ETTR {account.ettr:.1%}, without the queue {account.ettr_scheduled:.1%}"
+    yield f"{ettr}; of all time: {shares}"
 
 
 def _restarts(row: dict[str, Any]) -> str:
     """How often it restarted, and why: `3 (2 crash, 1 preempted)`."""
     causes = ", ".join(f"{count} {cause}" for cause, count in row["restarts_by_cause"].items())
-    return f"{row['restarts']} ({causes})" if causes else str(row["restarts"])
+    if not causes:
+        return str(row["restarts"])
+    return f"{row['restarts']} ({causes})"
 
 
 def _saved(row: dict[str, Any]) -> str:
     age_s = row["checkpoint_age_s"]
-    return "-" if age_s is None else f"{seconds(age_s)} ago"
+    if age_s is None:
+        return "-"
+    return f"{seconds(age_s)} ago"
 
 
 def _until(row: dict[str, Any]) -> str:
     when = row["excluded_until"]
-    return "-" if when is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+    if when is None:
+        return "-"
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
 
 
 def _evidence(row: dict[str, Any]) -> str:
     """`2 × death, 1 × hang`"""
-    kinds = [seen["kind"] for seen in row["evidence"]]
-    return ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds))
+    kinds = Counter(seen["kind"] for seen in row["evidence"])
+    return ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
 
 
 # As in squeue, the job id comes first.

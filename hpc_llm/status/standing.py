@@ -75,12 +75,11 @@ def row_of(root: Path, seen: Seen, now: float) -> dict[str, Any]:
     plan = json.loads(layout.plan.read_text())
     steps = progress.last_steps(layout)
     speed = progress.usual_speed(steps)
-    last = steps[-1] if steps else {}
+    last: dict[str, Any] = {}
+    if steps:
+        last = steps[-1]
     step = last.get("step", 0)
-    going = state in ("queued", "running")
-    until = now if going else None
-    spent = account(story, until=until, first_step_at=progress.first_step_at(layout))
-    return {
+    row = {
         "name": layout.name,
         "run": _path_below(root, seen),
         "job_id": seen.record.summary.address,
@@ -91,17 +90,24 @@ def row_of(root: Path, seen: Seen, now: float) -> dict[str, Any]:
         "loss": last.get("loss"),
         "tokens_per_second": speed,
         "mfu": last.get("mfu"),
-        "eta_s": progress.eta_s(step, plan, speed) if going else None,
-        "limit_s": _limit_s(seen, now) if state == "running" else None,
-        "nodes": _nodes(seen) if going else "",
+        "eta_s": None,
+        "limit_s": None,
+        "nodes": "",
         "checkpoint_step": newest_step(layout.checkpoints),
         "checkpoint_age_s": _checkpoint_age_s(story, now),
         "restarts": max(0, attempts.newest(layout) - 1),
         "restarts_by_cause": restarts_by_cause(story),
-        "ettr": spent.ettr,
-        "ettr_scheduled": spent.ettr_scheduled,
-        "seconds": asdict(spent),
     }
+    until = None
+    if state in ("queued", "running"):
+        until = now
+        row["eta_s"] = progress.eta_s(step, plan, speed)
+        row["nodes"] = _nodes(seen)
+    if state == "running":
+        row["limit_s"] = _limit_s(seen, now)
+    spent = account(story, until=until, first_step_at=progress.first_step_at(layout))
+    ettr = {"ettr": spent.ettr, "ettr_scheduled": spent.ettr_scheduled}
+    return {**row, **ettr, "seconds": asdict(spent)}
 
 
 def state_of(seen: Seen) -> str:
@@ -115,8 +121,9 @@ def state_of(seen: Seen) -> str:
         return "queued"
     if run.address is None:  # on the machine where it was typed
         return "running" if _beats(run) else "unknown"
-    if seen.job.queued is not None and seen.job.queued.live:
-        return "queued" if seen.job.queued.waiting else "running"
+    queued = seen.job.queued
+    if queued is not None and queued.live:
+        return "queued" if queued.waiting else "running"
     return "cancelled" if seen.job.state == "CANCELLED" else "unknown"
 
 
@@ -126,7 +133,9 @@ def _beats(run: RunSummary) -> bool:
 
 def _path_below(root: Path, seen: Seen) -> str:
     path = seen.record.layout.path
-    return path.name if path == root else str(path.relative_to(root))
+    if path == root:
+        return path.name
+    return str(path.relative_to(root))
 
 
 def _cause(seen: Seen) -> str | None:
@@ -135,8 +144,10 @@ def _cause(seen: Seen) -> str | None:
     story = seen.record.story
     if final == event_names.HALVED or story.is_waiting():
         return final or "no-room"
-    causes = [end.cause for end in story.ends if end.name == event_names.ENDED]
-    return causes[-1] if causes else final
+    for end in reversed(story.ends):
+        if end.name == event_names.ENDED:
+            return end.cause
+    return final
 
 
 def _limit_s(seen: Seen, now: float) -> float | None:
@@ -162,8 +173,9 @@ def _nodes(seen: Seen) -> str:
 
 
 def _checkpoint_age_s(story: Story, now: float) -> float | None:
-    newest = max((save.time for save in story.saves), default=None)
-    return None if newest is None else now - newest
+    if not story.saves:
+        return None
+    return now - max(save.time for save in story.saves)
 
 
 def _warnings(root: Path, rows: Sequence[dict[str, Any]], now: float) -> Iterator[str]:

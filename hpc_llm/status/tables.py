@@ -18,12 +18,15 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -> str:
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Columns as wide as they need to be; the last is not padded."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = []
+    widths = [0] * len(lines[0])
+    for line in lines:
+        for place, cell in enumerate(line):
+            widths[place] = max(widths[place], len(cell))
+    text = []
     for line in lines:
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        padded.append("  ".join(cells).rstrip())
-    return "\n".join(padded)
+        text.append("  ".join(cells).rstrip())
+    return "\n".join(text)
 
 
 def seconds(value: float | None) -> str:
@@ -42,21 +45,27 @@ def seconds(value: float | None) -> str:
         text = f"{minutes}m"
     else:
         text = f"{whole}s"
-    return f"-{text}" if value < 0 and whole else text
+    if value < 0 and whole:
+        return f"-{text}"
+    return text
 
 
 def percent(value: float | None) -> str:
     """12.3%, or a dash."""
-    return "-" if value is None else f"{value:.1%}"
+    return number(value, ".1%")
 
 
 def number(value: float | None, spelling: str) -> str:
     """The number in this format, or a dash."""
-    return "-" if value is None else format(value, spelling)
+    if value is None:
+        return "-"
+    return format(value, spelling)
 
 
 def plain(value: Any) -> str:
     """The value, a fraction to four places, or a dash."""
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return str(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -71,6 +71,18 @@ class RunCache:
     given_back: set[str] = field(default_factory=set)
     starved_at: float = 0.0  # when jobs that lack nodes were looked at, see one_pass
     text: str = field(default="", compare=False)  # as it was read
+
+    def runs_of(self, group: str) -> list[str]:
+        """Paths of a sweep's runs, or of a run that is in none."""
+        paths = []
+        for path in self.runs:
+            if path == group or path.rpartition("/")[0] == group:
+                paths.append(path)
+        return paths
+
+    def are_over(self, paths: Iterable[str]) -> bool:
+        """Whether all of these runs have ended."""
+        return all(self.runs[path].over for path in paths)
 
 
 def load(root: Path) -> RunCache:
@@ -140,12 +152,15 @@ def _look_into(root: Path, name: str, cache: RunCache) -> None:
         cache.runs[name] = CachedRun()
         return
     cache.folders[name] = changed if time.time() - changed > _MTIME_S else 0.0
-    present = {f"{name}/{run}" for run in inside}
+    present = set(inside)
+    known = set()
     for path in list(cache.runs):
-        if path.startswith(f"{name}/") and path not in present:
+        sweep, _, run = path.rpartition("/")
+        if sweep == name and run in present:
+            known.add(run)
+        elif sweep == name:
             del cache.runs[path]
-    unknown = [run for run in inside if f"{name}/{run}" not in cache.runs]
-    for path in runs_of_sweep(root, name, unknown):
+    for path in runs_of_sweep(root, name, sorted(present - known)):
         cache.runs[path] = CachedRun()
 
 
@@ -186,8 +201,9 @@ def _has_changed(
     if run.kind == "pending":
         return before != "pending"
     if run.kind == "running":
-        start = job.start_time if job else None
-        began_lately = start is not None and now - start < outside.ORPHAN_AFTER_S
+        began_lately = False
+        if job is not None and job.start_time is not None:
+            began_lately = now - job.start_time < outside.ORPHAN_AFTER_S
         return not began_lately and now - heartbeat_at() > outside.ORPHAN_AFTER_S
     return now >= run.again_at
 
@@ -201,11 +217,13 @@ def _heartbeat_at(root: Path, path: str) -> float:
 
 def _runs_of_unknown_jobs(cache: RunCache, queue: SlurmQueue) -> set[str]:
     """Runs that jobs nobody knows here may belong to, by the jobs' working directories alone."""
-    known = {run.address for run in cache.runs.values()}
-    known |= {run.successor for run in cache.runs.values()}
-    strangers = {
-        (job.work_dir.rstrip("/"), job.live) for job in queue.jobs if job.address not in known
-    }
+    known: set[str | None] = set()
+    for run in cache.runs.values():
+        known.update((run.address, run.successor))
+    strangers = set()
+    for job in queue.jobs:
+        if job.address not in known:
+            strangers.add((job.work_dir.rstrip("/"), job.live))
     if not strangers:
         return set()
     paths = _paths_by_folder(cache)

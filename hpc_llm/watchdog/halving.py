@@ -83,8 +83,8 @@ def record_rungs(root: Path, cache: RunCache) -> None:
     What follows from that is decided like everything else.
     """
     for sweep in sorted(cache.halving):
-        paths = [path for path in cache.runs if path.rpartition("/")[0] == sweep]
-        if all(cache.runs[path].over for path in paths):
+        paths = cache.runs_of(sweep)
+        if cache.are_over(paths):
             continue
         records = dict(read_each(root, paths))
         if len(records) == len(paths):  # a rung is not judged until all its runs are known
@@ -123,11 +123,11 @@ def _ranked(runs: Mapping[str, RungRun], racing: Collection[str], rung: int) -> 
         loss = runs[name].losses[rung]
         return not math.isfinite(loss), loss, name
 
-    return sorted((name for name in racing if rung in runs[name].losses), key=rank)
+    there = [name for name in racing if rung in runs[name].losses]
+    return sorted(there, key=rank)
 
 
 def _rung_run(record: RunRecord) -> RungRun:
-    losses = _losses(record)
     promoted = 0
     halved_at = math.inf
     for rung in record.story.rungs:
@@ -135,14 +135,13 @@ def _rung_run(record: RunRecord) -> RungRun:
             halved_at = rung.rung
         elif rung.name == event_names.PROMOTED:
             promoted = max(promoted, rung.rung + 1)
-    counted = {number: loss for number, loss in losses.items() if number <= halved_at}
-    return RungRun(counted, record.summary.over, promoted)
+    return RungRun(_losses(record, up_to=halved_at), record.summary.over, promoted)
 
 
-def _losses(record: RunRecord) -> dict[int, float]:
-    """Held-out losses at the rungs that the run has reached."""
+def _losses(record: RunRecord, up_to: float = math.inf) -> dict[int, float]:
+    """Held-out losses at the rungs that the run has reached, up to one of them."""
     losses = {}
     for rung in record.story.rungs:
-        if rung.name == event_names.RUNG:
+        if rung.name == event_names.RUNG and rung.rung <= up_to:
             losses[rung.rung] = rung.loss
     return losses

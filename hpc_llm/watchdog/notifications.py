@@ -111,8 +111,8 @@ def collect(
         if why is not None:
             failed = {"event": "failed", **common, "run": path, "why": why}
             news.add_for_submission(seen, notify, failed)
-        members = _members(cache, group)
-        if all(cache.runs[member].over for member in members):
+        members = cache.runs_of(group)
+        if cache.are_over(members):
             ended = {"event": "ended", **common, **_count(cache, members)}
             news.add_for_submission(seen, notify, ended)
 
@@ -157,10 +157,6 @@ def _failure(seen: Seen) -> str | None:
 def _group(path: str) -> str:
     """The sweep, or the run if it is not in one."""
     return path.rpartition("/")[0] or path
-
-
-def _members(cache: RunCache, group: str) -> list[str]:
-    return [path for path in cache.runs if path == group or path.startswith(f"{group}/")]
 
 
 def _count(cache: RunCache, members: Sequence[str]) -> dict[str, int]:

@@ -31,7 +31,9 @@ def make_pass(root: Path) -> list[Seen]:
     """Look at what has changed, act, and notify; what was done."""
     now = time.time()
     queue = SlurmQueue()
-    done = _act(root, queue, now) if queue.asked else []
+    done: list[Seen] = []
+    if queue.asked:
+        done = _act(root, queue, now)
     alive = {"time": now, "host": os.uname().nodename, "pid": os.getpid()}
     write_atomic(RootLayout(root).last_pass, json.dumps(alive) + "\n")
     return done
@@ -78,16 +80,19 @@ def _exclude_from_pending(
     """
     evidence = node_evidence.volume(root)
     pending = _pending_runs(cache)
-    starved = _starved_runs(cache, queue, pending) if evidence else set[str]()
+    starved: set[str] = set()
+    new: set[str] = set()
+    if evidence:
+        starved = _starved_runs(cache, queue, pending)
+        new = pending.intersection(looked_at)
     cache.given_back &= pending
+    paths = sorted(pending)
     if evidence == cache.evidence:
         if len(starved) > MANY_STARVED and now - cache.starved_at < STARVED_AGAIN_S:
             starved = set()  # a maintenance may leave a whole sweep without nodes
-        new = pending.intersection(looked_at) if evidence else set[str]()
         paths = sorted(starved | cache.given_back | new)
-        cache.starved_at = now if starved else cache.starved_at
-    else:
-        paths = [path for path in cache.runs if path in pending]
+        if starved:
+            cache.starved_at = now
     waiting = {path: (record, path in starved) for path, record in read_each(root, paths)}
     changes, answered = exclusion.exclude_from_pending(NodeExclusions(root), waiting)
     for path, change in changes.items():
@@ -109,7 +114,11 @@ def _pending_runs(cache: RunCache) -> set[str]:
 
 
 def _starved_runs(cache: RunCache, queue: SlurmQueue, pending: Collection[str]) -> set[str]:
-    return {path for path in pending if outside.starved(queue.job(cache.runs[path].address))}
+    starved = set()
+    for path in pending:
+        if outside.starved(queue.job(cache.runs[path].address)):
+            starved.add(path)
+    return starved
 
 
 def _cached(seen: Seen, before: CachedRun, now: float, *, acted: bool, refused: bool) -> CachedRun:
@@ -118,11 +127,11 @@ def _cached(seen: Seen, before: CachedRun, now: float, *, acted: bool, refused: 
     job = seen.job
     if acted and seen.decision.action is not Action.NOTHING:
         return CachedRun(census.NEW, run.address, run.successor)
-    live = [each for each in (job.queued, job.successor) if each is not None and each.live]
+    live = job.live_job
     if run.over:
-        state = census.ENDED if live or not run.completed else census.COMPLETE
+        state = census.COMPLETE if run.completed and live is None else census.ENDED
         return CachedRun(state, run.address, run.successor)
-    kind = outside.glance(live[0] if live else None)
+    kind = outside.glance(live)
     unknown = kind == "gone" and seen.decision.action is Action.NOTHING
     settled = now - run.submitted_at > outside.FORGOTTEN_AFTER_S
     again_at = 0.0

@@ -1,0 +1,220 @@
+"""The entries of a story: what an attempt, its end, a save or a submission is, read from events.
+
+Keys that are missing are None, or as if nothing had happened: ledgers of other versions stay
+readable.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpc_llm.runs import event_names
+from hpc_llm.runs.ledger import Event
+
+WATCHDOG = "watchdog-"  # prefix of the writers' names that watchdogs use
+_ATTEMPTS_WRITER = re.compile(r"(?:supervisor|train)-(\d{4,})")
+
+
+@dataclass(frozen=True)
+class Sending:
+    """The run was sent on its way, by its user or again. `name`: submitted, requeued, …"""
+
+    time: float
+    name: str
+    job: str | None
+    after_attempt: int | None  # the newest attempt at that time, where it is told
+    attempt: int | None  # the attempt that requeued its own job
+    cause: str | None  # of the end that it follows, where nothing else tells it
+    nodes: tuple[str, ...]  # that may have failed to start the job
+    gpu_hours: float  # of a job in which no attempt began
+
+
+@dataclass(frozen=True)
+class Save:
+    """A checkpoint was published. seconds: how long training waited for it."""
+
+    time: float
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class End:
+    """An attempt ended, or the run itself (`name` says which). None: the ledger does not tell."""
+
+    time: float
+    name: str
+    writer: str
+    attempt: int | None
+    cause: str | None
+    checkpoint_step: int | None
+    gpu_hours: float | None
+    first_failed: int | None  # rank
+    node: str | None  # that the evidence points at
+    micro_batch: int | None  # of the next attempt, where this one had too little GPU memory
+    halved: bool  # whether that is less than before
+    restart: bool  # whether the next attempt follows in the same allocation
+    action: str | None  # what was decided
+    at: float | None  # when Slurm says that it ended, for an end that others noticed later
+    why: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt, with everything that was written about it. Times in seconds since the epoch."""
+
+    number: int
+    time: float  # of its start
+    start_step: int | None  # of the newest checkpoint at its start
+    job: str | None
+    restarts: int | None  # of the job, by Slurm
+    host: str | None  # of its supervisor
+    pid: int | None
+    nodes: tuple[str, ...]
+    resumed_at: float | None  # when its ranks were ready to train
+    saves: tuple[Save, ...]
+    ends: tuple[End, ...]  # several where two writers noticed it
+    silent_s: float  # how long its ranks had been silent when they were found to hang
+    last_sign: float  # the last thing that is known of it, apart from watchdogs' notes
+    seen_s: float  # from the first to the last line that it wrote itself
+
+    @property
+    def end(self) -> End | None:
+        """As it was told last; None for one that goes on, or was lost with its node."""
+        return self.ends[-1] if self.ends else None
+
+    @property
+    def first_end(self) -> End | None:
+        """As it was told first."""
+        return self.ends[0] if self.ends else None
+
+
+@dataclass(frozen=True)
+class NodeChange:
+    """Nodes were excluded from the run's job, or (`excluded` is False) readmitted."""
+
+    time: float
+    writer: str
+    excluded: bool
+    nodes: tuple[str, ...]
+    job: str  # if it is not the run's yet
+    why: str
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A rung of successive halving. `name`: rung (reached), promoted, or halved."""
+
+    time: float
+    name: str
+    rung: int
+    loss: float  # held-out, of a rung that was reached
+
+
+@dataclass(frozen=True)
+class SlowRank:
+    """A rank whose forward pass takes `factor` times as long as the others'."""
+
+    attempt: int
+    rank: int
+    factor: float
+
+
+def attempt_of(started: Event, own: Sequence[Event]) -> Attempt:
+    """The attempt that began with `started`; own: all events that are about it."""
+    facts = started.facts
+    number = facts["attempt"]
+    resumed_at = None
+    silent_s = None
+    signs = []
+    written = []
+    for event in own:
+        if event.event == event_names.RESUMED:
+            resumed_at = event.time if resumed_at is None else min(resumed_at, event.time)
+        if event.event == event_names.HANG and silent_s is None:
+            silent_s = float(event.facts.get("silent_s", 0.0))
+        if not event.writer.startswith(WATCHDOG):
+            signs.append(event.time)
+        if attempt_of_writer(event.writer) == number:
+            written.append(event.time)
+    return Attempt(
+        number=number,
+        time=started.time,
+        start_step=facts.get("checkpoint_step"),
+        job=_text(facts.get("job")),
+        restarts=facts.get("restarts"),
+        host=facts.get("host"),
+        pid=facts.get("pid"),
+        nodes=tuple(facts.get("nodes") or ()),
+        resumed_at=resumed_at,
+        saves=tuple(save_of(event) for event in own if event.event == event_names.CHECKPOINTED),
+        ends=tuple(end_of(event) for event in own if event.event == event_names.ENDED),
+        silent_s=silent_s or 0.0,
+        last_sign=max(signs, default=started.time),
+        seen_s=max(written) - min(written) if written else 0.0,
+    )
+
+
+def attempt_of_writer(writer: str) -> int | None:
+    match = _ATTEMPTS_WRITER.fullmatch(writer)
+    return int(match[1]) if match else None
+
+
+def sending_of(event: Event) -> Sending:
+    facts = event.facts
+    after = facts.get("after_attempt")
+    return Sending(
+        time=event.time,
+        name=event.event,
+        job=_text(facts.get("job")),
+        after_attempt=None if after is None else int(after),
+        attempt=facts.get("attempt"),
+        cause=facts.get("cause"),
+        nodes=tuple(facts.get("nodes") or ()),
+        gpu_hours=facts.get("gpu_hours", 0.0),
+    )
+
+
+def end_of(event: Event) -> End:
+    """The end that `event` tells."""
+    facts = event.facts
+    return End(
+        time=event.time,
+        name=event.event,
+        writer=event.writer,
+        attempt=facts.get("attempt"),
+        cause=facts.get("cause"),
+        checkpoint_step=facts.get("checkpoint_step"),
+        gpu_hours=facts.get("gpu_hours"),
+        first_failed=facts.get("first_failed"),
+        node=facts.get("node"),
+        micro_batch=facts.get("micro_batch"),
+        halved=bool(facts.get("halved", False)),
+        restart=bool(facts.get("restart", False)),
+        action=facts.get("action"),
+        at=facts.get("at"),
+        why=str(facts.get("why", "")),
+    )
+
+
+def save_of(event: Event) -> Save:
+    return Save(event.time, event.facts.get("step", 0), float(event.facts.get("seconds", 0.0)))
+
+
+def node_change_of(event: Event) -> NodeChange:
+    return NodeChange(
+        time=event.time,
+        writer=event.writer,
+        excluded=event.event == event_names.EXCLUDED,
+        nodes=tuple(event.facts.get("nodes") or ()),
+        job=event.facts.get("job", ""),
+        why=event.facts.get("why", ""),
+    )
+
+
+def _text(value: Any) -> str | None:
+    """A job's address, as a string whatever an earlier version wrote."""
+    return str(value) if value else None
