@@ -1,3 +1,1 @@
-"""What ended an attempt and what to do about it: the policy that supervisor, watchdog and status
-share.
-"""
+"""What ended an attempt, and what to do about it: shared by supervisor, watchdog and status."""

@@ -70,7 +70,7 @@ class NodeExclusions:
         return []
 
     def bad_nodes(self, record: RunRecord) -> BadNodes | None:
-        """What the run's next job must not start on; None: nobody knows which nodes are up."""
+        """What the run's next job must not start on; None: it is not known which nodes are up."""
         cluster = record.config.cluster
         bad = node_evidence.excluded_by(self._read(), record.config.recovery)
         if not bad:
@@ -178,7 +178,7 @@ def exclude_from_pending(
     answered = True
     for path, (record, starved) in waiting.items():
         if record.summary.address is None:
-            # cancelled and submitted anew since this pass asked for the queue: it waits for room
+            # cancelled and submitted again since this pass asked for the queue: it waits for room
             continue
         answered = answered and exclusions.bad_nodes(record) is not None
         change = find_exclusion(record, exclusions, readmit_bad=starved)

@@ -14,7 +14,7 @@ from hpc_llm.slurm.records import JobLife, QueuedJob
 
 _MOST_S = 14 * 86400.0  # how far back sacct is asked at most
 _MOST_IDS = 5000  # on a command line; for more, sacct is asked for all of this user's jobs
-# What a supervisor that was asked in vain leaves with: RequeueExit may name any of them.
+# What a supervisor that has nothing to do leaves with: RequeueExit may name any of them.
 _EXIT_CODES = frozenset({0, 1, 2, 75, 80})
 
 
@@ -92,7 +92,7 @@ def site_requeues() -> bool:
 
 
 def _sacct_may_know_more(run: RunSummary, queue: SlurmQueue) -> bool:
-    """squeue has forgotten the job, or has it again after a life whose end nobody told."""
+    """squeue has forgotten the job, or has it again after a life whose end was not recorded."""
     if run.address is None or run.over:
         return False
     job = queue.job(run.address)

@@ -33,13 +33,17 @@ def find_runs(root: Path) -> list[RunLayout]:
     for name in names:
         with contextlib.suppress(OSError):
             inside = folders_in(root / name)
-            paths += [name] if inside is None else runs_of_sweep(root, name, inside)
+            if inside is None:
+                paths.append(name)
+            else:
+                paths += runs_of_sweep(root, name, inside)
     return [RunLayout(root / path) for path in sorted(paths)]
 
 
 def runs_of_sweep(root: Path, sweep: str, folders: list[str]) -> list[str]:
-    """Paths below `root` of the `folders` of a sweep that are runs; those of colleagues who do not
-    share are left out.
+    """Paths below `root` of the `folders` of a sweep that are runs.
+
+    Those of colleagues who do not share are left out.
     """
     runs = []
     for name in sorted(folders):
@@ -51,10 +55,14 @@ def runs_of_sweep(root: Path, sweep: str, folders: list[str]) -> list[str]:
 
 def folders_in(folder: Path) -> list[str] | None:
     """Names of the folders in `folder` that do not begin with a dot; None if it is a run."""
+    names = []
+    is_run = False
     with os.scandir(folder) as entries:
-        known = [
-            (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
-        ]
-    if (CONFIG_FILE, False) in known:
-        return None
-    return [name for name, is_dir in known if is_dir]
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                names.append(entry.name)
+            elif entry.name == CONFIG_FILE:
+                is_run = True
+    return None if is_run else names

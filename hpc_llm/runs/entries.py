@@ -216,5 +216,5 @@ def node_change_of(event: Event) -> NodeChange:
 
 
 def _text(value: Any) -> str | None:
-    """A job's address, as a string whatever an earlier version wrote."""
+    """A job's address, as a string in ledgers of all versions."""
     return str(value) if value else None

@@ -52,10 +52,10 @@ class Remembered(Experience):
     def speed(self, mode: StepMode, micro_batch: int) -> Speed | None:
         plain = self._read(self._speed(mode, micro_batch))
         with contextlib.suppress(KeyError, TypeError, ValueError):
-            found = Speed(
-                float(plain["tokens_per_second"]), int(plain["world_size"]), str(plain["run"])
-            )
-            return found if found.tokens_per_second > 0 and found.world_size > 0 else None
+            tokens_per_second = float(plain["tokens_per_second"])
+            world_size = int(plain["world_size"])
+            if tokens_per_second > 0 and world_size > 0:
+                return Speed(tokens_per_second, world_size, str(plain["run"]))
         return None
 
     def note_limit(self, mode: StepMode, limit: Limit) -> None:
@@ -74,17 +74,18 @@ class Remembered(Experience):
         cluster = self._cluster
         return self._file("speed", cluster.name, cluster.constraint, *astuple(mode), micro_batch)
 
-    def _file(self, kind: str, *facts: Any) -> Path:
+    def _file(self, kind: str, *conditions: Any) -> Path:
         """The file's name is a hash of everything that its content depends on."""
-        text = json.dumps([*self._alike, *facts], sort_keys=True)
+        text = json.dumps([*self._alike, *conditions], sort_keys=True)
         return self._folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
     def _read(self, path: Path) -> Any:
         try:
-            known = _names(path.parent, path.parent.stat().st_mtime_ns)
-            return json.loads(path.read_text()) if path.name in known else {}
+            if path.name in _names(path.parent, path.parent.stat().st_mtime_ns):
+                return json.loads(path.read_text())
         except (OSError, ValueError):
-            return {}
+            pass
+        return {}
 
     def _write(self, path: Path, value: Any) -> None:
         """No effect if the root cannot be written."""
@@ -105,10 +106,12 @@ def steady_tokens_per_second(run: RunLayout, first_step: int) -> float | None:
         lines = tail(run.metrics, _TAIL_BYTES).splitlines()
     except OSError:
         return None
-    found = []
+    speeds = []
     for line in lines:
         with contextlib.suppress(ValueError, TypeError, KeyError):  # a truncated line
             row = json.loads(line)
             if row["step"] > first_step and "tokens_per_second" in row:
-                found.append(float(row["tokens_per_second"]))
-    return statistics.median(found) if len(found) >= _FEWEST_STEPS else None
+                speeds.append(float(row["tokens_per_second"]))
+    if len(speeds) < _FEWEST_STEPS:
+        return None
+    return statistics.median(speeds)

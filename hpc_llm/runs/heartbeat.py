@@ -1,5 +1,6 @@
-"""Where the ranks of a node are, in one small file that the node's first rank overwrites. Standard
-library only.
+"""Where the ranks of a node are, in one small file that the node's first rank overwrites.
+
+Standard library only.
 """
 
 from __future__ import annotations
@@ -15,18 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 EVERY_S = 1.0  # between writes while the phase stays the same
-# bytes of the file: overwritten in place, since a new file a second is dear on a parallel file
-# system
+# Bytes of the file: it is overwritten in place, since a parallel file system makes a new file a
+# second expensive.
 _WIDTH = 256
-_FEWEST = 4  # steps before their usual time is known, where no earlier attempt has told
+_FEWEST = 4  # steps before their usual time is known, if no earlier attempt has left it
 
 
 class Phase(str, enum.Enum):
     """What a rank is doing."""
 
-    STARTING = (
-        "starting"  # up to the first step: imports, the ranks' first meeting, compilation, loading
-    )
+    # Up to the first step: imports, the ranks' first meeting, compilation, loading.
+    STARTING = "starting"
     TRAINING = "training"
     SAVING = "saving"
     EVALUATING = "evaluating"
@@ -36,15 +36,13 @@ class Phase(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Beat:
-    """One file's content. usual_s: what this phase (for training: one step) takes in this run; 0:
-    not known yet.
-    """
+    """One file's content. Times are 0 while they are not known."""
 
     attempt: int
     step: int
     phase: Phase
-    usual_s: float
-    # what a step takes, whatever the phase; this and the next two for the attempts to come
+    usual_s: float  # what this phase takes in this run; for training, one step
+    # What a step takes, in any phase; this and the times below are for the attempts to come.
     step_s: float
     count: int  # grows with every sign of life
     save_s: float = 0.0  # the longest save so far, of this attempt or an earlier one
@@ -52,9 +50,7 @@ class Beat:
 
 
 class Heart:
-    """Writes the file of one node. A beat that cannot be written is left out: training does not end
-    for it.
-    """
+    """Writes the file of one node. Training goes on where a beat cannot be written."""
 
     def __init__(
         self, path: Path, attempt: int, clock: Callable[[], float] = time.monotonic
@@ -96,15 +92,14 @@ class Heart:
             "step": step,
             "phase": phase.value,
             "count": self._count,
+            "usual_s": round(self._usual_s(), 4),
+            "step_s": round(self._step_s(), 4),
+            "save_s": round(self._longest_s[Phase.SAVING], 4),
+            "evaluation_s": round(self._longest_s[Phase.EVALUATING], 4),
         }
-        times = {"usual_s": self._usual_s(), "step_s": self._step_s()}
-        times |= {
-            "save_s": self._longest_s[Phase.SAVING],
-            "evaluation_s": self._longest_s[Phase.EVALUATING],
-        }
-        line = json.dumps(
-            {**fields, **{name: round(seconds, 4) for name, seconds in times.items()}}
-        )
+        self._write(json.dumps(fields))
+
+    def _write(self, line: str) -> None:
         try:
             if self._file < 0:  # here, so that a full quota is a matter of the next beat
                 self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
@@ -115,32 +110,35 @@ class Heart:
     def _usual_s(self) -> float:
         if self._phase is Phase.TRAINING:
             return self._step_s()
-        # Who leaves waits for what a save waits for: the other ranks and the file system.
-        return self._longest_s[Phase.SAVING if self._phase is Phase.LEAVING else self._phase]
+        if self._phase is Phase.LEAVING:
+            # A rank that leaves waits for the same as a save: other ranks, and the file system.
+            return self._longest_s[Phase.SAVING]
+        return self._longest_s[self._phase]
 
     def _step_s(self) -> float:
-        return (
-            statistics.median(self._steps_s) if len(self._steps_s) >= _FEWEST else self._earlier_s
-        )
+        if len(self._steps_s) < _FEWEST:
+            return self._earlier_s
+        return statistics.median(self._steps_s)
 
 
 def read(folder: Path, attempt: int) -> dict[str, Beat]:
-    """Beats of `attempt` by node; files that are being written or belong to another attempt are
-    passed over.
+    """Beats of `attempt` by node.
+
+    Files that are being written or belong to another attempt are passed over.
     """
     return {node: beat for node, beat in _beats(folder).items() if beat.attempt == attempt}
 
 
 def _beats(folder: Path) -> dict[str, Beat]:
-    found: dict[str, Beat] = {}
+    beats: dict[str, Beat] = {}
     try:
         paths = list(folder.glob("*.beat"))
     except OSError:  # a network file system
-        return found
+        return beats
     for path in paths:
         try:
             fields = json.loads(path.read_text())
-            found[path.stem] = Beat(**{**fields, "phase": Phase(fields["phase"])})
+            beats[path.stem] = Beat(**{**fields, "phase": Phase(fields["phase"])})
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return found
+    return beats

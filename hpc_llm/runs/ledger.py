@@ -52,8 +52,9 @@ class Ledger:
 
 
 class PatientLedger(Ledger):
-    """A ledger whose writer survives a full disk: events that found no room are written before the
-    next one.
+    """A ledger whose writer survives a full disk.
+
+    Events that found no room are written before the next one.
     """
 
     def __init__(self, folder: Path, writer: str) -> None:
@@ -76,8 +77,9 @@ class PatientLedger(Ledger):
 
 
 class SupervisorLedger(PatientLedger):
-    """A ledger whose writer survives temporary file-system errors. sleep: waits for the given
-    seconds, or less.
+    """A ledger whose writer survives temporary file-system errors.
+
+    sleep: waits for the given seconds, or less.
     """
 
     def __init__(self, folder: Path, writer: str, sleep: Callable[[float], object]) -> None:
@@ -115,13 +117,16 @@ def read(folder: Path) -> list[Event]:
 
 
 class SharedLedger(Ledger):
-    """For the run's group to read, or nobody, whatever the umask where the watchdog was started:
-    one file that a colleague may not read hides the run from their status.
+    """A ledger that the run's group may read, or nobody else, under any umask of this process.
+
+    One file that a colleague may not read hides the run from their status.
     """
 
     def __init__(self, folder: Path, writer: str, group: str | None) -> None:
         super().__init__(folder, writer)
-        self._umask = 0o077 if group is None else 0o027
+        self._umask = 0o077
+        if group is not None:
+            self._umask = 0o027
 
     def _append(self, line: str) -> None:
         before = os.umask(self._umask)

@@ -19,17 +19,22 @@ _PROBE_BYTES = 1 << 20
 
 
 def problems(config: RunConfig) -> list[str]:
-    """Mistakes about where the run is to be stored: root, group, name, quota. A dry run writes no
-    probe file.
-    """
+    """Mistakes about where the run is to be stored: root, group, name, quota."""
     return place_problems(config) or name_problems(config, freeze.layout_for(config))
 
 
 def place_problems(config: RunConfig) -> list[str]:
-    """What is wrong with root, group or quota: the same for all runs of a sweep."""
+    """What is wrong with root, group or quota: the same for all runs of a sweep.
+
+    A dry run writes no probe file.
+    """
     root = freeze.root_of(config)
-    found = _root_problems(root) or ([] if config.dry_run else _probe_problems(root))
-    return found + (_group_problems(config.run.group) if config.run.group is not None else [])
+    problems = _root_problems(root)
+    if not problems and not config.dry_run:
+        problems = _probe_problems(root)
+    if config.run.group is not None:
+        problems = problems + _group_problems(config.run.group)
+    return problems
 
 
 def name_problems(config: RunConfig, layout: RunLayout) -> list[str]:
@@ -49,13 +54,13 @@ def name_problems(config: RunConfig, layout: RunLayout) -> list[str]:
             )
         ]
     changed = freeze.differences(config, layout)
-    return [freeze.conflict(layout, changed)] if changed else []
+    if not changed:
+        return []
+    return [freeze.conflict(layout, changed)]
 
 
 def unknown_homes(config: RunConfig) -> list[str]:
-    """Paths below the home of a user that does not exist. Path.expanduser raises for them, so check
-    them first.
-    """
+    """Paths below the home of a user that does not exist, for which Path.expanduser raises."""
     run = config.run
     data = config.data
     paths = {
@@ -65,21 +70,20 @@ def unknown_homes(config: RunConfig) -> list[str]:
         "data.tokenizer": data.tokenizer,
     }
     paths |= {f"data.sources.{name}.path": source.path for name, source in data.sources.items()}
-    found = []
+    problems = []
     for key, path in paths.items():
         try:
             Path(path or "").expanduser()
         except RuntimeError:
-            found.append(
-                f"{key}={path}: there is no user {str(path)[1:].partition('/')[0]}; give another "
-                "path"
-            )
-    return found
+            user = str(path)[1:].partition("/")[0]
+            problems.append(f"{key}={path}: there is no user {user}; give another path")
+    return problems
 
 
 def python_problems(config: RunConfig) -> list[str]:
-    """Whether the ranks of a run on this machine have an interpreter; they start in the folder of
-    the code.
+    """Whether the ranks of a run on this machine have an interpreter.
+
+    They start in the folder of the code, so a path must be absolute.
     """
     python = config.cluster.python
     path = config.cluster.exports.get("PATH")
@@ -98,8 +102,7 @@ def python_problems(config: RunConfig) -> list[str]:
 def room_problems(
     runs: Sequence[PlannedRun], saved: Callable[[RunLayout], Collection[int]]
 ) -> list[str]:
-    """Too little free space for the checkpoints that the runs keep, plus the one that each is
-    writing.
+    """Too little free space for the checkpoints that the runs keep and the one that each writes.
 
     saved: the steps of the checkpoints that a run has already.
     """
@@ -108,22 +111,30 @@ def room_problems(
         root = run.config.run.root
         num_checkpoints = run.config.checkpoint.keep + 1 + _permanent(run, saved)
         needed[root] = needed.get(root, 0) + num_checkpoints * run.plan.checkpoint_bytes
-    keep = runs[0].config.checkpoint.keep
-    permanent = _permanent(runs[0], saved)
-    of = f"checkpoint.keep={keep} checkpoints" + (
-        f", {permanent} of checkpoint.permanent_every" if permanent else ""
-    )
-    of = f"the checkpoints of {len(runs)} runs" if len(runs) > 1 else of
-    written = "those being written" if len(runs) > 1 else "the one being written"
-    found = []
+    contents = _checkpoints_of(runs, saved)
+    problems = []
     for root, size in needed.items():
         state = os.statvfs(_existing(Path(root).expanduser().absolute()))
-        if (free := state.f_bavail * state.f_frsize) < size:
-            found.append(
+        free = state.f_bavail * state.f_frsize
+        if free < size:
+            problems.append(
                 f"run.root={root}: {free / 2**30:.1f} GiB free, {size / 2**30:.1f} GiB needed for "
-                f"{of} and {written}; choose another run.root or free space"
+                f"{contents}; choose another run.root or free space"
             )
-    return found
+    return problems
+
+
+def _checkpoints_of(
+    runs: Sequence[PlannedRun], saved: Callable[[RunLayout], Collection[int]]
+) -> str:
+    """What the space is needed for, in words."""
+    if len(runs) > 1:
+        return f"the checkpoints of {len(runs)} runs and those being written"
+    kept = f"checkpoint.keep={runs[0].config.checkpoint.keep} checkpoints"
+    permanent = _permanent(runs[0], saved)
+    if permanent:
+        kept += f", {permanent} of checkpoint.permanent_every"
+    return f"{kept} and the one being written"
 
 
 def _permanent(run: PlannedRun, saved: Callable[[RunLayout], Collection[int]]) -> int:
@@ -169,10 +180,12 @@ def _probe_problems(root: Path) -> list[str]:
             file.flush()
             os.fsync(descriptor)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = error.strerror
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            why = "no space or quota is left"
         return [
-            f"run.root={root}: {'no space or quota is left' if full else error.strerror} (writing "
-            "1 MiB failed); free some space, or choose another run.root"
+            f"run.root={root}: {why} (writing 1 MiB failed); free some space, or choose another "
+            "run.root"
         ]
     finally:
         probe.unlink(missing_ok=True)
@@ -180,9 +193,8 @@ def _probe_problems(root: Path) -> list[str]:
 
 
 def _group_problems(group: str) -> list[str]:
-    mine = {
-        entry.gr_name for entry in grp.getgrall() if entry.gr_gid in {*os.getgroups(), os.getgid()}
-    }
+    own_ids = {*os.getgroups(), os.getgid()}
+    mine = {entry.gr_name for entry in grp.getgrall() if entry.gr_gid in own_ids}
     if group in mine:
         return []
     return [f"run.group={group}: is not one of your groups; allowed: {', '.join(sorted(mine))}"]

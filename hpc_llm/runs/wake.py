@@ -1,8 +1,7 @@
-"""How a run tells its watchdog to look soon, because Slurm is about to act on it. Standard library
-only.
+"""How a run asks its watchdog to look soon, because Slurm is about to act on it.
 
-The run touches a file in the root. Checking one file every second is cheap and asking Slurm is not,
-so the watchdog asks only when there is something to ask about.
+Standard library only. The run touches a file in the root. Checking one file every second is cheap
+and asking Slurm is not, so the watchdog asks only when there is something to ask about.
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ def wake_watchdog(run: RunLayout) -> None:
 
 
 def last_call(root: RootLayout) -> int:
-    """When a run last called: nanoseconds by the file system's clock, for comparison with other
-    calls; 0: never.
-    """
+    """When a run last called, in nanoseconds by the file system's clock; 0: never."""
     try:
         return root.attention.stat().st_mtime_ns
     except OSError:

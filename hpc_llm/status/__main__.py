@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _refuse_unwatched(given: argparse.Namespace) -> None:
-    """InputError for what is shown once, whatever --watch says."""
+    """InputError where --watch stands beside a flag that shows something once."""
     others = {"--team": given.team is not None, "--clear-node": given.clear_node is not None}
     others |= {"--tensorboard": given.tensorboard, "--logs": given.logs, "--nodes": given.nodes}
     for flag, typed in others.items():

@@ -30,7 +30,9 @@ def node_rows(root: Path, records: Collection[RunRecord]) -> list[dict[str, Any]
     for limits in _limits(records):
         for score in node_evidence.node_scores(evidence, now, *limits):
             by_node[score.node].append(score)
-    worst = [max(scores, key=_severity) for scores in by_node.values()]
+    worst = []
+    for scores in by_node.values():
+        worst.append(max(scores, key=_severity))
     worst.sort(key=lambda score: (-score.score, score.node))
     return [_row(score) for score in worst]
 

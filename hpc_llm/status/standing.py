@@ -183,7 +183,7 @@ def _warnings(root: Path, rows: Sequence[dict[str, Any]], now: float) -> Iterato
     num_live = sum(_needs_a_watchdog(row) for row in rows)
     last_pass = RootLayout(root).last_pass
     if num_live == 0 or not last_pass.exists():
-        return  # nobody runs one; supervise.successor may do its work
+        return  # no watchdog runs; supervise.successor may do its work
     silent_s = now - last_pass.stat().st_mtime
     if silent_s > _WATCHDOG_SILENT_S:
         who = "?"

@@ -19,8 +19,8 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs import event_names, ledger
-from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.entries import End, end_of
+from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.story import read_story
 
 _PLAIN_EVERY_S = 10.0  # between lines where no terminal can redraw one

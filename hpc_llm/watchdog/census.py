@@ -216,7 +216,7 @@ def _heartbeat_at(root: Path, path: str) -> float:
 
 
 def _runs_of_unknown_jobs(cache: RunCache, queue: SlurmQueue) -> set[str]:
-    """Runs that jobs nobody knows here may belong to, by the jobs' working directories alone."""
+    """Runs that queued jobs may belong to that the cache does not know, by their folders alone."""
     known: set[str | None] = set()
     for run in cache.runs.values():
         known.update((run.address, run.successor))

@@ -25,7 +25,7 @@ class RungRun:
 
     losses: Mapping[int, float]  # held-out, of the rungs that it has reached
     over: bool  # it will reach no further rung
-    promoted: int = 0  # rungs that it has passed for good, whatever becomes of the other runs
+    promoted: int = 0  # rungs that it has passed for good, even if other runs are removed
 
 
 @dataclass(frozen=True)

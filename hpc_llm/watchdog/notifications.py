@@ -95,7 +95,7 @@ def collect(
 ) -> None:
     """Put what is new into the outbox. all_seen: by path; done: decisions that were carried out.
 
-    Runs about which nothing has happened for long are no news, whoever looks at them first.
+    A run to which nothing has happened for long is no news, even if it is seen for the first time.
     """
     given_up = {seen.record.layout.path for seen in done if seen.decision.action is Action.STOP}
     for path, seen in all_seen.items():

@@ -63,7 +63,7 @@ def _act(root: Path, queue: SlurmQueue, now: float) -> list[Seen]:
     _exclude_from_pending(root, cache, queue, records, now)
     news = notifications.load(root)
     notifications.collect(root, cache, news, all_seen, done)
-    # Before the census, by which nobody looks at what has ended again.
+    # Before the cache: once it is written, no pass looks at what has ended again.
     notifications.save(root, news)
     census.save(root, cache)
     notifications.send(root, news)
