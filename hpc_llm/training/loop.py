@@ -40,8 +40,7 @@ def run(
     """Resume, and train to the end of the plan or until asked to stop."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     share = Share(attempt.rank, plan.world_size, config.train.global_batch, plan.micro_batch)
-    mode = (plan.activation_checkpointing, plan.attention, plan.compile, plan.loss_chunk)
-    engine = Engine(config, plan, lambda: build_model(config, *mode), device, attempt.rank)
+    engine = Engine(config, plan, lambda: build_model(config, plan), device, attempt.rank)
     data = Path(plan.data_directory)
     order = stream.training(config, plan, data, len(attempt.skipped))
     with Batches(order, share, pinned=device.type == "cuda") as batches:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,7 +29,10 @@ WORDS = (
 
 def model(compiled: bool, chunk: int | None) -> Transformer:
     config = make_config(*WORDS)
-    made = build_model(config, True, "sdpa", compiled, chunk)
+    plan = SimpleNamespace(
+        activation_checkpointing=True, attention="sdpa", compile=compiled, loss_chunk=chunk
+    )
+    made = build_model(config, plan)
     for name, parameter in made.named_parameters():
         initialise(name, parameter, config.model, seed=1)
     return made

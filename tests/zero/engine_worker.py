@@ -280,8 +280,7 @@ def main() -> None:
                 def make_model(
                     config: RunConfig = config, plan: RunPlan = plan, models: list[Any] = models
                 ) -> Any:
-                    mode = (plan.activation_checkpointing, plan.attention)
-                    model = build_model(config, *mode, plan.compile, plan.loss_chunk)
+                    model = build_model(config, plan)
                     models.append(model)
                     return model
 

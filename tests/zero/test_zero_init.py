@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -43,6 +44,9 @@ def test_biases_of_alibi_are_exact_far_away_too(heads: int) -> None:
         f"model.max_seq_len={FAR}",
         f"train.seq_len={FAR}",
     )
+    plan = SimpleNamespace(
+        activation_checkpointing=False, attention="sdpa", compile=False, loss_chunk=None
+    )
     with deepspeed.zero.Init(
         config_dict_or_path={
             "train_batch_size": 1,
@@ -50,7 +54,7 @@ def test_biases_of_alibi_are_exact_far_away_too(heads: int) -> None:
             "zero_optimization": {"stage": 3},
         }
     ):
-        found = build_model(config, False, "sdpa", False, None).constant
-    wanted = build_model(config, False, "sdpa", False, None).constant
+        found = build_model(config, plan).constant
+    wanted = build_model(config, plan).constant
     assert found is not None and wanted is not None
     assert found.float().equal(wanted)

@@ -194,9 +194,7 @@ def ours(setting: Setting) -> None:
     engine = Engine(
         config,
         plan,
-        lambda: build_model(
-            config, plan.activation_checkpointing, plan.attention, plan.compile, plan.loss_chunk
-        ),
+        lambda: build_model(config, plan),
         setting.device,
         rank=0,
     )

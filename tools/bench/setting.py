@@ -108,14 +108,7 @@ class Setting:
         return Share(0, 1, self.config.train.global_batch, self.plan.micro_batch)
 
     def model(self) -> Transformer:
-        plan = self.plan
-        model = build_model(
-            self.config,
-            plan.activation_checkpointing,
-            plan.attention,
-            plan.compile,
-            plan.loss_chunk,
-        )
+        model = build_model(self.config, self.plan)
         initialise_all(model, self.config.model, self.config.run.seed)
         return model.to(self.device)
 
