@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from hpc_llm.config.building import default_value
-from hpc_llm.config.optimizers import ZERO_STAGES, Optimizer, optimizer, using
+from hpc_llm.config.optimizers import OPTIONAL_KEYS, ZERO_STAGES, Optimizer, optimizer, using
 from hpc_llm.config.schema import OptimConfig, RunConfig
 
 
@@ -42,20 +42,25 @@ def _schedule(optim: OptimConfig) -> Iterator[str]:
 
 def _keys(optim: OptimConfig, row: Optimizer) -> Iterator[str]:
     """Keys that this optimizer does not use, and those that it cannot do without."""
-    if "eps" not in row.keys and optim.eps != default_value(OptimConfig, "eps"):
-        yield (
-            f"optim.eps={optim.eps}: has no effect with optim={row.name}, which divides by nothing"
-        )
-    for key in ("muon_lr", "muon_momentum"):
+    for key in OPTIONAL_KEYS:
         value = getattr(optim, key)
-        owners = " or ".join(using(key))
+        default = default_value(OptimConfig, key)
+        if key not in row.keys and value != default:
+            yield _unused(key, value, row)
         if key in row.keys and value is None:
             yield f"optim.{key}=null: a number is expected with optim={row.name}"
-        if key not in row.keys and value is not None:
-            yield f"optim.{key}={value:g}: has an effect with optim={owners} alone"
     clips = optim.grad_clip != 0 and math.isfinite(optim.grad_clip)
     if "grad_clip" not in row.keys and clips:
         yield (
             f"optim.grad_clip={optim.grad_clip:g}: DeepSpeed would clip Muon's updates, whose "
             "size is fixed, instead of gradients; use optim.grad_clip=0 with optim=muon"
         )
+
+
+def _unused(key: str, value: object, row: Optimizer) -> str:
+    if key == "eps":
+        return f"optim.eps={value}: has no effect with optim={row.name}, which divides by nothing"
+    if isinstance(value, float):
+        value = f"{value:g}"
+    owners = " or ".join(using(key))
+    return f"optim.{key}={value}: has an effect with optim={owners} alone"

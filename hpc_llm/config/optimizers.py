@@ -90,6 +90,8 @@ _ROWS = (
     ),
 )
 OPTIMIZERS = {row.name: row for row in _ROWS}
+# Keys that not all optimizers use; what grad_clip does without one of them is a rule of its own.
+OPTIONAL_KEYS = sorted(set().union(*(row.keys for row in _ROWS)) - {"grad_clip"})
 
 if TYPE_CHECKING:
     OptimizerName = str

@@ -176,7 +176,7 @@ def test_stage_3_copies_a_sub_group_and_has_let_its_gathered_weights_go() -> Non
 
 
 def test_passes_are_summed_in_fp32() -> None:
-    """At a later pass's loss the sum of earlier passes exists; in fp32 at stage 1 a gradient too."""
+    """At a later pass's loss earlier passes are summed; in fp32 at stage 1 a gradient too."""
     held = {}
     for stage, precision in (
         (0, "fp32"),
