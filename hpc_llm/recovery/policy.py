@@ -70,8 +70,9 @@ FINAL = frozenset(set(Cause) - IN_PLACE - ELSEWHERE)
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of one attempt. The steps are those of the newest checkpoint at its start and at its
-    end; 0 for none.
+    """The end of one attempt.
+
+    The steps are those of the newest checkpoint at its start and at its end; 0 for none.
     """
 
     cause: Cause
@@ -146,7 +147,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class _Account:
+class _Charge:
     """What an end is charged to: a budget, and the word for one and for several of its uses."""
 
     budget: str
@@ -154,23 +155,21 @@ class _Account:
     many: str
 
 
-_CRASHES = _Account("max_crashes", "crash", "crashes")
-_NODES = _Account("max_node_failures", "node failure", "node failures")
-_ACCOUNTS = {
+_CRASHES = _Charge("max_crashes", "crash", "crashes")
+_NODES = _Charge("max_node_failures", "node failure", "node failures")
+_CHARGES = {
     Cause.CRASH: _CRASHES,
     Cause.KILLED: _CRASHES,
-    Cause.HANG: _Account("max_hangs", "hang", "hangs"),
-    Cause.OUT_OF_MEMORY: _Account(
-        "max_out_of_memory", "lack of memory", "times out of host memory"
-    ),
-    Cause.GPU_OUT_OF_MEMORY: _Account(
+    Cause.HANG: _Charge("max_hangs", "hang", "hangs"),
+    Cause.OUT_OF_MEMORY: _Charge("max_out_of_memory", "lack of memory", "times out of host memory"),
+    Cause.GPU_OUT_OF_MEMORY: _Charge(
         "max_out_of_memory", "lack of GPU memory", "times out of GPU memory"
     ),
-    Cause.DIVERGED: _Account("max_divergences", "divergence", "divergences"),
+    Cause.DIVERGED: _Charge("max_divergences", "divergence", "divergences"),
     Cause.NODE_FAILURE: _NODES,
     Cause.ORPHANED: _NODES,
-    Cause.LAUNCH_FAILED: _Account("max_launch_failures", "launch failure", "launch failures"),
-    Cause.PREEMPTED: _Account("max_preemptions", "preemption", "preemptions"),
+    Cause.LAUNCH_FAILED: _Charge("max_launch_failures", "launch failure", "launch failures"),
+    Cause.PREEMPTED: _Charge("max_preemptions", "preemption", "preemptions"),
 }  # the others are limited only by progress and hours
 
 
@@ -220,13 +219,13 @@ def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:
             f"{stuck} attempts in a row left no newer checkpoint "
             f"(recovery.max_no_progress={budgets.max_no_progress})"
         )
-    used_up = Counter(_account(end) for end in history)
-    for account, used in used_up.items():
-        if account is None:
+    used_up = Counter(_charge(end) for end in history)
+    for charge, used in used_up.items():
+        if charge is None:
             continue
-        limit = getattr(budgets, account.budget)
+        limit = getattr(budgets, charge.budget)
         if limit is not None and used > limit:
-            return f"{used} {account.many} (recovery.{account.budget}={limit})"
+            return f"{used} {charge.many} (recovery.{charge.budget}={limit})"
     return None
 
 
@@ -238,26 +237,26 @@ def _hours(budgets: Budgets) -> str:
     return f"run.max_gpu_hours={budgets.max_gpu_hours or 0:g} spent"
 
 
-def _account(end: Ended) -> _Account | None:
+def _charge(end: Ended) -> _Charge | None:
     """What an end is charged to, if anything.
 
     One bad node must not use up a run's retries: once it is excluded, its failures are charged to
     nodes.
     """
-    if end.halved or end.cause not in _ACCOUNTS:
+    if end.halved or end.cause not in _CHARGES:
         return None
-    return _NODES if end.node_excluded else _ACCOUNTS[end.cause]
+    return _NODES if end.node_excluded else _CHARGES[end.cause]
 
 
 def _count(history: Sequence[Ended], budgets: Budgets) -> str:
-    account = _account(history[-1])
-    if account is None:
+    charge = _charge(history[-1])
+    if charge is None:
         return str(history[-1].cause)
-    used = sum(_account(end) == account for end in history)
-    limit = getattr(budgets, account.budget)
+    used = sum(_charge(end) == charge for end in history)
+    limit = getattr(budgets, charge.budget)
     if limit is None:
-        return f"{account.one} {used}"
-    return f"{account.one} {used} of at most {limit}"
+        return f"{charge.one} {used}"
+    return f"{charge.one} {used} of at most {limit}"
 
 
 def _without_progress(history: Sequence[Ended]) -> int:
@@ -278,5 +277,5 @@ def _says_nothing_about_progress(end: Ended) -> bool:
     return (
         end.halved
         or end.cause is Cause.LAUNCH_FAILED
-        or (end.node_excluded and _account(end) is not None)
+        or (end.node_excluded and _charge(end) is not None)
     )
