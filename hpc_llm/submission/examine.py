@@ -119,7 +119,7 @@ class _Checks:
         return self._examine(config, freeze.layout_for(config))
 
     def examine_again(self, run: PlannedRun) -> PlannedRun:
-        """The run as it is if it was planned with the data that is there now, else planned again."""
+        """The run, planned again unless it was planned with the data that is there now."""
         with contextlib.suppress(InputError):  # which the examination reports beside the rest
             if _is_planned_with(run.plan, self._known_data(run.config)):
                 return run
