@@ -59,7 +59,8 @@ def environment(script: str | None = None) -> dict[str, str]:
     where = address()
     if where is None:
         return {}
-    wanted = {"WARM_RANKS": where, "PYTHONPATH": str(FAULTS)}
+    path = os.pathsep.join(filter(None, [str(FAULTS), os.environ.get("PYTHONPATH")]))
+    wanted = {"WARM_RANKS": where, "PYTHONPATH": path}
     return wanted | ({"WARM_SCRIPT": script} if script else {})
 
 

@@ -261,10 +261,12 @@ def test_a_lease_that_comes_while_its_checkpoint_is_pruned_is_kept_or_refused(
         text=True,
     )
     assert reader.stdout is not None and reader.stdout.readline() == "ready\n"
-    for step in range(1, 31):
-        save(checkpoints, step)
-        checkpoints.prune()
-    (tmp_path / "over").touch()
-    output, errors = reader.communicate(timeout=60)
+    try:
+        for step in range(1, 31):
+            save(checkpoints, step)
+            checkpoints.prune()
+    finally:
+        (tmp_path / "over").touch()
+        output, errors = reader.communicate(timeout=60)
     assert reader.returncode == 0, errors
     assert output.startswith("granted")
