@@ -16,8 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from hpc_llm.config import checks, verbs
-from hpc_llm.config.compose import compose
+from hpc_llm.config import verbs
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data.manifest import MANIFEST, read_manifest
@@ -41,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
 def _prepare(argv: list[str]) -> int:
     if any(word.startswith("inspect=") for word in argv):
         return _inspect(argv)
+    from hpc_llm.config import checks  # not at the top: a task of the array needs no Hydra
+    from hpc_llm.config.compose import compose
+
     config = compose(argv)
     if problems := [*checks.problems(config), *preflight.unknown_homes(config)]:
         raise InputError(problems)

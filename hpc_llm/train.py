@@ -52,7 +52,6 @@ _EXIT_CODES: dict[type[Exception], ExitCode] = {
     NoValidCheckpoint: ExitCode.CHECKPOINT_UNREADABLE,
     Diverged: ExitCode.DIVERGED,
     attempts.Fenced: ExitCode.FENCED,
-    MemoryError: ExitCode.OUT_OF_MEMORY,
 }
 
 
@@ -124,7 +123,7 @@ def exit_code(error: Exception) -> ExitCode:
             return code
     if failures.names_gpu_memory(error):
         return ExitCode.GPU_OUT_OF_MEMORY
-    if "DefaultCPUAllocator: can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
         return ExitCode.OUT_OF_MEMORY
     return ExitCode.CRASHED
 

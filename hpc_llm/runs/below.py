@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from hpc_llm.config.errors import InputError
@@ -40,17 +41,15 @@ def find_runs(root: Path) -> list[RunLayout]:
     return [RunLayout(root / path) for path in sorted(paths)]
 
 
-def runs_of_sweep(root: Path, sweep: str, folders: list[str]) -> list[str]:
+def runs_of_sweep(root: Path, sweep: str, folders: list[str]) -> Iterator[str]:
     """Paths below `root` of the `folders` of a sweep that are runs.
 
     Those of colleagues who do not share are left out.
     """
-    runs = []
     for name in sorted(folders):
         with contextlib.suppress(PermissionError):
             if RunLayout(root / sweep / name).config.exists():
-                runs.append(f"{sweep}/{name}")
-    return runs
+                yield f"{sweep}/{name}"
 
 
 def folders_in(folder: Path) -> list[str] | None:

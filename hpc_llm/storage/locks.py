@@ -41,12 +41,15 @@ def locked(path: Path, timeout_s: float | None = None) -> Iterator[None]:
     Busy if another process holds it for that long; OSError if the file cannot be written.
     """
     began = time.monotonic()
-    with _opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
-        while not _lock(descriptor, fcntl.LOCK_EX, path):
-            if timeout_s is not None and time.monotonic() - began >= timeout_s:
-                raise Busy(f"{path} is locked by another process")
-            time.sleep(_POLL_S)
-        yield
+    while True:
+        # Opened anew each time: a file that somebody has removed meanwhile keeps nobody out.
+        with _opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
+            if _lock(descriptor, fcntl.LOCK_EX, path) and os.fstat(descriptor).st_nlink > 0:
+                yield
+                return
+        if timeout_s is not None and time.monotonic() - began >= timeout_s:
+            raise Busy(f"{path} is locked by another process")
+        time.sleep(_POLL_S)
 
 
 @contextlib.contextmanager

@@ -53,7 +53,9 @@ class AttemptSupervisor:
         attempt.say_now(
             f"attempt {attempt.number}: {attempt.plan.world_size} ranks from step {start_step}"
         )
-        micro_batch = attempt.micro_batch(story)
+        # Read again: where clocks differ a submission knows its first attempt by the job's number,
+        # which is in the ledger only since this attempt has started.
+        micro_batch = attempt.micro_batch(self._patiently(self._story))
         watch = StepWatch(attempt, self._place, self._book, self._waiting.signals)
         step_end = self._train(attempt.step_spec(self._place, micro_batch), watch, until)
         gpu_hours = round((time.time() - began) / 3600 * attempt.held_gpus, 6)

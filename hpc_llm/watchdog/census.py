@@ -144,6 +144,7 @@ def discover(root: Path, cache: RunCache) -> None:
 
 def _look_into(root: Path, name: str, cache: RunCache) -> None:
     """Add a run, or the runs of a sweep."""
+    looked_at = time.time()
     changed = (root / name).stat().st_mtime
     if cache.folders.get(name) == changed:
         return
@@ -151,7 +152,6 @@ def _look_into(root: Path, name: str, cache: RunCache) -> None:
     if inside is None:
         cache.runs[name] = CachedRun()
         return
-    cache.folders[name] = changed if time.time() - changed > _MTIME_S else 0.0
     present = set(inside)
     known = set()
     for path in list(cache.runs):
@@ -162,6 +162,8 @@ def _look_into(root: Path, name: str, cache: RunCache) -> None:
             del cache.runs[path]
     for path in runs_of_sweep(root, name, sorted(present - known)):
         cache.runs[path] = CachedRun()
+    # Only now: where a run could not be read, the folder is looked into again.
+    cache.folders[name] = changed if looked_at - changed > _MTIME_S else 0.0
 
 
 def runs_to_read(root: Path, cache: RunCache, queue: SlurmQueue, now: float) -> Iterator[str]:

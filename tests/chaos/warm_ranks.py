@@ -39,7 +39,19 @@ FAULTS = Path(__file__).parent / "faults"
 PRELOADED = (
     "torch",
     "torch.profiler",
+    "hydra",
+    "hydra._internal.config_loader_impl",
+    "hydra._internal.core_plugins.basic_launcher",
+    "hydra._internal.core_plugins.basic_sweeper",
+    "hydra.core.override_parser.overrides_parser",
     "numpy.random",
+    "omegaconf",
+    "psutil",
+    "rich.live",
+    "rich.progress",
+    "rich.table",
+    "submitit",
+    "yaml",
     "numpy.fft",
     "setuptools",
     "deepspeed",
@@ -137,7 +149,7 @@ def main() -> None:
 
 
 def _preload() -> None:
-    """Everything that every rank imports of others; not torch's compiler, which few need."""
+    """Everything that ranks and verbs import of others; not torch's compiler, which few need."""
     for name in PRELOADED:
         importlib.import_module(name)
     assert not any(name.partition(".")[0] == "hpc_llm" for name in sys.modules)

@@ -82,6 +82,7 @@ def good() -> dict[str, Any]:
 def section_of(data: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     *path, last = key.split(".")
     for part in path:
+        data[part] = data[part] or {}  # a section that is null by default
         data = data[part]
     return data, last
 

@@ -1,4 +1,4 @@
-"""A rank that starts in 0.1 s of a core instead of 2: it is forked from a process that has torch.
+"""Ranks and verbs that start in 0.1 s of a core: forks of a process that has their imports.
 
 `WARM_RANKS` names the socket of tests/chaos/warm_ranks.py. The process that a supervisor or srun
 started stays what they signal and wait for; the fork gets its arguments, environment, folder, files
@@ -18,6 +18,7 @@ import struct
 import sys
 
 NAMESPACES = ("mnt", "net", "pid", "user", "ipc", "uts")
+VERBS = [f"hpc_llm.{verb}" for verb in ("train", "submit", "watchdog", "status", "freeze")]
 LIMITS = [name for name in dir(resource) if name.startswith("RLIMIT_")]
 _UNCAUGHT = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE}
 _PR_SET_PDEATHSIG = 1
@@ -33,9 +34,9 @@ def place() -> dict:
 
 
 def become_warm(address: str, argv: list) -> None:
-    """If `python argv…` is a rank, have it done by a fork and end as it does; return if refused."""
-    is_rank = argv[:2] == ["-m", "hpc_llm.train"]
-    if not is_rank and argv[:1] != [os.environ.get("WARM_SCRIPT")]:
+    """If a fork does `python argv…`, have it done and end as it does; return if refused."""
+    is_verb = argv[:1] == ["-m"] and argv[1] in VERBS
+    if not is_verb and argv[:1] != [os.environ.get("WARM_SCRIPT")]:
         return
     request = {
         "place": place(),
