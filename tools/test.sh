@@ -27,5 +27,6 @@ tools/install_tcmalloc.sh
 for optimizer in fused_adam fused_lion cpu_adam; do
     python -m hpc_llm.build "optim=$optimizer" cluster.device=cpu
 done
-# Each worker has a cluster of its own when it needs one: tests on Slurm wait most of their time.
-exec python -m pytest -n 4 --dist load --maxschedchunk 1 "$@"
+python -m pytest -n 2 -m "not slurm" "$@"
+# Four clusters, each with its own nodes and ports: their runs wait for Slurm most of the time.
+exec python -m pytest -n 4 --dist load --maxschedchunk 1 -m slurm "$@"

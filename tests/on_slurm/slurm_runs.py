@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.trackers import jsonl
-from tests.chaos import warm_ranks
 from tests.chaos.local_runs import FAULTS, TINY, Finished
 from tests.waiting import until
 
@@ -65,8 +64,6 @@ class SlurmRuns:
         """What `command` prints, in the environment that its jobs' ranks will have."""
         path = os.pathsep.join([str(FAULTS), *filter(None, [self.slurm.env.get("PYTHONPATH")])])
         more = {"PYTHONPATH": path, "HPC_LLM_PACE": str(self._released)}
-        if self.user is None and (address := warm_ranks.address()):
-            more["WARM_RANKS"] = address
         return self.slurm.run(
             *command, user=self.user, more=more, timeout_s=300
         ).stdout  # the first prepares data
@@ -157,5 +154,5 @@ def pids_of_rank(run: Path, rank: int) -> list[int]:
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if wanted in environment and b"srun" not in command:
-            pids.append(warm_ranks.pid_of_fork(pid))
+            pids.append(pid)
     return pids
