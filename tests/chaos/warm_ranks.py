@@ -261,8 +261,8 @@ def _take_over(request: dict[str, Any], files: array.array[int]) -> None:
         del sys.modules[name]
     for finder in list(sys.path_importer_cache):
         sys.path_importer_cache.pop(finder, None)
-    os.environ.pop("WARM_RANKS", None)
-    os.environ["WARM_CLIENT"] = str(request["pid"])
+    # Its own processes are to be warm too, so WARM_RANKS stays.
+    os.environ |= {"WARM_FORK": str(os.getpid()), "WARM_CLIENT": str(request["pid"])}
     runpy.run_path(str(Path(warm_client.__file__).with_name("sitecustomize.py")))
 
 

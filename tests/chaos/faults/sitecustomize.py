@@ -46,9 +46,14 @@ import sys
 WATCHED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 
 
+def _is_fork() -> bool:
+    """Whether this process has been made by warm_ranks.py; what it starts itself has not."""
+    return os.environ.get("WARM_FORK") == str(os.getpid())
+
+
 def _die() -> None:
     """Whoever started this rank sees it end at once; a fork dies with the process it works for."""
-    os.kill(int(os.environ.get("WARM_CLIENT", os.getpid())), signal.SIGKILL)
+    os.kill(int(os.environ["WARM_CLIENT"]) if _is_fork() else os.getpid(), signal.SIGKILL)
     while True:
         signal.pause()
 
@@ -244,7 +249,7 @@ def _take_orders(path: str, rank: str) -> None:
     _before_steps(look)
 
 
-if "WARM_RANKS" in os.environ:
+if "WARM_RANKS" in os.environ and not _is_fork():
     import warm_client
 
     warm_client.become_warm(os.environ["WARM_RANKS"], sys.orig_argv[1:])
