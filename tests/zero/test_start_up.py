@@ -18,7 +18,7 @@ def test_a_run_that_compiles_nothing_imports_no_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
-    done = run(tmp_path, "bare")
+    done = run(tmp_path, "bare", warm=False)
     assert done.status == 0, done.output
     imported = done.layout.rank_log(1, 0).read_text()
     assert "| deepspeed" in imported.replace("|   ", "| ")
@@ -52,7 +52,7 @@ def test_a_rank_on_a_cpu_has_tcmalloc_or_says_that_it_has_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("LD_PRELOAD", raising=False)
-    done = run(tmp_path, "bare")
+    done = run(tmp_path, "bare", warm=False)
     assert done.status == 0, done.output
     assert ("without tcmalloc" in done.layout.rank_log(1, 0).read_text()) is (library() is None)
 
