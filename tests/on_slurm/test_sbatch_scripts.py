@@ -117,10 +117,10 @@ def test_each_task_of_sweep_freezes_its_own_run(
         run = RunLayout(tmp_path / "runs" / "rates" / f"lr={rate}")
         assert json.loads(run.config.read_text())["optim"]["lr"] == float(rate)
         assert ledger.read(run.ledger)[0].facts["job"] == f"{job}_{task}"
-        assert f"supervisor {run.path} in " in (tmp_path / "seen").read_text()
+        assert f"hpc_llm.supervise {run.path} in " in (tmp_path / "seen").read_text()
     other = slurm.sbatch("--array=2", str(run.script))  # as a watchdog submits it
     slurm.wait_state(f"{other}_2", {"COMPLETED", "FAILED"}, timeout_s=60)
-    assert (tmp_path / "seen").read_text().count(f"supervisor {run.path} in ") == 2
+    assert (tmp_path / "seen").read_text().count(f"hpc_llm.supervise {run.path} in ") == 2
 
 
 def test_a_mistake_in_the_words_ends_the_job_with_one_line(

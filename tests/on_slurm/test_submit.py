@@ -220,7 +220,7 @@ def test_every_task_runs_its_own_run_two_at_a_time(submit: Submit) -> None:
     for job in jobs:
         submit.slurm.wait_state(job["job"], "COMPLETED", timeout_s=60)
         run = Path(job["run_dir"])
-        assert f"supervisor {run}" in (run / "seen").read_text()
+        assert f"hpc_llm.supervise {run}" in (run / "seen").read_text()
         assert (run / "slurm" / f"{job['job']}.log").exists()
     (shared,) = (submit.root / "s" / "slurm").iterdir()
     assert shared.read_text() == ""
