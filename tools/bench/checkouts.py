@@ -83,7 +83,8 @@ def prepared(folder: Path, environment: dict[str, str]) -> dict[str, Measure]:
     root = folder / "many"
     watchdog.make_root(root, NUM_RUNS["status"], status.LIVE)
     status.fill(root)
-    outside = watchdog.stand_ins(folder, root, status.LIVE)
+    (folder / "stand-ins").mkdir()  # beside the sbatch that submit wraps
+    outside = watchdog.stand_ins(folder / "stand-ins", root, status.LIVE)
     bench = submit.prepared(folder, Path(), environment)
 
     def submitted(checkout: Path) -> float:
