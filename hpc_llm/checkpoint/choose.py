@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hpc_llm.checkpoint import manifest
-from hpc_llm.checkpoint.errors import ManifestError, NoValidCheckpoint
+from hpc_llm.checkpoint.errors import ManifestError, NoValidCheckpoint, OtherFormat
 from hpc_llm.checkpoint.manifest import Manifest
 from hpc_llm.storage.patience import patiently
 
 T = TypeVar("T")
 Gather = Callable[[Any], list[Any]]  # one object per rank → the list of all, on every rank
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a rank finds in one checkpoint."""
+
+    manifest: Manifest | None = None
+    problems: tuple[str, ...] = ()
+    other_format: str | None = None  # why this version may not judge it
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,8 @@ def newest_valid(
     known_steps: the newest step that the run's ledger has as saved; 0 for none.
     File-system errors are retried for minutes, once for all checkpoints together; if an older
     checkpoint can then be read, the newer one counts as damaged. NoValidCheckpoint if there should
-    be one and there is none: a run never silently starts from zero. OSError on every rank if there
+    be one and there is none: a run never silently starts from zero; also if another version wrote
+    the newest one, and then nothing is touched. OSError on every rank if there
     may be one that could not be read.
     """
     # Rank 0 lists the folder: on a network file system other ranks may see a different state of it.
@@ -53,8 +63,9 @@ def newest_valid(
             unread = error
             rejected.append((step, str(error)))
             continue
-        described = shares[rank][0]
-        problems = [problem for _, share in shares for problem in share]
+        _refuse_other_format(shares)
+        described = shares[rank].manifest
+        problems = [problem for share in shares for problem in share.problems]
         if not problems and described is not None:
             _reject_on_rank_0(checkpoints, rejected, rank, gather)
             return Choice(described, rejected)
@@ -83,12 +94,24 @@ def _reject_on_rank_0(
     _together(reject, rank, gather)
 
 
-def _my_share(folder: Path, rank: int, world_size: int) -> tuple[Manifest | None, list[str]]:
+def _my_share(folder: Path, rank: int, world_size: int) -> _Share:
     try:
         described = manifest.read(folder)
+    except OtherFormat as error:
+        return _Share(other_format=str(error))
     except ManifestError as error:
-        return None, [str(error)]
-    return described, manifest.verify(folder, described.files[rank::world_size])
+        return _Share(problems=(str(error),))
+    problems = manifest.verify(folder, described.files[rank::world_size])
+    return _Share(described, tuple(problems))
+
+
+def _refuse_other_format(shares: list[_Share]) -> None:
+    for share in shares:
+        if share.other_format is not None:
+            raise NoValidCheckpoint(
+                f"{share.other_format}: submit again from a checkout of that version, or move the "
+                "folder away to go on from an older checkpoint"
+            )
 
 
 def _together(look: Callable[[], T], rank: int, gather: Gather, patient: bool = True) -> list[T]:

@@ -7,6 +7,13 @@ class ManifestError(Exception):
     """A checkpoint that must not be loaded, and why."""
 
 
+class OtherFormat(ManifestError):
+    """A checkpoint that another version of the program wrote: not damaged, and not ours to judge.
+
+    Nothing of it may be renamed or removed.
+    """
+
+
 class NoValidCheckpoint(Exception):
     """There were checkpoints, and none of them can be loaded."""
 

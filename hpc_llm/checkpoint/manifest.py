@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc_llm.checkpoint.errors import ManifestError
+from hpc_llm import __version__
+from hpc_llm.checkpoint.errors import ManifestError, OtherFormat
+from hpc_llm.config import building
 from hpc_llm.storage.files import fsync_directory, sha256_file, write_json
 
 FORMAT = 1
@@ -108,27 +110,39 @@ def publish(folder: Path, manifest: Manifest) -> None:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of `folder`.
+    """The manifest of `folder`; keys that this version does not know are passed over.
 
-    ManifestError says what is wrong with it; OSError: it could not be read now.
+    ManifestError says what is wrong with it, OtherFormat that it is another version's; OSError: it
+    could not be read now.
     """
     try:
         fields = json.loads((folder / NAME).read_text())
-        manifest = Manifest(
-            **{**fields, "files": [FileEntry(**entry) for entry in fields["files"]]}
-        )
+        _refuse_other_format(folder, fields)
+        files = [FileEntry(**building.known(FileEntry, entry)) for entry in fields["files"]]
+        manifest = Manifest(**{**building.known(Manifest, fields), "files": files})
     except FileNotFoundError:
         raise ManifestError("no manifest") from None
     except (ValueError, TypeError, KeyError) as error:
         raise ManifestError(f"manifest unreadable ({error})") from error
-    if manifest.format != FORMAT:
-        raise ManifestError(f"format {manifest.format}, this program reads {FORMAT}")
     if manifest.step != int(folder.name.partition("-")[2]):
         raise ManifestError(f"manifest of step {manifest.step} in {folder.name}")
     for entry in manifest.files:
         if entry.name in ("", "..") or Path(str(entry.name)).name != entry.name:
             raise ManifestError("a file name leads out of the folder")
     return manifest
+
+
+def _refuse_other_format(folder: Path, fields: Any) -> None:
+    written = fields["format"]
+    if not isinstance(written, int):
+        raise ValueError(f"format {written!r}")
+    if written == FORMAT:
+        return
+    writer = fields.get("versions", {}).get("hpc_llm", "of another version")
+    raise OtherFormat(
+        f"{folder} has format {written}, written by hpc_llm {writer}; this is hpc_llm "
+        f"{__version__}, which reads format {FORMAT}"
+    )
 
 
 def verify(folder: Path, entries: list[FileEntry]) -> list[str]:

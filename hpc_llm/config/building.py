@@ -117,6 +117,17 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return different
 
 
+def known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` without the keys that `cls` has no field for: another version's, of the same format.
+
+    TypeError if `data` is no mapping.
+    """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{cls.__name__}: a mapping is expected, not {data!r}")
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {key: value for key, value in data.items() if key in names}
+
+
 @functools.cache  # 0.3 ms per class, and a sweep builds a thousand configurations
 def field_types(cls: type) -> dict[str, Any]:
     """Resolved type of every field of a config dataclass."""

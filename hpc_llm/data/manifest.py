@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_llm.config import building
 from hpc_llm.config.errors import InputError
 from hpc_llm.planning.data_facts import DataFacts
 
@@ -124,12 +125,17 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Manifest:
-        """The reverse of dataclasses.asdict. ValueError, KeyError or TypeError where it is none."""
-        sources = {name: SourceFacts(**entry) for name, entry in values["sources"].items()}
+        """The reverse of dataclasses.asdict. ValueError, KeyError or TypeError where it is none.
+
+        Keys that this version does not know are passed over.
+        """
+        sources = {}
+        for name, entry in values["sources"].items():
+            sources[name] = SourceFacts(**building.known(SourceFacts, entry))
         shards = {}
         for split, entries in values["shards"].items():
-            shards[split] = [Shard(**entry) for entry in entries]
-        return cls(**{**values, "sources": sources, "shards": shards})
+            shards[split] = [Shard(**building.known(Shard, entry)) for entry in entries]
+        return cls(**{**building.known(cls, values), "sources": sources, "shards": shards})
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -142,8 +148,9 @@ def read_manifest(directory: Path) -> Manifest:
         values = json.loads(path.read_bytes())
         if values.get("version") != FORMAT_VERSION:
             raise InputError(
-                f"{path}: format {values.get('version')} is not {FORMAT_VERSION}; prepare again: "
-                f"{PREPARE}"
+                f"{path} has format {values.get('version')}, written by another version of "
+                f"hpc_llm; this one reads {FORMAT_VERSION}: use a checkout of that version, or "
+                f"prepare into another data.out: {PREPARE}"
             )
         return Manifest.from_dict(values)
     except OSError as error:

@@ -6,7 +6,6 @@ Standard library only.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +38,7 @@ def of(config: Any) -> FrozenSections:
     try:
         sections = {}
         for name, kind in building.field_types(FrozenSections).items():
-            sections[name] = _known(kind, config.get(name, {}))
+            sections[name] = building.known(kind, config.get(name, {}))
         return building.build(FrozenSections, sections)
-    except (InputError, AttributeError) as error:
+    except (InputError, AttributeError, TypeError) as error:
         raise ValueError(f"no configuration of a run: {error}") from None
-
-
-def _known(kind: type, section: Mapping[str, Any]) -> dict[str, Any]:
-    known = building.field_types(kind)
-    return {key: value for key, value in section.items() if key in known}

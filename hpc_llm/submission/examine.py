@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from hpc_llm.checkpoint.errors import ManifestError
+from hpc_llm.checkpoint.errors import ManifestError, OtherFormat
 from hpc_llm.checkpoint.manifest import folder_of, newest_step, read, steps
 from hpc_llm.config import computing
 from hpc_llm.config.errors import InputError
@@ -245,13 +245,20 @@ def _plan(config: RunConfig, layout: RunLayout, data: DataFacts | None) -> RunPl
 def _saved(checkpoints: Path) -> Saved | None:
     """The newest checkpoint of the run if it is there already.
 
-    One that cannot be read is left for the ranks to judge.
+    One that cannot be read is left for the ranks to judge. InputError: another version wrote it.
     """
-    with contextlib.suppress(OSError, ManifestError):
-        if step := newest_step(checkpoints):
-            checkpoint = read(folder_of(checkpoints, step))
-            return Saved(step, checkpoint.zero_stage, checkpoint.stages)
-    return None
+    try:
+        step = newest_step(checkpoints)
+        if step == 0:
+            return None
+        checkpoint = read(folder_of(checkpoints, step))
+    except OtherFormat as error:
+        raise InputError(
+            f"{error}: submit from a checkout of that version, or choose another run.name"
+        ) from None
+    except (OSError, ManifestError):
+        return None
+    return Saved(step, checkpoint.zero_stage, checkpoint.stages)
 
 
 def _experience(config: RunConfig, attention: str, compiled: bool) -> Experience:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hpc_llm import __version__
 from hpc_llm.checkpoint.manifest import FileEntry, Manifest, folder_of
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
@@ -341,4 +342,8 @@ def gather_objects(value: Any) -> list[Any]:
 
 def versions() -> dict[str, Any]:
     """What wrote a checkpoint."""
-    return {"torch": torch.__version__, "deepspeed": deepspeed.__version__}
+    return {
+        "hpc_llm": __version__,
+        "torch": torch.__version__,
+        "deepspeed": deepspeed.__version__,
+    }

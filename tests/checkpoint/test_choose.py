@@ -103,9 +103,6 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "bytes, ": lambda folder: cut(folder / FILES[1]),
     "No such file or directory": lambda folder: (folder / FILES[4]).unlink(),
     "manifest unreadable": lambda folder: cut(folder / NAME) or cut(folder / NAME),  # type: ignore[func-returns-value]
-    "format 9": lambda folder: (folder / NAME).write_text(
-        (folder / NAME).read_text().replace('mat": 1', 'mat": 9')
-    ),
     "manifest of step": lambda folder: (folder / NAME).write_text(
         (folder / NAME).read_text().replace('"step": ', '"step": 9')
     ),
@@ -134,6 +131,28 @@ def test_a_damaged_one_is_passed_over_for_the_newest_whole_one_and_why(
     ((step, reason),) = choice.rejected
     assert step == 30
     assert why in reason
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_one_of_another_version_stops_the_run_and_nothing_is_touched(
+    tmp_path: Path, damaged: bool
+) -> None:
+    """Damaged ones that are newer stay too: the version that can read them all is to judge."""
+    for step in (10, 20, 30):
+        checkpoint(tmp_path, step)
+    other = folder_of(tmp_path, 20 if damaged else 30) / NAME
+    other.write_text(
+        other.read_text()
+        .replace('"format": 1', '"format": 2')
+        .replace('"versions": {', '"versions": {"hpc_llm": "7.5"')
+    )
+    if damaged:
+        flip(folder_of(tmp_path, 30) / FILES[0])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    error = choose(tmp_path, known_steps=30)
+    assert isinstance(error, NoValidCheckpoint)
+    assert "written by hpc_llm 7.5" in str(error)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
 
 
 def test_damage_that_one_rank_alone_sees_counts_for_all(tmp_path: Path) -> None:

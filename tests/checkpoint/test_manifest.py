@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_llm.checkpoint import manifest
-from hpc_llm.checkpoint.errors import ManifestError
+from hpc_llm.checkpoint.errors import ManifestError, OtherFormat
 from hpc_llm.checkpoint.manifest import NAME, FileEntry, Manifest, folder_of
 from tests.runs.machine import killed_at
 
@@ -188,7 +188,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: st
 def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path)
     (folder / NAME).write_text((folder / NAME).read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(ManifestError, match="format 2, this program reads 1"):
+    with pytest.raises(OtherFormat, match=r"has format 2.*reads format 1"):
         manifest.read(folder)
 
 
@@ -215,6 +215,16 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (folder / NAME).write_bytes(text.encode("latin-1"))
     with pytest.raises(ManifestError, match="manifest unreadable"):
         manifest.read(folder)
+
+
+def test_keys_of_a_later_version_are_passed_over_and_the_rest_is_read(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    expected = manifest.read(folder)
+    fields = json.loads((folder / NAME).read_text())
+    fields["ranges"] = {"of": "a later version"}
+    fields["files"][0]["offset"] = 0
+    (folder / NAME).write_text(json.dumps(fields))
+    assert manifest.read(folder) == expected
 
 
 def test_no_manifest_is_no_checkpoint(tmp_path: Path) -> None:
