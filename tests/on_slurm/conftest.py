@@ -17,6 +17,7 @@ import pytest
 
 from hpc_llm.preparation.pipeline import prepare
 from hpc_llm.runs.layout import RunLayout
+from tests.chaos import warm_ranks
 from tests.chaos.local_runs import Finished
 from tests.configs import make_config
 from tests.on_slurm.slurm_runs import LONG_STEPS, STEPS, SlurmRuns
@@ -33,10 +34,11 @@ class SlurmCluster:
         self.prefix = folder / "cluster"
         self.work = folder / "work"  # everyone may write here: job output of any user
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
-        self.env = inherited | {
+        where = {
             "SLURM_CONF": str(self.prefix / "etc" / "slurm.conf"),
             "LOCAL_SLURM_DIR": str(self.prefix),
         }
+        self.env = inherited | where | warm_ranks.environment()
 
     def tool(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """tools/local_slurm on this cluster."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.trackers import jsonl
+from tests.chaos import warm_ranks
 from tests.chaos.local_runs import FAULTS, TINY, Finished
 from tests.waiting import until
 
@@ -146,8 +148,14 @@ def processes(run: Path, program: str) -> list[int]:
     return found
 
 
+def stop_rank(run: Path, rank: int) -> None:
+    """SIGSTOP to the process that trains; its peers and Slurm hear nothing of it."""
+    for pid in pids_of_rank(run, rank):
+        os.kill(warm_ranks.pid_of_fork(pid), signal.SIGSTOP)
+
+
 def pids_of_rank(run: Path, rank: int) -> list[int]:
-    """Of processes of that rank, which Slurm's environment tells apart."""
+    """Of processes of that rank that srun started, which Slurm's environment tells apart."""
     wanted = f"SLURM_PROCID={rank}".encode()
     pids = []
     for pid in processes(run, "hpc_llm.train"):

@@ -31,6 +31,7 @@ from tests.on_slurm.slurm_runs import (
     SlurmRuns,
     pids_of_rank,
     processes,
+    stop_rank,
 )
 from tests.waiting import until
 
@@ -436,8 +437,7 @@ def test_a_rank_that_stops_answering_is_found_and_the_step_started_again(
 ) -> None:
     run = runs.submit("hung", "recovery.hang_floor_s=10")
     runs.until_trained(run, 300)
-    (pid,) = pids_of_rank(run.path, 1)
-    os.kill(pid, signal.SIGSTOP)
+    stop_rank(run.path, 1)
     done = runs.finish(run)
     assert_same(done, plain)
     (hang,) = done.named("hang")

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from hpc_llm.runs.layout import RunLayout
+from tests.chaos import warm_ranks
 from tests.chaos.local_runs import Finished
 from tests.on_slurm.slurm_runs import WORDS, SlurmRuns, processes
 from tests.waiting import until
@@ -126,7 +127,8 @@ def test_24_runs_meet_preemption_and_a_dead_node_and_their_sweep_has_an_answer(
     runs.until(lambda: bool(running(runs, folder).keys() - hit), "another that trains")
     bereft = next(name for name in running(runs, folder) if name not in hit)
     for pid in processes(folder / bereft, "hpc_llm.train"):
-        os.kill(pid, signal.SIGSTOP)  # so that it does not end before its node does
+        # so that it does not end before its node does
+        os.kill(warm_ranks.pid_of_fork(pid), signal.SIGSTOP)
     (node,) = Finished(0, "", RunLayout(folder / bereft)).named("started")[-1]["nodes"]
     runs.slurm.tool("kill-node", node)
     power_off(RunLayout(folder / bereft))

@@ -27,6 +27,7 @@ from hpc_llm.recovery import run_record
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.runs.layout import RunLayout
 from tests.chaos.local_runs import FAULTS, Finished, damage
+from tests.on_slurm import slurm_runs
 from tests.on_slurm.slurm_runs import SlurmRuns, pids_of_rank
 from tests.waiting import until
 
@@ -109,9 +110,9 @@ class Storm:
         draft.write_text(json.dumps(fault))
         draft.rename(self.orders)
 
-    def signal_rank(self, number: int) -> None:
+    def kill_rank(self) -> None:
         (pid,) = pids_of_rank(self.run.path, self.draw.randrange(2))
-        os.kill(pid, number)
+        os.kill(pid, signal.SIGKILL)
 
     def check_causes(self) -> None:
         """Each attempt ended by what was done to it, or because the run was complete; there are no
@@ -137,12 +138,12 @@ class Storm:
 
 
 def kill_rank(storm: Storm) -> None:
-    storm.ends_attempt(lambda: storm.signal_rank(signal.SIGKILL))
+    storm.ends_attempt(storm.kill_rank)
 
 
 def stop_rank(storm: Storm) -> None:
     hangs = len(Finished(0, "", storm.run).named("hang"))
-    storm.ends_attempt(lambda: storm.signal_rank(signal.SIGSTOP))
+    storm.ends_attempt(lambda: slurm_runs.stop_rank(storm.run.path, storm.draw.randrange(2)))
     assert len(Finished(0, "", storm.run).named("hang")) == hangs + 1
 
 
@@ -169,22 +170,19 @@ def time_limit(storm: Storm) -> None:
     assert Finished(0, "", storm.run).named("requeued")
 
 
-def signal_all(pids: list[int], number: int) -> None:
-    for pid in pids:
-        os.kill(pid, number)
-
-
 def damage_checkpoint(storm: Storm) -> None:
     """The newest one, and with nothing saved since, the run has to go back further."""
     rejected = len(Finished(0, "", storm.run).named("checkpoint-rejected"))
 
     def harm() -> None:
-        ranks = [pid for rank in range(2) for pid in pids_of_rank(storm.run.path, rank)]
-        signal_all(ranks, signal.SIGSTOP)  # so that they do not save a newer one meanwhile
+        for rank in range(2):  # so that they do not save a newer one meanwhile
+            slurm_runs.stop_rank(storm.run.path, rank)
         damage(
             Finished(0, "", storm.run), storm.checkpoint(), storm.draw.choice(["truncate", "flip"])
         )
-        signal_all(ranks, signal.SIGKILL)
+        for rank in range(2):
+            for pid in pids_of_rank(storm.run.path, rank):
+                os.kill(pid, signal.SIGKILL)
 
     storm.ends_attempt(harm)
     assert len(Finished(0, "", storm.run).named("checkpoint-rejected")) == rejected + 1
