@@ -49,9 +49,9 @@ class JobAnswer:
     remembered: bool  # whether sacct answered
     last_life: JobLife | None
     successor: QueuedJob | None = None
-    site_requeues: bool = (
-        False  # RequeueExit: Slurm itself requeues jobs because of their exit code
-    )
+    # RequeueExit: Slurm itself requeues jobs because of their exit code
+    site_requeues: bool = False
+    stranger: str | None = None  # what now bears the job's number: `NAME in FOLDER`
 
     @property
     def live(self) -> bool:

@@ -88,7 +88,10 @@ def decide_outside(
     if job.state is None:
         if not job.remembered or now - run.submitted_at < FORGOTTEN_AFTER_S:
             return NOTHING  # without accounting a cancelled job and a lost one look alike
-        return _resubmit(run, "Slurm no longer knows the job", Cause.UNKNOWN)
+        why = "Slurm no longer knows the job"
+        if job.stranger is not None:
+            why = f"{why}: its number is now that of another one, {job.stranger}"
+        return _resubmit(run, why, Cause.UNKNOWN)
     if job.state not in _CAUSES:
         return NOTHING
     began = run.began and began_in(run, job.life_start)

@@ -9,6 +9,7 @@ from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.observations import RunSummary
+from hpc_llm.recovery.ownership import is_of_run
 from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets
 from hpc_llm.runs import event_names, frozen_sections
 from hpc_llm.runs.entries import WATCHDOG
@@ -16,6 +17,7 @@ from hpc_llm.runs.frozen_sections import FrozenSections
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import SharedLedger
 from hpc_llm.runs.story import SUBMISSIONS, End, Story, read_story
+from hpc_llm.slurm.records import JobLife, QueuedJob
 
 _AGAIN = frozenset(action.value for action in AGAIN)
 
@@ -28,6 +30,10 @@ class RunRecord:
     config: FrozenSections
     story: Story
     summary: RunSummary
+
+    def is_its_job(self, job: QueuedJob | JobLife, address: str | None) -> bool:
+        """Whether `job`, which Slurm has at `address`, is this run's, and not a stranger's."""
+        return address is not None and is_of_run(job, address, self.layout, self.story)
 
     def watchdog_ledger(self) -> SharedLedger:
         """The run's ledger, for this process to write as a watchdog."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 
 from hpc_llm.recovery import outside
@@ -14,6 +15,7 @@ from hpc_llm.slurm.records import JobLife, QueuedJob
 
 _MOST_S = 14 * 86400.0  # how far back sacct is asked at most
 _MOST_IDS = 5000  # on a command line; for more, sacct is asked for all of this user's jobs
+_MOST_CLOCK_SKEW_S = 600.0  # between the machine that submitted and the controller
 # What a supervisor that has nothing to do leaves with: RequeueExit may name any of them.
 _EXIT_CODES = frozenset({0, 1, 2, 75, 80})
 
@@ -42,34 +44,58 @@ class SlurmQueue:
         whole = self.by_address.get(array) if task else None
         return whole if whole is not None and not whole.live else None
 
+    def job_of(self, record: RunRecord, address: str | None) -> QueuedJob | None:
+        """The job at `address` if it is this run's."""
+        job = self.job(address)
+        if job is None or not record.is_its_job(job, address):
+            return None
+        return job
+
+    def stranger_at(self, record: RunRecord, address: str | None) -> str | None:
+        """What bears the number of the run's job without being it."""
+        job = self.job(address)
+        if job is None or record.is_its_job(job, address):
+            return None
+        return f"{job.name} in {job.work_dir}"
+
 
 class SlurmAnswers:
     """What Slurm says of `records`: from `queue`, and one sacct for the rest."""
 
     def __init__(self, records: Iterable[RunRecord], queue: SlurmQueue) -> None:
         self._queue = queue
-        self._lives = dict[str, JobLife]()
+        self._lives = defaultdict[str, list[JobLife]](list)
         self._remembered = False
         if not queue.asked:
             return
-        summaries = (record.summary for record in records)
-        runs = [run for run in summaries if _sacct_may_know_more(run, queue)]
+        runs = [record.summary for record in records if _sacct_may_know_more(record, queue)]
         if runs:
             self._ask_sacct(runs)
 
     def of(self, record: RunRecord) -> JobAnswer:
         """What Slurm says of one of them."""
         run = record.summary
-        queued = self._queue.job(run.address)
+        queued = self._queue.job_of(record, run.address)
         waits_after_its_end = run.over and queued is not None and queued.pending
         return JobAnswer(
             asked=self._queue.asked,
             queued=queued,
             remembered=self._remembered,
-            last_life=self._lives.get(run.address or ""),
-            successor=self._queue.job(run.successor),
+            last_life=self._last_life(record),
+            successor=self._queue.job_of(record, run.successor),
             site_requeues=waits_after_its_end and bool(run.history) and site_requeues(),
+            stranger=self._queue.stranger_at(record, run.address),
         )
+
+    def _last_life(self, record: RunRecord) -> JobLife | None:
+        """The last life that ended of the run's job: after its submission, and in its folder."""
+        address = record.summary.address
+        earliest = record.summary.submitted_at - _MOST_CLOCK_SKEW_S
+        for life in reversed(self._lives.get(address or "", [])):
+            ended_after = life.end_time is not None and life.end_time >= earliest
+            if ended_after and record.is_its_job(life, address):
+                return life
+        return None
 
     def _ask_sacct(self, runs: list[RunSummary]) -> None:
         numbers = {int(run.address.partition("_")[0]) for run in runs if run.address}
@@ -78,8 +104,8 @@ class SlurmAnswers:
         since_s = min(_MOST_S, time.time() - first_submitted_at + 3600)
         with contextlib.suppress(client.SlurmError):
             for life in client.lives(ids, since_s=since_s):
-                if life.end_time is not None:  # the last life that ended, of each address
-                    self._lives[life.address] = life
+                if life.end_time is not None:
+                    self._lives[life.address].append(life)
             self._remembered = True
 
 
@@ -91,9 +117,10 @@ def site_requeues() -> bool:
         return False
 
 
-def _sacct_may_know_more(run: RunSummary, queue: SlurmQueue) -> bool:
+def _sacct_may_know_more(record: RunRecord, queue: SlurmQueue) -> bool:
     """squeue has forgotten the job, or has it again after a life whose end was not recorded."""
+    run = record.summary
     if run.address is None or run.over:
         return False
-    job = queue.job(run.address)
+    job = queue.job_of(record, run.address)
     return job is None or (job.pending and (run.lost or outside.glance(job) == "event"))

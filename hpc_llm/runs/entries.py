@@ -70,6 +70,7 @@ class Attempt:
     time: float  # of its start
     start_step: int | None  # of the newest checkpoint at its start
     job: str | None
+    job_name: str | None  # as Slurm had it when the attempt began
     restarts: int | None  # of the job, by Slurm
     host: str | None  # of its supervisor
     pid: int | None
@@ -145,6 +146,7 @@ def attempt_of(started: Event, own: Sequence[Event]) -> Attempt:
         time=started.time,
         start_step=facts.get("checkpoint_step"),
         job=_text(facts.get("job")),
+        job_name=_text(facts.get("job_name")),
         restarts=facts.get("restarts"),
         host=facts.get("host"),
         pid=facts.get("pid"),

@@ -110,6 +110,13 @@ class Story:
                 return str(event.facts["job"])
         return None
 
+    def was_submitted_as(self, address: str) -> bool:
+        """Whether we submitted that job, for the run or for what follows its job."""
+        sent = (*SUBMISSIONS, event_names.SUCCESSOR)
+        return any(
+            event.event in sent and event.facts.get("job") == address for event in self.events
+        )
+
     def is_waiting(self) -> bool:
         """Whether Slurm has no room for the run's job yet."""
         last = self.last(*SUBMISSIONS, event_names.WAITING, event_names.STARTED)

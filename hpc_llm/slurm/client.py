@@ -36,12 +36,14 @@ def queued(*, finished: bool = True) -> list[QueuedJob]:
 def lives(job_ids: Iterable[int] = (), *, since_s: float) -> list[JobLife]:
     """One sacct for all lives of jobs in the last `since_s` seconds.
 
-    job_ids: arrays by their own id; none: all of this user's jobs.
+    job_ids: arrays by their own id, of this user alone; none: all of this user's jobs.
     """
     numbers = ",".join(map(str, job_ids))
-    jobs = f"--jobs={numbers}" if numbers else f"--uid={os.getuid()}"
+    argv = ["sacct", "--noheader", "--duplicates", "--allocations", "--parsable2"]
+    argv.append(f"--uid={os.getuid()}")
+    if numbers:
+        argv.append(f"--jobs={numbers}")
     since = f"--starttime=now-{max(1, round(since_s))}seconds"
-    argv = ["sacct", "--noheader", "--duplicates", "--allocations", "--parsable2", jobs]
     argv += [*_federation(), since, f"--format={records.SACCT_FIELDS}"]
     return records.read_sacct(call(*argv))
 

@@ -1,7 +1,10 @@
-"""One search for a job of our own in Slurm's queue, before anything is submitted again.
+"""Which of Slurm's jobs are ours: by their folders, never by their numbers alone.
 
-The answer to an sbatch can be lost, and its sender can die before it has recorded the job. Then the
-job is recognised by its name, folder and tasks, and by not being one that was known before.
+Numbers come again: after a new database of Slurm's, at MaxJobId, in another cluster.
+
+`find` is the one search before anything is submitted again. The answer to an sbatch can be lost,
+and its sender can die before it has recorded the job. Then the job is recognised by its name,
+folder and tasks, and by not being one that was known before.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable
 
-from hpc_llm.slurm.records import QueuedJob
+from hpc_llm.slurm.records import JobLife, QueuedJob
 
 
 def find(
@@ -46,6 +49,24 @@ def find(
         if folder_of(job.work_dir) in folders:  # last, for it may ask the file system
             jobs.append(job)
     return jobs
+
+
+def is_for_run(job: QueuedJob | JobLife, run: str, *, in_array: bool) -> bool:
+    """Whether a job that bears the number of one of the run's was submitted for the run.
+
+    run: its directory. in_array: whether the run's job is a task of its sweep's array, which starts
+    in the sweep's folder. Where accounting does not say in which folder the job started, its name
+    has to do.
+    """
+    if not job.work_dir:
+        sweep, name = os.path.split(run)
+        return job.name in ("", os.path.basename(sweep) if in_array else name)  # noqa: PTH119
+    folder = os.path.dirname(run) if in_array else os.path.join(run, "code")  # noqa: PTH118, PTH120
+    if job.work_dir == folder:
+        return True
+    if in_array:
+        return resolved(job.work_dir) == resolved(folder)
+    return run_of_code(job.work_dir) == resolved(run)
 
 
 def task_of(job: QueuedJob) -> str:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 SQUEUE_FIELDS = "%i|%A|%T|%r|%Q|%V|%S|%N|%j|%Z"  # the last may contain anything, even a `|`
-SACCT_FIELDS = "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,NodeList,JobName"  # so may the last
+# Of the last two the folder may contain anything, the name of a job of ours no `|`.
+SACCT_FIELDS = "JobID,JobIDRaw,State,ExitCode,Submit,Start,End,NodeList,WorkDir,JobName"
 # for SLURM_TIME_FORMAT, which Slurm gives to strftime if below 32 characters
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 _LOCAL_TIME = "%Y-%m-%dT%H:%M:%S"  # of a command that does not heed it
@@ -116,6 +117,7 @@ class JobLife:
     end_time: float | None
     node_list: str
     name: str
+    work_dir: str = ""  # empty: accounting does not say
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ def read_sacct(text: str) -> list[JobLife]:
         cells = line.split("|", 8)
         if len(cells) < 9:
             continue
-        address, raw_id, state, exit_code, submit, start, end, nodes, name = cells
+        address, raw_id, state, exit_code, submit, start, end, nodes, rest = cells
+        work_dir, _, name = rest.rpartition("|")
         state, _, by = state.partition(" by ")
         status, _, signal = exit_code.partition(":")
         life = JobLife(
@@ -188,6 +191,7 @@ def read_sacct(text: str) -> list[JobLife]:
             end_time=seconds(end),
             node_list="" if nodes == "None assigned" else nodes,
             name=name,
+            work_dir=work_dir,
         )
         lives += [replace(life, address=task) for task in addresses(address)]
     return lives

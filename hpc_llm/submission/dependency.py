@@ -6,11 +6,12 @@ succeeded.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
+from hpc_llm.recovery.ownership import is_of_run
 from hpc_llm.runs import freeze
 from hpc_llm.runs.layout import RunLayout, SweepLayout
 from hpc_llm.runs.story import read_story
@@ -56,10 +57,10 @@ def waits(configs: Sequence[RunConfig], live: Sequence[QueuedJob]) -> dict[str |
     InputError where a run that is not complete has no job to wait for.
     """
     config_by_name = {config.run.depends_on: config for config in configs}
-    addresses = {job.address for job in live}
+    jobs = {job.address: job for job in live}
     dependencies = {}
     for name, config in config_by_name.items():
-        dependencies[name] = _dependency(config, addresses) if name else ""
+        dependencies[name] = _dependency(config, jobs) if name else ""
     return dependencies
 
 
@@ -75,7 +76,7 @@ def require_complete(config: RunConfig) -> None:
             )
 
 
-def _dependency(config: RunConfig, live: Collection[str]) -> str:
+def _dependency(config: RunConfig, live: Mapping[str, QueuedJob]) -> str:
     addresses = []
     for run in runs(config):
         if complete(run):
@@ -90,9 +91,10 @@ def _dependency(config: RunConfig, live: Collection[str]) -> str:
     return f"afterok:{':'.join(addresses)}" if addresses else ""
 
 
-def _newest_job(run: RunLayout, live: Collection[str]) -> str | None:
+def _newest_job(run: RunLayout, live: Mapping[str, QueuedJob]) -> str | None:
     """The newest of the run's jobs that is among those in the queue."""
-    for address in reversed(read_story(run.ledger).jobs):
-        if address in live:
+    story = read_story(run.ledger)
+    for address in reversed(story.jobs):
+        if address in live and is_of_run(live[address], address, run, story):
             return address
     return None

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from hpc_llm.config.errors import InputError
+from hpc_llm.recovery.ownership import is_of_run
 from hpc_llm.runs import event_names
 from hpc_llm.runs.layout import RunLayout, SweepLayout
 from hpc_llm.runs.planned import PlannedRun
@@ -27,7 +28,7 @@ def left_alone(runs: Sequence[PlannedRun], live: Sequence[QueuedJob]) -> dict[Pa
             continue
         story = read_story(run.layout.ledger)
         known.update(_array_id(address) for address in story.jobs)
-        job = queue.newest(story.jobs) or queue.single_job(run.layout)
+        job = queue.newest(run.layout, story) or queue.single_job(run.layout)
         if job is not None:
             reasons[run.layout.path] = f"job {job.address} is {job.state}"
         elif story.completed:
@@ -49,11 +50,12 @@ class _Queue:
             if not own_jobs.task_of(job):
                 self._by_folder[job.work_dir] = job
 
-    def newest(self, addresses: Sequence[str]) -> QueuedJob | None:
-        """The job of the last of `addresses` that is there."""
-        for address in reversed(addresses):
-            if address in self._by_address:
-                return self._by_address[address]
+    def newest(self, layout: RunLayout, story: Story) -> QueuedJob | None:
+        """The last of the run's jobs that is there."""
+        for address in reversed(story.jobs):
+            job = self._by_address.get(address)
+            if job is not None and is_of_run(job, address, layout, story):
+                return job
         return None
 
     def single_job(self, layout: RunLayout) -> QueuedJob | None:

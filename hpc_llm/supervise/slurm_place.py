@@ -39,6 +39,7 @@ class SlurmPlace(Place):
 
     def __init__(self, environment: dict[str, str], num_nodes: int) -> None:
         self.job = client.own_address(environment)
+        self._job_name = environment.get("SLURM_JOB_NAME")
         self._usable = client.hostnames(environment["SLURM_JOB_NODELIST"])
         self._num_nodes = num_nodes
         self.outlives_nodes = len(self._usable) > num_nodes
@@ -50,7 +51,12 @@ class SlurmPlace(Place):
         return self._usable[: self._num_nodes]
 
     def facts(self) -> dict[str, Any]:
-        allocation = {"job": self.job, "restarts": self.restarts, "nodes": list(self.hosts)}
+        allocation = {
+            "job": self.job,
+            "job_name": self._job_name,
+            "restarts": self.restarts,
+            "nodes": list(self.hosts),
+        }
         return {**super().facts(), **allocation}
 
     def start(self, spec: StepSpec, fence: Fence, log: Path) -> Step:

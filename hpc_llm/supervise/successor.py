@@ -88,7 +88,7 @@ def queue_next(record: RunRecord, own: str, book: ledger.Ledger) -> None:
     That happens once, however often the job is requeued.
     """
     queue = SlurmQueue()
-    waiting = queue.job(record.summary.successor)
+    waiting = queue.job_of(record, record.summary.successor)
     exclusion = _exclusion(record)
     if waiting is not None and waiting.live and waiting.address != own:
         if exclusion is not None:
@@ -146,7 +146,7 @@ def hand_over(layout: RunLayout, book: ledger.Ledger) -> bool:
     pending, and then no process of the run is left to ask for it.
     """
     record = run_record.read_record(layout)
-    waiting = SlurmQueue().job(record.summary.successor)
+    waiting = SlurmQueue().job_of(record, record.summary.successor)
     exclusion = _exclusion(record)
     if waiting is None or not waiting.pending or exclusion is None or not exclusion.node_list:
         return False
@@ -164,8 +164,9 @@ def withdraw(layout: RunLayout) -> None:
     If Slurm does not answer, the job starts and exits.
     """
     record = run_record.read_record(layout)
-    if record.summary.successor is not None:
-        client.cancel(record.summary.successor)
+    waiting = SlurmQueue().job_of(record, record.summary.successor)
+    if waiting is not None and waiting.live:
+        client.cancel(waiting.address)
 
 
 if __name__ == "__main__":

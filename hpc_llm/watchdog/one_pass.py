@@ -93,7 +93,10 @@ def _exclude_from_pending(
         paths = sorted(starved | cache.given_back | new)
         if starved:
             cache.starved_at = now
-    waiting = {path: (record, path in starved) for path, record in read_each(root, paths)}
+    waiting = {}
+    for path, record in read_each(root, paths):
+        if queue.job_of(record, record.summary.address) is not None:
+            waiting[path] = (record, path in starved)
     changes, answered = exclusion.exclude_from_pending(NodeExclusions(root), waiting)
     for path, change in changes.items():
         cache.given_back.discard(path)

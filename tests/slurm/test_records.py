@@ -27,12 +27,12 @@ CLUSTER: local
 slurm_load_jobs: this site says something
 """
 SACCT = f"""\
-1|1|PREEMPTED|0:0|{AT}|{AT}|{AT}|n[1-2]|one
-1|1|NODE_FAIL|1:0|{AT}|{AT}|{AT}|n[1-2]|one
-1|1|RUNNING|0:0|{AT}|{AT}|Unknown|n[1-2]|one
-2_[1-2,5%2]|2|PENDING|0:0|{AT}|Unknown|Unknown|None assigned|s
-2_0|3|CANCELLED by 1000|0:15|{AT}|{AT}|{AT}|n1|a|b
-7|7|FAILED|85:0|{AT}|None|{AT}|None assigned|c
+1|1|PREEMPTED|0:0|{AT}|{AT}|{AT}|n[1-2]|/runs/one/code|one
+1|1|NODE_FAIL|1:0|{AT}|{AT}|{AT}|n[1-2]|/runs/one/code|one
+1|1|RUNNING|0:0|{AT}|{AT}|Unknown|n[1-2]|/runs/one/code|one
+2_[1-2,5%2]|2|PENDING|0:0|{AT}|Unknown|Unknown|None assigned|/runs/s|s
+2_0|3|CANCELLED by 1000|0:15|{AT}|{AT}|{AT}|n1|/a|b/code|c
+7|7|FAILED|85:0|{AT}|None|{AT}|None assigned||c
 """
 RUNNING = (
     "JobId=1 JobName=one UserId=root(0) GroupId=root(0) MCS_label=N/A Priority=4294901759 Nice=0 "
@@ -87,7 +87,7 @@ def test_sacct_tells_every_life_of_a_requeued_job_in_order() -> None:
         1000,
         15,
     )
-    assert (cancelled.job_id, cancelled.name) == (3, "a|b")
+    assert (cancelled.job_id, cancelled.name, cancelled.work_dir) == (3, "c", "/a|b/code")
     assert (failed.exit_code, failed.start_time, failed.end_time, failed.node_list) == (
         85,
         None,

@@ -1,0 +1,102 @@
+"""A job that bears a run's number is the run's only if it was submitted for it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hpc_llm.recovery.look import look_at_root
+from hpc_llm.recovery.policy import Action
+from hpc_llm.runs.layout import RunLayout
+from hpc_llm.slurm.records import JobLife
+from hpc_llm.watchdog.one_pass import make_pass
+from tests.fake_slurm import FakeSlurm, attempt, life, make_run, named, write
+
+ELSEWHERE = "/scratch/else/where"
+
+
+def decision(slurm: FakeSlurm) -> tuple[Action, str]:
+    (seen,) = look_at_root(slurm.root)
+    return seen.decision.action, seen.decision.why
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "CANCELLED", "FAILED"])
+@pytest.mark.parametrize("path", ["one", "sweep/one"])
+@pytest.mark.parametrize("name", ["analysis", "one", "sweep"])
+def test_a_strangers_job_under_the_runs_number_is_never_touched(
+    slurm: FakeSlurm, path: str, name: str, state: str
+) -> None:
+    address = "7_3" if "/" in path else "7"
+    layout = make_run(slurm, path, job=address)
+    attempt(layout, 1, 3000)
+    slurm.put(address, state, work_dir=ELSEWHERE, name=name)
+    action, why = decision(slurm)
+    assert action is Action.RESUBMIT
+    assert f"that of another one, {name} in {ELSEWHERE}" in why
+    before = slurm.jobs[address]
+    for _ in range(3):
+        make_pass(slurm.root)
+    assert slurm.jobs[address] == before
+    assert not [call for call in slurm.said if call.split()[-1] == address]
+    assert len(named(layout, "resubmitted")) == 1
+
+
+def test_a_job_that_its_user_renamed_is_the_runs_still(slurm: FakeSlurm) -> None:
+    layout = make_run(slurm, "one", job="7")
+    attempt(layout, 1, 60)
+    slurm.put("7", "RUNNING", name="important", start_time=time.time() - 70)
+    assert decision(slurm)[0] is Action.NOTHING
+
+
+def test_a_folder_that_is_reached_by_a_link_is_the_same(slurm: FakeSlurm, tmp_path: Path) -> None:
+    layout = make_run(slurm, "one", job="7")
+    attempt(layout, 1, 60)
+    link = tmp_path / "link"
+    link.symlink_to(slurm.root)
+    slurm.put("7", "RUNNING", work_dir=str(link / "one" / "code"), start_time=time.time() - 70)
+    assert decision(slurm)[0] is Action.NOTHING
+
+
+@pytest.mark.parametrize("known", ["name", "nothing"])
+def test_a_job_whose_script_was_written_by_hand_starts_anywhere(
+    slurm: FakeSlurm, known: str
+) -> None:
+    layout = make_run(slurm, "one")
+    facts = {"attempt": 1, "checkpoint_step": 0, "nodes": ["n1"], "job": "7"}
+    if known == "name":
+        facts["job_name"] = "by-hand"
+    write(layout, 60, "supervisor-0001", "started", **facts)
+    began = time.time() - 70
+    slurm.put("7", "RUNNING", name="by-hand", work_dir="/home/me", start_time=began)
+    assert decision(slurm)[0] is Action.NOTHING
+    slurm.put("7", "RUNNING", name="analysis", work_dir="/home/me", start_time=began - 3000)
+    slurm.ended["7"] = life("7", "NODE_FAIL")
+    expected = Action.RESUBMIT if known == "name" else Action.NOTHING
+    assert decision(slurm)[0] is expected
+
+
+def cancelled(**changes: object) -> JobLife:
+    return replace(life("7", "CANCELLED"), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "strangers",
+    [
+        cancelled(work_dir=ELSEWHERE, name="one"),
+        cancelled(work_dir="", name="analysis"),
+        cancelled(end_time=time.time() - 5 * 86400),
+    ],
+)
+def test_how_a_strangers_job_ended_says_nothing_of_the_run(
+    slurm: FakeSlurm, strangers: JobLife
+) -> None:
+    layout = make_run(slurm, "one", job="7")
+    attempt(layout, 1, 3000)
+    del slurm.jobs["7"]
+    slurm.ended["7"] = strangers
+    assert decision(slurm)[0] is Action.RESUBMIT
+    slurm.ended["7"] = cancelled(work_dir=str(RunLayout(slurm.root / "one").code))
+    assert decision(slurm)[0] is Action.MARK_CANCELLED
