@@ -109,7 +109,7 @@ def _list_corpus(config: RunConfig, directory: Path) -> None:
 
 def _on_cluster(config: RunConfig, directory: Path, argv: list[str]) -> int:
     from hpc_llm.slurm import client
-    from hpc_llm.submission import cluster, prepare_array
+    from hpc_llm.submission import cluster, prepare_array, report
 
     config = cluster.with_site_defaults(config, os.environ)
     try:
@@ -127,10 +127,12 @@ def _on_cluster(config: RunConfig, directory: Path, argv: list[str]) -> int:
     if submitted is None:
         return _here(config, directory, argv)
     if config.json:
+        report.print_notes(submitted.notes, sys.stderr)
         print(json.dumps({"job_id": submitted.job_id, "directory": str(directory)}))
         return 0
     what = "under way already" if submitted.earlier else "submitted"
     print(f"{what}: array {submitted.job_id}, into {directory}")
+    report.print_notes(submitted.notes)
     _print_next(submitted.job_id, directory, argv)
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,3 +66,16 @@ def decide(
         decision = outside.decide_outside(record.summary, job, now, silence)
         all_seen.append(Seen(record, job, decision))
     return all_seen
+
+
+def in_other_clusters(all_seen: Iterable[Seen]) -> list[str]:
+    """A line for the runs of each cluster that Slurm's commands do not ask here."""
+    names = defaultdict[str, list[str]](list)
+    for seen in all_seen:
+        if seen.job.other_cluster is not None and not seen.record.summary.over:
+            names[seen.job.other_cluster].append(seen.record.layout.name)
+    lines = []
+    for why, runs in names.items():
+        more = f" and {len(runs) - 1:,} more" if len(runs) > 1 else ""
+        lines.append(f"{runs[0]}{more}: {why}")
+    return lines

@@ -52,6 +52,7 @@ class JobAnswer:
     # RequeueExit: Slurm itself requeues jobs because of their exit code
     site_requeues: bool = False
     stranger: str | None = None  # what now bears the job's number: `NAME in FOLDER`
+    other_cluster: str | None = None  # why this Slurm cannot know the job
 
     @property
     def live(self) -> bool:

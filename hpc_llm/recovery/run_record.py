@@ -9,7 +9,7 @@ from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.observations import RunSummary
-from hpc_llm.recovery.ownership import is_of_run
+from hpc_llm.recovery.ownership import is_of_run, other_cluster
 from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets
 from hpc_llm.runs import event_names, frozen_sections
 from hpc_llm.runs.entries import WATCHDOG
@@ -34,6 +34,10 @@ class RunRecord:
     def is_its_job(self, job: QueuedJob | JobLife, address: str | None) -> bool:
         """Whether `job`, which Slurm has at `address`, is this run's, and not a stranger's."""
         return address is not None and is_of_run(job, address, self.layout, self.story)
+
+    def other_cluster(self) -> str | None:
+        """Where its job lives, if not in the cluster that Slurm's commands ask here."""
+        return other_cluster(self.story, os.environ)
 
     def watchdog_ledger(self) -> SharedLedger:
         """The run's ledger, for this process to write as a watchdog."""

@@ -75,6 +75,9 @@ class SlurmAnswers:
     def of(self, record: RunRecord) -> JobAnswer:
         """What Slurm says of one of them."""
         run = record.summary
+        other_cluster = record.other_cluster()
+        if other_cluster is not None:
+            return JobAnswer(False, None, False, None, other_cluster=other_cluster)
         queued = self._queue.job_of(record, run.address)
         waits_after_its_end = run.over and queued is not None and queued.pending
         return JobAnswer(
@@ -120,7 +123,7 @@ def site_requeues() -> bool:
 def _sacct_may_know_more(record: RunRecord, queue: SlurmQueue) -> bool:
     """squeue has forgotten the job, or has it again after a life whose end was not recorded."""
     run = record.summary
-    if run.address is None or run.over:
+    if run.address is None or run.over or record.other_cluster() is not None:
         return False
     job = queue.job_of(record, run.address)
     return job is None or (job.pending and (run.lost or outside.glance(job) == "event"))

@@ -8,7 +8,6 @@ Slurm's own words (command.py).
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -174,11 +173,10 @@ def submit(script: Path, *options: str) -> int:
     Options given here override those in the script.
     """
     answer = call("sbatch", "--parsable", *options, str(script))
-    lines = answer.strip().splitlines()
-    job_id = re.match(r"\d+", lines[-1]) if lines else None
-    if job_id is None:
+    submission = records.read_submission(answer)
+    if submission is None:
         raise SlurmUnavailable(f"sbatch said no job id: {command.one_line(answer)}")
-    return int(job_id[0])
+    return submission.job_id
 
 
 def test_only(text: str) -> str:

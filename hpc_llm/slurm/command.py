@@ -58,6 +58,11 @@ _SUBMIT_LIMIT = re.compile(r"(Assoc|QOS)(Max|Grp)SubmitJob\w*Limit")
 _COMMAND_NAME = re.compile(r"^(sbatch|squeue|sacct|scontrol|scancel): (error: )?")
 
 
+def named_cluster(environment: Mapping[str, str]) -> str | None:
+    """The cluster that every command asks because the user has named it; None: this node's own."""
+    return environment.get("SLURM_CLUSTERS") or None
+
+
 class SlurmError(Exception):
     """One line in Slurm's own words."""
 

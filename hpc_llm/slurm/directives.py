@@ -54,7 +54,16 @@ RESERVED = {
     "test-only",
     "wait",
     "no-kill",
+    "quiet",  # then sbatch does not say the job's number
 }
+# The job would live where nothing else asks for it: in another cluster, or as another user's.
+_ELSEWHERE = {
+    "clusters": "the other commands would ask another Slurm; export SLURM_CLUSTERS=NAME instead, "
+    "which all of them heed",
+    "uid": "the job would be another user's; submit as that user",
+    "gid": "the job would be another group's; use newgrp",
+}
+_SPELLINGS = {"M": "clusters", "cluster": "clusters"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,11 @@ def check_extras(cluster: ClusterConfig) -> Iterator[str]:
     """Problems with the names in cluster.sbatch."""
     for name in cluster.sbatch:
         key = KEY_OF.get(name)
-        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        plain = name.lstrip("-").replace("_", "-")
+        elsewhere = _ELSEWHERE.get(_SPELLINGS.get(plain, plain))
+        if elsewhere is not None:
+            yield f"cluster.sbatch.{name}: {elsewhere}"
+        elif not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             yield (
                 f"cluster.sbatch.{name}: an sbatch option's long name, without dashes before "
                 "it, for example comment"

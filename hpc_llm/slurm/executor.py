@@ -18,8 +18,9 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from hpc_llm.slurm import command
+from hpc_llm.slurm import command, records
 from hpc_llm.slurm.command import SlurmError, SlurmUnavailable
+from hpc_llm.slurm.records import Submission
 
 # sbatch itself waits MessageTimeout (10 s, on large sites 60 s or more) and retries.
 SBATCH_TIMEOUT_S = 100
@@ -35,10 +36,14 @@ class ScriptExecutor(submitit.SlurmExecutor):
         super().__init__(folder)
         self._script = script
         self._options = options
+        self._answer = ""
 
-    def submit_script(self) -> int:
-        """The job id; for an array, the array's."""
-        return int(self._submit_command("").job_id)
+    def submit_script(self) -> Submission:
+        """What sbatch said of the job. FailedSubmissionError where it named none."""
+        self._submit_command("")
+        submission = records.read_submission(self._answer)
+        assert submission is not None  # else submitit has raised
+        return submission
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         return self._script.read_text()
@@ -46,16 +51,24 @@ class ScriptExecutor(submitit.SlurmExecutor):
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         # The file in the run directory itself, so that `scontrol show job` names it, in an
         # environment without Slurm options. timeout(1) also keeps Ctrl-C from killing sbatch
-        # half-way.
-        argv = ["timeout", str(SBATCH_TIMEOUT_S), "env"]
+        # half-way. Both streams are one: notes on an accepted job come on the other one.
+        argv = ["sh", "-c", 'exec "$@" 2>&1', "sh", "timeout", str(SBATCH_TIMEOUT_S), "env"]
         foreign = os.environ.keys() - command.clean_environment(os.environ).keys()
         for name in sorted(foreign):
             argv += ["-u", name]
         return [*argv, "sbatch", *self._options, str(self._script)]
 
+    def _get_job_id_from_submission_command(self, string: bytes | str) -> str:
+        """Of `sbatch`'s answer; submitit's own takes the first `job N` in it for the id."""
+        self._answer = string if isinstance(string, str) else string.decode(errors="replace")
+        submission = records.read_submission(self._answer)
+        if submission is None:
+            raise FailedSubmissionError(f"sbatch said no job id: {command.one_line(self._answer)}")
+        return str(submission.job_id)
 
-def submit(script: Path, options: Sequence[str] = ()) -> int:
-    """The id of the job (for an array, of the array) that `sbatch OPTIONS script` made.
+
+def submit(script: Path, options: Sequence[str] = ()) -> Submission:
+    """The job (for an array, the array) that `sbatch OPTIONS script` made.
 
     SlurmRefused: there is no job. SlurmUnavailable: not known; look for the job by its name before
     trying again.
@@ -76,7 +89,8 @@ def _slurm_error(error: FailedJobError) -> SlurmError:
     status = cause.returncode if isinstance(cause, subprocess.CalledProcessError) else -1
     if status == _TIMED_OUT:
         return SlurmUnavailable(f"sbatch: no answer within {SBATCH_TIMEOUT_S} s")
-    message = command.one_line(str(error))
+    said = cause.output if isinstance(cause, subprocess.CalledProcessError) else str(error)
+    message = command.one_line(said or "")
     if not message:
         return SlurmUnavailable(f"sbatch: ended with status {status}")
     if status < 0 or status in _SIGNALS or command.unreachable(message):

@@ -49,6 +49,13 @@ ENDED = frozenset(
     }
 )
 _UNKNOWN = ("", "Unknown", "None", "N/A", "NONE", "(null)")
+# sbatch's own line; the same behind a wrapper's prefix; with --parsable, `4711` or `4711;cluster`.
+_SUBMITTED = (
+    re.compile(r"^(?:sbatch: )?Submitted batch job (\d+)(?: on cluster \S+)?\.?$"),
+    re.compile(r"\bSubmitted batch job (\d+)\b"),
+    re.compile(r"^(\d+)(?:;\S+)?$"),
+)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,30 @@ class Job:
     def ending(self) -> bool:
         """Whether its allocation is being taken away."""
         return self.preempt_time is not None or self.state not in ("RUNNING", *_PASSING)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What sbatch says of a script that it has accepted."""
+
+    job_id: int  # for an array, the array's
+    notes: tuple[str, ...] = ()  # the other lines: of a site's filter, of a wrapper around sbatch
+
+
+def read_submission(text: str) -> Submission | None:
+    """What sbatch printed; None where it names no job.
+
+    A wrapper or a filter of the site may print before and after it, and mention other jobs:
+    sbatch's own line counts, the last one of them, before a number that stands alone.
+    """
+    lines = [_COLOUR.sub("", line).strip() for line in text.splitlines()]
+    for pattern in _SUBMITTED:
+        for position in reversed(range(len(lines))):
+            match = pattern.search(lines[position])
+            if match is not None:
+                notes = [*lines[:position], *lines[position + 1 :]]
+                return Submission(int(match[1]), tuple(filter(None, notes)))
+    return None
 
 
 def read_squeue(text: str) -> list[QueuedJob]:

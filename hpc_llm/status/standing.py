@@ -60,6 +60,7 @@ def status_of(root: Path) -> RootStatus:
         rows.append(row)
         total += Account(**row["seconds"]) * seen.record.config.cluster.held_gpus
     nodes = node_rows(root, [seen.record for seen in runs])
+    warnings += look.in_other_clusters(runs)
     warnings += _warnings(root, rows, now)
     return RootStatus(runs, rows, total, nodes, warnings)
 

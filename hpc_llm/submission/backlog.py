@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,15 @@ from hpc_llm.storage.files import write_atomic
 from hpc_llm.submission import send
 
 _FINEST = 8  # arrays are halved down to 1/8 of the first that fitted
+
+
+@dataclass(frozen=True)
+class Sent:
+    """An array that Slurm has accepted."""
+
+    number: int
+    runs: dict[str, RunLayout]  # by address
+    notes: tuple[str, ...]  # what sbatch said beside its number
 
 
 @dataclass
@@ -65,10 +74,10 @@ class Backlog:
 
     def send(
         self, size: int, known: Collection[int], before: int | None, least: int = 1
-    ) -> dict[str, RunLayout]:
+    ) -> Sent | None:
         """Submit the first `size` tasks, halved down to `least` until Slurm accepts them.
 
-        Their runs by address; none if Slurm accepts not even `least`. With a throttle, an array
+        None if Slurm accepts not even `least`. With a throttle, an array
         waits for the one `before` it, if that still exists: Slurm throttles each array alone.
         """
         while size >= least:
@@ -77,7 +86,7 @@ class Backlog:
             self.save()
             script = Path(self.script)
             try:
-                number = send.send(
+                accepted = send.send(
                     script,
                     name=self.name,
                     work_dir=script.parent,
@@ -88,9 +97,10 @@ class Backlog:
                 self.why = str(error)
                 size = size // 2
                 continue
-            return self.record_sent(number)
+            runs = self.record_sent(accepted.job_id)
+            return Sent(accepted.job_id, runs, accepted.notes)
         self.sending = []
-        return {}
+        return None
 
     def _options(self, tasks: Sequence[int], before: int | None) -> list[str]:
         """sbatch's options for an array of `tasks`."""
@@ -121,6 +131,12 @@ class Backlog:
             self.save()
         return sent
 
+    def jobs(self, queue: Iterable[QueuedJob]) -> list[QueuedJob]:
+        """Those of `queue` that were submitted from here; a number alone may be a stranger's."""
+        own = [job for job in queue if job.array_id in self.arrays]
+        folder = os.path.realpath(Path(self.script).parent)
+        return own_jobs.find(own, {folder}, folder_of=own_jobs.resolved, ended=True)
+
     def array_being_sent(self, queue: Sequence[QueuedJob]) -> int | None:
         """The array that was being sent when its sender died, if Slurm has it."""
         jobs = own_jobs.find(
@@ -145,22 +161,19 @@ class Backlog:
             self.save()
 
 
-def fill(backlog: Backlog, known: Collection[int]) -> Iterator[tuple[int, dict[str, RunLayout]]]:
-    """Submit what fits now.
-
-    Yields each array's id and its runs by address, as soon as Slurm has accepted it.
-    """
+def fill(backlog: Backlog, known: Collection[int]) -> Iterator[Sent]:
+    """Submit what fits now; each array as soon as Slurm has accepted it."""
     size = len(backlog.tasks)
     least = 1
     before = None
     while backlog.tasks:
         sent = backlog.send(min(size, len(backlog.tasks)), known, before, least)
-        if not sent:
+        if sent is None:
             return
-        before = backlog.arrays[-1]
-        yield before, sent
-        least = max(least, len(sent) // _FINEST)
-        size = max(least, len(sent) // 2)
+        before = sent.number
+        yield sent
+        least = max(least, len(sent.runs) // _FINEST)
+        size = max(least, len(sent.runs) // 2)
 
 
 def wait(backlog: Backlog, live: int) -> None:

@@ -56,7 +56,8 @@ def _next(backlog: Backlog, queue: Sequence[QueuedJob]) -> Iterator[str]:
     refused_lately = time.time() - backlog.refused_at < AGAIN_S
     if not backlog.tasks or (refused_lately and len(live) >= backlog.full_at):
         return
-    cancelled = _cancelled(backlog, live)
+    own = [job for job in backlog.jobs(queue) if job.live]
+    cancelled = _cancelled(backlog, own)
     if cancelled:
         yield (
             f"{backlog.name}: its jobs were cancelled, so its {len(backlog.tasks)} waiting "
@@ -66,16 +67,14 @@ def _next(backlog: Backlog, queue: Sequence[QueuedJob]) -> Iterator[str]:
     if cancelled is not False:
         return
     size = min(len(backlog.tasks), max(1, backlog.full_at - len(live)))
-    before = max((job.array_id for job in live if job.array_id in backlog.arrays), default=None)
+    before = max((job.array_id for job in own), default=None)
     if backlog.throttle and before is not None and size < min(backlog.throttle, len(backlog.tasks)):
         return  # arrays of a throttled sweep run one after another: a full one later is better
     backlog.dependency = _dependency(backlog, live)
     sent = backlog.send(size, {job.array_id for job in queue}, before)
-    if sent:
-        yield (
-            f"{backlog.name}: array {backlog.arrays[-1]}, {len(sent)} runs; {len(backlog.tasks)} "
-            "wait"
-        )
+    if sent is not None:
+        num_runs = len(sent.runs)
+        yield f"{backlog.name}: array {sent.number}, {num_runs} runs; {len(backlog.tasks)} wait"
     else:
         backlog.full_at = len(live)
         _put_off(backlog)
@@ -97,14 +96,14 @@ def _dependency(backlog: Backlog, live: Sequence[QueuedJob]) -> str:
     return dependency.waits([config], live)[config.run.depends_on]
 
 
-def _cancelled(backlog: Backlog, live: Sequence[QueuedJob]) -> bool | None:
+def _cancelled(backlog: Backlog, own: Sequence[QueuedJob]) -> bool | None:
     """Whether the user has cancelled everything submitted of the array.
 
     Then the rest is not wanted either. That is so if none of it is in the queue any more and the
     last job to end was cancelled. None: not known yet, because it may still become known how a run
-    ended.
+    ended. own: the array's jobs that are queued or run.
     """
-    states = {job.state for job in live if job.array_id in backlog.arrays}
+    states = {job.state for job in own}
     if states - {"COMPLETING"}:
         return False
     ends: list[tuple[float, bool]] = []

@@ -43,8 +43,10 @@ class Outcome:
 def with_site_defaults(config: RunConfig, environment: Mapping[str, str]) -> RunConfig:
     """SBATCH_ACCOUNT and its like of the user's shell, as if they had been given as keys.
 
-    So what holds is frozen and can be seen.
+    So what holds is frozen and can be seen. InputError where the shell names a cluster for sbatch
+    alone, or several: the other commands would not find the job.
     """
+    _require_one_cluster(environment)
     defaults: dict[str, Any] = {}
     for key in _SITE_KEYS:
         value = environment.get(f"SBATCH_{key.upper()}")
@@ -53,6 +55,21 @@ def with_site_defaults(config: RunConfig, environment: Mapping[str, str]) -> Run
     if not defaults:
         return config
     return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, **defaults))
+
+
+def _require_one_cluster(environment: Mapping[str, str]) -> None:
+    asked = environment.get("SLURM_CLUSTERS")
+    for_sbatch = environment.get("SBATCH_CLUSTERS")
+    if for_sbatch and for_sbatch != asked:
+        raise InputError(
+            f"SBATCH_CLUSTERS={for_sbatch}: it sends jobs where no other command of Slurm's asks "
+            f"for them; export SLURM_CLUSTERS={for_sbatch} instead, which all of them heed"
+        )
+    if asked is not None and ("," in asked or asked == "all"):
+        raise InputError(
+            f"SLURM_CLUSTERS={asked}: one cluster's name is expected, in which all jobs of "
+            "run.root live (sinfo --clusters=all shows them)"
+        )
 
 
 def at_this_site(configs: Sequence[RunConfig], environment: Mapping[str, str]) -> list[RunConfig]:

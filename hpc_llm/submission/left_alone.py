@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.recovery.ownership import is_of_run
+from hpc_llm.recovery.ownership import is_of_run, other_cluster
+from hpc_llm.recovery.run_record import read_record
 from hpc_llm.runs import event_names
 from hpc_llm.runs.layout import RunLayout, SweepLayout
 from hpc_llm.runs.planned import PlannedRun
@@ -27,6 +30,7 @@ def left_alone(runs: Sequence[PlannedRun], live: Sequence[QueuedJob]) -> dict[Pa
         if not run.layout.path.exists():
             continue
         story = read_story(run.layout.ledger)
+        _refuse_other_cluster(run.layout, story)
         known.update(_array_id(address) for address in story.jobs)
         job = queue.newest(run.layout, story) or queue.single_job(run.layout)
         if job is not None:
@@ -37,6 +41,20 @@ def left_alone(runs: Sequence[PlannedRun], live: Sequence[QueuedJob]) -> dict[Pa
             reasons[run.layout.path] = f"stopped by halving: {why}"
     _refuse_lost_arrays(runs, live, known)
     return reasons
+
+
+def _refuse_other_cluster(layout: RunLayout, story: Story) -> None:
+    """InputError where the run's job may be alive in a cluster that this shell does not ask."""
+    elsewhere = other_cluster(story, os.environ)
+    if elsewhere is None:
+        return
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if read_record(layout).summary.over:
+            return
+    raise InputError(
+        f"run.name={layout.name}: its job {story.newest_job()} was {elsewhere} (scancel it there "
+        "first to train it here)"
+    )
 
 
 class _Queue:

@@ -33,6 +33,7 @@ class Submitted:
 
     job_id: int
     earlier: bool = False  # it was queued before
+    notes: tuple[str, ...] = ()  # what sbatch said beside its number
 
 
 def script_text(config: RunConfig, directory: Path) -> str:
@@ -78,10 +79,10 @@ def submit(config: RunConfig, directory: Path) -> Submitted | None:
         script = begin(config, directory)
         known = {job.array_id for job in queue}
         try:
-            job_id = send.send(script, name=_name(directory), work_dir=work_dir, known=known)
+            accepted = send.send(script, name=_name(directory), work_dir=work_dir, known=known)
         except client.SlurmRefused as error:
             raise InputError(f"cluster={config.cluster.name}: {error}") from None
-    return Submitted(job_id)
+    return Submitted(accepted.job_id, notes=accepted.notes)
 
 
 def begin(config: RunConfig, directory: Path) -> Path:

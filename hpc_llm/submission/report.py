@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from hpc_llm.config import verbs
 from hpc_llm.config.errors import InputError
@@ -23,10 +25,13 @@ def outcome(done: Outcome, runs: Sequence[PlannedRun]) -> int:
     if not done.jobs and not done.waiting and len(runs) == 1:
         _refuse_submitted(done)
     if runs[0].config.json:
+        for job in done.jobs:
+            print_notes(job.notes, sys.stderr)
         verbs.print_json(_run_directories(done))
         return 0
     for job in done.jobs:
         print(f"submitted: {_called(job)}")
+        print_notes(job.notes)
     if done.other_code:
         num_more = len(done.other_code) - 1
         more = f" and {num_more:,} more" if num_more else ""
@@ -41,6 +46,12 @@ def outcome(done: Outcome, runs: Sequence[PlannedRun]) -> int:
     if done.jobs or done.waiting:
         _print_next(done, runs)
     return 0
+
+
+def print_notes(notes: Sequence[str], stream: TextIO | None = None) -> None:
+    """What Slurm's sbatch said of a job that it accepted, such as that a site's filter moved it."""
+    for note in notes:
+        print(f"  {note}", file=stream)
 
 
 def _refuse_submitted(done: Outcome) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from hpc_llm.runs import event_names, ledger
 from hpc_llm.runs.layout import RunLayout
-from hpc_llm.slurm import client, own_jobs
+from hpc_llm.slurm import client, command, own_jobs
+from hpc_llm.slurm.records import Submission
 
 LOOK_S = 20.0  # a slow slurmctld may still take a submission whose sbatch has given up
 PATIENCE_S = 60.0  # while slurmctld does not answer at all
@@ -31,8 +32,8 @@ class QueuedNotRecorded(MaybeQueued):
 
 def send(
     script: Path, *, name: str, work_dir: Path, known: Collection[int], options: Sequence[str] = ()
-) -> int:
-    """The id of the job (or array) that `script` makes with sbatch's `options`, submitted once.
+) -> Submission:
+    """The job (or array) that `script` makes with sbatch's `options`, submitted once.
 
     `known` are the ids of this user's earlier jobs. SlurmRefused: Slurm refused. SlurmUnavailable:
     the answer was lost and there is no such job. MaybeQueued: it was lost and Slurm does not
@@ -48,7 +49,7 @@ def send(
             raise client.SlurmUnavailable(
                 f"{error}; no job {name} is queued, so nothing was submitted"
             ) from None
-        return number
+        return Submission(number)
 
 
 @contextlib.contextmanager
@@ -81,6 +82,7 @@ def record_submitted(runs: Mapping[str, RunLayout], sent_at: float, **facts: Any
             job_id=int(array),
             array_task=int(task) if task else None,
             host=os.uname().nodename,
+            clusters=command.named_cluster(os.environ),
             code=run.code_hash(),
             **facts,
         )

@@ -28,6 +28,7 @@ class Job:
     name: str
     array: bool
     runs: dict[str, RunLayout]  # by address
+    notes: tuple[str, ...]  # what sbatch said beside its number
 
 
 class Sender:
@@ -88,14 +89,16 @@ class Sender:
         depends_on = self._dependencies[script.depends_on]
         options = [f"--dependency={depends_on}"] if depends_on else []
         sent_at = time.time()
-        number = send.send(
+        accepted = send.send(
             script.script,
             name=script.name,
             work_dir=script.work_dir,
             known=self._known,
             options=options,
         )
-        job = Job(number, script.name, False, {str(number): script.runs[0]})
+        number = accepted.job_id
+        runs = {str(number): script.runs[0]}
+        job = Job(number, script.name, False, runs, accepted.notes)
         with send.recording(number):
             send.record_submitted(job.runs, sent_at, words=self._argv)
         self.jobs.append(job)
@@ -114,8 +117,8 @@ class Sender:
             rest.why = self.waiting[0].why
         else:
             try:
-                for number, runs in backlog.fill(rest, self._known):
-                    self.jobs.append(Job(number, script.name, True, runs))
+                for sent in backlog.fill(rest, self._known):
+                    self.jobs.append(Job(sent.number, script.name, True, sent.runs, sent.notes))
             except send.QueuedNotRecorded:
                 raise  # `rest` knows what was sent
             except BaseException:

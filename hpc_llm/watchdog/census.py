@@ -174,7 +174,7 @@ def runs_to_read(root: Path, cache: RunCache, queue: SlurmQueue, now: float) -> 
         if run.state == COMPLETE and path not in claimed:
             continue
         job = _live_job(run, queue)
-        if path in claimed or run.state == NEW:
+        if path in claimed or run.state == NEW or (job is not None and _is_unlike(job, path)):
             yield path
         elif run.state == ENDED:
             if job is not None or not trusted:
@@ -192,6 +192,14 @@ def _live_job(run: CachedRun, queue: SlurmQueue) -> QueuedJob | None:
         if job is not None and job.live:
             return job
     return None
+
+
+def _is_unlike(job: QueuedJob, path: str) -> bool:
+    """Whether the job under a run's number may be another's: only a look at the run can tell."""
+    sweep, _, name = path.rpartition("/")
+    if sweep and job.work_dir.endswith(f"/{sweep}"):
+        return False
+    return not job.work_dir.endswith(f"/{name}/code")
 
 
 def _has_changed(

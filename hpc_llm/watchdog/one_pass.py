@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from hpc_llm.recovery import exclusion, node_evidence, outside
 from hpc_llm.recovery.carry_out import carry_out
 from hpc_llm.recovery.exclusion import NodeExclusions
-from hpc_llm.recovery.look import Seen, decide, read_each
+from hpc_llm.recovery.look import Seen, decide, in_other_clusters, read_each
 from hpc_llm.recovery.policy import Action
 from hpc_llm.recovery.slurm_answers import SlurmQueue
 from hpc_llm.runs.layout import RootLayout
@@ -54,6 +55,8 @@ def _act(root: Path, queue: SlurmQueue, now: float) -> list[Seen]:
             cache.halving.add(sweep)
     silences = {record.layout.path: cache.runs[path].silence for path, record in records.items()}
     decided = decide(list(records.values()), queue, now, silences)
+    for line in in_other_clusters(decided):
+        print(line, file=sys.stderr)
     all_seen = dict(zip(records, decided, strict=True))
     done, refused = carry_out(root, decided, queue)
     for path, seen in all_seen.items():

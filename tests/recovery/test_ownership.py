@@ -100,3 +100,31 @@ def test_how_a_strangers_job_ended_says_nothing_of_the_run(
     assert decision(slurm)[0] is Action.RESUBMIT
     slurm.ended["7"] = cancelled(work_dir=str(RunLayout(slurm.root / "one").code))
     assert decision(slurm)[0] is Action.MARK_CANCELLED
+
+
+def test_a_job_of_another_cluster_is_neither_gone_nor_acted_on(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = make_run(slurm, "one")
+    attempt(layout, 1, 3000)
+    write(layout, 4000, "submit", "submitted", job="7", clusters="gpu")
+    assert decision(slurm)[0] is Action.NOTHING
+    make_pass(slurm.root)
+    assert "one: submitted to another cluster: export SLURM_CLUSTERS=gpu" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_CLUSTERS", "gpu")
+    assert decision(slurm)[0] is Action.RESUBMIT
+    monkeypatch.delenv("SLURM_CLUSTERS")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "gpu")  # in a job there
+    assert decision(slurm)[0] is Action.RESUBMIT
+
+
+def test_a_run_that_named_no_cluster_is_not_looked_for_in_one(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = make_run(slurm, "one")
+    attempt(layout, 1, 3000)
+    write(layout, 4000, "submit", "submitted", job="7", clusters=None)
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "main")
+    assert decision(slurm)[0] is Action.RESUBMIT
+    monkeypatch.setenv("SLURM_CLUSTERS", "gpu")
+    assert decision(slurm)[0] is Action.NOTHING

@@ -10,6 +10,7 @@ import pytest
 
 from hpc_llm.slurm import executor
 from hpc_llm.slurm.client import SlurmRefused, SlurmUnavailable
+from hpc_llm.slurm.records import Submission
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_sbatch_gets_the_runs_own_script_and_nothing_of_submitit_is_left(
         "sbatch",
         f'cd "{tmp_path}"; echo "$@" >words; env >env; echo Submitted batch job 4711',
     )
-    assert executor.submit(script) == 4711
+    assert executor.submit(script) == Submission(4711)
     assert (tmp_path / "words").read_text() == f"{script}\n"
     names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
     assert "SLURM_CONF" in names
@@ -51,6 +52,18 @@ def test_sbatch_gets_the_runs_own_script_and_nothing_of_submitit_is_left(
     assert [path.name for path in script.parent.iterdir()] == ["job.sbatch"]
     assert list((tmp_path / "scratch").iterdir()) == []
     assert os.environ["SLURM_JOB_ID"] == "1"
+
+
+def test_what_a_site_says_around_sbatchs_answer_is_kept_and_not_taken_for_it(
+    script: Path, tmp_path: Path
+) -> None:
+    moved = "sbatch: note: moved to partition long"
+    command(
+        tmp_path,
+        "sbatch",
+        f'echo "limits of job 99 apply"; echo "{moved}" >&2; echo Submitted batch job 30; echo bye',
+    )
+    assert executor.submit(script) == Submission(30, ("limits of job 99 apply", moved, "bye"))
 
 
 def test_options_of_this_submission_stand_before_the_script(script: Path, tmp_path: Path) -> None:

@@ -206,3 +206,29 @@ def test_the_hour_that_autumn_has_twice_is_two_hours(
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("answer", "job_id", "notes"),
+    [
+        ("Submitted batch job 4711\n", 4711, ()),
+        ("4711\n", 4711, ()),
+        ("4711;west\n", 4711, ()),
+        ("Submitted batch job 4711 on cluster west\n", 4711, ()),
+        ("job 99 is yours too\n\nSubmitted batch job 30\n", 30, ("job 99 is yours too",)),
+        ("Submitted batch job 30\n3 jobs are ahead\n7\n", 30, ("3 jobs are ahead", "7")),
+        ("12\nwelcome\n4711\n", 4711, ("12", "welcome")),
+        ("[site] Submitted batch job 30 (short)\n5\n", 30, ("5",)),
+        ("\x1b[32mSubmitted batch job 30\x1b[0m\r\n", 30, ()),
+        ("Submitted batch job 1\nSubmitted batch job 2\n", 2, ("Submitted batch job 1",)),
+    ],
+)
+def test_the_job_is_the_one_of_sbatchs_own_line_whatever_is_said_around_it(
+    answer: str, job_id: int, notes: tuple[str, ...]
+) -> None:
+    assert records.read_submission(answer) == records.Submission(job_id, notes)
+
+
+@pytest.mark.parametrize("answer", ["", "welcome\n", "job 99 waits\n", "12 jobs\n"])
+def test_an_answer_without_a_job_names_none(answer: str) -> None:
+    assert records.read_submission(answer) is None

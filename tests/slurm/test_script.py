@@ -299,6 +299,18 @@ def test_everything_that_cannot_be_written_is_told_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("spelling", ["clusters", "--clusters", "M", "-M", "cluster"])
+def test_a_cluster_that_sbatch_alone_would_know_is_refused(spelling: str) -> None:
+    with pytest.raises(InputError, match="export SLURM_CLUSTERS=NAME instead"):
+        script(with_cluster(sbatch={spelling: "gpu"}))
+
+
+@pytest.mark.parametrize("option", ["uid", "gid", "quiet"])
+def test_options_after_which_the_job_is_not_found_are_refused(option: str) -> None:
+    with pytest.raises(InputError, match=f"cluster.sbatch.{option}: "):
+        script(with_cluster(sbatch={option: "1000"}))
+
+
 @pytest.mark.parametrize(
     ("dialect", "expected"),
     [

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
+from hpc_llm.config.errors import InputError
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.slurm import client
-from hpc_llm.slurm.records import QueuedJob
-from hpc_llm.submission import backlog, backlog_pass, cluster, prerequisites, send
+from hpc_llm.slurm.records import QueuedJob, Submission
+from hpc_llm.submission import backlog, backlog_pass, cluster, prerequisites, report, send
 from hpc_llm.submission.arrays import JobScript
 from tests.configs import make_config, planned
 
@@ -34,7 +35,7 @@ class Slurm:
 
     def send(
         self, script: Path, *, name: str, work_dir: Path, options: Sequence[str] = (), **_: Any
-    ) -> int:
+    ) -> Submission:
         number = 12 + len({job.array_id for job in self.jobs})
         array = next((option for option in options if option.startswith("--array=")), "")
         first, _, last = array.removeprefix("--array=").partition("-")
@@ -47,7 +48,7 @@ class Slurm:
             )
             for task in tasks
         ]
-        return number
+        return Submission(number)
 
 
 @pytest.fixture
@@ -195,3 +196,63 @@ def test_what_waits_is_submitted_where_a_file_system_has_no_locks(
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert len(list(backlog_pass.go_on(tmp_path))) == 1
     assert slurm.jobs
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"SBATCH_CLUSTERS": "gpu"}, {"SBATCH_CLUSTERS": "gpu", "SLURM_CLUSTERS": "cpu"}],
+)
+def test_a_cluster_that_the_shell_names_for_sbatch_alone_is_refused(
+    environment: dict[str, str],
+) -> None:
+    with pytest.raises(InputError, match="export SLURM_CLUSTERS=gpu instead"):
+        cluster.with_site_defaults(make_config(), environment)
+
+
+@pytest.mark.parametrize("clusters", ["gpu,cpu", "all"])
+def test_jobs_of_a_root_live_in_one_cluster(clusters: str) -> None:
+    with pytest.raises(InputError, match="one cluster's name is expected"):
+        cluster.with_site_defaults(make_config(), {"SLURM_CLUSTERS": clusters})
+
+
+def test_a_cluster_that_all_commands_ask_is_right() -> None:
+    config = make_config()
+    environment = {"SLURM_CLUSTERS": "gpu", "SBATCH_CLUSTERS": "gpu"}
+    assert cluster.with_site_defaults(config, environment) == config
+
+
+def test_a_run_whose_job_lives_in_another_cluster_is_not_submitted_to_this_one(
+    tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CLUSTERS", "gpu")
+    runs = planned_runs(tmp_path, "one")
+    cluster.submit(runs, [])
+    monkeypatch.delenv("SLURM_CLUSTERS")
+    slurm.jobs = []
+    with pytest.raises(InputError, match=r"job 12 was submitted to another.*SLURM_CLUSTERS=gpu"):
+        cluster.submit(runs, [])
+    ledger.Ledger(runs[0].layout.ledger, "watchdog-1").write("cancelled")
+    assert cluster.submit(runs, []).jobs
+
+
+def test_what_sbatch_says_of_an_accepted_job_stands_below_it(
+    tmp_path: Path,
+    slurm: Slurm,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    note = "sbatch: note: moved to partition long"
+    accept = slurm.send
+
+    def send_with_note(*words: Any, **more: Any) -> Submission:
+        return dataclasses.replace(accept(*words, **more), notes=(note,))
+
+    monkeypatch.setattr(send, "send", send_with_note)
+    single = planned_runs(tmp_path, "one")
+    report.outcome(cluster.submit(single, []), single)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["submitted: job 12 (one)", f"  {note}"]
+    swept = planned_runs(tmp_path, "a", "b", sweep="s")
+    report.outcome(cluster.submit(swept, []), swept)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["submitted: array 13 (s), 2 runs", f"  {note}"]

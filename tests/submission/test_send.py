@@ -10,6 +10,7 @@ from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.runs import ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.story import read_story
+from hpc_llm.slurm.records import Submission
 from hpc_llm.submission import backlog, send
 
 
@@ -21,18 +22,18 @@ def test_a_task_that_begins_before_its_submission_is_noted_is_an_attempt_of_it(
     for run in runs:
         run.make_folders()
 
-    def sbatch(*_: object, **__: object) -> int:
+    def sbatch(*_: object, **__: object) -> Submission:
         for run in runs:
             ledger.Ledger(run.ledger, "supervisor-0001").write(
                 "started", attempt=1, checkpoint_step=0
             )
-        return 12
+        return Submission(12)
 
     monkeypatch.setattr(send, "send", sbatch)
     script = str(tmp_path / "sweep" / "job.sbatch")
     tasks = {number: str(run.path) for number, run in enumerate(runs)}
     waiting = backlog.Backlog(script, "sweep", tasks, None, "", ["-m"])
-    assert [number for number, _ in backlog.fill(waiting, ())] == [12]
+    assert [sent.number for sent in backlog.fill(waiting, ())] == [12]
     for run in runs:
         assert len(attempts_since_submission(read_story(run.ledger), 0)) == 1
     assert (

@@ -17,6 +17,7 @@ from hpc_llm.planning.data_facts import DataFacts
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.runs import freeze
 from hpc_llm.slurm import client
+from hpc_llm.slurm.records import Submission
 from hpc_llm.submission import cluster, examine, local, local_sweep, prerequisites, send
 
 NUM_RUNS = 50
@@ -49,7 +50,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Slurm that accepts everything, ranks that end at once, and data that is not prepared."""
     numbers = iter(range(12, 1000))
-    monkeypatch.setattr(send, "send", lambda *_, **__: next(numbers))
+    monkeypatch.setattr(send, "send", lambda *_, **__: Submission(next(numbers)))
     monkeypatch.setattr(client, "queued", list)
     monkeypatch.setattr(client, "config", dict)
     monkeypatch.setattr(cluster, "require_sbatch", lambda: None)
