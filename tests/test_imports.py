@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_llm.runs.freeze import snapshot_code
+from hpc_llm.runs import snapshot
 from tests.runs.machine import REPOSITORY, python
 
 # file → a line that breaks the contract of that name
@@ -106,9 +106,9 @@ def test_the_supervisor_starts_with_nothing_but_python(tmp_path: Path) -> None:
     """No site-packages, no checkout: the run's snapshot of the code, on a node outside any
     container.
     """
-    snapshot = snapshot_code(tmp_path)
+    made = snapshot.make(tmp_path)
     program = (
-        f"import json, sys; sys.path.insert(0, {str(snapshot)!r})\n"
+        f"import json, sys; sys.path.insert(0, {str(made)!r})\n"
         "import hpc_llm.supervise.supervisor\n"
         "print(json.dumps([getattr(module, '__file__', None) for module in sys.modules.values()]))"
     )
@@ -116,6 +116,6 @@ def test_the_supervisor_starts_with_nothing_but_python(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd="/", env={}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     files = [file for file in json.loads(done.stdout) if file is not None]
-    assert any(file.startswith(str(snapshot)) for file in files)
+    assert any(file.startswith(str(made)) for file in files)
     assert [file for file in files if "site-packages" in file] == []
     assert [file for file in files if file.startswith(str(REPOSITORY / "hpc_llm"))] == []

@@ -28,5 +28,5 @@ for optimizer in fused_adam fused_lion cpu_adam; do
     python -m hpc_llm.build "optim=$optimizer" cluster.device=cpu
 done
 python -m pytest -n 2 -m "not slurm" "$@"
-# Four clusters, each with its own nodes and ports: their runs wait for Slurm most of the time.
-exec python -m pytest -n 4 --dist load --maxschedchunk 1 -m slurm "$@"
+# Six clusters, each with its own nodes and ports: their runs wait for Slurm most of the time.
+exec python -m pytest -n 6 --dist load --maxschedchunk 1 -m slurm "$@"

@@ -21,12 +21,12 @@ from hpc_llm.planning.lengths import phases
 from hpc_llm.planning.memory import MemoryEstimate
 from hpc_llm.planning.mixture import Phase, begun
 from hpc_llm.planning.plan import RunPlan
+from hpc_llm.runs import snapshot
 from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
 from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.runs.story import read_story
 from hpc_llm.storage.files import fsync_directory, link_atomic, share_with_group, write_atomic
 
-PACKAGE = Path(__file__).resolve().parent.parent
 OTHER_CODE = "goes on with this version of hpc_llm, another one than before"
 _THREADS = 16  # waiting for fsync, most of the time
 
@@ -159,7 +159,7 @@ def freeze_all(runs: Sequence[PlannedRun]) -> list[Frozen]:
         for folder in dict.fromkeys((root, run.layout.path.parent, root / CODE_FOLDER)):
             make_folder(folder, run.config.run.group)
         if root not in snapshots:
-            snapshots[root] = snapshot_code(root)
+            snapshots[root] = snapshot.make(root)
     num_threads = min(_THREADS, max(1, len(runs)))
     with ThreadPoolExecutor(num_threads) as pool:
         tasks = [pool.submit(_freeze, run, snapshots[root_of(run.config)]) for run in runs]
@@ -186,14 +186,14 @@ def discard(runs: Iterable[Frozen]) -> None:
             shutil.rmtree(frozen.layout.path, ignore_errors=True)
 
 
-def _freeze(run: PlannedRun, snapshot: Path) -> Frozen:
+def _freeze(run: PlannedRun, code: Path) -> Frozen:
     layout = run.layout
     if layout.path.exists():
         if changed := [*differences(run.config, layout), *_other_data(run.plan, layout)]:
             raise InputError(conflict(layout, changed))
-        other_code = not layout.code.exists() or not layout.code.samefile(snapshot)
+        other_code = not layout.code.exists() or not layout.code.samefile(code)
         if other_code:
-            link_atomic(layout.code, _relative(snapshot, layout))
+            link_atomic(layout.code, _relative(code, layout))
         for path, text in _documents(layout, run).items():
             write_atomic(path, text)
         return Frozen(layout, False, other_code)
@@ -203,7 +203,7 @@ def _freeze(run: PlannedRun, snapshot: Path) -> Frozen:
     try:
         share_with_group(partial.path, run.config.run.group)
         partial.make_folders()
-        partial.code.symlink_to(_relative(snapshot, layout))
+        partial.code.symlink_to(_relative(code, layout))
         for path, text in _documents(partial, run).items():
             _write_durably(path, text)
         fsync_directory(partial.path)
@@ -211,14 +211,14 @@ def _freeze(run: PlannedRun, snapshot: Path) -> Frozen:
     except BaseException as error:
         shutil.rmtree(partial.path, ignore_errors=True)
         if isinstance(error, OSError) and layout.path.exists():
-            return _freeze(run, snapshot)  # another submission of the same run was faster
+            return _freeze(run, code)  # another submission of the same run was faster
         raise
     return Frozen(layout, new=True)
 
 
-def _relative(snapshot: Path, layout: RunLayout) -> str:
+def _relative(code: Path, layout: RunLayout) -> str:
     """As a root that is moved still has it."""
-    return os.path.relpath(snapshot, layout.path)
+    return os.path.relpath(code, layout.path)
 
 
 def _other_data(plan: RunPlan, layout: RunLayout) -> list[str]:
@@ -243,40 +243,6 @@ def conflict(layout: RunLayout, changed: list[str]) -> str:
         f"run.name={layout.name}: {layout.path} holds a run with another configuration "
         f"({shown}); give what it had, or choose another run.name, or remove that folder"
     )
-
-
-def snapshot_code(root: Path) -> Path:
-    """A copy of this package's source below `root`, one per content; made once, never changed."""
-    texts = _sources()
-    digest = hashlib.sha256()
-    for file, text in texts.items():
-        digest.update(f"{file}\0{len(text)}\0".encode() + text)
-    folder = root / CODE_FOLDER / digest.hexdigest()[:16]
-    if folder.exists():
-        return folder
-    # Other machines write here too, and process ids are a machine's own: the host tells them apart.
-    partial = folder.with_name(f"{folder.name}.partial-{os.uname().nodename}-{os.getpid()}")
-    try:
-        for file, text in texts.items():
-            target = partial / PACKAGE.name / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(text)
-        partial.rename(folder)
-    except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not folder.exists():  # else another submission of the same code was faster
-            raise
-    return folder
-
-
-def _sources() -> dict[Path, bytes]:
-    """This package's source by file, read once: what is hashed is what is copied."""
-    texts = {}
-    for path in PACKAGE.rglob("*.py"):
-        file = path.relative_to(PACKAGE)
-        if "conf" not in file.parts:
-            texts[file] = path.read_bytes()
-    return dict(sorted(texts.items()))
 
 
 def read_config(layout: RunLayout) -> RunConfig:

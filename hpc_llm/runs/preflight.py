@@ -29,7 +29,7 @@ def place_problems(config: RunConfig) -> list[str]:
     A dry run writes no probe file.
     """
     root = freeze.root_of(config)
-    problems = _root_problems(root)
+    problems = _root_problems(root, config.run.group)
     if not problems and not config.dry_run:
         problems = _probe_problems(root)
     if config.run.group is not None:
@@ -146,7 +146,7 @@ def _permanent(run: PlannedRun, saved: Callable[[RunLayout], Collection[int]]) -
     return max(0, run.plan.steps // every - written)
 
 
-def _root_problems(root: Path) -> list[str]:
+def _root_problems(root: Path, group: str | None) -> list[str]:
     existing = _existing(root)
     if existing == root and not root.is_dir():
         return [f"run.root={root}: a folder is expected, but this is a file"]
@@ -157,12 +157,36 @@ def _root_problems(root: Path) -> list[str]:
                 "run.root=…"
             )
         ]
-    if existing == root and root.stat().st_mode & stat.S_IWOTH:
-        return [
+    if existing == root and (problem := _writable_by_others(root, group)):
+        return [problem]
+    return []
+
+
+def _writable_by_others(root: Path, group: str | None) -> str | None:
+    """Why runs in `root` could be changed by others; None if they could not.
+
+    group: run.group, whose members may write to a root of theirs: they make runs of their own in
+    it, and nobody obeys another one's.
+    """
+    state = root.stat()
+    if state.st_mode & stat.S_IWOTH:
+        return (
             f"run.root={root}: is world-writable, so anybody could change your runs; "
             f"chmod o-w {root}, or choose another run.root"
-        ]
-    return []
+        )
+    if not state.st_mode & stat.S_IWGRP or _is_group(group, state.st_gid):
+        return None
+    return (
+        f"run.root={root}: its group can write to it, so others could change your runs; "
+        f"chmod g-w {root}, or name the group with run.group if its members are to run here too"
+    )
+
+
+def _is_group(name: str | None, number: int) -> bool:
+    try:
+        return name is not None and grp.getgrnam(name).gr_gid == number
+    except KeyError:
+        return False
 
 
 def _probe_problems(root: Path) -> list[str]:

@@ -34,7 +34,7 @@ def replacing(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f"{private_name(path.name)}.tmp")
     try:
-        with temporary.open("wb", buffering=buffering) as file:
+        with _created(temporary, buffering) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -43,6 +43,18 @@ def replacing(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def _created(path: Path, buffering: int) -> BinaryIO:
+    """A new file; what a process that was killed has left there, or a laid link, goes first.
+
+    Nothing is ever written through a link.
+    """
+    try:
+        return path.open("xb", buffering=buffering)
+    except FileExistsError:
+        path.unlink()
+        return path.open("xb", buffering=buffering)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -22,6 +22,7 @@ from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.slurm import client, own_jobs
 from hpc_llm.slurm.records import QueuedJob
 from hpc_llm.slurm.script import array_spec
+from hpc_llm.storage import trust
 from hpc_llm.storage.files import write_atomic
 from hpc_llm.submission import send
 
@@ -207,7 +208,11 @@ def forget(root: Path, runs: Sequence[PlannedRun]) -> None:
 
 def read_all(root: Path) -> Iterator[Backlog]:
     """What waits below `root`; a file that cannot be read is passed over with a line."""
-    for path in sorted(RootLayout(root).backlog.glob("*.json")):
+    folder = RootLayout(root).backlog
+    for path in sorted(folder.glob("*.json")):
+        if reason := trust.first_distrusted([folder, path]):
+            trust.passed_over(path, reason)
+            continue
         try:
             plain = json.loads(path.read_text())
             plain["tasks"] = {int(index): run for index, run in plain["tasks"].items()}

@@ -16,7 +16,8 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import DataConfig, RunConfig
 from hpc_llm.data import manifest
 from hpc_llm.preparation.workspace import Workspace
-from hpc_llm.runs import freeze
+from hpc_llm.runs import freeze, snapshot
+from hpc_llm.runs.layout import CODE_FOLDER
 from hpc_llm.slurm import client, own_jobs
 from hpc_llm.slurm.prepare_script import render_prepare_script
 from hpc_llm.storage.files import write_atomic, write_json
@@ -38,7 +39,7 @@ class Submitted:
 
 def script_text(config: RunConfig, directory: Path) -> str:
     """The batch script that would be written; nothing is written."""
-    code = freeze.root_of(config) / freeze.CODE_FOLDER / "<hash>"
+    code = freeze.root_of(config) / CODE_FOLDER / "<hash>"
     return _render(config, directory, directory.with_name(f"{directory.name}.partial-<hash>"), code)
 
 
@@ -98,7 +99,7 @@ def begin(config: RunConfig, directory: Path) -> Path:
     for folder in (root, _logs(directory)):
         freeze.make_folder(folder, config.run.group)
     write_json(work / _CONFIG, building.to_dict(config))
-    write_atomic(work / _SCRIPT, _render(config, directory, work, freeze.snapshot_code(root)))
+    write_atomic(work / _SCRIPT, _render(config, directory, work, snapshot.make(root)))
     return work / _SCRIPT
 
 

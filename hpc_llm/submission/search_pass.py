@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.slurm.client import SlurmError
+from hpc_llm.storage import trust
 from hpc_llm.storage.locks import Busy, locked
 from hpc_llm.submission import cluster, trials
 from hpc_llm.submission.examine import examine_all
@@ -19,7 +20,11 @@ def go_on(root: Path) -> Iterator[str]:
 
     A line for each search that got any, or could not.
     """
-    for path in sorted(RootLayout(root).searches.glob("*.json")):
+    folder = RootLayout(root).searches
+    for path in sorted(folder.glob("*.json")):
+        if reason := trust.first_distrusted([folder, path]):
+            trust.passed_over(path, reason)
+            continue
         try:
             with locked(path.with_suffix(".lock"), timeout_s=0):
                 yield from _next(read(path))

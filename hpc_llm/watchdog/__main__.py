@@ -27,8 +27,10 @@ def main(argv: list[str] | None = None) -> int:
 def _watch(argv: list[str]) -> int:
     given = _parser().parse_args(argv)
     from hpc_llm.runs import below
+    from hpc_llm.watchdog import owners
 
     below.require_root(given.root)
+    owners.require_safe_root(given.root)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from hpc_llm.runs import wake
     from hpc_llm.runs.layout import RootLayout

@@ -18,6 +18,7 @@ from hpc_llm.recovery.look import Seen
 from hpc_llm.recovery.policy import Action
 from hpc_llm.runs import event_names
 from hpc_llm.runs.layout import RootLayout
+from hpc_llm.storage import trust
 from hpc_llm.storage.files import write_atomic
 from hpc_llm.watchdog.census import COMPLETE, RunCache
 from hpc_llm.watchdog.delivery import deliver
@@ -64,6 +65,9 @@ def load(root: Path) -> Notifications:
     """
     here = RootLayout(root)
     for path in (here.told, here.census):  # watchdogs of earlier versions kept it in their census
+        if reason := trust.first_distrusted([path]):
+            trust.passed_over(path, reason)
+            continue
         try:
             text = path.read_text()
             plain = json.loads(text)

@@ -19,7 +19,7 @@ from hpc_llm.recovery.slurm_answers import SlurmQueue
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.storage.files import write_atomic
 from hpc_llm.storage.locks import held_by_us
-from hpc_llm.watchdog import census, halving, notifications
+from hpc_llm.watchdog import census, halving, notifications, owners
 from hpc_llm.watchdog.census import CachedRun, RunCache
 
 MANY_STARVED = 200
@@ -49,7 +49,10 @@ def _act(root: Path, queue: SlurmQueue, now: float) -> list[Seen]:
     cache = census.load(root)
     census.discover(root, cache)
     halving.record_rungs(root, cache)
-    records = dict(read_each(root, list(census.runs_to_read(root, cache, queue, now))))
+    read = dict(read_each(root, list(census.runs_to_read(root, cache, queue, now))))
+    records = owners.own(read)
+    for path in read.keys() - records.keys():
+        cache.runs[path] = CachedRun()  # looked at anew: its owner may mend it
     for path, record in records.items():
         if sweep := halving.halved_sweep(path, record):
             cache.halving.add(sweep)
@@ -97,7 +100,7 @@ def _exclude_from_pending(
         if starved:
             cache.starved_at = now
     waiting = {}
-    for path, record in read_each(root, paths):
+    for path, record in owners.own(dict(read_each(root, paths))).items():
         if queue.job_of(record, record.summary.address) is not None:
             waiting[path] = (record, path in starved)
     changes, answered = exclusion.exclude_from_pending(NodeExclusions(root), waiting)

@@ -104,7 +104,10 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_bit(root: Path) -> Non
     assert third.layout.attempts.joinpath("0003").exists() is False
 
 
-def test_hours_that_are_spent_stop_a_healthy_run_and_the_user_can_give_it_more(root: Path) -> None:
+def test_hours_that_are_spent_stop_a_healthy_run_and_the_user_can_give_it_more(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPC_LLM_PACE", str(root / "never"))  # leaves the cores to others
     words = (
         "train.duration=1000000steps",
         "checkpoint.every=1000000steps",

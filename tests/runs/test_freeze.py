@@ -20,7 +20,7 @@ from hpc_llm.config.building import build, chosen, field_types, section_class, t
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan, make_plan
-from hpc_llm.runs import freeze as module
+from hpc_llm.runs import snapshot
 from hpc_llm.runs.freeze import (
     freeze,
     freeze_all,
@@ -28,7 +28,6 @@ from hpc_llm.runs.freeze import (
     read_config,
     read_plan,
     run_name,
-    snapshot_code,
 )
 from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
 from hpc_llm.runs.ledger import Ledger
@@ -285,7 +284,7 @@ def test_a_plan_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("snapshot_first", [False, True])
 def test_a_full_disk_leaves_nothing(tmp_path: Path, snapshot_first: bool) -> None:
     if snapshot_first:
-        snapshot_code(tmp_path)
+        snapshot.make(tmp_path)
     before = content(tmp_path)
 
     def fill_up() -> str:
@@ -304,7 +303,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, snapshot_first: bool) -> Non
 
 
 def test_killed_at_any_moment_there_is_a_whole_run_or_none(tmp_path: Path) -> None:
-    snapshot_code(tmp_path)
+    snapshot.make(tmp_path)
     number = 0
     while killed_at(number, tmp_path, partial(frozen, tmp_path)):
         assert visible(tmp_path) == [] or read_config(RunLayout(tmp_path / "first")) == run(
@@ -318,11 +317,11 @@ def test_killed_at_any_moment_there_is_a_whole_run_or_none(tmp_path: Path) -> No
 
 
 def test_killed_at_any_moment_a_snapshot_is_whole_or_not_there(tmp_path: Path) -> None:
-    whole = content(snapshot_code(tmp_path / "whole"))
+    whole = content(snapshot.make(tmp_path / "whole"))
     root = tmp_path / "killed"
     kills = 0
     for number in range(0, 1000, 23):
-        if not killed_at(number, root, partial(snapshot_code, root)):
+        if not killed_at(number, root, partial(snapshot.make, root)):
             break
         kills += 1
         finished = [
@@ -330,7 +329,7 @@ def test_killed_at_any_moment_a_snapshot_is_whole_or_not_there(tmp_path: Path) -
         ]
         assert finished == []
     assert kills > 3
-    assert content(snapshot_code(root)) == whole
+    assert content(snapshot.make(root)) == whole
 
 
 def test_the_leavings_of_a_killed_process_are_in_nobodys_way(tmp_path: Path) -> None:
@@ -368,12 +367,12 @@ def test_of_processes_that_freeze_different_runs_under_one_name_one_wins(tmp_pat
 
 
 def test_the_snapshot_is_the_whole_source_and_nothing_else(tmp_path: Path) -> None:
-    snapshot = snapshot_code(tmp_path)
+    made = snapshot.make(tmp_path)
     package = REPOSITORY / "hpc_llm"
     source = {
         str(path.relative_to(REPOSITORY)): path.read_bytes() for path in package.rglob("*.py")
     }
-    assert {name: text for name, text in content(snapshot).items() if text is not False} == source
+    assert {name: text for name, text in content(made).items() if text is not False} == source
 
 
 def test_the_snapshot_runs_by_itself(tmp_path: Path) -> None:
@@ -394,10 +393,10 @@ def test_runs_of_a_root_share_one_snapshot(tmp_path: Path) -> None:
 
 
 def test_processes_that_snapshot_at_once_share_one(tmp_path: Path) -> None:
-    found = all_at_once(6, lambda _: str(snapshot_code(tmp_path)))
+    found = all_at_once(6, lambda _: str(snapshot.make(tmp_path)))
     assert len(set(found)) == 1
     assert [str(path) for path in (tmp_path / CODE_FOLDER).iterdir()] == found[:1]
-    assert content(Path(found[0])) == content(snapshot_code(tmp_path / "alone"))
+    assert content(Path(found[0])) == content(snapshot.make(tmp_path / "alone"))
 
 
 def test_editing_the_source_changes_no_frozen_run(
@@ -407,7 +406,7 @@ def test_editing_the_source_changes_no_frozen_run(
     shutil.copytree(
         REPOSITORY / "hpc_llm", package, ignore=shutil.ignore_patterns("conf", "__pycache__")
     )
-    monkeypatch.setattr(module, "PACKAGE", package)
+    monkeypatch.setattr(snapshot, "PACKAGE", package)
     layout = frozen(tmp_path / "runs")
     before = content(layout.code.resolve())
     (package / "train.py").write_text("raise SystemExit('edited')\n")
@@ -424,7 +423,7 @@ def test_a_run_that_is_submitted_again_has_the_code_that_wrote_its_files(
     shutil.copytree(
         REPOSITORY / "hpc_llm", package, ignore=shutil.ignore_patterns("conf", "__pycache__")
     )
-    monkeypatch.setattr(module, "PACKAGE", package)
+    monkeypatch.setattr(snapshot, "PACKAGE", package)
     config = run(tmp_path / "runs")
     runs = [planned(config)]
     ((first),) = freeze_all(runs)

@@ -17,7 +17,7 @@ from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.observations import JobAnswer
 from hpc_llm.recovery.policy import Action
 from hpc_llm.recovery.run_record import read_record
-from hpc_llm.runs import freeze, ledger
+from hpc_llm.runs import freeze, ledger, snapshot
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.slurm.records import JobLife
 from hpc_llm.storage.files import link_atomic, write_json
@@ -136,7 +136,7 @@ def test_a_watchdog_decides_about_it(
 
 def copied_script(layout: RunLayout) -> subprocess.CompletedProcess[str]:
     """What a copy of its job.sbatch runs, outside of Slurm, with today's code in its snapshot."""
-    link_atomic(layout.code, os.path.relpath(freeze.snapshot_code(layout.path.parent), layout.path))
+    link_atomic(layout.code, os.path.relpath(snapshot.make(layout.path.parent), layout.path))
     command = "python -m hpc_llm.launch.supervisor"
     assert f'exec {command} "$run_dir"' in layout.script.read_text()
     hidden = ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "PYTHONPATH")

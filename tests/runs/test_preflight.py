@@ -96,17 +96,32 @@ def test_a_dry_run_writes_no_probe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "refused"), [(0o777, True), (0o1777, True), (0o702, True), (0o775, False)]
+    ("mode", "why"),
+    [
+        (0o777, ["is world-writable"]),
+        (0o1777, ["is world-writable"]),
+        (0o702, ["is world-writable"]),
+        (0o775, ["its group can write to it"]),
+        (0o755, []),
+    ],
 )
-def test_a_root_that_anybody_may_write_is_refused(tmp_path: Path, mode: int, refused: bool) -> None:
+def test_a_root_that_others_may_write_is_refused(tmp_path: Path, mode: int, why: list[str]) -> None:
     root = tmp_path / "runs"
     root.mkdir()
     root.chmod(mode)
     found = preflight.problems(run(root))
-    assert [line.partition(",")[0] for line in found] == (
-        [f"run.root={root}: is world-writable"] if refused else []
-    )
+    assert [line.partition(",")[0] for line in found] == [f"run.root={root}: {w}" for w in why]
     assert preflight.problems(run(root / "mine")) == []  # a private folder in /tmp is fine
+
+
+def test_a_root_of_the_group_that_the_run_names_may_be_written_by_its_members(
+    tmp_path: Path,
+) -> None:
+    tmp_path.chmod(0o2770)
+    config = run(tmp_path)
+    mine = grp.getgrgid(os.getgid()).gr_name
+    assert len(preflight.problems(config)) == 1
+    assert preflight.problems(replace(config, run=replace(config.run, group=mine))) == []
 
 
 def test_ones_own_groups_are_allowed_and_no_others(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_pass_costs_two_calls_of_slurm_and_at_most_one_look_at_each_live_run(
     assert slurm.said == ["queued"]
     running = sum("heartbeats" in key for key in _COUNTED)
     assert running == 40
-    assert second <= 40 + 9, _COUNTED
+    assert second <= 40 + 10, _COUNTED  # one of them: who owns the outbox
     slurm.put("7003", "PREEMPTED")
     operations()
     assert [word for word in slurm.said if word.startswith(("queued", "lives"))] == [
