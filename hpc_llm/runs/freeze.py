@@ -22,7 +22,7 @@ from hpc_llm.planning.memory import MemoryEstimate
 from hpc_llm.planning.mixture import Phase, begun
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs import snapshot
-from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
+from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.runs.story import read_story
 from hpc_llm.storage.files import fsync_directory, link_atomic, share_with_group, write_atomic
@@ -156,7 +156,7 @@ def freeze_all(runs: Sequence[PlannedRun]) -> list[Frozen]:
     snapshots: dict[Path, Path] = {}
     for run in runs:
         root = root_of(run.config)
-        for folder in dict.fromkeys((root, run.layout.path.parent, root / CODE_FOLDER)):
+        for folder in dict.fromkeys((root, run.layout.path.parent, snapshot.home(root))):
             make_folder(folder, run.config.run.group)
         if root not in snapshots:
             snapshots[root] = snapshot.make(root)

@@ -29,7 +29,7 @@ def make(root: Path) -> Path:
     InputError if somebody else could have changed it.
     """
     texts = _sources(PACKAGE)
-    folder = root / CODE_FOLDER / _digest(texts)
+    folder = home(root) / _digest(texts)
     if not folder.exists():
         _write(folder, texts)
     _require_own(folder)
@@ -41,10 +41,22 @@ def make(root: Path) -> Path:
     return folder
 
 
+def home(root: Path) -> Path:
+    """The folder of this user's snapshots below `root`: in a root of several, one for each."""
+    first = root / CODE_FOLDER
+    try:
+        owner = first.stat().st_uid
+    except FileNotFoundError:
+        return first
+    if owner == os.geteuid():
+        return first
+    return root / f"{CODE_FOLDER}-{os.geteuid()}"
+
+
 def require_whole(folder: Path) -> None:
     """InputError unless the snapshot `folder` is as it was made, and nobody else can change it."""
     folder = folder.resolve()
-    if folder.parent.name != CODE_FOLDER:
+    if not folder.parent.name.startswith(CODE_FOLDER):
         return  # a run whose code its user has linked elsewhere
     _require_own(folder)
     if _digest(_sources(folder / PACKAGE.name)) != folder.name:

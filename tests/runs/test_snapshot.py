@@ -75,3 +75,12 @@ def test_one_that_another_user_laid_there_is_never_executed(tmp_path: Path, wher
     for check in (lambda: snapshot.make(tmp_path), lambda: snapshot.require_whole(made)):
         with pytest.raises(InputError, match="belongs to nobody"):
             check()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a file another user's")
+def test_in_a_root_of_several_users_each_has_snapshots_of_their_own(tmp_path: Path) -> None:
+    theirs = snapshot.make(tmp_path)
+    os.chown(theirs.parent, NOBODY, -1)
+    mine = snapshot.make(tmp_path)
+    assert mine != theirs
+    snapshot.require_whole(mine)
