@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]
 from hpc_llm.config.compose import compose
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan, make_plan
-from hpc_llm.runs.freeze import layout_for
+from hpc_llm.runs.identity import layout_for
 from hpc_llm.runs.planned import PlannedRun
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

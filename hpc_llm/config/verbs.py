@@ -26,12 +26,11 @@ def run(
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if hydra:
+        if hydra and wants_hydra(argv):
             from hpc_llm.config import hydra_help
 
-            if wants_hydra(argv):
-                hydra_help.answer_as_hydra(argv, f"python -m hpc_llm.{verb}")
-                return 0
+            hydra_help.answer_as_hydra(argv, f"python -m hpc_llm.{verb}")
+            return 0
         return command(argv)
     except InputError as error:
         if os.environ.get("HPC_LLM_DEBUG"):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.runs import freeze
+from hpc_llm.runs import identity
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.planned import PlannedRun
 
@@ -20,7 +20,7 @@ _PROBE_BYTES = 1 << 20
 
 def problems(config: RunConfig) -> list[str]:
     """Mistakes about where the run is to be stored: root, group, name, quota."""
-    return place_problems(config) or name_problems(config, freeze.layout_for(config))
+    return place_problems(config) or name_problems(config, identity.layout_for(config))
 
 
 def place_problems(config: RunConfig) -> list[str]:
@@ -28,7 +28,7 @@ def place_problems(config: RunConfig) -> list[str]:
 
     A dry run writes no probe file.
     """
-    root = freeze.root_of(config)
+    root = identity.root_of(config)
     problems = _root_problems(root, config.run.group)
     if not problems and not config.dry_run:
         problems = _probe_problems(root)
@@ -53,6 +53,8 @@ def name_problems(config: RunConfig, layout: RunLayout) -> list[str]:
                 "another run.name"
             )
         ]
+    from hpc_llm.runs import freeze  # a run that is new, and a dry run, compare themselves to none
+
     changed = freeze.differences(config, layout)
     if not changed:
         return []

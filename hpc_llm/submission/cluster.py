@@ -14,7 +14,7 @@ from typing import Any
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.runs import freeze
+from hpc_llm.runs import freeze, identity
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.slurm import client
@@ -124,7 +124,7 @@ def submit(runs: Sequence[PlannedRun], argv: list[str]) -> Outcome:
     directory that this call made is left, but for what Slurm accepted, or may have.
     """
     first = runs[0].config
-    root = freeze.root_of(first)
+    root = identity.root_of(first)
     require_sbatch()
     restrict_access(first.run.group)
     prerequisites.prepare(runs)
@@ -151,7 +151,7 @@ def submit(runs: Sequence[PlannedRun], argv: list[str]) -> Outcome:
 
 def _alone(config: RunConfig) -> contextlib.AbstractContextManager[None]:
     """One submission at a time below a root."""
-    root = freeze.root_of(config)
+    root = identity.root_of(config)
     freeze.make_folder(root, config.run.group)
     return one_at_a_time(
         RootLayout(root).submit_lock, f"run.root={root}: another submission is under way"

@@ -12,7 +12,7 @@ from pathlib import PurePath
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.recovery.ownership import is_of_run
-from hpc_llm.runs import freeze
+from hpc_llm.runs import identity
 from hpc_llm.runs.layout import RunLayout, SweepLayout
 from hpc_llm.runs.story import read_story
 from hpc_llm.slurm.records import QueuedJob
@@ -29,8 +29,8 @@ def problems(config: RunConfig, layout: RunLayout) -> list[str]:
     if not waits_for:
         return [
             f"run.depends_on={name}: no run or sweep of that name lies in "
-            f"{freeze.root_of(config)}; submit it first, or give its path below run.root (a run's "
-            "name, SWEEP or SWEEP/RUN)"
+            f"{identity.root_of(config)}; submit it first, or give its path below run.root (a "
+            "run's name, SWEEP or SWEEP/RUN)"
         ]
     if layout in waits_for:
         return [f"run.depends_on={name}: the run would wait for itself"]
@@ -39,7 +39,7 @@ def problems(config: RunConfig, layout: RunLayout) -> list[str]:
 
 def runs(config: RunConfig) -> list[RunLayout]:
     """The runs that run.depends_on names; none if it is not set."""
-    path = freeze.root_of(config) / str(config.run.depends_on)
+    path = identity.root_of(config) / str(config.run.depends_on)
     run = RunLayout(path)
     if run.config.exists():
         return [run]

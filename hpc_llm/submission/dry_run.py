@@ -9,7 +9,6 @@ from typing import Any
 from hpc_llm.config import verbs
 from hpc_llm.planning.render import render
 from hpc_llm.runs.planned import PlannedRun
-from hpc_llm.submission.arrays import divide
 
 _MOST_TASKS = 1001  # of an array, when Slurm is not asked: its default MaxArraySize
 
@@ -22,6 +21,8 @@ def show(runs: Sequence[PlannedRun]) -> None:
     first = runs[0].config
     scripts = []
     if first.cluster.launcher != "local":
+        from hpc_llm.submission.arrays import divide  # a plan has no scripts
+
         scripts = [script.text for script in divide(runs, _MOST_TASKS)]
     if first.json:
         verbs.print_json({"plans": plain_plans(runs), "scripts": scripts})

@@ -24,11 +24,10 @@ from hpc_llm.planning.choice import Saved
 from hpc_llm.planning.data_facts import DataFacts
 from hpc_llm.planning.experience import NONE, Experience
 from hpc_llm.planning.plan import RunPlan, make_plan
-from hpc_llm.runs import freeze, preflight
-from hpc_llm.runs.experience import Remembered
+from hpc_llm.runs import identity, preflight
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.planned import PlannedRun
-from hpc_llm.submission import dependency, machine
+from hpc_llm.submission import machine
 from hpc_llm.text import sources
 
 _MOST_PROBLEMS = 20  # lines that a person reads; a sweep can have thousands
@@ -71,7 +70,7 @@ def unplannable(config: RunConfig) -> list[str]:
     except InputError:
         data = None  # the matter of all runs that read it
     try:
-        _plan(config, freeze.layout_for(config), data)
+        _plan(config, identity.layout_for(config), data)
     except InputError as error:
         return list(error.problems)
     return []
@@ -116,7 +115,7 @@ class _Checks:
         """The run planned; InputError with everything that is wrong with it."""
         if problems := preflight.unknown_homes(config):
             raise InputError(problems)
-        return self._examine(config, freeze.layout_for(config))
+        return self._examine(config, identity.layout_for(config))
 
     def examine_again(self, run: PlannedRun) -> PlannedRun:
         """The run, planned again unless it was planned with the data that is there now."""
@@ -149,6 +148,8 @@ class _Checks:
             self._places[place] = preflight.place_problems(config)
         if problems := self._places[place]:
             return problems
+        from hpc_llm.submission import dependency  # it reads ledgers, which a dry run does not
+
         return preflight.name_problems(config, layout) + dependency.problems(config, layout)
 
     def _known_data(self, config: RunConfig) -> DataFacts | None:
@@ -265,4 +266,6 @@ def _experience(config: RunConfig, attention: str, compiled: bool) -> Experience
     root = RootLayout(Path(config.run.root).expanduser())
     if not os.path.isdir(root.experience):  # noqa: PTH112 – Path.is_dir raises where one may not look
         return NONE
+    from hpc_llm.runs.experience import Remembered  # only if a run has left some
+
     return Remembered(root, config, attention, compiled)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
@@ -63,6 +62,8 @@ def known(name: str, memory: int) -> str | None:
 
 def _gpus() -> list[tuple[str, int]]:
     """Name and memory in bytes of each GPU here; none where there is no driver."""
+    import subprocess  # a plan for a cluster starts no process
+
     try:
         done = subprocess.run(_QUERY, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

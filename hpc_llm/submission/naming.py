@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from hpc_llm.config.columns import Choice
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.runs.freeze import digest_of
+from hpc_llm.runs.identity import digest_of
 
 _MOST_CHARACTERS = 80
 

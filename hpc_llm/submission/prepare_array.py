@@ -16,7 +16,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import DataConfig, RunConfig
 from hpc_llm.data import manifest
 from hpc_llm.preparation.workspace import Workspace
-from hpc_llm.runs import freeze, snapshot
+from hpc_llm.runs import freeze, identity, snapshot
 from hpc_llm.runs.layout import CODE_FOLDER
 from hpc_llm.slurm import client, own_jobs
 from hpc_llm.slurm.prepare_script import render_prepare_script
@@ -39,7 +39,7 @@ class Submitted:
 
 def script_text(config: RunConfig, directory: Path) -> str:
     """The batch script that would be written; nothing is written."""
-    code = freeze.root_of(config) / CODE_FOLDER / "<hash>"
+    code = identity.root_of(config) / CODE_FOLDER / "<hash>"
     return _render(config, directory, directory.with_name(f"{directory.name}.partial-<hash>"), code)
 
 
@@ -95,7 +95,7 @@ def begin(config: RunConfig, directory: Path) -> Path:
 
     config = dataclasses.replace(config, data=_absolute(config.data, directory))
     work = pipeline.begin(config, directory).path
-    root = freeze.root_of(config)
+    root = identity.root_of(config)
     for folder in (root, _logs(directory)):
         freeze.make_folder(folder, config.run.group)
     write_json(work / _CONFIG, building.to_dict(config))

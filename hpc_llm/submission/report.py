@@ -10,7 +10,7 @@ from typing import TextIO
 from hpc_llm.config import verbs
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.runs import freeze
+from hpc_llm.runs import freeze, identity
 from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.storage import operators
 from hpc_llm.submission.cluster import Outcome
@@ -111,7 +111,7 @@ def _print_left(done: Outcome, num_runs: int) -> None:
 def _print_next(done: Outcome, runs: Sequence[PlannedRun]) -> None:
     first = runs[0].config
     numbers = [str(job.job_id) for job in done.jobs]
-    root = shlex.quote(str(freeze.root_of(first)))
+    root = shlex.quote(str(identity.root_of(first)))
     print("next:")
     if numbers:
         print(f"  squeue --jobs={','.join(numbers)}")

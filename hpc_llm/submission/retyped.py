@@ -10,7 +10,7 @@ from hpc_llm.config.building import changes, to_dict
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.config.search_space import ASKED
-from hpc_llm.runs.freeze import identity
+from hpc_llm.runs.identity import identity
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.submission.search_file import Search
 

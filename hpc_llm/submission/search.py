@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.config.search_space import compose_space
-from hpc_llm.runs import freeze
+from hpc_llm.runs import freeze, identity
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.storage.locks import one_at_a_time
 from hpc_llm.submission import retyped, sampler, trials
@@ -72,4 +72,4 @@ def _typed(argv: list[str], environment: Mapping[str, str]) -> tuple[Search, Run
             "run.name: missing; a search needs a name, for its trials come one after another"
         )
     site = {name: value for name, value in environment.items() if name.startswith("SBATCH_")}
-    return Search(sweep, freeze.root_of(first), space, argv, site, sys.executable), first
+    return Search(sweep, identity.root_of(first), space, argv, site, sys.executable), first

@@ -24,11 +24,10 @@ from hpc_llm.runs import snapshot
 from hpc_llm.runs.freeze import (
     freeze,
     freeze_all,
-    layout_for,
     read_config,
     read_plan,
-    run_name,
 )
+from hpc_llm.runs.identity import layout_for, run_name
 from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
 from hpc_llm.runs.ledger import Ledger
 from hpc_llm.storage.files import restrict_access

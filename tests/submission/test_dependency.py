@@ -11,7 +11,7 @@ import pytest
 from hpc_llm.config.building import to_dict
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.runs import freeze
+from hpc_llm.runs import identity
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Ledger
 from hpc_llm.slurm.records import QueuedJob
@@ -39,7 +39,7 @@ def other(root: Path, path: str, *jobs: str, complete: bool = False) -> RunLayou
 
 
 def problems(config: RunConfig) -> list[str]:
-    return dependency.problems(config, freeze.layout_for(config))
+    return dependency.problems(config, identity.layout_for(config))
 
 
 def queue(*addresses: str) -> list[QueuedJob]:
@@ -102,5 +102,5 @@ def test_in_the_foreground_it_must_be_complete(tmp_path: Path) -> None:
 def test_it_changes_where_a_run_stands_in_the_queue_and_not_what_it_learns(tmp_path: Path) -> None:
     plain = asking(tmp_path, None)
     waiting = asking(tmp_path, "first")
-    assert freeze.identity(plain) == freeze.identity(waiting)
+    assert identity.identity(plain) == identity.identity(waiting)
     assert len(list(group_by_shape([planned(plain), planned(waiting)], 10))) == 2

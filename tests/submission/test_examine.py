@@ -10,7 +10,7 @@ import pytest
 from hpc_llm.checkpoint import manifest
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.runs import freeze
+from hpc_llm.runs import identity
 from hpc_llm.submission import examine
 from tests.configs import make_config
 
@@ -22,7 +22,7 @@ def saved(root: Path, config: RunConfig, zero_stage: int) -> RunConfig:
     config = dataclasses.replace(
         config, run=dataclasses.replace(config.run, root=str(root), name="mine")
     )
-    folder = manifest.folder_of(freeze.layout_for(config).checkpoints, 11)
+    folder = manifest.folder_of(identity.layout_for(config).checkpoints, 11)
     folder.mkdir(parents=True)
     manifest.publish(folder, manifest.Manifest(11, 1, 1, 2, zero_stage, "bf16", "AdamW", {}, []))
     return config

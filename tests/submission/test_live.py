@@ -10,7 +10,7 @@ import pytest
 
 from hpc_llm.config.compose import compose
 from hpc_llm.planning.plan import make_plan
-from hpc_llm.runs import freeze, ledger
+from hpc_llm.runs import identity, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.submission.live import Show
 
@@ -45,7 +45,7 @@ def test_what_comes_next_is_said_in_the_users_own_words(
         "train.duration=8steps",
         "trackers=[tensorboard]",
     ]
-    layout = freeze.layout_for(compose(words))
+    layout = identity.layout_for(compose(words))
     layout.tensorboard.mkdir(parents=True)
     *_, pages, longer = said_at_the_end(capsys, layout, 0, words)
     assert shlex.split(pages) == [
@@ -60,7 +60,7 @@ def test_what_comes_next_is_said_in_the_users_own_words(
     config = compose(typed[3:])
     assert (config.model.name, config.train.duration) == ("mpt-125m", "16steps")
     assert config.run.name == ("first-16steps" if name else None)
-    assert not freeze.layout_for(config).path.exists()
+    assert not identity.layout_for(config).path.exists()
 
 
 def test_an_attempt_without_an_end_is_not_given_an_earlier_ones(

@@ -15,7 +15,7 @@ from hpc_llm import submit
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.data_facts import DataFacts
 from hpc_llm.planning.plan import make_plan
-from hpc_llm.runs import freeze
+from hpc_llm.runs import identity
 from hpc_llm.slurm import client
 from hpc_llm.slurm.records import Submission
 from hpc_llm.submission import cluster, examine, local, local_sweep, prerequisites, send
@@ -24,7 +24,7 @@ NUM_RUNS = 50
 SWEEP = (f"run.seed=range(0,{NUM_RUNS})", "-m")
 TINY = ("model.n_layers=1", "train.duration=4steps", "run.name=walk")
 FACTS = DataFacts("/data", 10**6, 10**5, 512, 4.0, {"stdlib": 10**6}, digests={"stdlib": "ab"})
-COUNTED = {"make_plan": make_plan, "layout_for": freeze.layout_for}
+COUNTED = {"make_plan": make_plan, "layout_for": identity.layout_for}
 
 
 @pytest.fixture
