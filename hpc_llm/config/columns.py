@@ -163,7 +163,7 @@ def compose_words(chosen: Sequence[str], words: Words) -> Composed:
     for word in chosen:
         name = word.lstrip("+~").partition("=")[0].partition("@")[0]
         lines.append(word if name in groups else force(word))
-    return hydra_seam.compose([*lines, search_path(words)])
+    return hydra_seam.compose([*lines, search_path(words)], words.config_dirs)
 
 
 def resolve(composed: Composed) -> RunConfig:

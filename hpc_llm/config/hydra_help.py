@@ -33,14 +33,16 @@ def answer_as_hydra(argv: Sequence[str], program: str) -> None:
     if line is not None:
         os.environ["COMP_LINE"] = as_one_program(line)
     own = Path.cwd() / "conf"
-    folders = []
+    folders = [CONF.resolve()]
+    flags = []
     if own.is_dir() and own.resolve() != CONF.resolve():
-        folders = ["--config-dir", str(own)]
+        folders.append(own)
+        flags = ["--config-dir", str(own)]
     known = [_known_to_hydra(word) for word in argv]
     asks_for_help = "--help" in argv or "-h" in argv
     spelt = hydra_seam.spelt(CONF.resolve()) if asks_for_help else {}
     try:
-        hydra_seam.answer(CONF.resolve(), program, [*folders, *known])
+        hydra_seam.answer(folders, program, [*flags, *known])
     finally:  # Hydra's help ends the program
         if asks_for_help:
             print(further_keys(building.flat(spelt)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser import types
@@ -18,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hpc_llm.config import yaml_files
 from hpc_llm.config.errors import InputError
 
 _CONFIG = "config"  # conf/config.yaml
@@ -140,12 +143,27 @@ def opened(folder: Path) -> Iterator[None]:
         yield
 
 
-def compose(overrides: Sequence[str]) -> Composed:
-    """What Hydra makes of the configuration and `overrides`; InputError in its words."""
+@contextmanager
+def _composing(folders: Sequence[Path]) -> Iterator[None]:
+    """Inside, what Hydra, its parsers or the files in `folders` raise is an InputError."""
     try:
-        tree = hydra_compose(_CONFIG, list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+        yield
+    except yaml.YAMLError as error:
+        raise InputError(yaml_files.no_yaml(error)) from error
+    except UnicodeDecodeError as error:  # it does not name the file
+        raise InputError(yaml_files.not_utf8(folders)) from error
+    except RecursionError as error:
+        raise InputError("defaults: presets name each other in a circle; break it") from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise InputError(_one_line(error)) from error
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
+def compose(overrides: Sequence[str], folders: Sequence[Path]) -> Composed:
+    """What Hydra makes of the configuration and `overrides`; InputError in its words."""
+    with _composing(folders):
+        tree = hydra_compose(_CONFIG, list(overrides))
     OmegaConf.set_struct(tree, False)
     return Composed(tree)
 
@@ -170,15 +188,30 @@ def spelt(folder: Path) -> dict[str, Any]:
     return plain
 
 
-def answer(folder: Path, program: str, argv: Sequence[str]) -> None:
-    """Let Hydra answer --cfg, --help, --hydra-help, --info or --shell-completion in `argv`."""
+def answer(folders: Sequence[Path], program: str, argv: Sequence[str]) -> None:
+    """Let Hydra answer --cfg, --help, --hydra-help, --info or --shell-completion in `argv`.
+
+    InputError as `compose`.
+    """
 
     def nothing(config: Any) -> None: ...
 
     nothing.__module__ = program.rpartition(" ")[2]  # --help names the program after it
     sys.argv = [program, *argv]
-    hydra.main(version_base=_VERSION, config_path=str(folder), config_name=_CONFIG)(nothing)()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised, not printed
+    with _composing(folders):
+        hydra.main(version_base=_VERSION, config_path=str(folders[0]), config_name=_CONFIG)(
+            nothing
+        )()
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _one_line(error: BaseException) -> str:
+    """What an error says, or the one behind it: the key first, and no list of all folders."""
+    text = " ".join(str(error).split()).partition(" Config search path: ")[0]
+    why, _, key = text.partition(" full_key: ")
+    if key:
+        return f"{key.split()[0]}: {why}"
+    if why:
+        return why
+    behind = error.__cause__ or error.__context__
+    return _one_line(behind) if behind else type(error).__name__

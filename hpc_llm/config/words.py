@@ -102,6 +102,8 @@ def groups_of(directories: list[Path]) -> dict[str, set[str]]:
     options: dict[str, set[str]] = {}
     for directory in directories:
         for path in directory.glob("*/*.yaml"):
+            if not path.is_file():
+                continue
             options.setdefault(path.parent.name, set()).add(path.stem)
     return options
 
