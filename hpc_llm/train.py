@@ -34,6 +34,7 @@ from hpc_llm.runs.story import read_story
 from hpc_llm.slurm import environment
 from hpc_llm.slurm.environment import RankEnvironment
 from hpc_llm.storage.files import restrict_access
+from hpc_llm.storage.limits import allow_open_files
 from hpc_llm.storage.parent import die_with_parent
 from hpc_llm.training import allocator
 from hpc_llm.training.attempt import Attempt
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     if _on_a_cpu(layout):
         allocator.restart_with_tcmalloc()
     faulthandler.enable()
+    allow_open_files()
     given = orders.read(os.environ)
     stop = StopFlag(hold_on_sigterm=given.hold)
     if given.supervisor is not None:

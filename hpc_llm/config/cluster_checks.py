@@ -22,13 +22,14 @@ SLURM_ONLY = (
     "setup",
     "wrapper",
     "sbatch",
+    "srun",
     "gpu_request",
     "signal_lead_s",
 )
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 _MEMORY = re.compile(r"\d+([KMGT]B?)?")
-_GPU_REQUEST = re.compile(r"none|gpus-per-node|gres(:[A-Za-z0-9_.-]+)?")
+_GPU_REQUEST = re.compile(r"none|(gpus-per-node|gres)(:[A-Za-z0-9_.-]+)?")
 
 
 def problems(config: RunConfig) -> Iterator[str]:
@@ -41,6 +42,7 @@ def problems(config: RunConfig) -> Iterator[str]:
             "all of a node's"
         )
     yield from gpu_request_problems(cluster)
+    yield from _threads(cluster)
     yield from _kind_of_run(config)
     if cluster.launcher == "local":
         yield from _without_slurm(config)
@@ -50,8 +52,8 @@ def gpu_request_problems(cluster: ClusterConfig) -> Iterator[str]:
     """A way to ask for GPUs that no site has."""
     if not _GPU_REQUEST.fullmatch(cluster.gpu_request):
         yield (
-            f"cluster.gpu_request={cluster.gpu_request!r}: gpus-per-node, gres, gres:TYPE (for "
-            "example gres:a100) or none"
+            f"cluster.gpu_request={cluster.gpu_request!r}: gpus-per-node, gres, either with "
+            "Slurm's word for the type (gpus-per-node:h100, gres:a100), or none"
         )
 
 
@@ -70,6 +72,17 @@ def _exports(cluster: ClusterConfig) -> Iterator[str]:
                 f"cluster.exports.{name}: no secret is written to a file; export it in the "
                 "shell you submit from"
             )
+
+
+def _threads(cluster: ClusterConfig) -> Iterator[str]:
+    """More threads than CPUs, on which they would only wait for one another."""
+    if cluster.threads_per_rank is None or cluster.cpus_per_gpu is None:
+        return
+    if cluster.threads_per_rank > cluster.cpus_per_gpu:
+        yield (
+            f"cluster.threads_per_rank={cluster.threads_per_rank}: at most "
+            f"cluster.cpus_per_gpu={cluster.cpus_per_gpu}, the CPUs that a rank gets"
+        )
 
 
 def _kind_of_run(config: RunConfig) -> Iterator[str]:

@@ -18,6 +18,12 @@ from hpc_llm.config.hydra_seam import Composed, Override
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.config.words import Words, force, groups_of, search_path
 
+# Keys whose value may be one of Slurm's lists.
+_SLURM_LISTS = tuple(
+    f"cluster.{key}"
+    for key in ("partition", "account", "qos", "constraint", "exclude", "reservation")
+)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -75,8 +81,16 @@ def _words_of(override: Override, words: Words) -> list[str]:
     if not override.is_sweep:
         return [override.text]
     if not words.multirun:
-        raise InputError(f"{override.text}: several values are a sweep; {words.remedy}")
+        raise InputError(f"{override.text}: several values are a sweep; {_remedy(override, words)}")
     return [f"{override.element}={value}" for value in override.sweep_values()]
+
+
+def _remedy(override: Override, words: Words) -> str:
+    """What to type instead, where the comma may be part of one value: Slurm takes lists."""
+    if override.key not in _SLURM_LISTS:
+        return words.remedy
+    value = ",".join(override.sweep_values())
+    return f"for one list of Slurm's type \"{override.key}='{value}'\"; for a sweep {words.remedy}"
 
 
 def compose_columns(columns: Sequence[Column], words: Words) -> list[Choice]:

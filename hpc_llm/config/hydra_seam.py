@@ -91,7 +91,7 @@ def parse(word: str, groups: Mapping[str, set[str]]) -> Override:
     except HydraException:
         raise InputError(
             f"{word!r}: key=value is expected, in Hydra's override syntax (quote values with "
-            "spaces)"
+            "spaces, commas or brackets: \"key='a, b'\")"
         ) from None
     parsed.config_loader = _Presets(groups)  # type: ignore[assignment]
     return Override(parsed)

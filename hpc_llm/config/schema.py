@@ -226,9 +226,11 @@ class ClusterConfig:
     constraint: str | None = None
     exclude: str | None = None
     reservation: str | None = None
-    gpu_request: str = "gpus-per-node"  # the site's dialect: gpus-per-node, gres, gres:TYPE, none
+    # The site's dialect: gpus-per-node, gpus-per-node:TYPE, gres, gres:TYPE, none.
+    gpu_request: str = "gpus-per-node"
+    # CPUs of a rank; null: those that Slurm gives the job on a node ÷ its ranks there.
     cpus_per_gpu: int | None = None
-    # OMP threads; null: cpus_per_gpu, or cores of a node ÷ ranks on it.
+    # OMP threads, at most the rank's CPUs; null: as many as these.
     threads_per_rank: int | None = None
     mem: str | None = None  # per node, Slurm's spelling; "0" is all; null requests none
     time_min: int | None = None  # wall-clock limit of one job, minutes
@@ -241,6 +243,8 @@ class ClusterConfig:
     wrapper: list[str] = field(default_factory=list)
     # Further sbatch options: comment, switches, …
     sbatch: dict[str, str] = field(default_factory=dict)
+    # Further options of the srun that starts the ranks: mpi, cpu-bind, container-image, …
+    srun: dict[str, str] = field(default_factory=dict)
     python: str | None = None  # interpreter of the job; null: the one that submits it
 
     @property

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import ClusterConfig
+from hpc_llm.slurm.option_names import SBATCH, is_pyxis, misspelt
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./,:=@%+*&|()\[\]-]+")
 _EATEN = re.compile("packjob|hetjob", re.IGNORECASE)
@@ -46,7 +47,6 @@ KEY_OF = {
     "export": "cluster.exports",
 }
 RESERVED = {
-    "requeue",
     "no-requeue",
     "open-mode",
     "wrap",
@@ -97,18 +97,42 @@ def directive(option: Option) -> str:
     return f'#SBATCH --{option.name}="{value}"'
 
 
+# What a job may be given besides the values that have a key of their own.
+_ALLOWED = {"requeue": ("expedite",), "export": ("NONE", "NIL")}
+
+
 def check_extras(cluster: ClusterConfig) -> Iterator[str]:
     """Problems with the names in cluster.sbatch."""
-    for name in cluster.sbatch:
+    for name, value in cluster.sbatch.items():
         key = KEY_OF.get(name)
         plain = name.lstrip("-").replace("_", "-")
         elsewhere = _ELSEWHERE.get(_SPELLINGS.get(plain, plain))
+        meant = misspelt(name, SBATCH)
+        if value in _ALLOWED.get(name, ()):
+            continue
         if elsewhere is not None:
             yield f"cluster.sbatch.{name}: {elsewhere}"
         elif not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             yield (
                 f"cluster.sbatch.{name}: an sbatch option's long name, without dashes before "
                 "it, for example comment"
+            )
+        elif is_pyxis(name):
+            yield (
+                f"cluster.sbatch.{name}: would put the batch script itself into the container, "
+                f"where there is no srun; give it as cluster.srun={{{name}: …}}"
+            )
+        elif meant is not None:
+            yield f"cluster.sbatch.{name}: sbatch has no such option; did you mean {meant}?"
+        elif name == "requeue":
+            yield (
+                f"cluster.sbatch.requeue={value}: expedite, or leave it out: jobs are always "
+                "submitted with --requeue"
+            )
+        elif name == "export":
+            yield (
+                f"cluster.sbatch.export={value}: NONE or NIL; variables of your own are "
+                "cluster.exports"
             )
         elif name in RESERVED:
             yield f"cluster.sbatch.{name}: hpc_llm sets this option itself; leave it out"

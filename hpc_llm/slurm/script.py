@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from hpc_llm.config.cluster_checks import gpu_request_problems, variable_problems
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import ClusterConfig, RunConfig
+from hpc_llm.slurm import step_checks
 from hpc_llm.slurm.directives import Option, check_extras, directive, has_control_characters
+from hpc_llm.slurm.gpus import gpu_option
 
 SIGNAL = "USR2"  # NCCL takes USR1
 # Exit status of supervise.successor in a job that has nothing to do (EX_TEMPFAIL).
@@ -82,7 +84,9 @@ def options(
         yield Option("array", array_spec(indices, cluster.array_throttle))
     yield Option("nodes", str(cluster.nodes + cluster.spare_nodes))
     yield Option("ntasks-per-node", str(cluster.gpus_per_node))  # one task per GPU
-    yield from _gpus(cluster)
+    gpus = gpu_option(cluster, cluster.gpus_per_node)
+    if gpus is not None:
+        yield Option(*gpus)
     if cluster.cpus_per_gpu is not None:
         yield Option("cpus-per-task", str(cluster.cpus_per_gpu))
     if cluster.mem is not None:
@@ -90,7 +94,8 @@ def options(
     if cluster.time_min is not None:
         yield Option("time", time_limit(cluster.time_min))
         yield Option("signal", f"B:{SIGNAL}@{cluster.signal_lead_s}")
-    yield Option("requeue")  # the site's JobRequeue may be 0
+    # The site's JobRequeue may be 0.
+    yield Option("requeue", cluster.sbatch.get("requeue"), "cluster.sbatch.requeue")
     yield Option("open-mode", "append")  # or a requeue truncates the log
     # Slurm's own log. The tasks of an array write into their runs' folders and share one file for
     # errors before that. A literal % is doubled: Slurm expands patterns in this option, not in
@@ -129,20 +134,12 @@ def _extras(cluster: ClusterConfig) -> Iterator[Option]:
     """The options of cluster.sbatch; `false` leaves one out, and `true` gives it no value."""
     for name, value in cluster.sbatch.items():
         key = f"cluster.sbatch.{name}"
+        if name == "requeue":
+            continue  # it stands further up
         if value in ("", "true"):
             yield Option(name, None, key)
         elif value != "false":
             yield Option(name, value, key)
-
-
-def _gpus(cluster: ClusterConfig) -> Iterator[Option]:
-    """The site's dialect. A type is Slurm's own word (gres.conf), not cluster.gpu."""
-    dialect, _, kind = cluster.gpu_request.partition(":")
-    if dialect == "gpus-per-node":
-        yield Option("gpus-per-node", str(cluster.gpus_per_node))
-    elif dialect == "gres":
-        model = f"gpu:{kind}" if kind else "gpu"
-        yield Option("gres", f"{model}:{cluster.gpus_per_node}")
 
 
 def time_limit(minutes: int) -> str:
@@ -206,6 +203,7 @@ def _body(
 
 def _problems(cluster: ClusterConfig, paths: list[str]) -> Iterator[str]:
     yield from check_extras(cluster)
+    yield from step_checks.problems(cluster)
     yield from gpu_request_problems(cluster)
     yield from variable_problems(cluster)
     for name, value in cluster.exports.items():

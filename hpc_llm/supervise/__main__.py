@@ -31,7 +31,7 @@ def _place(cluster: ClusterConfig) -> Place:
     """The allocation, if this process is its batch shell; else this machine."""
     in_slurm = "SLURM_JOB_ID" in os.environ and "SLURM_JOB_NODELIST" in os.environ
     if in_slurm and cluster.launcher == "slurm":
-        return SlurmPlace(dict(os.environ), cluster.nodes)
+        return SlurmPlace(dict(os.environ), cluster)
     return LocalPlace()
 
 

@@ -109,8 +109,7 @@ class RunAttempt:
             log=lambda rank: self.layout.rank_log(self.number, rank),
         )
 
-    def _threads_per_rank(self, place: Place) -> int:
+    def _threads_per_rank(self, place: Place) -> int | None:
         cluster = self.config.cluster
         ranks_here = self.plan.world_size // max(1, len(place.hosts))
-        cores = len(os.sched_getaffinity(0)) // ranks_here
-        return cluster.threads_per_rank or cluster.cpus_per_gpu or max(1, cores)
+        return cluster.threads_per_rank or place.cpus_per_rank(ranks_here)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ class Place(ABC):
     @abstractmethod
     def dump_stacks(self, run_dir: Path, output: Path) -> None:
         """Write where all ranks are stuck, if py-spy is installed; takes seconds, never fails."""
+
+    def cpus_per_rank(self, ranks_per_node: int) -> int | None:
+        """CPUs of each of so many ranks on a node; None if that is not known."""
+        return max(1, len(os.sched_getaffinity(0)) // ranks_per_node)
 
     def enough_without(self, nodes: Collection[str]) -> bool:
         """Whether its remaining nodes suffice without these."""
@@ -110,7 +114,9 @@ class LocalPlace(Place):
         run_stacks([], run_dir, output)
 
 
-def run_stacks(launcher: list[str], run_dir: Path, output: Path) -> None:
+def run_stacks(
+    launcher: list[str], run_dir: Path, output: Path, environment: Mapping[str, str] | None = None
+) -> None:
     """Append the stacks of the run's ranks to `output`; `launcher` starts that on their nodes.
 
     Uses this interpreter on the bare node: from there py-spy sees into containers, but from inside
@@ -118,7 +124,14 @@ def run_stacks(launcher: list[str], run_dir: Path, output: Path) -> None:
     """
     command = [*launcher, sys.executable, "-m", "hpc_llm.supervise.stacks", str(run_dir)]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired), output.open("ab") as file:
-        subprocess.run(command, stdout=file, stderr=file, timeout=STACKS_TIMEOUT_S, check=False)
+        subprocess.run(
+            command,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            timeout=STACKS_TIMEOUT_S,
+            check=False,
+        )
 
 
 def pick_port(key: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import time
@@ -11,11 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hpc_llm.config.schema import ClusterConfig
 from hpc_llm.runs.attempts import Fence
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Ledger
 from hpc_llm.runs.orders import ExitCode
-from hpc_llm.slurm import client
+from hpc_llm.slurm import client, step
+from hpc_llm.slurm.step import Grant, StepRequest
 from hpc_llm.storage.patience import patiently
 from hpc_llm.supervise import successor
 from hpc_llm.supervise.place import Place, pick_port, run_stacks
@@ -28,7 +31,7 @@ AGAIN_S = 2.0  # while name service and slurmctld are both down
 
 
 class SlurmPlace(Place):
-    """The allocation whose batch shell is this process: `num_nodes` for ranks, and spare nodes.
+    """The allocation whose batch shell is this process: cluster.nodes for ranks, and spare nodes.
 
     No lock: a supervisor whose node Slurm considers dead may live on and hold it. The fence decides
     (runs.attempts).
@@ -37,7 +40,10 @@ class SlurmPlace(Place):
     exclusive = False
     parental = False
 
-    def __init__(self, environment: dict[str, str], num_nodes: int) -> None:
+    def __init__(self, environment: dict[str, str], cluster: ClusterConfig) -> None:
+        num_nodes = cluster.nodes
+        self._cluster = cluster
+        self._grant = Grant.of(environment)
         self.job = client.own_address(environment)
         self._job_name = environment.get("SLURM_JOB_NAME")
         self._usable = client.hostnames(environment["SLURM_JOB_NODELIST"])
@@ -74,22 +80,17 @@ class SlurmPlace(Place):
         )
 
     def _srun_options(self, spec: StepSpec) -> list[str]:
-        return [
-            "--overlap",
-            f"--nodes={len(self.hosts)}",
-            f"--ntasks={spec.world_size}",
-            f"--ntasks-per-node={spec.world_size // len(self.hosts)}",
-            f"--nodelist={','.join(self.hosts)}",
-            "--distribution=block",
-            f"--cpus-per-task={spec.threads_per_rank}",
-            "--kill-on-bad-exit=1",
-            "--wait=60",
-            "--export=ALL",
-            "--mem=0",  # all of the job's, also while Slurm counts it for a step that is over
-            f"--output={spec.log(0).parent}/rank-%4t.log",
-            "--open-mode=append",
-            "--input=none",
-        ]
+        ranks_per_node = spec.world_size // len(self.hosts)
+        request = StepRequest(
+            self.hosts,
+            spec.world_size,
+            self.cpus_per_rank(ranks_per_node),
+            f"{spec.log(0).parent}/rank-%4t.log",
+        )
+        return step.srun_options(self._cluster, request, self._grant)
+
+    def cpus_per_rank(self, ranks_per_node: int) -> int | None:
+        return step.cpus_per_rank(self._cluster, self._grant, ranks_per_node)
 
     def master_address(self) -> str:
         """Address of the first rank's node, or its name if the address cannot be found out.
@@ -152,8 +153,9 @@ class SlurmPlace(Place):
             f"--nodelist={','.join(self.hosts)}",
             "--ntasks-per-node=1",
         ]
-        srun = ["srun", "--overlap", *nodes, "--mem=0", "--input=none", "--label"]
-        run_stacks(srun, run_dir, output)
+        memory = step.memory_option(self._cluster)
+        srun = ["srun", "--overlap", *nodes, *memory, "--input=none", "--label"]
+        run_stacks(srun, run_dir, output, step.clean_environment(os.environ))
 
     def is_final_signal(self, number: int) -> bool:
         return number == signal.SIGTERM

@@ -13,6 +13,7 @@ from hpc_llm.recovery.causes import origin
 from hpc_llm.runs.attempts import Fenced
 from hpc_llm.runs.orders import ExitCode
 from hpc_llm.slurm import srun
+from hpc_llm.slurm.step import clean_environment
 from hpc_llm.supervise.steps import (
     AFTER_ABORT_S,
     AFTER_FAILURE_S,
@@ -55,8 +56,9 @@ class SrunStep:
         self._log = log
         self._printed = b""
         self._deadline: float | None = None
+        command = ["srun", *options, "--", *spec.command]
         self._start = lambda: start_process(
-            spec, ["srun", *options, "--", *spec.command], place, None
+            spec, command, place, None, clean_environment(os.environ)
         )
         self._began = time.monotonic()
         self._asked = False  # whether the ranks were asked or made to end

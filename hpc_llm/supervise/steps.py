@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,18 +24,22 @@ AFTER_STOP_S = 120.0  # from the first rank that exits as asked to the last
 AFTER_ABORT_S = 5.0  # for hung ranks to write their stacks
 # To ranks: save and exit. SIGTERM is Slurm's: save and wait to be killed.
 STOP_SIGNAL = signal.SIGUSR2
+_THREAD_NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC)
 
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What every rank of a step runs. `environment` is added to this process's own."""
+    """What every rank of a step runs. `environment` is added to this process's own.
+
+    threads_per_rank: for OpenMP and MKL; None leaves it to them.
+    """
 
     command: list[str]
     directory: Path
     environment: dict[str, str]
     world_size: int
-    threads_per_rank: int
+    threads_per_rank: int | None
     log: Callable[[int], Path]  # rank → file
 
 
@@ -100,16 +104,25 @@ def failed_start(spec: StepSpec, error: OSError) -> StepEnd:
 
 
 def start_process(
-    spec: StepSpec, command: list[str], place: dict[str, str], log: Path | None
+    spec: StepSpec,
+    command: list[str],
+    place: dict[str, str],
+    log: Path | None,
+    inherited: Mapping[str, str] = os.environ,
 ) -> subprocess.Popen[bytes]:
-    """A process whose output goes to `log`, or to a pipe; `place` is added to its environment."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(spec.threads_per_rank))
+    """A process whose output goes to `log`, or to a pipe.
+
+    Its environment is the `inherited` one, with the step's own and `place`.
+    """
+    threads = {}
+    if spec.threads_per_rank is not None:
+        threads = dict.fromkeys(_THREAD_NUMBERS, str(spec.threads_per_rank))
     with contextlib.ExitStack() as stack:
         output = subprocess.PIPE if log is None else stack.enter_context(log.open("ab"))
         return subprocess.Popen(
             command,
             cwd=spec.directory,
-            env={**os.environ, **threads, "PYTHONUNBUFFERED": "1", **spec.environment, **place},
+            env={**inherited, **threads, "PYTHONUNBUFFERED": "1", **spec.environment, **place},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -114,13 +114,23 @@ def _sent_before(record: RunRecord, queue: SlurmQueue, own: str) -> str | None:
 def _submit(record: RunRecord, own: str, exclusion: Exclusion | None) -> str:
     """Address of a new job that waits for the end of `own`."""
     task = _task(own)
-    options = [f"--dependency=afterany:{own}", f"--export=ALL,{AFTER}={own}"]
+    options = [f"--dependency=afterany:{own}", *_environment(record, f"{AFTER}={own}")]
     if task:
         options.append(f"--array={task}")
     if exclusion is not None and exclusion.node_list:
         options.append(f"--exclude={exclusion.node_list}")
     number = client.submit(record.layout.script, *options)
     return f"{number}_{task}" if task else str(number)
+
+
+def _environment(record: RunRecord, variable: str) -> list[str]:
+    """Options that give a job `variable` beside what cluster.sbatch.export leaves it."""
+    export = record.config.cluster.sbatch.get("export")
+    if export is None:
+        return [f"--export=ALL,{variable}"]
+    # A list of variables passes on nothing else, like NIL; NONE also reads the login's start-up
+    # files.
+    return [f"--export={variable}", *(["--get-user-env"] if export == "NONE" else [])]
 
 
 def _task(address: str) -> str:

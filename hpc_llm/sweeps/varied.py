@@ -38,6 +38,7 @@ _NO_TREATMENT = {
     "cluster.spare_nodes",
     "cluster.mem",
     "cluster.sbatch",
+    "cluster.srun",
     "cluster.time_min",
     "cluster.signal_lead_s",
     "cluster.array_throttle",

@@ -179,11 +179,20 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ],
     ),
     (
+        ["cluster.threads_per_rank=20", CLUSTER],
+        [
+            (
+                "cluster.threads_per_rank=20: at most cluster.cpus_per_gpu=16, the CPUs that a "
+                "rank gets"
+            )
+        ],
+    ),
+    (
         ["cluster.gpu_request=gpus", CLUSTER],
         [
             (
-                "cluster.gpu_request='gpus': gpus-per-node, gres, gres:TYPE (for example "
-                "gres:a100) or none"
+                "cluster.gpu_request='gpus': gpus-per-node, gres, either with Slurm's "
+                "word for the type (gpus-per-node:h100, gres:a100), or none"
             )
         ],
     ),
@@ -191,8 +200,8 @@ BROKEN: list[tuple[list[str], list[str]]] = [
         ["cluster.gpu_request='gres:a100 --uid=0'", CLUSTER],
         [
             (
-                "cluster.gpu_request='gres:a100 --uid=0': gpus-per-node, gres, gres:TYPE (for "
-                "example gres:a100) or none"
+                "cluster.gpu_request='gres:a100 --uid=0': gpus-per-node, gres, "
+                "either with Slurm's word for the type (gpus-per-node:h100, gres:a100), or none"
             )
         ],
     ),

@@ -317,6 +317,7 @@ def test_options_after_which_the_job_is_not_found_are_refused(option: str) -> No
         ("gpus-per-node", {"gpus-per-node": "2"}),
         ("gres", {"gres": "gpu:2"}),
         ("gres:a100", {"gres": "gpu:a100:2"}),
+        ("gpus-per-node:h100", {"gpus-per-node": "h100:2"}),
         ("none", {}),
     ],
 )
@@ -348,6 +349,64 @@ def test_spare_nodes_are_asked_for_and_the_job_outlives_a_node() -> None:
     assert "#SBATCH --no-kill" not in script(
         planned("+cluster=a100x64", "train.global_batch=64"), run_dir="/r/x"
     )
+
+
+@pytest.mark.parametrize("name", ["NONE", "NIL"])
+def test_a_job_may_leave_the_shell_that_submits_it_behind(name: str) -> None:
+    assert options(script(with_cluster(sbatch={"export": name})))["export"] == name
+
+
+def test_where_the_site_has_it_a_requeue_may_keep_the_nodes() -> None:
+    header = [
+        line
+        for line in script(with_cluster(sbatch={"requeue": "expedite"})).splitlines()
+        if "requeue" in line
+    ]
+    assert header == ["#SBATCH --requeue=expedite"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("coment", "x", "did you mean comment"),
+        ("wait-all-node", "1", "did you mean wait-all-nodes"),
+        ("container-image", "/a.sqsh", "cluster.srun"),
+        ("export", "ALL,A=1", "NONE or NIL"),
+        ("requeue", "true", "expedite"),
+    ],
+)
+def test_what_sbatch_would_not_take_is_told_with_what_to_type(
+    name: str, value: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=f"^cluster.sbatch.{name}.*{said}"):
+        script(with_cluster(sbatch={name: value}))
+
+
+def test_a_name_that_resembles_none_may_be_of_a_sites_plug_in() -> None:
+    assert options(script(with_cluster(sbatch={"auks": "yes"})))["auks"] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("cpu-bnd", "cores", "did you mean cpu-bind"),
+        ("ntasks", "4", "cluster.gpus_per_node"),
+        ("time", "10", "sets this option itself"),
+        ("licenses", "a", "cluster.sbatch"),
+        ("mem", "4G", "false"),
+        ("mpi", "a\nb", "one line"),
+        ("--mpi", "pmix", "long name"),
+    ],
+)
+def test_what_a_step_may_not_be_given_is_told(name: str, value: str, said: str) -> None:
+    with pytest.raises(InputError, match=f"^cluster.srun.{name}.*{said}"):
+        script(with_cluster(srun={name: value}))
+
+
+def test_a_variable_that_srun_reads_as_an_option_is_not_exported() -> None:
+    with pytest.raises(InputError, match=r"cluster\.srun"):
+        script(with_cluster(exports={"SLURM_TIMELIMIT": "60"}))
+    assert "pmi2" in script(with_cluster(exports={"SLURM_MPI_TYPE": "pmi2"}))
 
 
 def test_a_percent_sign_in_a_path_is_not_a_pattern() -> None:

@@ -17,6 +17,7 @@ from hpc_llm.runs.ledger import Ledger
 from hpc_llm.slurm import client
 from hpc_llm.supervise import slurm_place, successor
 from hpc_llm.supervise.slurm_place import SlurmPlace
+from tests.configs import make_config
 
 SCONTROL = """#!/bin/sh
 case "$*" in
@@ -45,7 +46,8 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def allocation() -> SlurmPlace:
-    return SlurmPlace({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]"}, num_nodes=2)
+    environment = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]"}
+    return SlurmPlace(environment, make_config("cluster=local-slurm").cluster)
 
 
 def test_where_the_ranks_meet_is_known_when_slurm_goes_away(away: Path) -> None:
