@@ -90,7 +90,7 @@ def _remedy(override: Override, words: Words) -> str:
     if override.key not in _SLURM_LISTS:
         return words.remedy
     value = ",".join(override.sweep_values())
-    return f"for one list of Slurm's type \"{override.key}='{value}'\"; for a sweep {words.remedy}"
+    return f"quote a list of Slurm's, \"{override.key}='{value}'\"; for a sweep {words.remedy}"
 
 
 def compose_columns(columns: Sequence[Column], words: Words) -> list[Choice]:

@@ -90,6 +90,8 @@ class Supervisor:
         if cause not in (Cause.COMPLETED, Cause.FENCED) and self._may_still_end():
             while self._may_still_end(unknown=True):
                 self._waiting.sleep(HEARTBEAT_S)
+        if self._config.cluster.sbatch.get("requeue") == "expedite":
+            return 0  # Slurm would hold a job that is to be requeued so and ends with another one
         return _exit_status(cause)
 
     def _may_still_end(self, unknown: bool = False) -> bool:

@@ -202,6 +202,15 @@ def test_several_values_without_m_are_no_sweep() -> None:
     ]
 
 
+def test_a_list_of_slurms_is_to_be_quoted() -> None:
+    (line,) = problems("cluster=a100x8", "cluster.partition=gpu,long")
+    assert line.endswith(
+        "quote a list of Slurm's, \"cluster.partition='gpu,long'\"; for a sweep add -m"
+    )
+    quoted = compose(["cluster=a100x8", "cluster.partition='gpu,long'"])
+    assert quoted.cluster.partition == "gpu,long"
+
+
 def test_a_folder_conf_where_the_user_stands_adds_presets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,12 @@ def test_what_is_no_matter_of_trying_again_is_tried_once(run: Any, code: int, st
     assert len(story.causes) == 1
 
 
+def test_a_job_that_slurm_requeues_with_its_nodes_kept_ends_with_0(run: Any) -> None:
+    """Slurm 25.11 holds one that ends with another status."""
+    words = ["cluster=local-slurm", "cluster.nodes=1", "cluster.sbatch={requeue: expedite}"]
+    assert run("leave(82)", 1, *words).status() == 0
+
+
 def test_a_program_that_went_away_ends_the_attempt_and_the_reason_is_told(run: Any) -> None:
     story = run("done()", 2)
     (story.layout.path.parent / "python").unlink()
