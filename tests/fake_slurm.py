@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class FakeSlurm:
     root: Path
     jobs: dict[str, QueuedJob] = field(default_factory=dict)
     ended: dict[str, JobLife] = field(default_factory=dict)
+    lives_of: dict[str, list[JobLife]] = field(default_factory=dict)  # several of a job
     nodes: dict[str, str] = field(
         default_factory=lambda: {f"n{number}": "idle" for number in range(1, 5)}
     )
@@ -78,9 +80,8 @@ class FakeSlurm:
 
     def lives(self, job_ids: Any = (), *, since_s: float) -> list[JobLife]:
         wanted = set(job_ids)
-        return [
-            life for life in self.ended.values() if int(life.address.partition("_")[0]) in wanted
-        ]
+        lives = [*self.ended.values(), *chain(*self.lives_of.values())]
+        return [life for life in lives if int(life.address.partition("_")[0]) in wanted]
 
     def submit(self, script: Path, *options: str) -> int:
         self.next_id += 1

@@ -119,12 +119,10 @@ class _Performance:
         self.book.write(action, why=self.decision.why, job=job, **nodes, **self.charge())
 
     def charge(self) -> dict[str, Any]:
-        """The attempt after which the run continues.
+        """The attempt after which the run continues, or ends.
 
         For a job in which none began, also its cause and hours, which are recorded nowhere else.
         """
-        if self.decision.action not in AGAIN:
-            return {}
         charge: dict[str, Any] = {"after_attempt": self.run.attempt}
         if self._charges_a_launch():
             hours = self.job.life_hours(time.time()) * self.record.config.cluster.held_gpus

@@ -25,6 +25,8 @@ class RunSummary:
     attempt: int = 0  # number of the newest attempt
     began: bool = True  # whether an attempt began since the job was last sent, released or requeued
     started_at: float | None = None  # of the newest attempt
+    started_in: str | None = None  # its job
+    started_life: int | None = None  # how often Slurm had restarted that job
     charged_life: float | None = None  # start of the job life whose launch failure was charged last
     successor: str | None = None  # a job that waits for the end of this one (supervise.successor)
     sent_at: float | None = None  # of a submission whose answer is not in the ledger
@@ -48,6 +50,7 @@ class JobAnswer:
     queued: QueuedJob | None
     remembered: bool  # whether sacct answered
     last_life: JobLife | None
+    life_number: int | None = None  # of the life that `life_start` is of, as JobLife.number
     successor: QueuedJob | None = None
     # RequeueExit: Slurm itself requeues jobs because of their exit code
     site_requeues: bool = False

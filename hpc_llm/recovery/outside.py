@@ -94,7 +94,7 @@ def decide_outside(
         return _resubmit(run, why, Cause.UNKNOWN)
     if job.state not in _CAUSES:
         return NOTHING
-    began = run.began and began_in(run, job.life_start)
+    began = run.began and began_in(run, job.life_start, job.life_number)
     return _resubmit(replace(run, began=began), job.state, _CAUSES[job.state])
 
 
@@ -123,12 +123,16 @@ def charged(run: RunSummary, cause: Cause) -> list[Ended]:
     return history
 
 
-def began_in(run: RunSummary, life_start: float | None) -> bool:
-    """Whether an attempt began in the life of the job that started then; None: it is not known.
+def began_in(run: RunSummary, life_start: float | None, life_number: int | None = None) -> bool:
+    """Whether an attempt began in that life of the job; None: it is not known.
 
     Slurm requeues a job without a note in the ledger: an attempt of an earlier life says nothing
-    about this one.
+    about this one. An attempt tells its job and how often Slurm had restarted it; the clock of its
+    node is compared with the controller's only where the life's number is not known. sacct may lack
+    lives, so that `life_number` is too small, never too large.
     """
+    if life_number is not None and run.started_in is not None and run.started_life is not None:
+        return run.started_in == run.address and run.started_life >= life_number
     if run.started_at is None or life_start is None:
         return run.began
     return run.started_at >= life_start - CLOCK_SKEW_S
@@ -160,7 +164,7 @@ def _alive(
     if silent is NO_SILENCE or now - silent.seen_at < SURE_AFTER_S:
         return NOTHING
     cause = Cause.LAUNCH_FAILED
-    if run.began and began_in(run, queued.start_time):
+    if run.began and began_in(run, queued.start_time, job.life_number):
         cause = Cause.ORPHANED
     why = f"running, but its supervisor has been silent for {now - silent.since:.0f} s"
     return _unless_exhausted(run, charged(run, cause), Decision(Action.REQUEUE, why, cause=cause))
@@ -194,7 +198,7 @@ def _untold_cause(run: RunSummary, life: JobLife | None) -> Cause | None:
     """How the last life of a requeued job ended, if the ledger does not say so yet."""
     if life is None:
         return None
-    if began_in(run, life.start_time):
+    if began_in(run, life.start_time, life.number):
         return _CAUSES.get(life.state, Cause.LOST) if run.lost else None
     failed = life.state in _CAUSES and life.state != "PREEMPTED" and life.start_time is not None
     if failed and life.start_time != run.charged_life:

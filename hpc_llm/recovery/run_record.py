@@ -12,7 +12,7 @@ from hpc_llm.recovery.observations import RunSummary
 from hpc_llm.recovery.ownership import is_of_run, other_cluster
 from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets
 from hpc_llm.runs import event_names, frozen_sections
-from hpc_llm.runs.entries import WATCHDOG
+from hpc_llm.runs.entries import WATCHDOG, Sending
 from hpc_llm.runs.frozen_sections import FrozenSections
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import SharedLedger
@@ -62,6 +62,7 @@ def _summary(layout: RunLayout, config: FrozenSections, story: Story) -> RunSumm
         if last.name == event_names.WAITING:
             # The job that it had before is none of its business any more.
             address = story.newest_job(after=since)
+    newest = max(story.attempts, key=lambda attempt: attempt.number, default=None)
     history = attempts_since_submission(
         story, newest_step(layout.checkpoints), cluster.world_size, cluster.held_gpus
     )
@@ -69,15 +70,17 @@ def _summary(layout: RunLayout, config: FrozenSections, story: Story) -> RunSumm
         address=address,
         submitted_at=since,
         completed=story.completed,
-        final=_final_word(story, since),
+        final=_final_word(story, last),
         history=history,
         budgets=Budgets.of(config.run, config.recovery),
         heartbeat_at=_heartbeat_at(layout),
         attempt=story.newest_attempt,
         began=_began(story),
-        started_at=max((attempt.time for attempt in story.attempts), default=None),
+        started_at=None if newest is None else newest.time,
+        started_in=None if newest is None else newest.job,
+        started_life=None if newest is None else newest.restarts,
         charged_life=story.charged_life,
-        successor=_successor(story, since),
+        successor=_successor(story, since, address),
         sent_at=_sent_at(story, since),
     )
 
@@ -88,9 +91,11 @@ def _heartbeat_at(layout: RunLayout) -> float | None:
     return layout.heartbeat.stat().st_mtime
 
 
-def _successor(story: Story, since: float) -> str | None:
+def _successor(story: Story, since: float, address: str | None) -> str | None:
     event = story.last(event_names.SUCCESSOR)
-    if event is None or event.time < since:
+    if event is None:
+        return None
+    if event.time < since and event.facts.get("after") != address:
         return None
     return str(event.facts["job"])
 
@@ -120,12 +125,12 @@ def _began(story: Story) -> bool:
     return False
 
 
-def _final_word(story: Story, since: float) -> str | None:
-    """Why it stopped; a run that halving stopped is cancelled because of that."""
+def _final_word(story: Story, sent: Sending | None) -> str | None:
+    """Why it stopped since it was `sent`; what halving stopped is cancelled because of that."""
     newest = story.newest_attempt
     words = []
     for end in story.ends:
-        if end.time >= since and _is_final(end, newest):
+        if (sent is None or end.follows(sent)) and _is_final(end, newest):
             words.append(str(end.cause or end.name))
     if event_names.HALVED in words:
         return event_names.HALVED

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from hpc_llm.recovery import outside
 from hpc_llm.recovery.observations import JobAnswer, RunSummary
@@ -79,26 +80,33 @@ class SlurmAnswers:
         if other_cluster is not None:
             return JobAnswer(False, None, False, None, other_cluster=other_cluster)
         queued = self._queue.job_of(record, run.address)
+        lives = self._lives_of(record)
+        last_life = _last_life(queued, lives)
+        life_number = None if last_life is None else last_life.number
+        if queued is not None and queued.running and self._remembered:
+            life_number = len(lives)
         waits_after_its_end = run.over and queued is not None and queued.pending
         return JobAnswer(
             asked=self._queue.asked,
             queued=queued,
             remembered=self._remembered,
-            last_life=self._last_life(record),
+            last_life=last_life,
+            life_number=life_number,
             successor=self._queue.job_of(record, run.successor),
             site_requeues=waits_after_its_end and bool(run.history) and site_requeues(),
             stranger=self._queue.stranger_at(record, run.address),
         )
 
-    def _last_life(self, record: RunRecord) -> JobLife | None:
-        """The last life that ended of the run's job: after its submission, and in its folder."""
+    def _lives_of(self, record: RunRecord) -> list[JobLife]:
+        """The lives that ended of the run's job: after its submission, and in its folder."""
         address = record.summary.address
         earliest = record.summary.submitted_at - _MOST_CLOCK_SKEW_S
-        for life in reversed(self._lives.get(address or "", [])):
+        lives = list[JobLife]()
+        for life in self._lives.get(address or "", []):
             ended_after = life.end_time is not None and life.end_time >= earliest
             if ended_after and record.is_its_job(life, address):
-                return life
-        return None
+                lives.append(replace(life, number=len(lives)))
+        return lives
 
     def _ask_sacct(self, runs: list[RunSummary]) -> None:
         numbers = {int(run.address.partition("_")[0]) for run in runs if run.address}
@@ -112,6 +120,14 @@ class SlurmAnswers:
             self._remembered = True
 
 
+def _last_life(queued: QueuedJob | None, lives: Sequence[JobLife]) -> JobLife | None:
+    """The job's last life that ended: of a job that squeue shows as ended, just that one."""
+    for life in reversed(lives):
+        if queued is None or queued.pending or life.start_time == queued.start_time:
+            return life
+    return None
+
+
 def site_requeues() -> bool:
     """Whether this Slurm requeues a job by an exit code that a supervisor may leave with."""
     try:
@@ -121,9 +137,16 @@ def site_requeues() -> bool:
 
 
 def _sacct_may_know_more(record: RunRecord, queue: SlurmQueue) -> bool:
-    """squeue has forgotten the job, or has it again after a life whose end was not recorded."""
+    """squeue has forgotten the job, or it had lives of which the ledger may not know the end."""
     run = record.summary
     if run.address is None or run.over or record.other_cluster() is not None:
         return False
     job = queue.job_of(record, run.address)
-    return job is None or (job.pending and (run.lost or outside.glance(job) == "event"))
+    if job is None:
+        return True
+    if not job.live:
+        return bool(run.history)
+    if job.running:
+        last_sign = max(run.heartbeat_at or 0.0, job.start_time or time.time())
+        return time.time() - last_sign > outside.ORPHAN_AFTER_S
+    return job.pending and (run.lost or outside.glance(job) == "event")

@@ -48,7 +48,9 @@ class End:
     time: float
     name: str
     writer: str
+    job: str | None  # that a final word was said of
     attempt: int | None
+    after_attempt: int | None  # of a final word: the newest attempt when it was said
     cause: str | None
     checkpoint_step: int | None
     gpu_hours: float | None
@@ -60,6 +62,23 @@ class End:
     action: str | None  # what was decided
     at: float | None  # when Slurm says that it ended, for an end that others noticed later
     why: str
+
+    def follows(self, sent: Sending) -> bool:
+        """Whether it ended what was `sent`, or the run only after that.
+
+        By the attempts' numbers, and between two attempts by the job: clocks differ between the
+        machines that write. By time alone where a ledger of another version tells neither.
+        """
+        number = self.attempt if self.name == event_names.ENDED else self.after_attempt
+        if number is None or sent.after_attempt is None:
+            return self.time >= sent.time
+        if number != sent.after_attempt:
+            return number > sent.after_attempt
+        if self.name == event_names.ENDED:
+            return False
+        if self.job is None or sent.job is None:
+            return self.time >= sent.time
+        return self.job == sent.job
 
 
 @dataclass(frozen=True)
@@ -187,7 +206,9 @@ def end_of(event: Event) -> End:
         time=event.time,
         name=event.event,
         writer=event.writer,
+        job=_text(facts.get("job")),
         attempt=facts.get("attempt"),
+        after_attempt=facts.get("after_attempt"),
         cause=facts.get("cause"),
         checkpoint_step=facts.get("checkpoint_step"),
         gpu_hours=facts.get("gpu_hours"),

@@ -125,6 +125,7 @@ class JobLife:
     node_list: str
     name: str
     work_dir: str = ""  # empty: accounting does not say
+    number: int | None = None  # how many lives the job had before; None: it is not known
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hpc_llm.runs import event_names, ledger
+from hpc_llm.runs import attempts, event_names, ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.slurm import client, own_jobs
@@ -183,8 +183,10 @@ def wait(backlog: Backlog, live: int) -> None:
     backlog.refused_at = time.time()
     backlog.save()
     for run in backlog.tasks.values():
-        book = ledger.Ledger(RunLayout(Path(run)).ledger, "submit")
-        book.write(event_names.WAITING, why=backlog.why)
+        layout = RunLayout(Path(run))
+        book = ledger.Ledger(layout.ledger, "submit")
+        newest = attempts.newest(layout)
+        book.write(event_names.WAITING, why=backlog.why, after_attempt=newest)
 
 
 def settle(root: Path, queue: Sequence[QueuedJob]) -> None:

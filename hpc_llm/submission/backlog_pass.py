@@ -11,7 +11,7 @@ from pathlib import Path
 from hpc_llm.config.errors import InputError
 from hpc_llm.recovery import run_record
 from hpc_llm.recovery.outside import FORGOTTEN_AFTER_S
-from hpc_llm.runs import event_names, freeze, ledger
+from hpc_llm.runs import attempts, event_names, freeze, ledger
 from hpc_llm.runs.layout import RootLayout, RunLayout, SweepLayout
 from hpc_llm.slurm import client
 from hpc_llm.slurm.records import QueuedJob
@@ -140,6 +140,7 @@ def _cancel(backlog: Backlog) -> None:
     for run in backlog.tasks.values():
         book = ledger.Ledger(RunLayout(Path(run)).ledger, writer)
         why = "its sweep's jobs were cancelled while it waited for room"
-        book.write(event_names.CANCELLED, why=why)
+        newest = attempts.newest(RunLayout(Path(run)))
+        book.write(event_names.CANCELLED, why=why, after_attempt=newest)
     backlog.tasks = {}
     backlog.save()

@@ -87,11 +87,10 @@ def _array_id(address: str) -> int:
 
 def _halved(story: Story) -> str | None:
     """Why successive halving stopped the run, unless it was submitted again since."""
-    for event in reversed(story.events):
-        if event.event == event_names.SUBMITTED:
-            return None
-        if event.event == event_names.HALVED:
-            return str(event.facts["why"])
+    submitted = story.last_sending(event_names.SUBMITTED)
+    for end in reversed(story.ends):
+        if end.name == event_names.HALVED and (submitted is None or end.follows(submitted)):
+            return end.why
     return None
 
 

@@ -14,12 +14,14 @@ from typing import Any
 
 from hpc_llm.runs import event_names, ledger
 from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.story import read_story
 from hpc_llm.slurm import client, command, own_jobs
 from hpc_llm.slurm.records import Submission
 
 LOOK_S = 20.0  # a slow slurmctld may still take a submission whose sbatch has given up
 PATIENCE_S = 60.0  # while slurmctld does not answer at all
 _AGAIN_S = 1.0
+_MOST_CLOCK_SKEW_S = 600.0  # an attempt of an earlier job of the same number is older by more
 
 
 class MaybeQueued(client.SlurmUnavailable):
@@ -83,9 +85,21 @@ def record_submitted(runs: Mapping[str, RunLayout], sent_at: float, **facts: Any
             array_task=int(task) if task else None,
             host=os.uname().nodename,
             clusters=command.named_cluster(os.environ),
+            after_attempt=_newest_attempt_before(run, address, sent_at),
             code=run.code_hash(),
             **facts,
         )
+
+
+def _newest_attempt_before(run: RunLayout, address: str, sent_at: float) -> int:
+    """The newest attempt that is not of the job just sent, which may have begun already."""
+    newest = 0
+    for attempt in read_story(run.ledger).attempts:
+        skew_s = _MOST_CLOCK_SKEW_S if attempt.job == address else 0.0
+        of_this_job = attempt.job in (address, None) and attempt.time >= sent_at - skew_s
+        if not of_this_job:
+            newest = max(newest, attempt.number)
+    return newest
 
 
 def _look_for(name: str, work_dir: Path, known: Collection[int], why: str) -> int | None:

@@ -159,7 +159,13 @@ class AttemptSupervisor:
             why=decision.why,
         )
         if end.cause is Cause.HOURS_SPENT:
-            self._book.write(event_names.GIVEN_UP, why=decision.why)
+            job = self._place.facts().get("job")
+            self._book.write(
+                event_names.GIVEN_UP,
+                why=decision.why,
+                job=job,
+                after_attempt=self._attempt.number,
+            )
         if restart and decision.nodes:
             self._book.write(
                 event_names.EXCLUDED, nodes=list(decision.nodes), why="left out of this allocation"

@@ -74,7 +74,8 @@ class Supervisor:
         spent = exhausted(run.history, run.budgets)
         if spent and run.final is None:
             book = ledger.Ledger(self._layout.ledger, f"supervisor-{os.getpid()}")
-            book.write(event_names.GIVEN_UP, why=spent)
+            job = self._place.facts().get("job")
+            book.write(event_names.GIVEN_UP, why=spent, job=job, after_attempt=run.attempt)
         return bool(spent) or run.final is not None
 
     def _next_number(self, attempt: RunAttempt) -> int | None:

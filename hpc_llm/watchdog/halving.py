@@ -107,7 +107,13 @@ def _record_rungs_of_sweep(records: Mapping[str, RunRecord], cache: RunCache) ->
             continue
         book = record.watchdog_ledger()
         if path in stopped:
-            book.write(event_names.HALVED, why=stopped[path].why, rung=stopped[path].rung)
+            book.write(
+                event_names.HALVED,
+                why=stopped[path].why,
+                rung=stopped[path].rung,
+                job=record.summary.address,
+                after_attempt=record.summary.attempt,
+            )
             cache.runs[path].state = census.NEW
         elif passed.get(path, 0) > runs[path].promoted:
             book.write(event_names.PROMOTED, rung=passed[path] - 1)

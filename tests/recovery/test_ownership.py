@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.look import look_at_root
 from hpc_llm.recovery.policy import Action
+from hpc_llm.recovery.run_record import read_record
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.slurm.records import JobLife
+from hpc_llm.submission import send
 from hpc_llm.watchdog.one_pass import make_pass
 from tests.fake_slurm import FakeSlurm, attempt, life, make_run, named, write
 
@@ -100,6 +103,73 @@ def test_how_a_strangers_job_ended_says_nothing_of_the_run(
     assert decision(slurm)[0] is Action.RESUBMIT
     slurm.ended["7"] = cancelled(work_dir=str(RunLayout(slurm.root / "one").code))
     assert decision(slurm)[0] is Action.MARK_CANCELLED
+
+
+def started(layout: RunLayout, number: int, ago_s: float, job: str, restarts: int) -> None:
+    facts = {"checkpoint_step": 0, "nodes": ["n1"], "job": job, "restarts": restarts}
+    write(layout, ago_s, f"supervisor-{number:04d}", "started", attempt=number, **facts)
+
+
+@pytest.mark.parametrize("clock_s", [-300, 300])
+@pytest.mark.parametrize("shown", [True, False], ids=["in squeue", "in sacct alone"])
+@pytest.mark.parametrize(("restarts", "cause"), [(1, Cause.NODE_FAILURE), (0, Cause.LAUNCH_FAILED)])
+def test_an_attempt_began_in_the_life_whose_number_it_tells_whatever_its_clock_says(
+    slurm: FakeSlurm, restarts: int, cause: Cause, shown: bool, clock_s: float
+) -> None:
+    layout = make_run(slurm, "one", job="7")
+    now = time.time()
+    folder = str(layout.code)
+    first = replace(life("7", "PREEMPTED"), start_time=now - 3000, end_time=now - 2000)
+    last = replace(life("7", "NODE_FAIL"), start_time=now - 1800, end_time=now - 60)
+    slurm.lives_of["7"] = [replace(one, work_dir=folder) for one in (first, last)]
+    started(layout, 1, 1700 + clock_s, "7", restarts)
+    if shown:
+        slurm.put("7", "NODE_FAIL", start_time=now - 1800)
+    else:
+        del slurm.jobs["7"]
+    (seen,) = look_at_root(slurm.root)
+    assert seen.decision.cause is cause
+
+
+@pytest.mark.parametrize("clock_s", [-900, 90, 900])
+@pytest.mark.parametrize("word", ["given-up", "cancelled", "halved"])
+def test_a_final_word_is_of_the_job_that_it_was_said_of_whatever_its_clock_says(
+    slurm: FakeSlurm, word: str, clock_s: float
+) -> None:
+    layout = make_run(slurm, "one", job="7")
+    started(layout, 1, 3000, "7", 0)
+    write(layout, 600 + clock_s, "watchdog-x", word, job="7", after_attempt=1)
+    assert read_record(layout).summary.over
+    submitted(layout, 400, "8")
+    assert not read_record(layout).summary.over
+    write(layout, 200 + clock_s, "watchdog-x", word, job="8", after_attempt=1)
+    assert read_record(layout).summary.over
+    submitted(layout, 100, "9")
+    started(layout, 2, 90 + clock_s, "9", 0)
+    assert not read_record(layout).summary.over
+
+
+@pytest.mark.parametrize("clock_s", [-900, 0, 900])
+def test_an_attempts_last_end_does_not_end_what_was_submitted_after_it(
+    slurm: FakeSlurm, clock_s: float
+) -> None:
+    layout = make_run(slurm, "one", job="7")
+    failed(layout, 1, 600 + clock_s, "7")
+    assert read_record(layout).summary.over
+    submitted(layout, 500, "8")
+    assert not read_record(layout).summary.over
+    failed(layout, 2, 400 + clock_s, "8")
+    assert read_record(layout).summary.over
+
+
+def failed(layout: RunLayout, number: int, ago_s: float, job: str) -> None:
+    started(layout, number, ago_s, job, 0)
+    end = {"attempt": number, "cause": "config-error", "gpu_hours": 0.1, "restart": False}
+    write(layout, ago_s - 10, f"supervisor-{number:04d}", "ended", **end)
+
+
+def submitted(layout: RunLayout, ago_s: float, job: str) -> None:
+    send.record_submitted({job: layout}, time.time() - ago_s)
 
 
 def test_a_job_of_another_cluster_is_neither_gone_nor_acted_on(
