@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TypeVar
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from hpc_llm.config.errors import InputError
 from hpc_llm.runs import orders
 from hpc_llm.slurm.environment import RankEnvironment
+from hpc_llm.training.rendezvous import open_store
 
 _WATCHED = timedelta(days=7)  # longer than any silence that a supervisor lets pass
 _M_TRIM_THRESHOLD = -1
@@ -76,11 +76,6 @@ def process_group(
 
     patience_s: how long ranks wait for one of them where no supervisor watches them.
     """
-    if place.master_port == 0:
-        with socket.socket() as probe:
-            probe.bind((place.master_addr, 0))
-            place = RankEnvironment(**{**vars(place), "master_port": probe.getsockname()[1]})
-    place.export(os.environ)
     backend = "nccl" if device.type == "cuda" else "gloo"
     # All wait while rank 0 reshapes or publishes a checkpoint; torch's NCCL would abort them after
     # 600 s, as it still does in the group that DeepSpeed makes for gradients and weights. How long
@@ -88,29 +83,13 @@ def process_group(
     # knows.
     name = orders.read(os.environ).rendezvous
     timeout = timedelta(seconds=patience_s) if name is None else _WATCHED
-    store = None if name is None else _store(place, name)
+    store, place = open_store(place, name)
+    place.export(os.environ)
     dist.init_process_group(
         backend, rank=place.rank, world_size=place.world_size, store=store, timeout=timeout
     )
     yield
     dist.destroy_process_group()
-
-
-def _store(place: RankEnvironment, name: str) -> dist.Store:
-    """Rendezvous of the ranks of one attempt, under a name that only they know.
-
-    Otherwise two runs that chose the same port at the same moment would mix: rank 1 of one joined
-    rank 0 of the other, and together they found no valid checkpoint (seen with two clusters on one
-    machine).
-    """
-    server = dist.TCPStore(
-        place.master_addr,
-        place.master_port,
-        place.world_size,
-        place.rank == 0,
-        wait_for_workers=False,
-    )
-    return dist.PrefixStore(name, server)
 
 
 T = TypeVar("T")
