@@ -40,6 +40,8 @@ def differences(config: RunConfig, layout: RunLayout) -> list[str]:
     earlier = read_config(layout)
     there = identity(earlier)
     here = identity(config)
+    for plain in (there, here):  # a run may be made longer: runs.extension
+        plain["train"].pop("duration")
     if _same_so_far(earlier, config, layout):
         there["data"].pop("mixture")
         here["data"].pop("mixture")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -193,9 +193,18 @@ def fold(events: Sequence[Event]) -> Story:
         slow_ranks=_slow_ranks(named[event_names.SLOW_RANK]),
         diverged_data_steps=_data_steps(named[event_names.DIVERGED]),
         jobs=tuple(jobs),
-        completed=event_names.COMPLETED in named,
+        completed=_completed(named),
         charged_life=charged_life,
     )
+
+
+def _completed(named: Mapping[str, Sequence[Event]]) -> bool:
+    """Whether the run has reached its end: the one that it was submitted for last."""
+    done = named.get(event_names.COMPLETED, ())
+    goal = 0
+    for submitted in named.get(event_names.SUBMITTED, ()):
+        goal = submitted.facts.get("steps") or goal
+    return any(event.facts.get("steps", goal) >= goal for event in done)
 
 
 def _all_of(

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.runs import freeze, identity
+from hpc_llm.runs import extension, freeze, identity
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.slurm import client
@@ -38,6 +39,7 @@ class Outcome:
     left: dict[Path, str]
     waiting: list[backlog.Backlog]  # what Slurm has no room for yet
     other_code: list[RunLayout]  # runs that go on with another version than they had
+    longer: list[str]  # what is to be said of runs that go on further than they were frozen for
 
 
 def with_site_defaults(config: RunConfig, environment: Mapping[str, str]) -> RunConfig:
@@ -137,6 +139,7 @@ def submit(runs: Sequence[PlannedRun], argv: list[str]) -> Outcome:
         todo = [run for run in runs if run.layout.path not in left]
         configs = [run.config for run in todo]
         dependencies = dependency.waits(configs, live)
+        longer = _longer(todo)
         try:
             scripts = divide(todo, most_tasks(configs))
             frozen = freeze.freeze_all(todo)
@@ -146,7 +149,17 @@ def submit(runs: Sequence[PlannedRun], argv: list[str]) -> Outcome:
         except client.SlurmRefused as error:
             raise InputError(_refusal(first, error)) from None
     other_code = [run.layout for run in frozen if run.other_code]
-    return Outcome(sender.jobs, left, sender.waiting, other_code)
+    return Outcome(sender.jobs, left, sender.waiting, other_code, longer)
+
+
+def _longer(runs: Sequence[PlannedRun]) -> list[str]:
+    told = []
+    for run in runs:
+        longer = extension.of(run.config.optim, run.plan, run.layout)
+        if longer is not None:
+            step = newest_step(run.layout.checkpoints)
+            told.append(f"{run.layout.name}: {longer.told(step)}")
+    return told
 
 
 def _alone(config: RunConfig) -> contextlib.AbstractContextManager[None]:

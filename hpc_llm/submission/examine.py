@@ -24,7 +24,7 @@ from hpc_llm.planning.choice import Saved
 from hpc_llm.planning.data_facts import DataFacts
 from hpc_llm.planning.experience import NONE, Experience
 from hpc_llm.planning.plan import RunPlan, make_plan
-from hpc_llm.runs import identity, preflight
+from hpc_llm.runs import extension, identity, preflight
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.submission import machine
@@ -138,6 +138,8 @@ class _Checks:
             plan = _plan(config, layout, data)
         except InputError as error:
             problems += error.problems
+        if plan is not None and not config.dry_run:
+            problems += _length_problems(config, plan, layout)
         if problems or plan is None:
             raise InputError(problems)
         return PlannedRun(config, plan, layout)
@@ -221,6 +223,14 @@ def _counted(config: RunConfig, directory: Path) -> DataFacts:
             padding=packs.wasted(directory, prepared, "train", seq_len),
         )
     return facts
+
+
+def _length_problems(config: RunConfig, plan: RunPlan, layout: RunLayout) -> list[str]:
+    try:
+        extension.of(config.optim, plan, layout)
+    except InputError as error:
+        return list(error.problems)
+    return []
 
 
 def _is_planned_with(plan: RunPlan, data: DataFacts | None) -> bool:

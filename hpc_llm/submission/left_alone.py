@@ -10,7 +10,7 @@ from pathlib import Path
 from hpc_llm.config.errors import InputError
 from hpc_llm.recovery.ownership import is_of_run, other_cluster
 from hpc_llm.recovery.run_record import read_record
-from hpc_llm.runs import event_names
+from hpc_llm.runs import event_names, extension
 from hpc_llm.runs.layout import RunLayout, SweepLayout
 from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.runs.story import Story, read_story
@@ -35,7 +35,9 @@ def left_alone(runs: Sequence[PlannedRun], live: Sequence[QueuedJob]) -> dict[Pa
         job = queue.newest(run.layout, story) or queue.single_job(run.layout)
         if job is not None:
             reasons[run.layout.path] = f"job {job.address} is {job.state}"
-        elif story.completed:
+            if extension.of(run.config.optim, run.plan, run.layout) is not None:
+                reasons[run.layout.path] += f", for the {extension.KEY} that it had"
+        elif story.completed and extension.of(run.config.optim, run.plan, run.layout) is None:
             reasons[run.layout.path] = "complete"
         elif run.config.halving.rungs and (why := _halved(story)):
             reasons[run.layout.path] = f"stopped by halving: {why}"

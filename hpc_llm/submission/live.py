@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 import time
@@ -44,14 +43,12 @@ class Show:
         self._printed_step = 0
         self._told_stopping = False
         self._seen_events = 0.0
-        self._name: str | None = None  # as its user calls it
         self._progress: Progress | None = None
 
     def header(self, config: RunConfig) -> None:
         """One line on what is about to run and where."""
         plan = self.plan
         self._seen_events = time.time()
-        self._name = config.run.name
         self._say(
             f"{config.model.name}: {plan.parameters / 1e6:,.1f} M parameters, {plan.steps:,} "
             f"steps of {plan.tokens_per_step:,} tokens, {config.optim.name}, "
@@ -139,7 +136,8 @@ class Show:
                     f"  python -m hpc_llm.status {shlex.quote(str(self.layout.path))} --tensorboard"
                 )
             self._say(
-                f"  {_submit(longer(argv, self._name, 2 * self.plan.steps))}      # twice as long"
+                f"  {_submit(longer(argv, self.layout.name, 2 * self.plan.steps))}      "
+                "# goes on, to twice as many steps"
             )
             return
         self._explain_newest()
@@ -241,17 +239,14 @@ class Show:
         sys.stdout.flush()
 
 
-def longer(argv: Sequence[str], name: str | None, steps: int) -> list[str]:
-    """The same arguments for `steps`, as a run of its own; if it has a `name`, it gets another."""
-    changed = []
+def longer(argv: Sequence[str], name: str, steps: int) -> list[str]:
+    """The same arguments, with which the run `name` goes on until step `steps`."""
+    kept = []
     for word in argv:
         key = word.lstrip("+").partition("=")[0]
         if key not in ("run.name", "train.duration"):
-            changed.append(word)
-    if name is not None:
-        base = re.sub(r"-[0-9]+steps$", "", name)
-        changed.append(f"run.name={base}-{steps}steps")
-    return [*changed, f"train.duration={steps}steps"]
+            kept.append(word)
+    return [*kept, f"run.name={name}", f"train.duration={steps}steps"]
 
 
 def _submit(argv: Sequence[str]) -> str:

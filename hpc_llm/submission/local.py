@@ -9,9 +9,10 @@ import subprocess
 import sys
 from types import FrameType
 
+from hpc_llm.checkpoint import manifest
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
-from hpc_llm.runs import attempts, event_names, freeze, ledger, orders
+from hpc_llm.runs import attempts, event_names, extension, freeze, ledger, orders
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.orders import ExitCode
 from hpc_llm.runs.planned import PlannedRun
@@ -41,6 +42,7 @@ def run(planned: PlannedRun, argv: list[str]) -> int:
     if is_held(layout.lock):
         print(f"{layout.path}: {attempts.TRAINED_ELSEWHERE}", file=sys.stderr)
         return 1
+    longer = extension.of(config.optim, planned.plan, layout)
     (frozen,) = freeze.freeze_all([planned])
     if frozen.other_code:
         print(f"{layout.name}: {freeze.OTHER_CODE}")
@@ -52,6 +54,8 @@ def run(planned: PlannedRun, argv: list[str]) -> int:
         return 0
     prerequisites.build(config)
     show.header(config)
+    if longer is not None:
+        print(f"{layout.name}: {longer.told(manifest.newest_step(layout.checkpoints))}")
     status = _supervise(layout, show)
     if status == supervisor.BUSY:
         return 1
@@ -61,7 +65,12 @@ def run(planned: PlannedRun, argv: list[str]) -> int:
 
 def record_begun(layout: RunLayout, argv: list[str]) -> None:
     """Write into the run's ledger that its user began it, or had it go on, with these words."""
-    facts = {"words": argv, "host": os.uname().nodename, "after_attempt": attempts.newest(layout)}
+    facts = {
+        "words": argv,
+        "host": os.uname().nodename,
+        "after_attempt": attempts.newest(layout),
+        "steps": extension.planned_steps(layout),
+    }
     ledger.Ledger(layout.ledger, "submit").write(
         event_names.SUBMITTED, **facts, code=layout.code_hash()
     )

@@ -16,6 +16,8 @@ from hpc_llm.storage import operators
 from hpc_llm.submission.cluster import Outcome
 from hpc_llm.submission.send_all import Job
 
+_MOST_LONGER = 3
+
 
 def outcome(done: Outcome, runs: Sequence[PlannedRun]) -> int:
     """Print what was submitted and what was not; the exit status.
@@ -36,6 +38,10 @@ def outcome(done: Outcome, runs: Sequence[PlannedRun]) -> int:
         num_more = len(done.other_code) - 1
         more = f" and {num_more:,} more" if num_more else ""
         print(f"{done.other_code[0].name}{more}: {freeze.OTHER_CODE}")
+    for line in done.longer[:_MOST_LONGER]:
+        print(line)
+    if len(done.longer) > _MOST_LONGER:
+        print(f"… and {len(done.longer) - _MOST_LONGER:,} more are made longer")
     if done.waiting:
         num_waiting = sum(len(rest.tasks) for rest in done.waiting)
         print(

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpc_llm.runs import event_names, ledger
+from hpc_llm.runs import event_names, extension, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.story import read_story
 from hpc_llm.slurm import client, command, own_jobs
@@ -87,6 +87,7 @@ def record_submitted(runs: Mapping[str, RunLayout], sent_at: float, **facts: Any
             clusters=command.named_cluster(os.environ),
             after_attempt=_newest_attempt_before(run, address, sent_at),
             code=run.code_hash(),
+            steps=extension.planned_steps(run),
             **facts,
         )
 

@@ -18,6 +18,7 @@ from hpc_llm.model.build import build_model
 from hpc_llm.planning.lengths import length_at
 from hpc_llm.planning.parameters import flops_per_token
 from hpc_llm.planning.plan import RunPlan
+from hpc_llm.planning.schedule import learning_rate
 from hpc_llm.runs import event_names
 from hpc_llm.runs.heartbeat import Phase
 from hpc_llm.storage.files import write_atomic
@@ -27,7 +28,6 @@ from hpc_llm.training.attempt import Attempt
 from hpc_llm.training.divergence import SpikeRule, data_step
 from hpc_llm.training.metrics import Metrics, Pending, Readout, measured_peak_flops
 from hpc_llm.training.saving import Saver
-from hpc_llm.training.schedule import learning_rate
 from hpc_llm.training.stop import Diverged, Flags, Outcome, StopFlag
 from hpc_llm.zero.engine import Engine, gather_objects
 

@@ -104,6 +104,26 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_bit(root: Path) -> Non
     assert third.layout.attempts.joinpath("0003").exists() is False
 
 
+def test_a_finished_run_trains_further_as_one_that_was_longer_from_the_start(root: Path) -> None:
+    words = ("optim.schedule=constant", "checkpoint.every=100steps", "train.eval_every=100steps")
+    plain = run(root, "twelve", *words, "train.duration=12steps")
+    run(root, "grown", *words, "train.duration=6steps")
+    grown = run(root, "grown", *words, "train.duration=12steps")
+    assert grown.status == 0, grown.output
+    assert "6 steps become 12; schedule constant: the learning rate goes on" in grown.output
+    assert "going on from the checkpoint of step 6" in grown.output
+    assert grown.losses == plain.losses
+    ends = []
+    for one in (grown, plain):
+        ends.append(manifest.read(manifest.folder_of(one.layout.checkpoints, 12)).files)
+    assert ends[0] == ends[1]
+    assert [done["steps"] for done in grown.named("completed")] == [6, 12]
+    assert "is complete" in run(root, "grown", *words, "train.duration=12steps").output
+    shorter = run(root, "grown", *words, "train.duration=6steps")
+    assert shorter.status == 2
+    assert "6 steps are fewer than the 12" in shorter.output
+
+
 def test_hours_that_are_spent_stop_a_healthy_run_and_the_user_can_give_it_more(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

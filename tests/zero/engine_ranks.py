@@ -71,7 +71,7 @@ def plain_losses(*words: str, precision: str = "fp32") -> list[list[float]]:
     """
     from hpc_llm.model.init import initialise
     from hpc_llm.model.transformer import Transformer
-    from hpc_llm.training.schedule import learning_rate
+    from hpc_llm.planning.schedule import learning_rate
     from tests.zero.engine_worker import SEQ_LEN, STEPS, global_batch, plan_for
 
     config, plan = plan_for(precision, 1, 8, 1, *words)

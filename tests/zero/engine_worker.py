@@ -262,8 +262,8 @@ def main() -> None:
         from alive import Alive
 
         from hpc_llm.model.build import build_model
+        from hpc_llm.planning.schedule import learning_rate
         from hpc_llm.training.metrics import Readout
-        from hpc_llm.training.schedule import learning_rate
         from hpc_llm.zero.engine import Engine
 
         results = []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hpc_llm.model.init import initialise
 from hpc_llm.model.transformer import Transformer
-from hpc_llm.training.schedule import learning_rate
+from hpc_llm.planning.schedule import learning_rate
 from hpc_llm.zero.parameter_groups import is_hidden, parameter_groups
 from tests.chaos.local_runs import STEPS as RUN_STEPS
 from tests.chaos.local_runs import run

@@ -120,7 +120,7 @@ def _before_steps(action) -> None:  # type: ignore[no-untyped-def]
 
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):  # type: ignore[no-untyped-def]
-            if name != "hpc_llm.training.schedule":
+            if name != "hpc_llm.planning.schedule":
                 return None
             sys.meta_path.remove(self)
             spec = importlib.util.find_spec(name)

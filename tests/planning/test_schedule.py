@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from hpc_llm.training.schedule import learning_rate
+from hpc_llm.planning.schedule import learning_rate
 from tests.configs import make_config
 
 OPTIM = dataclasses.replace(make_config().optim, lr=1.0, min_lr_ratio=0.1, decay_fraction=0.25)
