@@ -269,9 +269,10 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class RecoveryConfig:
-    """Budgets of unattended restarts, one per cause.
+    """Budgets of unattended restarts, one per cause, refilled by progress.
 
-    A run without progress stops for any cause.
+    An end counts until 24 hours of training and 1 % of the steps have been saved after it. A run
+    without progress stops for any cause.
     """
 
     max_crashes: int = 3

@@ -70,7 +70,15 @@ def _ended(
     node_excluded = _was_excluded(since, attempt.time, [node])
     start_step = _start_step(attempt)
     hours_seen = attempt.seen_s / 3600 * held_gpus
-    lost = Ended(Cause.LOST, start_step, step_after, hours_seen, node, node_excluded)
+    lost = Ended(
+        Cause.LOST,
+        start_step,
+        step_after,
+        hours_seen,
+        node,
+        node_excluded,
+        trained_s=attempt.trained_s(step_after),
+    )
     end = attempt.end
     if end is None:
         return lost
@@ -79,6 +87,7 @@ def _ended(
         told["cause"] = Cause(end.cause)
     if end.checkpoint_step is not None:
         told["checkpoint_step"] = end.checkpoint_step
+        told["trained_s"] = attempt.trained_s(end.checkpoint_step)
     if end.gpu_hours is not None:
         told["gpu_hours"] = end.gpu_hours
     return replace(lost, **told)

@@ -65,7 +65,24 @@ ELSEWHERE = frozenset(
         Cause.UNKNOWN,
     }
 )  # the allocation is gone, or going
-FINAL = frozenset(set(Cause) - IN_PLACE - ELSEWHERE)
+FINAL = frozenset(
+    {
+        Cause.COMPLETED,
+        Cause.STOPPED,
+        Cause.CANCELLED,
+        Cause.HOURS_SPENT,
+        Cause.CHECKPOINT_UNREADABLE,
+        Cause.STORAGE_FULL,
+        Cause.CONFIG_ERROR,
+        Cause.FENCED,
+    }
+)  # no restart would help; a cause that stands in none of the three fails a test
+
+# What has to be saved after an end until it is forgiven: so much training, and this share of the
+# run's steps. The steps alone would forgive a crash in every minute of a short run, the time alone
+# a run that crawls.
+REFILL_S = 24 * 3600.0
+REFILL_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -83,11 +100,15 @@ class Ended:
     node_excluded: bool = False  # whether that node was excluded afterwards
     # the next attempt uses half the micro-batch; halving ends at 1, so it needs no budget
     halved: bool = False
+    trained_s: float = 0.0  # of training that its newest checkpoint holds
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """How often a run may start again unattended, per cause: see config.schema.RecoveryConfig."""
+    """How often a run may start again unattended, per cause: see config.schema.RecoveryConfig.
+
+    An end counts until the run has made progress since: see `counted`.
+    """
 
     max_crashes: int
     max_no_progress: int
@@ -98,11 +119,12 @@ class Budgets:
     max_out_of_memory: int = 1
     max_divergences: int = 0  # 0 unless recovery.on_divergence=skip
     max_preemptions: int | None = None
+    steps: int = 0  # of the whole run; 0: not known
 
     @staticmethod
-    def of(run: RunSection, recovery: RecoveryConfig) -> Budgets:
-        """The budgets of a run's configuration."""
-        budgets: dict[str, Any] = {"max_gpu_hours": run.max_gpu_hours}
+    def of(run: RunSection, recovery: RecoveryConfig, steps: int) -> Budgets:
+        """The budgets of a run's configuration. steps: of the whole run."""
+        budgets: dict[str, Any] = {"max_gpu_hours": run.max_gpu_hours, "steps": steps}
         for budget in fields(Budgets):
             if budget.name not in budgets:
                 budgets[budget.name] = getattr(recovery, budget.name)
@@ -219,14 +241,59 @@ def exhausted(history: Sequence[Ended], budgets: Budgets) -> str | None:
             f"{stuck} attempts in a row left no newer checkpoint "
             f"(recovery.max_no_progress={budgets.max_no_progress})"
         )
-    used_up = Counter(_charge(end) for end in history)
-    for charge, used in used_up.items():
-        if charge is None:
-            continue
-        limit = getattr(budgets, charge.budget)
-        if limit is not None and used > limit:
-            return f"{used} {charge.many} (recovery.{charge.budget}={limit})"
+    for spending in spent_of(history, budgets):
+        if spending.limit is not None and spending.used > spending.limit:
+            return f"{spending.used} {spending.many} (recovery.{spending.budget}={spending.limit})"
     return None
+
+
+@dataclass(frozen=True)
+class Spending:
+    """How often a budget was used of late; limit: None where there is none."""
+
+    budget: str  # its key in `recovery`
+    many: str  # what was counted: `crashes`
+    used: int
+    limit: int | None
+
+
+def spent_of(history: Sequence[Ended], budgets: Budgets) -> list[Spending]:
+    """What the ends that still count have used, in the order in which they first happened."""
+    used_up = Counter(_charge(end) for end in counted(history, budgets))
+    spent = []
+    for charge, used in used_up.items():
+        if charge is not None:
+            limit = getattr(budgets, charge.budget)
+            spent.append(Spending(charge.budget, charge.many, used, limit))
+    return spent
+
+
+def counted(history: Sequence[Ended], budgets: Budgets) -> list[Ended]:
+    """The ends of `history` that are not forgiven yet.
+
+    One is forgiven when REFILL_S of training and REFILL_SHARE of the run's steps have been saved
+    after it, whichever takes longer. Steps that are trained again, since their checkpoint was lost,
+    are no new progress, nor is the time that they take.
+    """
+    enough_steps = max(1, math.ceil(budgets.steps * REFILL_SHARE))
+    highest = 0
+    saved_s = 0.0
+    saved_steps = 0
+    marks = []
+    for end in history:
+        known = max(highest, end.start_step)
+        if end.checkpoint_step > known:
+            new_steps = end.checkpoint_step - known
+            saved_steps += new_steps
+            saved_s += end.trained_s * new_steps / (end.checkpoint_step - end.start_step)
+        highest = max(known, end.checkpoint_step)
+        marks.append((saved_s, saved_steps))
+    still = []
+    for end, (until_s, until_steps) in zip(history, marks, strict=True):
+        refilled = saved_s - until_s >= REFILL_S and saved_steps - until_steps >= enough_steps
+        if not refilled:
+            still.append(end)
+    return still
 
 
 def _hours_spent(history: Sequence[Ended]) -> float:
@@ -252,7 +319,7 @@ def _count(history: Sequence[Ended], budgets: Budgets) -> str:
     charge = _charge(history[-1])
     if charge is None:
         return str(history[-1].cause)
-    used = sum(_charge(end) == charge for end in history)
+    used = sum(_charge(end) == charge for end in counted(history, budgets))
     limit = getattr(budgets, charge.budget)
     if limit is None:
         return f"{charge.one} {used}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 
@@ -72,7 +73,7 @@ def _summary(layout: RunLayout, config: FrozenSections, story: Story) -> RunSumm
         completed=story.completed,
         final=_final_word(story, last),
         history=history,
-        budgets=Budgets.of(config.run, config.recovery),
+        budgets=Budgets.of(config.run, config.recovery, _planned_steps(layout)),
         heartbeat_at=_heartbeat_at(layout),
         attempt=story.newest_attempt,
         began=_began(story),
@@ -83,6 +84,10 @@ def _summary(layout: RunLayout, config: FrozenSections, story: Story) -> RunSumm
         successor=_successor(story, since, address),
         sent_at=_sent_at(story, since),
     )
+
+
+def _planned_steps(layout: RunLayout) -> int:
+    return int(json.loads(layout.plan.read_text())["steps"])
 
 
 def _heartbeat_at(layout: RunLayout) -> float | None:

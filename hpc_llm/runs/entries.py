@@ -34,11 +34,16 @@ class Sending:
 
 @dataclass(frozen=True)
 class Save:
-    """A checkpoint was published. seconds: how long training waited for it."""
+    """A checkpoint was published. seconds: how long training waited for it.
+
+    trained_s: from the attempt's first step to the save, by a clock that nobody sets; None: the
+    ledger does not tell.
+    """
 
     time: float
     step: int
     seconds: float
+    trained_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,19 @@ class Attempt:
     def end(self) -> End | None:
         """As it was told last; None for one that goes on, or was lost with its node."""
         return self.ends[-1] if self.ends else None
+
+    def trained_s(self, step: int) -> float:
+        """How long it had trained when it saved the newest of its checkpoints up to `step`.
+
+        Ledgers of earlier versions do not tell: there it is the time between what rank 0 wrote.
+        """
+        saves = [save for save in self.saves if save.step <= step]
+        if not saves:
+            return 0.0
+        if saves[-1].trained_s is not None:
+            return saves[-1].trained_s
+        began = saves[0].time if self.resumed_at is None else self.resumed_at
+        return max(0.0, saves[-1].time - began)
 
     @property
     def first_end(self) -> End | None:
@@ -224,7 +242,14 @@ def end_of(event: Event) -> End:
 
 
 def save_of(event: Event) -> Save:
-    return Save(event.time, event.facts.get("step", 0), float(event.facts.get("seconds", 0.0)))
+    facts = event.facts
+    trained_s = facts.get("trained_s")
+    return Save(
+        time=event.time,
+        step=facts.get("step", 0),
+        seconds=float(facts.get("seconds", 0.0)),
+        trained_s=None if trained_s is None else float(trained_s),
+    )
 
 
 def node_change_of(event: Event) -> NodeChange:

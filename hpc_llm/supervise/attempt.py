@@ -46,7 +46,7 @@ class RunAttempt:
 
     @property
     def budgets(self) -> Budgets:
-        return Budgets.of(self.config.run, self.config.recovery)
+        return Budgets.of(self.config.run, self.config.recovery, self.plan.steps)
 
     @property
     def held_gpus(self) -> int:

@@ -38,9 +38,15 @@ class Saver:
         self._saved_step = 0
         self._saved_at = time.monotonic()
         self._wait_s = 0.0
+        self._training_since = time.monotonic()
 
     def resume(self) -> int:
         """Load the newest checkpoint that is valid on all ranks; the steps it has done, or 0."""
+        step = self._load()
+        self._training_since = time.monotonic()
+        return step
+
+    def _load(self) -> int:
         attempt = self._attempt
         plan = self._plan
         choice = self.store.choose(
@@ -82,6 +88,7 @@ class Saver:
         if done == self._saved_step:
             return
         begun_at = time.perf_counter()
+        trained_s = time.monotonic() - self._training_since
         self._attempt.beat(done, Phase.SAVING)
         try:
             self._write(done)
@@ -90,7 +97,7 @@ class Saver:
             if final:
                 raise
         else:
-            self._note_success(done, time.perf_counter() - begun_at)
+            self._note_success(done, time.perf_counter() - begun_at, trained_s)
         self._saved_at = time.monotonic()
         self._wait_s = time.perf_counter() - begun_at
 
@@ -117,13 +124,14 @@ class Saver:
         )
         self.store.publish(described)
 
-    def _note_success(self, done: int, seconds: float) -> None:
+    def _note_success(self, done: int, seconds: float, trained_s: float) -> None:
         self._saved_step = done
         self._attempt.record(
             event_names.CHECKPOINTED,
             attempt=self._attempt.number,
             step=done,
             seconds=round(seconds, 3),
+            trained_s=round(trained_s, 3),
         )
         log.info("step %d/%d: saved in %.1f s", done, self._plan.steps, seconds)
         if self._attempt.rank == 0:

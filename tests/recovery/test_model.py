@@ -31,7 +31,9 @@ from hpc_llm.recovery.policy import (
 )
 from hpc_llm.slurm.records import JobLife, QueuedJob
 
-STEPS = 40  # of the whole run
+STEPS = 400  # of the whole run
+REFILL_STEPS = 4  # a hundredth of them
+REFILL_S = 86400.0
 NOW = 1e6
 FEW = st.integers(0, 3)
 RETRIED = sorted(IN_PLACE | ELSEWHERE)
@@ -70,6 +72,10 @@ class Life(RuleBasedStateMachine):
         self.charged_life: float | None = None
         self.starts_since_progress = 0
         self.cancelled = False
+        # What was saved by the end of each attempt, in seconds of training and in steps; a step
+        # back and forth again is none.
+        self.saved: list[tuple[float, int]] = []
+        self.furthest = 0
 
     @initialize(
         budgets=st.builds(
@@ -83,6 +89,7 @@ class Life(RuleBasedStateMachine):
             max_out_of_memory=FEW,
             max_divergences=FEW,
             max_preemptions=st.none() | FEW,
+            steps=st.just(STEPS),
         )
     )
     def submitted(self, budgets: Budgets) -> None:
@@ -120,16 +127,17 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.job == "running")
     @rule(
         cause=st.sampled_from(RETRIED),
-        steps=st.integers(0, 3),
+        steps=st.integers(0, 9),
         hours=st.floats(0, 3),
         bad=st.booleans(),
         enough=st.booleans(),
+        days=st.sampled_from([0.0, 0.4, 1.0, 3.0]),
     )
     def an_attempt_fails(
-        self, cause: Cause, steps: int, hours: float, bad: bool, enough: bool
+        self, cause: Cause, steps: int, hours: float, bad: bool, enough: bool, days: float
     ) -> None:
         cluster = Cluster(frozenset({"n1"}) if bad else frozenset(), enough)
-        self._ends(cause, steps, min(hours, self._hours_left()), node="n1")
+        self._ends(cause, steps, min(hours, self._hours_left()), node="n1", days=days)
         self._follow(decide_inside(self.history, self.budgets, cluster), cause, inside=True)
 
     @precondition(lambda self: self.job == "running" and len(self.history) > 2)
@@ -155,10 +163,18 @@ class Life(RuleBasedStateMachine):
         steps=st.integers(0, 9),
         hours=st.floats(0, 3),
         requeue=st.booleans(),
+        days=st.sampled_from([0.0, 0.4, 1.0, 3.0]),
     )
-    def slurm_takes_it_away(self, state: str, steps: int, hours: float, requeue: bool) -> None:
-        self._ends(Cause.LOST, steps, min(hours, self._hours_left()))
+    def slurm_takes_it_away(
+        self, state: str, steps: int, hours: float, requeue: bool, days: float
+    ) -> None:
+        self._ends(Cause.LOST, steps, min(hours, self._hours_left()), days=days)
         self.job, self.state = ("requeued", state) if requeue else ("ended", state)
+
+    @precondition(lambda self: self.job == "pending" and self.step > 0)
+    @rule(steps=st.integers(1, 9))
+    def its_newest_checkpoints_are_lost(self, steps: int) -> None:
+        self.step = max(0, self.step - steps)
 
     @precondition(lambda self: self.job == "running")
     @rule(steps=st.integers(0, 9), hours=st.floats(0, 3))
@@ -200,6 +216,7 @@ class Life(RuleBasedStateMachine):
         if decision.action in AGAIN and decision.cause is Cause.LAUNCH_FAILED:
             step = self.history[-1].checkpoint_step if self.history else 0
             self.history.append(Ended(Cause.LAUNCH_FAILED, step, step, 0.0))
+            self.saved.append(self.saved[-1] if self.saved else (0.0, 0))
             self.charged_life = seen.life_start
         elif decision.cause and self.history and self.history[-1].cause is Cause.LOST:
             self.history[-1] = replace(self.history[-1], cause=decision.cause)
@@ -237,10 +254,19 @@ class Life(RuleBasedStateMachine):
     # -- what follows
     # --------------------------------------------------------------------------------------------
 
-    def _ends(self, cause: Cause, steps: int, hours: float, node: str | None = None) -> None:
+    def _ends(
+        self, cause: Cause, steps: int, hours: float, node: str | None = None, days: float = 0.0
+    ) -> None:
         before = self.step
         self.step = min(STEPS, self.step + steps)
-        self.history.append(Ended(cause, before, self.step, hours, node))
+        trained_s = days * REFILL_S
+        self.history.append(Ended(cause, before, self.step, hours, node, trained_s=trained_s))
+        seconds, saved_steps = self.saved[-1] if self.saved else (0.0, 0)
+        new = max(0, self.step - max(before, self.furthest))
+        if new:
+            seconds += trained_s * new / (self.step - before)
+        self.furthest = max(self.furthest, self.step)
+        self.saved.append((seconds, saved_steps + new))
         if self.step > before:
             self.starts_since_progress = 0
 
@@ -276,7 +302,7 @@ class Life(RuleBasedStateMachine):
         know.
         """
         budgets = self.budgets
-        history = self.history
+        history = self._unforgiven()
         for name, causes in ACCOUNT:
             used = sum(end.cause in causes and not end.node_excluded for end in history)
             limit = getattr(budgets, name)
@@ -286,6 +312,8 @@ class Life(RuleBasedStateMachine):
             for end in history
         )
         assert nodes <= budgets.max_node_failures
+        self._spends_no_more_in_all_than_progress_gives_back()
+        history = self.history
         assert (
             budgets.max_gpu_hours is None
             or sum(end.gpu_hours for end in history) < budgets.max_gpu_hours
@@ -297,6 +325,25 @@ class Life(RuleBasedStateMachine):
         ]
         row = next((count for count, one in enumerate(reversed(moved)) if one), len(moved))
         assert row == 0 or row < budgets.max_no_progress
+
+    def _unforgiven(self) -> list[Ended]:
+        """The ends after which less than a day of training, or of a hundredth of the steps, was
+        saved.
+        """
+        seconds, steps = self.saved[-1]
+        return [
+            end
+            for end, (at_s, at_steps) in zip(self.history, self.saved, strict=True)
+            if seconds - at_s < REFILL_S or steps - at_steps < REFILL_STEPS
+        ]
+
+    def _spends_no_more_in_all_than_progress_gives_back(self) -> None:
+        seconds, steps = self.saved[-1]
+        refills = min(seconds // REFILL_S, steps // REFILL_STEPS)
+        for name, causes in ACCOUNT:
+            limit = getattr(self.budgets, name)
+            used = sum(end.cause in causes and not end.node_excluded for end in self.history)
+            assert limit is None or used <= (limit + 1) * (refills + 1)
 
     @invariant()
     def it_is_not_started_for_ever_whatever_the_cause(self) -> None:

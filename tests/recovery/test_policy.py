@@ -234,11 +234,12 @@ def test_budgets_are_those_of_the_frozen_configuration() -> None:
     config = make_config(
         "recovery.max_hangs=7", "recovery.max_preemptions=2", "run.max_gpu_hours=5"
     )
-    budgets = Budgets.of(config.run, config.recovery)
+    budgets = Budgets.of(config.run, config.recovery, 700)
+    assert budgets.steps == 700
     assert (budgets.max_hangs, budgets.max_preemptions, budgets.max_gpu_hours) == (7, 2, 5.0)
     assert budgets.max_divergences == 0
     skipping = make_config("recovery.on_divergence=skip")
-    assert Budgets.of(skipping.run, skipping.recovery).max_divergences == 3
+    assert Budgets.of(skipping.run, skipping.recovery, 700).max_divergences == 3
 
 
 def lived(story: list[Ended], budgets: Budgets) -> list[Ended]:
