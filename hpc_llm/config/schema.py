@@ -285,6 +285,10 @@ class RecoveryConfig:
     max_out_of_memory: int = 1
     max_divergences: int = 3  # with on_divergence=skip
     max_preemptions: int | None = None  # null: no limit
+    # Jobs of the run that another user, an administrator, cancelled: its user's scancel is final.
+    max_admin_cancels: int = 3
+    # What follows: submitted again at once, or held in the queue until you `scontrol release` it.
+    on_admin_cancel: Literal["resubmit", "hold"] = "resubmit"
     max_no_progress: int = 3  # attempts in a row that end without a newer checkpoint
     on_divergence: Literal["stop", "skip"] = "stop"  # skip: roll back and leave the batch out
     # A loss this many nats above the last steps' median is also a divergence.

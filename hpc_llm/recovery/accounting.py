@@ -88,13 +88,24 @@ def account(story: Story, *, until: float | None, first_step_at: float | None = 
             if times.place == place:
                 total += Account(start_up_s=gap)
             elif began is not None:
-                total += Account(queue_s=gap)
+                total += Account(queue_s=_waited_s(story, before, times.start))
         total += times.account()
         before = times.end
         place = times.place
     if until is not None and began is not None and before is not None and until > before:
         total += Account(queue_s=until - before)
     return total
+
+
+def _waited_s(story: Story, since: float, until: float) -> float:
+    """How much of this gap between two attempts the run waited to be started.
+
+    All of it, unless its user submitted it again in between: before that nobody waited.
+    """
+    for sent in reversed(story.sendings):
+        if sent.name == event_names.SUBMITTED and since < sent.time <= until:
+            return until - sent.time
+    return until - since
 
 
 @dataclass(frozen=True)
@@ -152,7 +163,8 @@ def _times(
     if latest is not None:
         end = min(end, latest)
     end = max(start, end)
-    training = _within(start, attempt.resumed_at or first_step_at or start, end)
+    no_step_yet = end if running and ended is None and not attempt.saves else start
+    training = _within(start, attempt.resumed_at or first_step_at or no_step_yet, end)
     completed = ended is not None and ended.cause == Cause.COMPLETED
     if completed or (running and ended is None):
         kept = end
@@ -161,6 +173,8 @@ def _times(
     saved = _within(training, kept, end)
     if completed or running or _reported_by_itself(ended):
         last_word = end - attempt.silent_s
+    elif attempt.saves and attempt.saves[-1].final:
+        last_word = saved  # no step was lost: it waited for its end
     else:
         last_word = last_sign
     return _Times(

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hpc_llm.recovery import outside
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.exclusion import NodeExclusions, find_exclusion
 from hpc_llm.recovery.look import Seen
@@ -43,10 +44,13 @@ def carry_out(
     for seen in all_seen:
         record = seen.record
         action = seen.decision.action
-        if action is Action.NOTHING:
+        if action is Action.NOTHING and not seen.job.untold:
             continue
         book = record.watchdog_ledger()
         try:
+            _record_untold(seen, book)
+            if action is Action.NOTHING:
+                continue
             exclusions.witness_attempt(record)
             _Performance(seen, book, exclusions, queue).perform()
         except client.SlurmRefused as error:
@@ -92,6 +96,27 @@ def unrecorded_job(record: RunRecord, queue: SlurmQueue, task: str) -> str | Non
     return jobs[0].address if jobs else None
 
 
+def _record_untold(seen: Seen, book: Ledger) -> None:
+    """How attempts ended that Slurm ended and followed by others before any pass; once each."""
+    for untold in seen.job.untold:
+        cause = Cause.LOST
+        state = "and no longer knows why it ended"
+        at = None
+        if untold.life is not None:
+            cause = outside.cause_of(untold.life.state)
+            state = untold.life.state
+            at = untold.life.end_time
+        why = f"Slurm had started the job again: {state}"
+        book.write(
+            event_names.ENDED,
+            attempt=untold.attempt,
+            cause=str(cause),
+            restart=True,
+            at=at,
+            why=why,
+        )
+
+
 class _Performance:
     """One decision, carried out."""
 
@@ -124,7 +149,7 @@ class _Performance:
         For a job in which none began, also its cause and hours, which are recorded nowhere else.
         """
         charge: dict[str, Any] = {"after_attempt": self.run.attempt}
-        if self._charges_a_launch():
+        if self._charges_a_launch() or self._charges_a_waiting_job():
             hours = self.job.life_hours(time.time()) * self.record.config.cluster.held_gpus
             charge["cause"] = str(self.decision.cause)
             charge["life"] = self.job.life_start
@@ -150,6 +175,10 @@ class _Performance:
             at=ended_at,
             why=self.decision.why,
         )
+
+    def _charges_a_waiting_job(self) -> bool:
+        """Whether an administrator cancelled a job in which no attempt had begun."""
+        return self.decision.cause is Cause.ADMIN_CANCEL and not self.run.lost
 
     def _charges_a_launch(self) -> bool:
         return self.decision.cause is Cause.LAUNCH_FAILED and self.decision.action in AGAIN
@@ -215,5 +244,7 @@ class _Performance:
             change.record(self.book)
             if change.node_list:
                 options.append(f"--exclude={change.node_list}")
+        if self.decision.hold:
+            options.append("--hold")
         job_id = client.submit(self.record.layout.script, *options)
         return f"{job_id}_{task}" if task else str(job_id)

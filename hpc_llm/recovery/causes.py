@@ -15,6 +15,7 @@ class Cause(str, enum.Enum):
     COMPLETED = "completed"
     STOPPED = "stopped"  # by Ctrl-C or SIGTERM, in the foreground
     CANCELLED = "cancelled"  # by its user's scancel
+    ADMIN_CANCEL = "admin-cancel"  # another user's scancel, as before a maintenance
     TIME_LIMIT = "time-limit"
     PREEMPTED = "preempted"
     NODE_FAILURE = "node-failure"  # Slurm lost a node of the job

@@ -62,12 +62,22 @@ def failures(log: str) -> list[Failure]:
     return errors
 
 
-def first(logs: Iterable[str]) -> Failure | None:
-    """The earliest error in all ranks' logs: the others fail because of it, milliseconds later."""
+def first(logs: Iterable[str], first_failed: int | None = None) -> Failure | None:
+    """The error in all ranks' logs because of which the others failed.
+
+    One that reports a fault of the hardware, then one of the rank that the launcher saw fail first,
+    then the earliest: the clocks of two nodes may differ by more than the milliseconds between
+    them.
+    """
     errors: list[Failure] = []
     for log in logs:
         errors += failures(log)
-    return min(errors, key=lambda failure: failure.time, default=None)
+
+    def order(failure: Failure) -> tuple[bool, bool, str]:
+        faulty = bool(node_evidence.faults_in(failure.text))
+        return not faulty, failure.rank != first_failed, failure.time
+
+    return min(errors, key=order, default=None)
 
 
 def fatal(log: str, rank: int, number: int) -> Failure:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from hpc_llm.recovery.budgets import Ended
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.policy import Ended
 from hpc_llm.runs import event_names
 from hpc_llm.runs.entries import Attempt, Sending
 from hpc_llm.runs.story import Story
@@ -18,6 +18,7 @@ _SENT_AGAIN = (
     event_names.REQUEUED,
     event_names.EXPEDITED,
 )
+_OF_JOBS_THAT_NEVER_BEGAN = (Cause.LAUNCH_FAILED, Cause.ADMIN_CANCEL)
 
 
 def attempts_since_submission(
@@ -35,16 +36,28 @@ def attempts_since_submission(
     """
     since = story.since_submission()
     attempts = _by_number(since)
-    ends: list[tuple[float, Ended]] = []
+    ends: list[tuple[tuple[int, int, float], Ended]] = []
     for position, attempt in enumerate(attempts):
         step_after = newest_checkpoint
         if position + 1 < len(attempts):
             step_after = _start_step(attempts[position + 1])
-        ends.append((attempt.time, _ended(since, attempt, step_after, world_size, held_gpus)))
+        place = (attempt.number, 0, attempt.time)
+        ends.append((place, _ended(since, attempt, step_after, world_size, held_gpus)))
     for sent in since.sendings:
-        if sent.name in _SENT_AGAIN and sent.cause == Cause.LAUNCH_FAILED:
-            ends.append((sent.time, _never_began(since, sent)))
+        if sent.name in _SENT_AGAIN and sent.cause in _OF_JOBS_THAT_NEVER_BEGAN:
+            after = _attempt_before(sent, attempts)
+            ends.append(((after, 1, sent.time), _never_began(since, sent)))
     return [end for _, end in sorted(ends, key=lambda pair: pair[0])]
+
+
+def _attempt_before(sent: Sending, attempts: Sequence[Attempt]) -> int:
+    """The number of the newest attempt when the run was sent again, in which none began.
+
+    Where the ledger does not tell, by the clocks of two machines.
+    """
+    if sent.after_attempt is not None:
+        return sent.after_attempt
+    return max((found.number for found in attempts if found.time < sent.time), default=0)
 
 
 def node_of(rank: int | None, hosts: Sequence[str], world_size: int | None) -> str | None:
@@ -116,7 +129,7 @@ def _node_that_failed(attempt: Attempt, world_size: int | None) -> str | None:
 def _never_began(since: Story, sent: Sending) -> Ended:
     node = next(iter(sent.nodes), None)
     node_excluded = _was_excluded(since, sent.time, sent.nodes)
-    return Ended(Cause.LAUNCH_FAILED, 0, 0, sent.gpu_hours, node, node_excluded)
+    return Ended(Cause(sent.cause), 0, 0, sent.gpu_hours, node, node_excluded)
 
 
 def _was_excluded(story: Story, before: float, nodes: Sequence[str | None]) -> bool:

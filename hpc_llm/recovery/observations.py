@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hpc_llm.recovery.budgets import Budgets, Ended
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.policy import Budgets, Ended
 from hpc_llm.slurm.records import JobLife, QueuedJob
+
+
+class Canceller(enum.Enum):
+    """Who cancelled a job."""
+
+    USER = "user"  # the run's own
+    OTHER = "other"  # an administrator
+    NOT_TOLD = "not-told"  # and never will be: Slurm keeps no accounts
+    NOT_YET = "not-yet"  # accounting is behind, or does not answer
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class RunSummary:
     charged_life: float | None = None  # start of the job life whose launch failure was charged last
     successor: str | None = None  # a job that waits for the end of this one (supervise.successor)
     sent_at: float | None = None  # of a submission whose answer is not in the ledger
+    holds_after_admin_cancel: bool = False  # recovery.on_admin_cancel
 
     @property
     def over(self) -> bool:
@@ -40,6 +51,14 @@ class RunSummary:
     def lost(self) -> bool:
         """Whether the newest attempt did not record its end."""
         return bool(self.history) and self.history[-1].cause is Cause.LOST
+
+
+@dataclass(frozen=True)
+class UntoldEnd:
+    """An attempt that another one has followed, and that did not record its end."""
+
+    attempt: int
+    life: JobLife | None  # of the job, as accounting remembers it
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,9 @@ class JobAnswer:
     site_requeues: bool = False
     stranger: str | None = None  # what now bears the job's number: `NAME in FOLDER`
     other_cluster: str | None = None  # why this Slurm cannot know the job
+    canceller: Canceller = Canceller.USER  # where the job's state is CANCELLED
+    awaited: bool = False  # whether another job waits for the end of this one
+    untold: tuple[UntoldEnd, ...] = ()
 
     @property
     def live(self) -> bool:

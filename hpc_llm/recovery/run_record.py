@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
 
 from hpc_llm.checkpoint.manifest import newest_step
+from hpc_llm.recovery.budgets import Budgets
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.observations import RunSummary
 from hpc_llm.recovery.ownership import is_of_run, other_cluster
-from hpc_llm.recovery.policy import AGAIN, ELSEWHERE, Budgets
+from hpc_llm.recovery.policy import AGAIN, ELSEWHERE
 from hpc_llm.runs import event_names, frozen_sections
 from hpc_llm.runs.entries import WATCHDOG, Sending
 from hpc_llm.runs.frozen_sections import FrozenSections
@@ -83,11 +85,15 @@ def _summary(layout: RunLayout, config: FrozenSections, story: Story) -> RunSumm
         charged_life=story.charged_life,
         successor=_successor(story, since, address),
         sent_at=_sent_at(story, since),
+        holds_after_admin_cancel=config.recovery.on_admin_cancel == "hold",
     )
 
 
 def _planned_steps(layout: RunLayout) -> int:
-    return int(json.loads(layout.plan.read_text())["steps"])
+    """Of the whole run; 0 where its plan cannot be read: it is looked after all the same."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads(layout.plan.read_text())["steps"])
+    return 0
 
 
 def _heartbeat_at(layout: RunLayout) -> float | None:

@@ -37,13 +37,14 @@ class Save:
     """A checkpoint was published. seconds: how long training waited for it.
 
     trained_s: from the attempt's first step to the save, by a clock that nobody sets; None: the
-    ledger does not tell.
+    ledger does not tell. final: the attempt trained no further.
     """
 
     time: float
     step: int
     seconds: float
     trained_s: float | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,7 @@ def save_of(event: Event) -> Save:
         step=facts.get("step", 0),
         seconds=float(facts.get("seconds", 0.0)),
         trained_s=None if trained_s is None else float(trained_s),
+        final=bool(facts.get("final", False)),
     )
 
 

@@ -52,6 +52,12 @@ def _federation() -> list[str]:
     return [] if "SLURM_CLUSTERS" in os.environ else ["--federation"]
 
 
+def is_awaited(address: str) -> bool:
+    """Whether one of this user's waiting jobs depends on the job at `address`."""
+    argv = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--states=PENDING"]
+    return records.names_job(call(*argv, *_federation(), "--format=%E"), address)
+
+
 def show(address: str) -> list[Job]:
     """`scontrol show job`: one record, or one per task for an array's id.
 

@@ -20,16 +20,21 @@ TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 _LOCAL_TIME = "%Y-%m-%dT%H:%M:%S"  # of a command that does not heed it
 _LOCAL_LENGTH = 19
 
-_PASSING = ("SIGNALING", "RESIZING", "CONFIGURING")  # shown briefly instead of RUNNING
-_WAITING = ("PENDING", "REQUEUED", "COMPLETING")
+# Shown briefly instead of RUNNING.
+_PASSING = ("SIGNALING", "RESIZING", "CONFIGURING", "POWER_UP_NODE")
+# Shown instead of PENDING for a job that only a release lets go on.
+HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+_WAITING = ("PENDING", *HELD, "REQUEUED", "REQUEUE_FED", "EXPEDITING", "COMPLETING")
 # A job in one of these states runs, or Slurm leads it on to another state by itself.
 _GOING_ON = (
     "RUNNING",
     *_PASSING,
     "COMPLETING",
     "REQUEUED",
-    "REQUEUE_HOLD",
+    "REQUEUE_FED",
+    "EXPEDITING",
     "STAGE_OUT",
+    "STOPPED",
     "SUSPENDED",
 )
 ENDED = frozenset(
@@ -85,8 +90,8 @@ class QueuedJob:
 
     @property
     def pending(self) -> bool:
-        """Whether it waits in the queue."""
-        return self.state == "PENDING"
+        """Whether it waits in the queue, held or not."""
+        return self.state == "PENDING" or self.state in HELD
 
     @property
     def running(self) -> bool:
@@ -116,7 +121,7 @@ class JobLife:
     address: str
     job_id: int
     state: str  # CANCELLED by UID is CANCELLED with `cancelled_by`
-    cancelled_by: int | None  # uid
+    cancelled_by: int | str | None  # uid, or a name where a site's sacct prints one
     exit_code: int
     exit_signal: int
     submit_time: float | None
@@ -215,7 +220,7 @@ def read_sacct(text: str) -> list[JobLife]:
             address=address,
             job_id=_number(raw_id),
             state=state.rstrip("+"),
-            cancelled_by=int(by) if by.isdigit() else None,
+            cancelled_by=int(by) if by.isdigit() else by.strip() or None,
             exit_code=_number(status),
             exit_signal=_number(signal),
             submit_time=seconds(submit),
@@ -227,6 +232,16 @@ def read_sacct(text: str) -> list[JobLife]:
         )
         lives += [replace(life, address=task) for task in addresses(address)]
     return lives
+
+
+def names_job(dependencies: str, address: str) -> bool:
+    """Whether `afterok:12(unfulfilled),afterany:13_*…`, lines of squeue's %E, name the job.
+
+    An array's own number, and `12_*`, mean all its tasks.
+    """
+    array = address.partition("_")[0]
+    names = re.findall(r":(\d+(?:_(?:\d+|\*))?)", dependencies)
+    return not {address, array, f"{array}_*"}.isdisjoint(names)
 
 
 def read_jobs(text: str) -> list[Job]:

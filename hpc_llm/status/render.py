@@ -18,6 +18,8 @@ from hpc_llm.status import timeline
 from hpc_llm.status.standing import RootStatus
 from hpc_llm.status.tables import Column, number, percent, plain, seconds, table
 
+_MANY = 3  # runs that wait for the same are named up to here
+
 
 def render_root(root: Path, status: RootStatus) -> Iterator[str]:
     """Every run's line, where the time went, and excluded nodes.
@@ -25,9 +27,12 @@ def render_root(root: Path, status: RootStatus) -> Iterator[str]:
     Where `root` is a run itself, that one in detail.
     """
     yield table(status.rows, RUNS)
-    yield from _account(status.account)
+    if any(row["ettr"] is not None for row in status.rows):
+        yield from _account(status.account)
     run = RunLayout(root)
+    yield from _queued(status)
     if run.config.exists():
+        yield from _budgets(status)
         yield from _story(run, status)
         return
     excluded = []
@@ -36,6 +41,31 @@ def render_root(root: Path, status: RootStatus) -> Iterator[str]:
             excluded.append(row["node"])
     if excluded:
         yield f"nodes left out: {', '.join(excluded)} (--nodes says why)"
+
+
+def _queued(status: RootStatus) -> Iterator[str]:
+    """Why jobs wait, and what to do about those that nobody else helps; a line for many alike."""
+    waiting: dict[str, list[str]] = {}
+    for row in status.rows:
+        if row["reason"] is None:
+            continue
+        text = row["needs"] or row["reason"]
+        if row["start_s"] is not None and row["start_s"] > 0 and row["needs"] is None:
+            text = f"{text}, expected to start in {seconds(row['start_s'])}"
+        waiting.setdefault(text, []).append(row["run"])
+    for text, runs in waiting.items():
+        names = ", ".join(runs) if len(runs) <= _MANY else f"{len(runs)} runs"
+        yield f"queued: {names}: {text}"
+
+
+def _budgets(status: RootStatus) -> Iterator[str]:
+    """What is left of the budgets that were used of late."""
+    left = []
+    for row in status.rows:
+        for budget, rest in row["budgets"].items():
+            left.append(f"{budget} {rest}")
+    if left:
+        yield f"left of budgets: {', '.join(left)} (24 h of training and 1 % of the steps refill)"
 
 
 def render_team(team: Team) -> Iterator[str]:
@@ -67,10 +97,20 @@ def _story(run: RunLayout, status: RootStatus) -> Iterator[str]:
     attempt = attempts.newest(run)
     if attempt == 0:
         return
-    failure = failures.first(failures.tails(run.attempt(attempt).glob("rank-*.log")))
+    logs = failures.tails(run.attempt(attempt).glob("rank-*.log"))
+    failure = failures.first(logs, _first_failed(status))
     if failure is not None:
         where = f"first error of attempt {attempt}: rank {failure.rank}"
         yield f"{where}, {failure.error} (--logs shows it)"
+
+
+def _first_failed(status: RootStatus) -> int | None:
+    """The rank that failed first in the newest attempt, as its launcher saw it."""
+    for seen in status.runs[:1]:
+        for end in reversed(seen.record.story.ends):
+            if end.attempt == seen.record.summary.attempt:
+                return end.first_failed
+    return None
 
 
 def _account(account: Account) -> Iterator[str]:

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from hpc_llm.checkpoint.manifest import newest_step
-from hpc_llm.recovery import look
+from hpc_llm.recovery import look, outside
 from hpc_llm.recovery.accounting import Account, account, restarts_by_cause
+from hpc_llm.recovery.budgets import spent_of
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.look import Seen
 from hpc_llm.recovery.observations import RunSummary
 from hpc_llm.runs import attempts, event_names
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.runs.story import Story
+from hpc_llm.slurm import reasons
 from hpc_llm.status import progress
 from hpc_llm.status.node_rows import node_rows
 
@@ -96,6 +98,10 @@ def row_of(root: Path, seen: Seen, now: float) -> dict[str, Any]:
         "nodes": "",
         "checkpoint_step": newest_step(layout.checkpoints),
         "checkpoint_age_s": _checkpoint_age_s(story, now),
+        "reason": None,
+        "start_s": None,
+        "needs": None,
+        "budgets": _budgets(seen),
         "restarts": max(0, attempts.newest(layout) - 1),
         "restarts_by_cause": restarts_by_cause(story),
     }
@@ -106,8 +112,16 @@ def row_of(root: Path, seen: Seen, now: float) -> dict[str, Any]:
         row["nodes"] = _nodes(seen)
     if state == "running":
         row["limit_s"] = _limit_s(seen, now)
-    spent = account(story, until=until, first_step_at=progress.first_step_at(layout))
+    queued = seen.job.queued
+    if state == "queued" and queued is not None:
+        row |= {"reason": queued.reason, "needs": outside.needs_user(seen.record.summary, seen.job)}
+        if queued.start_time is not None:
+            row["start_s"] = queued.start_time - now
+    first_step_at = progress.first_step_at(layout)
+    spent = account(story, until=until, first_step_at=first_step_at)
     ettr = {"ettr": spent.ettr, "ettr_scheduled": spent.ettr_scheduled}
+    if first_step_at is None and not story.saves:
+        ettr = dict.fromkeys(ettr)  # no step was done: there is nothing to tell
     return {**row, **ettr, "seconds": asdict(spent)}
 
 
@@ -128,6 +142,17 @@ def state_of(seen: Seen) -> str:
     return "cancelled" if seen.job.state == "CANCELLED" else "unknown"
 
 
+def _budgets(seen: Seen) -> dict[str, int]:
+    """What is left of each budget of which something was used, by its key."""
+    run = seen.record.summary
+    left = dict[str, int]()
+    for spending in spent_of(run.history, run.budgets):
+        if spending.limit is not None:
+            rest = max(0, spending.limit - spending.used)
+            left[spending.budget] = min(rest, left.get(spending.budget, rest))
+    return left
+
+
 def _beats(run: RunSummary) -> bool:
     return run.heartbeat_at is not None and time.time() - run.heartbeat_at < _HEARTBEAT_FRESH_S
 
@@ -145,6 +170,12 @@ def _cause(seen: Seen) -> str | None:
     story = seen.record.story
     if final == event_names.HALVED or story.is_waiting():
         return final or "no-room"
+    queued = seen.job.queued
+    if final is None and queued is not None and queued.pending:
+        if reasons.hold_of(queued) is not None:
+            return "held"
+        if reasons.remedy(queued) is not None:
+            return queued.reason
     for end in reversed(story.ends):
         if end.name == event_names.ENDED:
             return end.cause

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan
+from hpc_llm.recovery.budgets import Budgets, Ended
 from hpc_llm.recovery.history import attempts_since_submission
-from hpc_llm.recovery.policy import Budgets, Ended
 from hpc_llm.runs.attempts import Fence
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Event

@@ -9,8 +9,9 @@ import time
 
 from hpc_llm.checkpoint.manifest import newest_step
 from hpc_llm.planning.experience import Limit, Speed
+from hpc_llm.recovery.budgets import seconds_left
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.policy import Action, Cluster, Decision, decide_inside, seconds_left
+from hpc_llm.recovery.policy import Action, Cluster, Decision, decide_inside
 from hpc_llm.runs import event_names, ledger, wake
 from hpc_llm.runs.experience import Remembered, steady_tokens_per_second
 from hpc_llm.runs.layout import RootLayout

@@ -26,6 +26,7 @@ from hpc_llm.supervise.steps import StepEnd
 
 # A rank that ended by one of these may have logged why.
 _LOGGED = (Cause.CRASH, Cause.OUT_OF_MEMORY, Cause.GPU_OUT_OF_MEMORY)
+_KILLS = tuple(-number for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def judge(end: StepEnd, watch: StepWatch, place: Place, attempt: RunAttempt) -> 
         node = watch.hang.node if watch.hang.node in place.hosts else None
         return Ending(Cause.HANG, end, node=node)
     cause = classify(end.exit_codes, end.first_failed)
+    if _killed_on_request(end, watch, place):
+        cause = Cause.STOPPED
     if cause is Cause.COMPLETED:
         return _complete(end, place, attempt)
     if cause is Cause.STOPPED:
@@ -145,14 +148,31 @@ def _ended_by_a_person(end: StepEnd, place: Place) -> bool:
     return unheard and not place.is_ending()
 
 
+def _killed_on_request(end: StepEnd, watch: StepWatch, place: Place) -> bool:
+    """Whether its user, who waits for it, had it stopped, and a signal ended ranks after that.
+
+    A second Ctrl-C kills them, and so do we if they take too long to save.
+    """
+    if not place.parental or not watch.signals or end.first_failed is None:
+        return False
+    return end.exit_codes[end.first_failed] in _KILLS
+
+
 def _failure(attempt: RunAttempt, end: StepEnd) -> Failure | None:
-    """What the rank that failed first has logged, or what is known of one that a signal ended."""
+    """What the rank that failed first has logged, or what is known of one that a signal ended.
+
+    A fault of the hardware explains more than either, whichever rank reports it.
+    """
     layout = attempt.layout
     first = end.first_failed
+    logs = failures.tails(layout.attempt(attempt.number).glob("rank-*.log"))
+    failure = failures.first(logs, first)
+    if failure is not None and node_evidence.faults_in(failure.text):
+        return failure
     if first is not None and end.exit_codes[first] < 0:
         log = "".join(failures.tails([layout.rank_log(attempt.number, first)]))
         return failures.fatal(log, first, -end.exit_codes[first])
-    return failures.first(failures.tails(layout.attempt(attempt.number).glob("rank-*.log")))
+    return failure
 
 
 def report_evidence(
@@ -164,7 +184,7 @@ def report_evidence(
     """
     layout = attempt.layout
     world_size = attempt.plan.world_size
-    rank = ending.end.first_failed
+    rank = ending.failure.rank if ending.failure else ending.end.first_failed
     root = RootLayout.of(layout)
     run = root.path_of(layout)
     log = ""

@@ -74,6 +74,8 @@ def _follow(record: RunRecord, own: str, book: ledger.Ledger) -> str | None:
             f"Slurm does not say how job {run.address} ended; it may be a user's scancel, "
             "which is final"
         )
+    if decision.hold:  # by this job, which runs already, and there is no watchdog
+        decision = dataclasses.replace(decision, action=Action.STOP)
     seen = Seen(alone, job, decision)
     if decision.action is Action.RESUBMIT:
         carry_out.take_over(seen, book, own)

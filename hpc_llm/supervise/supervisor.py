@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from hpc_llm.recovery import run_record
+from hpc_llm.recovery.budgets import exhausted
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.policy import exhausted
 from hpc_llm.runs import attempts, event_names, freeze, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.orders import ExitCode

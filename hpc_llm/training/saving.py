@@ -97,7 +97,7 @@ class Saver:
             if final:
                 raise
         else:
-            self._note_success(done, time.perf_counter() - begun_at, trained_s)
+            self._note_success(done, time.perf_counter() - begun_at, trained_s, final)
         self._saved_at = time.monotonic()
         self._wait_s = time.perf_counter() - begun_at
 
@@ -124,7 +124,7 @@ class Saver:
         )
         self.store.publish(described)
 
-    def _note_success(self, done: int, seconds: float, trained_s: float) -> None:
+    def _note_success(self, done: int, seconds: float, trained_s: float, final: bool) -> None:
         self._saved_step = done
         self._attempt.record(
             event_names.CHECKPOINTED,
@@ -132,6 +132,7 @@ class Saver:
             step=done,
             seconds=round(seconds, 3),
             trained_s=round(trained_s, 3),
+            final=final,
         )
         log.info("step %d/%d: saved in %.1f s", done, self._plan.steps, seconds)
         if self._attempt.rank == 0:

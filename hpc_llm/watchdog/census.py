@@ -24,6 +24,8 @@ from hpc_llm.storage.files import write_atomic
 VERSION = 3
 # For so long after a pass squeue still says what became of any job: below MinJobAge, 300 s.
 TRUSTED_S = 240.0
+# For so long after its start a job may have no attempt yet; clocks differ, too.
+_SETTLED_S = 120.0
 # A folder that changed so lately may change again within the tick of its time stamp.
 _MTIME_S = 10.0
 
@@ -182,7 +184,9 @@ def runs_to_read(root: Path, cache: RunCache, queue: SlurmQueue, now: float) -> 
         elif run.address is None:  # on the machine where it was typed
             if not trusted:
                 yield path
-        elif _has_changed(run, job, now, partial(_heartbeat_at, root, path)):
+        elif _has_changed(run, job, now, partial(_heartbeat_at, root, path)) or _began_lately(
+            job, cache.time
+        ):
             yield path
 
 
@@ -208,14 +212,21 @@ def _has_changed(
     """Whether there may be something to do; notes the kind of the job."""
     before = run.kind
     run.kind = outside.glance(job)
-    if run.kind == "pending":
-        return before != "pending"
+    if run.kind in ("pending", "stuck"):
+        return before != run.kind
     if run.kind == "running":
         began_lately = False
         if job is not None and job.start_time is not None:
             began_lately = now - job.start_time < outside.ORPHAN_AFTER_S
         return not began_lately and now - heartbeat_at() > outside.ORPHAN_AFTER_S
     return now >= run.again_at
+
+
+def _began_lately(job: QueuedJob | None, last_pass: float) -> bool:
+    """Whether a job runs that Slurm started shortly before the last pass, or after it."""
+    if job is None or not job.running or job.start_time is None:
+        return False
+    return job.start_time > last_pass - _SETTLED_S
 
 
 def _heartbeat_at(root: Path, path: str) -> float:

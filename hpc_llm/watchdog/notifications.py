@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpc_llm.recovery import outside
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.look import Seen
-from hpc_llm.recovery.policy import Action
+from hpc_llm.recovery.observations import Canceller
+from hpc_llm.recovery.policy import AGAIN, Action
 from hpc_llm.runs import event_names
 from hpc_llm.runs.layout import RootLayout
 from hpc_llm.storage import trust
@@ -111,6 +113,7 @@ def collect(
         group = _group(path)
         common = {"name": group, "root": str(root), "time": time.time()}
         _collect_exclusions(news, seen, {**common, "run": path})
+        _collect_cares(news, seen, {**common, "run": path}, just_done=seen in done)
         why = seen.decision.why if just_given_up else _failure(seen)
         if why is not None:
             failed = {"event": "failed", **common, "run": path, "why": why}
@@ -133,6 +136,28 @@ def send(root: Path, news: Notifications) -> None:
         news.notified = {old: at for old, at in news.notified.items() if not _is_old(at)}
         news.notified[key] = event["time"]
         save(root, news)
+
+
+def _collect_cares(
+    news: Notifications, seen: Seen, common: dict[str, Any], *, just_done: bool
+) -> None:
+    """Jobs that wait for what only a person does, and those that others have cancelled."""
+    notify = seen.record.config.recovery.notify
+    address = seen.record.summary.address
+    array = (address or "").partition("_")[0]
+    why = outside.needs_user(seen.record.summary, seen.job)
+    if why is not None:
+        reason = why.partition(":")[0]
+        event = {"event": "waits", **common, "why": why}
+        news.add(f"waits {common['name']} {array} {reason}", notify, event)
+    decision = seen.decision
+    cancelled_by_others = decision.cause is Cause.ADMIN_CANCEL and decision.action in AGAIN
+    cancelled_by_nobody_knows = (
+        decision.action is Action.MARK_CANCELLED and seen.job.canceller is Canceller.NOT_TOLD
+    )
+    if just_done and (cancelled_by_others or cancelled_by_nobody_knows):
+        event = {"event": "cancelled", **common, "why": decision.why}
+        news.add(f"cancelled {common['name']} {array}", notify, event)
 
 
 def _collect_exclusions(news: Notifications, seen: Seen, common: dict[str, Any]) -> None:

@@ -98,7 +98,9 @@ def test_a_node_that_died_is_detected_when_slurm_says_so() -> None:
 
 def test_a_run_that_trains_is_taken_for_productive_until_it_loses_something() -> None:
     events = [submitted(0), started(100, 1)]
-    assert account(fold(events), until=400) == Account(productive_s=300.0, queue_s=100.0)
+    begun = account(fold(events), until=400, first_step_at=100.5)
+    assert begun == Account(productive_s=299.5, queue_s=100.0, start_up_s=0.5)
+    assert account(fold(events), until=400) == Account(queue_s=100.0, start_up_s=300.0)
     assert account(fold([submitted(0)]), until=50) == Account(queue_s=50.0)
     assert account(fold([]), until=50).ettr is None
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from hpc_llm.recovery.budgets import Ended
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.history import attempts_since_submission
-from hpc_llm.recovery.policy import Ended
 from hpc_llm.runs.ledger import Event
 from hpc_llm.runs.story import fold
 

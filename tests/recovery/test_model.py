@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hpc_llm.recovery import outside
+from hpc_llm.recovery.budgets import Budgets, Ended, seconds_left
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.observations import JobAnswer, RunSummary
 from hpc_llm.recovery.policy import (
@@ -22,12 +23,9 @@ from hpc_llm.recovery.policy import (
     FINAL,
     IN_PLACE,
     Action,
-    Budgets,
     Cluster,
     Decision,
-    Ended,
     decide_inside,
-    seconds_left,
 )
 from hpc_llm.slurm.records import JobLife, QueuedJob
 

@@ -8,18 +8,22 @@ from dataclasses import replace
 
 import pytest
 
+from hpc_llm.recovery.budgets import Budgets, Ended
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.observations import JobAnswer, RunSummary
+from hpc_llm.recovery.observations import Canceller, JobAnswer, RunSummary
 from hpc_llm.recovery.outside import (
     NO_SILENCE,
     NOTHING,
     Silence,
+    began_in,
     charged,
     decide_outside,
     glance,
+    needs_user,
     silence,
 )
-from hpc_llm.recovery.policy import Action, Budgets, Ended
+from hpc_llm.recovery.policy import Action
+from hpc_llm.slurm.reasons import Hold
 from hpc_llm.slurm.records import ENDED, JobLife, QueuedJob
 
 NOW = 1_000_000.0
@@ -169,6 +173,58 @@ TABLE: dict[str, tuple[RunSummary, JobAnswer, Action, str]] = {
         "",
     ),
     "cancelled": (RUN, facts(job("CANCELLED")), Action.MARK_CANCELLED, "final"),
+    "cancelled by an administrator": (
+        RUN,
+        facts(None, life("CANCELLED"), canceller=Canceller.OTHER),
+        Action.RESUBMIT,
+        "by another user",
+    ),
+    "cancelled by an administrator for the third time": (
+        replace(RUN, history=[replace(LOST, cause=Cause.ADMIN_CANCEL)] * 3 + [LOST]),
+        facts(None, life("CANCELLED"), canceller=Canceller.OTHER),
+        Action.STOP,
+        "4 cancellations by another user (recovery.max_admin_cancels=3)",
+    ),
+    "cancelled by an administrator while it waited": (
+        FRESH,
+        facts(None, life("CANCELLED"), canceller=Canceller.OTHER),
+        Action.RESUBMIT,
+        "",
+    ),
+    "cancelled, accounting is behind": (
+        RUN,
+        facts(job("CANCELLED"), canceller=Canceller.NOT_YET),
+        Action.NOTHING,
+        "",
+    ),
+    "cancelled, nobody keeps accounts": (
+        RUN,
+        facts(job("CANCELLED"), canceller=Canceller.NOT_TOLD),
+        Action.MARK_CANCELLED,
+        "does not say by whom",
+    ),
+    "its deadline passed": (RUN, facts(job("DEADLINE")), Action.STOP, "submit it again"),
+    "another cluster has it": (RUN, facts(None, life("REVOKED")), Action.STOP, "federation"),
+    "its node was not set up": (RUN, facts(job("RECONFIG_FAIL")), Action.RESUBMIT, "RECONFIG"),
+    "its node did not boot": (RUN, facts(job("BOOT_FAIL")), Action.RESUBMIT, "BOOT_FAIL"),
+    "an end that nobody here knows": (
+        RUN,
+        facts(None, life("EVAPORATED")),
+        Action.STOP,
+        "Slurm ended the job as EVAPORATED",
+    ),
+    "held after too many launches": (
+        FRESH,
+        facts(job("REQUEUE_HOLD", "launch failure limit exceeded requeued held")),
+        Action.RELEASE,
+        "limit exceeded",
+    ),
+    "began on a node whose clock lags by a minute": (
+        replace(RUN, started_at=NOW - 7060, started_in="12", started_life=0),
+        facts(job("NODE_FAIL", start=NOW - 7000), life_number=0),
+        Action.RESUBMIT,
+        "NODE_FAIL",
+    ),
     "cancelled, says sacct": (RUN, facts(None, life("CANCELLED")), Action.MARK_CANCELLED, "final"),
     "preempted long ago, says sacct": (
         RUN,
@@ -207,6 +263,24 @@ TABLE: dict[str, tuple[RunSummary, JobAnswer, Action, str]] = {
         facts(job("COMPLETED"), successor=job("PENDING", "Dependency", address="13")),
         Action.WITHDRAW,
         "job 13 has nothing to do",
+    ),
+    "complete, queued once more by Slurm": (
+        replace(RUN, completed=True),
+        facts(WAITING),
+        Action.WITHDRAW,
+        "nothing to do",
+    ),
+    "complete, queued once more, and others wait for it": (
+        replace(RUN, completed=True),
+        facts(WAITING, awaited=True),
+        Action.EXPEDITE,
+        "other jobs wait",
+    ),
+    "complete before, and submitted by its user again": (
+        replace(RUN, completed=True, history=[]),
+        facts(job("PENDING", "Priority")),
+        Action.NOTHING,
+        "",
     ),
     "failed for good, queued again by RequeueExit": (
         replace(RUN, final="diverged"),
@@ -266,7 +340,48 @@ def test_a_run_that_is_over_is_never_started_again(
 ) -> None:
     run = replace(RUN, heartbeat_at=None, **over)  # type: ignore[arg-type]
     for last in (None, life("NODE_FAIL")):
-        assert decide_outside(run, facts(queued, last), NOW) == NOTHING
+        decision = decide_outside(run, facts(queued, last), NOW)
+        assert decision == NOTHING or (
+            run.completed and queued is not None and decision.action is Action.WITHDRAW
+        )
+
+
+@pytest.mark.parametrize("hold", list(Hold))
+def test_every_hold_is_released_by_us_or_told_to_its_user(hold: Hold) -> None:
+    reason = {
+        Hold.FAILED_LAUNCH: HELD,
+        Hold.EXIT_CODE: "job requeued in held state",
+        Hold.USER: "JobHeldUser",
+        Hold.PERSON: "JobHeldAdmin",
+    }[hold]
+    seen = facts(job("PENDING", reason))
+    released = decide_outside(RUN, seen, NOW).action is Action.RELEASE
+    told = needs_user(RUN, seen) is not None
+    assert (released, told) == (
+        hold in (Hold.FAILED_LAUNCH, Hold.EXIT_CODE),
+        hold is Hold.PERSON,
+    )
+
+
+def test_a_state_that_nobody_here_knows_is_told_to_the_user() -> None:
+    assert "WOBBLING" in str(needs_user(RUN, facts(job("WOBBLING"))))
+    assert needs_user(RUN, facts(job("SUSPENDED"))) is None
+    assert needs_user(replace(RUN, completed=True), facts(job("PENDING", "PartitionDown"))) is None
+
+
+def test_an_attempt_of_an_earlier_life_began_before_this_one_whatever_the_clocks_say() -> None:
+    ahead = replace(RUN, started_at=NOW + 600, started_in="12", started_life=0)
+    assert not began_in(ahead, NOW - 60, 1)
+    assert began_in(ahead, NOW - 60, None)  # nothing better is known
+    lags = replace(RUN, started_at=NOW - 600, started_in="12", started_life=1)
+    assert began_in(lags, NOW - 60, 1)
+
+
+def test_what_an_administrator_cancels_may_be_held() -> None:
+    run = replace(RUN, holds_after_admin_cancel=True)
+    decision = decide_outside(run, facts(None, life("CANCELLED"), canceller=Canceller.OTHER), NOW)
+    assert (decision.action, decision.hold) == (Action.RESUBMIT, True)
+    assert decision.cause is Cause.ADMIN_CANCEL
 
 
 def test_an_attempt_that_said_nothing_ended_as_slurm_says() -> None:
@@ -286,6 +401,7 @@ def test_an_attempt_that_said_nothing_ended_as_slurm_says() -> None:
         (job("CANCELLED"), "gone"),
         (job("PENDING", "Priority"), "pending"),
         (job("PENDING", "Dependency"), "pending"),
+        (job("PENDING", "DependencyNeverSatisfied"), "stuck"),
         (job("PENDING", "BeginTime"), "event"),
         (job("PENDING", HELD), "event"),
         (job("RUNNING"), "running"),

@@ -9,19 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc_llm.recovery.budgets import Budgets, Ended, exhausted, seconds_left
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.recovery.policy import (
-    ELSEWHERE,
-    FINAL,
-    IN_PLACE,
-    Action,
-    Budgets,
-    Cluster,
-    Ended,
-    decide_inside,
-    exhausted,
-    seconds_left,
-)
+from hpc_llm.recovery.policy import ELSEWHERE, FINAL, IN_PLACE, Action, Cluster, decide_inside
 from tests.configs import make_config
 
 PLENTY = Budgets(
@@ -34,6 +24,7 @@ PLENTY = Budgets(
     max_out_of_memory=3,
     max_divergences=3,
     max_preemptions=3,
+    max_admin_cancels=3,
 )
 # cause → the budget that its ends are charged to
 BUDGET_OF = {
@@ -47,9 +38,11 @@ BUDGET_OF = {
     Cause.ORPHANED: "max_node_failures",
     Cause.LAUNCH_FAILED: "max_launch_failures",
     Cause.PREEMPTED: "max_preemptions",
+    Cause.ADMIN_CANCEL: "max_admin_cancels",
 }
 RETRIED = sorted(IN_PLACE | ELSEWHERE)
-TELLING = sorted(set(RETRIED) - {Cause.LAUNCH_FAILED})  # of jobs in which an attempt began
+# Of jobs in which an attempt began, and that nobody cancelled.
+TELLING = sorted(set(RETRIED) - {Cause.LAUNCH_FAILED, Cause.ADMIN_CANCEL})
 
 
 def ends(cause: Cause) -> st.SearchStrategy[Ended]:

@@ -10,20 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc_llm.recovery.budgets import REFILL_S, Budgets, Ended, counted, exhausted, spent_of
 from hpc_llm.recovery.causes import Cause
 from hpc_llm.recovery.history import attempts_since_submission
-from hpc_llm.recovery.policy import (
-    ELSEWHERE,
-    IN_PLACE,
-    REFILL_S,
-    Action,
-    Budgets,
-    Ended,
-    counted,
-    decide_inside,
-    exhausted,
-    spent_of,
-)
+from hpc_llm.recovery.policy import ELSEWHERE, IN_PLACE, Action, decide_inside
 from hpc_llm.runs.ledger import Event
 from hpc_llm.runs.story import fold
 
