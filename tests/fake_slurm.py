@@ -34,6 +34,7 @@ CALLS = (
     "release",
     "cancel",
     "config",
+    "is_awaited",
     "hostnames",
     "call",
 )
@@ -59,6 +60,7 @@ class FakeSlurm:
     excluded: dict[str, str] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)  # every call
     requeue_exit: str = "(null)"
+    awaited: set[str] = field(default_factory=set)  # jobs that others depend on
     next_id: int = 100
     kill_at: tuple[int, str] | None = None
     down: bool = False
@@ -114,6 +116,9 @@ class FakeSlurm:
 
     def config(self) -> dict[str, str]:
         return {"RequeueExit": self.requeue_exit}
+
+    def is_awaited(self, address: str) -> bool:
+        return address in self.awaited
 
     def hostnames(self, node_list: str) -> list[str]:
         return node_list.split(",")

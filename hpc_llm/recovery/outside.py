@@ -30,6 +30,7 @@ CLOCK_SKEW_S = 15.0
 FORGOTTEN_AFTER_S = 300.0  # MinJobAge: how long squeue may know a job that sacct does not show yet
 
 NOTHING = Decision(Action.NOTHING, "")
+STUCK = "stuck: "  # see glance
 _CAUSES = {
     "PREEMPTED": Cause.PREEMPTED,
     "NODE_FAIL": Cause.NODE_FAILURE,
@@ -58,10 +59,10 @@ NO_SILENCE = Silence(0.0, 0.0)
 
 
 def glance(job: QueuedJob | None) -> str:
-    """The kind of a job, by the queue alone: pending, stuck, event (needs a look), running or gone.
+    """The kind of a job, by the queue alone: pending, event (needs a look), running or gone.
 
-    While the kind stays pending or stuck (Slurm will not start it), or running with a fresh
-    heartbeat, the run's directory need not be read again.
+    Or `stuck: REASON`, of one that Slurm will not start. While the kind stays pending or stuck, or
+    running with a fresh heartbeat, the run's directory need not be read again.
     """
     if job is None or not job.live:
         return "gone"
@@ -69,7 +70,7 @@ def glance(job: QueuedJob | None) -> str:
         waits_for_us = reasons.waits_to_begin(job) or reasons.hold_of(job) is not None
         if waits_for_us:
             return "event"
-        return "pending" if reasons.remedy(job) is None else "stuck"
+        return "pending" if reasons.remedy(job) is None else f"{STUCK}{job.reason}"
     return "running" if job.going_on else "event"
 
 

@@ -53,6 +53,13 @@ _UNREACHABLE = re.compile(
     ),
     re.IGNORECASE,
 )
+# What it says of a question that is wrong, or not for this user (PrivateData): asking again, or
+# later, changes nothing.
+_CLIENTS_FAULT = re.compile(
+    r"access/permission denied|accounting storage is disabled|unrecognized option"
+    r"|\binvalid\b(?!.*\b(message|credential|protocol|response)\b)",
+    re.IGNORECASE,
+)
 # acct_policy.c: AssocMaxSubmitJobLimit, AssocGrpSubmitJobsLimit, QOSMaxSubmitJobPerUserLimit, …
 _SUBMIT_LIMIT = re.compile(r"(Assoc|QOS)(Max|Grp)SubmitJob\w*Limit")
 _COMMAND_NAME = re.compile(r"^(sbatch|squeue|sacct|scontrol|scancel): (error: )?")
@@ -159,11 +166,12 @@ def _error(argv: tuple[str, ...], done: subprocess.CompletedProcess[str]) -> Slu
 
 
 def _is_an_answer(argv: tuple[str, ...], status: int, message: str) -> bool:
-    """Whether a failed command means no. A failed query is unknown, unless Slurm knows no such job.
+    """Whether a failed command means no.
 
-    status: negative if a signal ended the command.
+    A failed query is unknown, unless Slurm says that it will not answer such a question. status:
+    negative if a signal ended the command.
     """
-    if "invalid job id" in message.lower():
-        return True
-    is_query = argv[0] in ("squeue", "sacct") or argv[1:2] == ("show",)
-    return not is_query and status >= 0 and not unreachable(message)
+    if status < 0 or unreachable(message):
+        return False
+    is_query = argv[0] in ("squeue", "sacct", "sinfo") or argv[1:2] == ("show",)
+    return not is_query or _CLIENTS_FAULT.search(message) is not None

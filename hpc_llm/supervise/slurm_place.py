@@ -204,7 +204,10 @@ def reachable_address(host: str) -> str | None:
     try:
         socket.getaddrinfo(host, None)
     except OSError:
-        with contextlib.suppress(client.SlurmError):
+        try:
             return client.node_address(host)
-        return None
+        except client.SlurmRefused:  # PrivateData=nodes: it never will say
+            return host
+        except client.SlurmUnavailable:
+            return None
     return host

@@ -212,7 +212,7 @@ def _has_changed(
     """Whether there may be something to do; notes the kind of the job."""
     before = run.kind
     run.kind = outside.glance(job)
-    if run.kind in ("pending", "stuck"):
+    if is_waiting(run.kind):
         return before != run.kind
     if run.kind == "running":
         began_lately = False
@@ -220,6 +220,11 @@ def _has_changed(
             began_lately = now - job.start_time < outside.ORPHAN_AFTER_S
         return not began_lately and now - heartbeat_at() > outside.ORPHAN_AFTER_S
     return now >= run.again_at
+
+
+def is_waiting(kind: str) -> bool:
+    """Whether a job of this kind waits, and nothing is to be done about it."""
+    return kind == "pending" or kind.startswith(outside.STUCK)
 
 
 def _began_lately(job: QueuedJob | None, last_pass: float) -> bool:

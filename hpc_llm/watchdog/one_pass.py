@@ -117,7 +117,7 @@ def _exclude_from_pending(
 def _pending_runs(cache: RunCache) -> set[str]:
     pending = set()
     for path, run in cache.runs.items():
-        if run.state == census.OPEN and run.kind in ("pending", "stuck"):
+        if run.state == census.OPEN and census.is_waiting(run.kind):
             pending.add(path)
     return pending
 

@@ -96,6 +96,23 @@ def test_a_node_that_died_is_detected_when_slurm_says_so() -> None:
     assert (found.lost_s, found.detection_s, found.queue_s) == (30.0, 30.0, 540.0)
 
 
+def test_what_was_saved_before_a_preemption_is_not_lost_while_its_end_is_awaited() -> None:
+    events = [submitted(0), started(0, 1)]
+    events += [event(400, "checkpointed", attempt=1, step=9, final=True)]
+    events += [event(433, "notice", attempt=1)]
+    events += [event(460, "ended", "watchdog-a-1", attempt=1, cause="preempted", at=433.0)]
+    events += [started(500, 2, restarts=1), ended(900, 2, "completed")]
+    found = account(fold(events), until=None)
+    assert (found.lost_s, found.detection_s) == (0.0, 33.0)
+
+
+def test_nobody_waits_between_a_stop_and_the_next_submission() -> None:
+    events = [submitted(0), started(10, 1), saved(100, 1), ended(100, 1, "stopped")]
+    events += [submitted(5000), started(5020, 2, restarts=1), ended(5100, 2, "completed")]
+    found = account(fold(events), until=None)
+    assert (found.queue_s, found.wall_s) == (30.0, 200.0)
+
+
 def test_a_run_that_trains_is_taken_for_productive_until_it_loses_something() -> None:
     events = [submitted(0), started(100, 1)]
     begun = account(fold(events), until=400, first_step_at=100.5)

@@ -74,6 +74,29 @@ def test_the_earliest_error_counts_and_of_it_the_first_traceback() -> None:
     assert "leaving" not in found.text
 
 
+ECC = """\
+2026-11-23 16:00:11,120 rank 5 ERROR rank 5 failed
+RuntimeError: CUDA error: uncorrectable ECC error encountered
+"""
+
+
+@pytest.mark.parametrize(
+    ("logs", "first_failed", "rank"),
+    [
+        ([FOLLOWER, LEADER, ECC], 0, 5),  # two seconds later, by a clock that is ahead
+        ([FOLLOWER, LEADER], 0, 0),  # srun saw it fail first
+        ([FOLLOWER, LEADER], 7, 3),  # which logged nothing
+        ([FOLLOWER, LEADER], None, 3),
+    ],
+)
+def test_clocks_count_less_than_hardware_and_than_the_launcher(
+    logs: list[str], first_failed: int | None, rank: int
+) -> None:
+    found = failures.first(logs, first_failed)
+    assert found is not None
+    assert found.rank == rank
+
+
 def test_logs_without_an_error_tell_nothing() -> None:
     assert (
         failures.first(["2026-11-23 16:00:02,500 rank 0 INFO well\n", "", "Segmentation fault\n"])

@@ -401,7 +401,7 @@ def test_an_attempt_that_said_nothing_ended_as_slurm_says() -> None:
         (job("CANCELLED"), "gone"),
         (job("PENDING", "Priority"), "pending"),
         (job("PENDING", "Dependency"), "pending"),
-        (job("PENDING", "DependencyNeverSatisfied"), "stuck"),
+        (job("PENDING", "PartitionDown"), "stuck: PartitionDown"),
         (job("PENDING", "BeginTime"), "event"),
         (job("PENDING", HELD), "event"),
         (job("RUNNING"), "running"),

@@ -63,7 +63,7 @@ UNKNOWN = [
     ),
     "slurm_load_jobs error: Slurm backup controller in standby mode",
     "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying",
-    "Slurm accounting storage is disabled",
+    "slurm_load_jobs error: Invalid authentication credential",
     "squeue: fatal: Unable to process configuration file",
 ]
 REFUSED = [
@@ -87,6 +87,21 @@ def test_a_question_that_failed_is_unknown_and_never_no(commands: Commands, word
         client.queued()
     assert words.rpartition("error: ")[2].split(";")[0] in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Slurm accounting storage is disabled",
+        "slurm_load_jobs error: Access/permission denied",
+        "sacct: error: Invalid user id: nobody-here",
+        "sacct: unrecognized option '--frobnicate'",
+    ],
+)
+def test_a_question_that_slurm_will_not_answer_is_no_outage(commands: Commands, words: str) -> None:
+    commands.say("sacct", err=words, status=1)
+    with pytest.raises(SlurmRefused):
+        client.lives(since_s=60)
 
 
 @pytest.mark.parametrize("words", REFUSED)

@@ -73,6 +73,31 @@ def test_squeue_lists_every_task_and_passes_over_other_lines() -> None:
     )
 
 
+@pytest.mark.parametrize(("by", "who"), [(" by 1000", 1000), (" by root", "root"), ("", None)])
+def test_who_cancelled_is_a_number_or_a_name(by: str, who: object) -> None:
+    (life,) = records.read_sacct(f"3|3|CANCELLED{by}|0:15|||Unknown|n1|/a/code|c\n")
+    assert (life.state, life.cancelled_by) == ("CANCELLED", who)
+
+
+@pytest.mark.parametrize(
+    ("dependencies", "address", "named"),
+    [
+        ("afterok:26(unfulfilled)\n\n", "26", True),
+        ("afterany:9:26,afterok:7", "26", True),
+        ("afterok:26_3(unfulfilled)", "26_3", True),
+        ("afterok:26_*(unfulfilled)", "26_3", True),
+        ("afterok:26(unfulfilled)", "26_3", True),
+        ("afterok:26_4", "26_3", False),
+        ("afterok:126(unfulfilled)", "26", False),
+        ("(null)\nsingleton", "26", False),
+    ],
+)
+def test_a_dependency_names_the_jobs_that_are_awaited(
+    dependencies: str, address: str, named: bool
+) -> None:
+    assert records.names_job(dependencies, address) is named
+
+
 def test_sacct_tells_every_life_of_a_requeued_job_in_order() -> None:
     lives = records.read_sacct(SACCT)
     assert [life.state for life in lives if life.address == "1"] == [

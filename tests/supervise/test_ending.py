@@ -69,6 +69,25 @@ def test_ranks_that_were_asked_to_stop_end_for_the_reason_of_the_one_who_asked(
     assert judge(STOPPED, watch_of(attempt, place, *signals), place, attempt).cause is cause
 
 
+@pytest.mark.parametrize(
+    ("place", "signals", "code", "cause"),
+    [
+        (LocalPlace(), [signal.SIGINT, signal.SIGINT], -signal.SIGKILL, Cause.STOPPED),
+        (LocalPlace(), [signal.SIGTERM], -signal.SIGKILL, Cause.STOPPED),  # it saved for too long
+        (LocalPlace(), [signal.SIGTERM], -signal.SIGHUP, Cause.STOPPED),
+        (LocalPlace(), [signal.SIGINT], -signal.SIGSEGV, Cause.CRASH),
+        (LocalPlace(), [], -signal.SIGKILL, Cause.KILLED),
+        (Allocation(), [signal.SIGUSR2], -signal.SIGKILL, Cause.KILLED),
+    ],
+)
+def test_what_its_user_had_killed_is_no_lack_of_memory(
+    tmp_path: Path, place: Place, signals: list[int], code: int, cause: Cause
+) -> None:
+    attempt = planned_attempt(tmp_path, world_size=1, steps=8)
+    end = StepEnd({0: code}, 0)
+    assert judge(end, watch_of(attempt, place, *signals), place, attempt).cause is cause
+
+
 @pytest.mark.parametrize(("signals", "cause"), [([], "hours-spent"), ([10], "lost")])
 def test_hours_that_are_spent_are_a_reason_unless_a_signal_came(
     tmp_path: Path, signals: list[int], cause: str

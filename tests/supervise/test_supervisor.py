@@ -158,7 +158,8 @@ def test_asked_twice_a_run_leaves_at_once(run: Any, pipe: Pipe) -> None:
     assert pipe.lines(1) == ["0 asked"]
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 1
+    assert process.returncode == STOPPED
+    assert story.causes == ["stopped"]
     assert story.facts("ended")[0]["exit_codes"] == {"0": -signal.SIGKILL}
 
 
