@@ -91,6 +91,7 @@ RANGES = {
     "recovery.max_out_of_memory": NOT_NEGATIVE,
     "recovery.max_divergences": NOT_NEGATIVE,
     "recovery.max_preemptions": NOT_NEGATIVE,
+    "recovery.max_admin_cancels": NOT_NEGATIVE,
     "recovery.max_no_progress": NOT_NEGATIVE,
     "recovery.spike_threshold": POSITIVE,
     "recovery.hang_floor_s": TEN_SECONDS,

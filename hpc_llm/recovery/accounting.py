@@ -29,6 +29,7 @@ _INTERRUPTIONS = {
     Cause.NODE_FAILURE,
     Cause.ORPHANED,
     Cause.PREEMPTED,
+    Cause.ADMIN_CANCEL,
     Cause.LOST,
     Cause.UNKNOWN,
 }
