@@ -44,7 +44,9 @@ def _prepare(argv: list[str]) -> int:
     from hpc_llm.config.compose import compose
 
     config = compose(argv)
-    if problems := [*checks.problems(config), *preflight.unknown_homes(config)]:
+    problems = [*checks.problems(config), *preflight.unknown_homes(config)]
+    problems += preflight.group_problems(config.run.group)
+    if problems:
         raise InputError(problems)
     restrict_access(config.run.group)
     directory = Path(os.path.abspath(directory_for(config)))  # noqa: PTH100 – resolve() would follow links

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
@@ -33,7 +34,7 @@ def place_problems(config: RunConfig) -> list[str]:
     if not problems and not config.dry_run:
         problems = _probe_problems(root)
     if config.run.group is not None:
-        problems = problems + _group_problems(config.run.group)
+        problems = problems + group_problems(config.run.group)
     return problems
 
 
@@ -218,11 +219,19 @@ def _probe_problems(root: Path) -> list[str]:
     return []
 
 
-def _group_problems(group: str) -> list[str]:
-    own_ids = {*os.getgroups(), os.getgid()}
-    mine = {entry.gr_name for entry in grp.getgrall() if entry.gr_gid in own_ids}
-    if group in mine:
+def group_problems(group: str | None) -> list[str]:
+    """Whether run.group is one of this user's.
+
+    By name, one at a time: directory services (LDAP through sssd) list no groups.
+    """
+    if group is None:
         return []
+    mine = []
+    for number in sorted({*os.getgroups(), os.getgid()}):
+        if _is_group(group, number):
+            return []
+        with contextlib.suppress(KeyError):
+            mine.append(grp.getgrgid(number).gr_name)
     return [f"run.group={group}: is not one of your groups; allowed: {', '.join(sorted(mine))}"]
 
 

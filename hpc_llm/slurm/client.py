@@ -15,7 +15,8 @@ from pathlib import Path
 from hpc_llm.slurm import command, records
 from hpc_llm.slurm.command import LimitReached as LimitReached
 from hpc_llm.slurm.command import SlurmError as SlurmError
-from hpc_llm.slurm.command import SlurmRefused, SlurmUnavailable, call
+from hpc_llm.slurm.command import SlurmRefused as SlurmRefused
+from hpc_llm.slurm.command import SlurmUnavailable, call
 from hpc_llm.slurm.records import Job, JobLife, QueuedJob
 
 EXPEDITE_AFTER_S = 3

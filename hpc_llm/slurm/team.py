@@ -33,11 +33,15 @@ class User:
 
 @dataclass
 class Team:
-    """accounts: those shown; none if Slurm keeps no accounts."""
+    """accounts: those shown; none if Slurm keeps no accounts.
+
+    refused: why there are no partitions, in Slurm's words.
+    """
 
     accounts: list[str]
     users: list[User] = field(default_factory=list)
     partitions: list[Partition] = field(default_factory=list)
+    refused: str | None = None
 
 
 def ask(account: str | None = None) -> Team:
@@ -53,7 +57,12 @@ def ask(account: str | None = None) -> Team:
     argv.append("--states=RUNNING,PENDING,SUSPENDED,CONFIGURING")
     jobs = client.call(*argv, columns.format_option(JOB_COLUMNS))
     users = read_users(jobs, [share for share in shares if share.account in accounts])
-    return Team(accounts, users, nodes.partitions())
+    team = Team(accounts, users)
+    try:
+        team.partitions = nodes.partitions()
+    except client.SlurmRefused as error:  # PrivateData=nodes
+        team.refused = str(error)
+    return team
 
 
 def read_users(jobs: str, shares: Iterable[User]) -> list[User]:

@@ -76,6 +76,9 @@ def render_team(team: Team) -> Iterator[str]:
     yield f"{accounts}: {running} GPUs running, {queued} queued"
     yield table([asdict(user) for user in team.users], USERS)
     yield ""
+    if team.refused is not None:
+        yield f"partitions: not shown by this site ({team.refused})"
+        return
     partitions = []
     for partition in team.partitions:
         partitions.append({**asdict(partition), "free": partition.free})

@@ -8,6 +8,7 @@ import grp
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -139,17 +140,26 @@ def sha256_file(path: Path) -> str:
 def restrict_access(group: str | None) -> None:
     """Make everything this process creates from now on private, or readable only by `group`.
 
-    KeyError if there is no such group.
+    The group need not be known here: compute nodes and containers often know none of a directory
+    service's. It was checked at submission, and what is created inherits the folder's (setgid).
     """
-    if group is None:
-        os.umask(0o077)
-    else:
-        grp.getgrnam(group)
-        os.umask(0o027)
+    os.umask(0o077 if group is None else 0o027)
 
 
 def share_with_group(path: Path, group: str | None) -> None:
-    """Give folder `path` to `group`; what is created in it later inherits the group (setgid)."""
-    if group is not None:
-        os.chown(path, -1, grp.getgrnam(group).gr_gid)
-        path.chmod(0o2750)
+    """Give folder `path` to `group`; what is created in it later inherits the group (setgid).
+
+    Where the group's name is not known, the folder has its parent's if that passes it on, and stays
+    private otherwise.
+    """
+    if group is None:
+        return
+    try:
+        number = grp.getgrnam(group).gr_gid
+    except KeyError:
+        if not path.parent.stat().st_mode & stat.S_ISGID:
+            path.chmod(0o700)
+            return
+        number = path.parent.stat().st_gid
+    os.chown(path, -1, number)
+    path.chmod(0o2750)

@@ -27,6 +27,8 @@ from hpc_llm.supervise.steps import Step, StepSpec
 
 PATIENCE_S = 1800.0  # while slurmctld is down
 ADDRESS_PATIENCE_S = 120.0
+_FAR_AWAY = "192.0.2.1"  # no machine's (RFC 5737); the way there is the default route
+_ANY_PORT = 9
 AGAIN_S = 2.0  # while name service and slurmctld are both down
 
 
@@ -199,15 +201,32 @@ def _known_addresses(hosts: Sequence[str]) -> dict[str, str]:
 def reachable_address(host: str) -> str | None:
     """An address of `host` for other nodes: its name if that resolves, else Slurm's NodeAddr.
 
-    None if neither is known.
+    Where a site shows its nodes to nobody, this machine's own address, and of others the name. None
+    if nothing is known yet.
     """
     try:
         socket.getaddrinfo(host, None)
     except OSError:
         try:
             return client.node_address(host)
-        except client.SlurmRefused:  # PrivateData=nodes: it never will say
-            return host
+        except client.SlurmRefused:
+            return _own_address(host) or host
         except client.SlurmUnavailable:
             return None
     return host
+
+
+def _own_address(host: str) -> str | None:
+    """The address from which this machine, if it is `host`, speaks to Slurm's controller."""
+    if host not in (os.environ.get("SLURMD_NODENAME"), socket.gethostname().partition(".")[0]):
+        return None
+    controller = ""
+    with contextlib.suppress(client.SlurmError):
+        controller = client.config().get("SlurmctldHost[0]", "")
+    name, _, address = controller.rstrip(")").partition("(")
+    for target in (address, name, _FAR_AWAY):
+        with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
+            if target:
+                probe.connect((target, _ANY_PORT))  # UDP: nothing is sent
+                return str(probe.getsockname()[0])
+    return None

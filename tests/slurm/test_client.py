@@ -180,6 +180,12 @@ def test_a_job_that_slurm_has_forgotten_is_no_record(commands: Commands) -> None
     assert client.show("12") == []
 
 
+def test_what_a_site_hides_is_refused_and_not_asked_for_again(commands: Commands) -> None:
+    commands.say("scontrol", err="slurm_load_node error: Access/permission denied\n", status=1)
+    with pytest.raises(client.SlurmRefused):
+        client.node_address("n1")
+
+
 def test_submission_reads_the_id_and_passes_options_on(commands: Commands) -> None:
     commands.say("sbatch", out="a word of the site\n4711;west\n")
     assert client.submit(Path("/runs/a b/job.sbatch"), "--array=3") == 4711

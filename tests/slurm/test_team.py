@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from hpc_llm.slurm import client, team
 from hpc_llm.slurm.team import JOB_COLUMNS, User, read_shares, read_users
+from hpc_llm.status.render import render_team
 from tests.slurm.columns import columns
 
 
@@ -33,3 +37,17 @@ def test_shares_are_those_of_people() -> None:
     )
     (ann,) = read_shares(text)
     assert ann == User("ann", "nlp", fair_share=0.125, share_used=2.0)
+
+
+def test_a_site_that_hides_its_nodes_shows_the_users_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def call(*words: str) -> str:
+        if words[0] == "squeue":
+            return columns(JOB_COLUMNS, ("ann", "nlp", "RUNNING", "node=1,gres/gpu=8"))
+        raise client.SlurmRefused(f"{words[0]}: Access/permission denied")
+
+    monkeypatch.setattr(client, "call", call)
+    lines = list(render_team(team.ask("nlp")))
+    assert lines[0] == "nlp: 8 GPUs running, 0 queued"
+    assert lines[-1].startswith("partitions: not shown by this site (sinfo: Access/permission")

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hpc_llm.storage.files import link_atomic, private_name, replacing, write_atomic
+from hpc_llm.storage.files import (
+    link_atomic,
+    private_name,
+    replacing,
+    restrict_access,
+    share_with_group,
+    write_atomic,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -52,3 +61,23 @@ def test_a_link_takes_the_place_of_a_link_or_a_file(tmp_path: Path) -> None:
         link_atomic(path, target)
         assert path.readlink() == Path(target)
     assert names(tmp_path) == ["code"]
+
+
+@pytest.fixture
+def kept_umask() -> Iterator[None]:
+    mask = os.umask(0o077)
+    yield
+    os.umask(mask)
+
+
+@pytest.mark.parametrize(("parents", "expected"), [(0o2750, 0o2750), (0o750, 0o700)])
+def test_where_a_groups_name_is_not_known_a_folder_has_its_parents_group_or_stays_private(
+    tmp_path: Path, kept_umask: None, parents: int, expected: int
+) -> None:
+    restrict_access("of-a-directory-service")
+    tmp_path.chmod(parents)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    share_with_group(folder, "of-a-directory-service")
+    assert stat.S_IMODE(folder.stat().st_mode) == expected
+    assert folder.stat().st_gid == tmp_path.stat().st_gid

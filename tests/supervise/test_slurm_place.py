@@ -70,6 +70,24 @@ def test_a_place_that_could_not_ask_asks_again_and_at_last_takes_the_name(
     assert here.master_address() == "10.0.0.1"
 
 
+def test_where_a_site_hides_its_nodes_the_first_node_takes_its_own_address_at_once(
+    monkeypatch: pytest.MonkeyPatch, away: Path
+) -> None:
+    def refused(host: str) -> str:
+        raise client.SlurmRefused("scontrol: slurm_load_node error: Access/permission denied")
+
+    monkeypatch.setattr(client, "node_address", refused)
+    monkeypatch.setattr(client, "config", lambda: {"SlurmctldHost[0]": "ctl(127.0.0.1)"})
+    monkeypatch.setattr(slurm_place, "ADDRESS_PATIENCE_S", -1.0)  # nothing is waited for
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    here = allocation()
+    assert here.master_address() == "127.0.0.1"
+    away.touch()
+    here.leave_out(["n1"])
+    assert here.hosts[0] == "n3"
+    assert here.master_address() == "n3", "of another node the name is all that is known"
+
+
 def test_behind_the_fence_slurm_is_told_nothing_of_the_job(
     tmp_path: Path, away: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
