@@ -180,9 +180,9 @@ def test_a_large_sweep_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None
     compositions: list[object] = []
     hydra_compose = hydra_seam.compose
 
-    def counted(overrides: Sequence[str]) -> hydra_seam.Composed:
+    def counted(overrides: Sequence[str], folders: Sequence[Path] = ()) -> hydra_seam.Composed:
         compositions.append(overrides)
-        return hydra_compose(overrides)
+        return hydra_compose(overrides, folders)
 
     monkeypatch.setattr(hydra_seam, "compose", counted)
     found = compose_all(
@@ -314,7 +314,7 @@ def test_the_package_finds_its_presets_from_anywhere(
         ("experiment=null", "experiment=null: a preset is expected; allowed: ablation-optimizer, "),
         ("run.seed", "'run.seed': key=value is expected, "),
         ("optim.lr=${model.d_model", "'optim.lr=${model.d_model': key=value is expected, "),
-        ("optim.lr=${nope}", "Interpolation key 'nope' not found full_key: optim.lr"),
+        ("optim.lr=${nope}", "optim.lr: Interpolation key 'nope' not found"),
         ("--sweep", "--sweep: unknown flag; allowed: "),
         ("--config-dir=/no/such", "--config-dir /no/such: no such folder"),
         ("--config-dir", "--config-dir : no such folder"),
