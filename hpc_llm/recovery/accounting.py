@@ -135,7 +135,7 @@ class _Times:
 def _all_times(
     story: Story, until: float | None, first_step_at: float | None = None
 ) -> list[_Times]:
-    attempts = sorted(story.attempts, key=lambda attempt: attempt.time)
+    attempts = sorted(story.attempts, key=lambda attempt: attempt.number)
     all_times = []
     for position, attempt in enumerate(attempts):
         newest = position + 1 == len(attempts)
@@ -210,7 +210,7 @@ def gpu_hours(story: Story, held_gpus: int) -> float:
     For one that has not, because it goes on or Slurm ended it: from its start to its last sign, on
     `held_gpus`.
     """
-    attempts = sorted(story.attempts, key=lambda attempt: attempt.time)
+    attempts = sorted(story.attempts, key=lambda attempt: attempt.number)
     hours = 0.0
     for attempt, times in zip(attempts, _all_times(story, until=None), strict=True):
         if attempt.end is not None and attempt.end.gpu_hours is not None:

@@ -31,6 +31,19 @@ class Sending:
     nodes: tuple[str, ...]  # that may have failed to start the job
     gpu_hours: float  # of a job in which no attempt began
 
+    def follows(self, submitted: Sending) -> bool:
+        """Whether it is that submission, or was sent after it.
+
+        By the attempts' numbers and by the job, since clocks differ; else by time.
+        """
+        mine = self.after_attempt
+        theirs = submitted.after_attempt
+        if mine is not None and theirs is not None and mine != theirs:
+            return mine > theirs
+        if self.job is not None and self.job == submitted.job:
+            return True
+        return self.time >= submitted.time
+
 
 @dataclass(frozen=True)
 class Save:

@@ -143,7 +143,7 @@ class Story:
             self,
             attempts=tuple(item for item in self.attempts if belongs(item.time, item.number)),
             ends=tuple(end for end in self.ends if belongs(end.time, end.attempt)),
-            sendings=tuple(sent for sent in self.sendings if sent.time >= since),
+            sendings=tuple(sent for sent in self.sendings if sent.follows(submitted)),
             node_changes=tuple(change for change in self.node_changes if change.time >= since),
         )
 

@@ -138,7 +138,7 @@ srun --overlap bash -c 'trap "echo notice; trap - TERM" TERM; echo up; while :; 
     slurm.wait_text(out, "up\nup\n")  # so that no notice comes before its handler
     urgent = slurm.tool("preempt", job, "--hold", "1").stdout.strip()
     slurm.wait_text(out, "notice")
-    assert slurm.job(job)["JobState"] == "RUNNING"  # the grace runs
+    slurm.wait_state(job, "RUNNING")  # the grace runs; newer releases show SIGNALING before
     # slurmctld looks every 30 s for graces that are over.
     slurm.wait_state(job, "PENDING", timeout_s=60)
     assert slurm.job(job)["Restarts"] == "1"

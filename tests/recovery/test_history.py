@@ -52,6 +52,19 @@ def test_clocks_that_differ_leave_no_attempt_out(told: dict[str, Any]) -> None:
     assert ends(events, 35) == []
 
 
+def test_a_launch_that_failed_counts_whatever_the_watchdogs_clock_says() -> None:
+    failed = {"cause": "launch-failed", "job": "12"}
+    events = [
+        event(0, "released", "watchdog-a-1", after_attempt=0, **failed),  # a minute behind
+        event(60, "submitted", "submit", after_attempt=0, job="12"),
+        event(70, "started", attempt=1, checkpoint_step=0, job="12"),
+        event(80, "ended", attempt=1, cause="crash", checkpoint_step=5),
+    ]
+    assert [end.cause for end in ends(events, 5)] == [Cause.LAUNCH_FAILED, Cause.CRASH]
+    late = event(900, "requeued", "watchdog-a-1", after_attempt=0, cause="launch-failed", job="12")
+    assert [end.cause for end in ends([*events[1:], late], 5)][-1] is Cause.CRASH
+
+
 def test_an_attempt_that_said_nothing_got_as_far_as_the_next_one_found_it() -> None:
     events = [event(0, "submitted", "submit"), started(1, 1), started(9, 2, 20)]
     assert [end.checkpoint_step for end in ends(events, 50)] == [20, 50]
