@@ -313,3 +313,45 @@ def test_a_story_that_may_not_be_read_is_a_line(
     with unprivileged():
         assert verb.main([str(shared_root / "sweep" / "a")]) == 2
     assert "submit.jsonl: cannot be read (Permission denied)" in capsys.readouterr().err
+
+
+def test_a_queued_run_shows_why_it_waits_when_it_may_start_and_what_helps(
+    slurm: FakeSlurm, said: Any
+) -> None:
+    for job, name, reason in (
+        ("12", "waits", "Resources"),
+        ("13", "never", "PartitionTimeLimit"),
+        ("14", "held", "launch failure limit exceeded requeued held"),
+    ):
+        make_run(slurm, name, job=job, state="PENDING")
+        slurm.put(job, "PENDING", reason=reason, start_time=time.time() + 3600)
+    slurm.put("14", "REQUEUE_HOLD", start_time=None)
+    rows = {row["name"]: row for row in json.loads(said("--json")[1])}
+    assert [row["state"] for row in rows.values()] == ["queued"] * 3
+    assert rows["waits"]["reason"] == "Resources"
+    assert rows["waits"]["start_s"] == pytest.approx(3600, abs=60)
+    assert (rows["waits"]["cause"], rows["waits"]["needs"]) == (None, None)
+    assert rows["never"]["cause"] == "PartitionTimeLimit"
+    assert "cluster.time_min" in rows["never"]["needs"]
+    assert rows["held"]["cause"] == "held"
+    out = said()[1]
+    assert "queued: waits: Resources, expected to start in" in out
+    assert "scancel 13" in out
+
+
+def test_before_any_step_there_is_no_share_of_productive_time(slurm: FakeSlurm, said: Any) -> None:
+    attempt(make_run(slurm, "one", job="12"), 1, 300)
+    (row,) = json.loads(said("--json")[1])
+    assert (row["ettr"], row["ettr_scheduled"]) == (None, None)
+    assert "ETTR 0" not in said()[1]
+
+
+def test_what_is_left_of_a_budget_is_shown_once_something_is_spent(
+    slurm: FakeSlurm, said: Any
+) -> None:
+    run = make_run(slurm, "one", job="12")
+    for number in (1, 2):
+        attempt(run, number, 3000 - number, cause="crash", restart=True)
+    attempt(run, 3, 100)
+    (row,) = json.loads(said("--json")[1])
+    assert row["budgets"] == {"max_crashes": 1}
