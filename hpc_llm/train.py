@@ -30,12 +30,13 @@ from hpc_llm.runs import attempts, freeze, ledger, orders
 from hpc_llm.runs.heartbeat import Heart, Phase
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.orders import ExitCode, RankOrders
-from hpc_llm.runs.story import read_story
+from hpc_llm.runs.story import Story, read_story
 from hpc_llm.slurm import environment
 from hpc_llm.slurm.environment import RankEnvironment
 from hpc_llm.storage.files import restrict_access
 from hpc_llm.storage.limits import allow_open_files
 from hpc_llm.storage.parent import die_with_parent
+from hpc_llm.storage.patience import patiently
 from hpc_llm.training import allocator
 from hpc_llm.training.attempt import Attempt
 from hpc_llm.training.stop import Diverged, Outcome, StopFlag
@@ -137,8 +138,8 @@ def train_rank(
 
     `place` is the rank's, `given` are its supervisor's orders.
     """
-    config = freeze.read_config(layout)
-    plan = freeze.read_plan(layout)
+    config = patiently(lambda: freeze.read_config(layout))
+    plan = patiently(lambda: freeze.read_plan(layout))
     restrict_access(config.run.group)
     plan = _adjusted(plan, config, layout, given)
     if place.world_size != plan.world_size:
@@ -281,7 +282,7 @@ def _heart(
 def _interval_s(layout: RunLayout, plan: RunPlan) -> float:
     """Daly's interval, from what saves took and how often the run was interrupted up to now."""
     return accounting.checkpoint_interval_s(
-        read_story(layout.ledger),
+        _story(layout),
         num_nodes=plan.nodes,
         checkpoint_bytes=plan.checkpoint_bytes,
         now=time.time(),
@@ -290,14 +291,19 @@ def _interval_s(layout: RunLayout, plan: RunPlan) -> float:
 
 def _known_steps(layout: RunLayout) -> int:
     """The newest step that the ledger knows to have been saved; 0 for none."""
-    return read_story(layout.ledger).newest_saved_step
+    return _story(layout).newest_saved_step
+
+
+def _story(layout: RunLayout) -> Story:
+    """What the ledger tells, once the file system gives it."""
+    return patiently(lambda: read_story(layout.ledger))
 
 
 def _skipped(layout: RunLayout, config: RunConfig, place: RankEnvironment) -> list[int]:
     """On rank 0 the steps of the data's order to leave out: earlier attempts diverged in them."""
     if place.rank != 0 or config.recovery.on_divergence != "skip":
         return []
-    return list(read_story(layout.ledger).diverged_data_steps)
+    return list(_story(layout).diverged_data_steps)
 
 
 def _recorder(layout: RunLayout, number: int, rank: int) -> Callable[..., None]:

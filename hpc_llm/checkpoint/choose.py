@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +16,10 @@ from hpc_llm.checkpoint.errors import ManifestError, NoValidCheckpoint, OtherFor
 from hpc_llm.checkpoint.manifest import Manifest
 from hpc_llm.storage.patience import patiently
 
+# After a look that lacks what the ledger knows. Long enough for caches of a second or three: what
+# an NFS client remembers for a minute is forgotten at once (_listed_anew).
+LOOK_AGAIN_S = 10.0
+_PAUSE_S = 0.5
 T = TypeVar("T")
 Gather = Callable[[Any], list[Any]]  # one object per rank → the list of all, on every rank
 
@@ -32,6 +39,7 @@ class Choice:
 
     manifest: Manifest | None  # of the checkpoint to load; None: start at zero
     rejected: list[tuple[int, str]]  # newer ones, by their steps, and what is wrong with them
+    missing: int | None = None  # a step that was saved, of which nothing is there
 
 
 def newest_valid(
@@ -48,8 +56,8 @@ def newest_valid(
     may be one that could not be read.
     """
     # Rank 0 lists the folder: on a network file system other ranks may see a different state of it.
-    present: list[int] = _together(
-        lambda: manifest.steps(checkpoints) if rank == 0 else [], rank, gather
+    present, missing = _together(
+        lambda: _present(checkpoints, known_steps) if rank == 0 else ([], None), rank, gather
     )[0]
     rejected: list[tuple[int, str]] = []
     unread: OSError | None = None
@@ -68,7 +76,7 @@ def newest_valid(
         problems = [problem for share in shares for problem in share.problems]
         if not problems and described is not None:
             _reject_on_rank_0(checkpoints, rejected, rank, gather)
-            return Choice(described, rejected)
+            return Choice(described, rejected, missing)
         rejected.append((step, "; ".join(dict.fromkeys(problems))))
     if unread is not None:
         raise unread
@@ -80,6 +88,36 @@ def newest_valid(
             f"was saved; bring one back, or choose another run.name to start anew{reasons}"
         )
     return Choice(None, rejected)
+
+
+def _present(checkpoints: Path, known_steps: int) -> tuple[list[int], int | None]:
+    """Steps that have a checkpoint, and the step that the ledger knows and that is not there.
+
+    A listing without the newest checkpoint may be an old one: it is asked for again.
+    """
+    present = manifest.steps(checkpoints)
+    deadline = time.monotonic() + LOOK_AGAIN_S
+    while max(present, default=0) < known_steps and not _is_rejected(checkpoints, known_steps):
+        if time.monotonic() >= deadline:
+            return present, known_steps
+        time.sleep(_PAUSE_S)
+        present = _listed_anew(checkpoints)
+    return present, None
+
+
+def _is_rejected(checkpoints: Path, step: int) -> bool:
+    """Whether an earlier attempt found the checkpoint damaged: nobody need wait for it."""
+    return (manifest.folder_of(checkpoints, step) / manifest.REJECTED).exists()
+
+
+def _listed_anew(checkpoints: Path) -> list[int]:
+    """`manifest.steps` after a change in the folder.
+
+    The answer to its own change makes an NFS client forget what it remembers of the folder.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        tempfile.TemporaryFile(dir=checkpoints).close()
+    return manifest.steps(checkpoints)
 
 
 def _reject_on_rank_0(

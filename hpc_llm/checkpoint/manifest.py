@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 from hpc_llm import __version__
 from hpc_llm.checkpoint.errors import ManifestError, OtherFormat
 from hpc_llm.config import building
-from hpc_llm.storage.files import fsync_directory, sha256_file, write_json
+from hpc_llm.storage.files import fsync_directory, sha256_of, write_json
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -134,11 +136,14 @@ def read(folder: Path) -> Manifest:
 
 def _refuse_other_format(folder: Path, fields: Any) -> None:
     written = fields["format"]
-    if not isinstance(written, int):
-        raise ValueError(f"format {written!r}")
     if written == FORMAT:
         return
-    writer = fields.get("versions", {}).get("hpc_llm", "of another version")
+    if not isinstance(written, (int, float, str)):
+        raise ValueError(f"format {written!r}")
+    versions = fields.get("versions")
+    writer = "of another version"
+    if isinstance(versions, dict):
+        writer = versions.get("hpc_llm", writer)
     raise OtherFormat(
         f"{folder} has format {written}, written by hpc_llm {writer}; this is hpc_llm "
         f"{__version__}, which reads format {FORMAT}"
@@ -152,16 +157,30 @@ def verify(folder: Path, entries: list[FileEntry]) -> list[str]:
     """
     problems = []
     for entry in entries:
-        path = folder / entry.name
         try:
-            size = path.stat().st_size
-            if size != entry.bytes:
-                problems.append(f"{entry.name}: {size} bytes, {entry.bytes} expected")
-            elif sha256_file(path) != entry.sha256:
-                problems.append(f"{entry.name}: content does not match its SHA-256")
+            problem = _difference(folder / entry.name, entry)
         except FileNotFoundError as error:
-            problems.append(f"{entry.name}: {error.strerror}")
+            problem = error.strerror
+        if problem is not None:
+            problems.append(f"{entry.name}: {problem}")
     return problems
+
+
+def _difference(path: Path, entry: FileEntry) -> str | None:
+    """How the file at `path` differs from `entry`.
+
+    It is opened before its size is asked for: then a client of a network file system asks the
+    server.
+    """
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return "is no file that a rank wrote"  # a link may lead anywhere, a pipe may never end
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != entry.bytes:
+            return f"{size} bytes, {entry.bytes} expected"
+        if sha256_of(file) != entry.sha256:
+            return "content does not match its SHA-256"
+    return None
 
 
 def reject(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from hpc_llm.checkpoint import leases
 from hpc_llm.checkpoint.manifest import NAME, folder_of, folders, reshaped, steps
 
+_WRITER = ".attempt-"  # a file that says by its name which attempt writes the checkpoint
 _ASIDE = "manifest.pruned.json"  # the manifest, while it is decided whether the checkpoint goes
 
 
@@ -27,24 +28,45 @@ def to_delete(present: Iterable[int], keep: int, permanent_every: int | None) ->
     return gone
 
 
-def prune(checkpoints: Path, keep: int, permanent_every: int | None) -> list[int]:
+def claim(folder: Path, attempt: int) -> None:
+    """Make the folder of a checkpoint, and note in it which attempt writes there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{_WRITER}{attempt}").touch()
+
+
+def prune(
+    checkpoints: Path, keep: int, permanent_every: int | None, attempt: int | None = None
+) -> list[int]:
     """Delete what `to_delete` names, unless somebody leases it; the steps that are gone.
 
-    Also deletes folders without a manifest older than the newest checkpoint. Called after a save,
+    What an attempt after `attempt` has written stays: that one may still be writing it. Also
+    deletes folders without a manifest older than the newest checkpoint. Called after a save,
     when no rank reads a reshaped checkpoint any more: those that are left are of killed attempts.
     """
     leases.sweep(checkpoints)
-    present = steps(checkpoints)
+    present = [
+        step for step in steps(checkpoints) if not _is_newer(folder_of(checkpoints, step), attempt)
+    ]
     gone = []
     for step in to_delete(present, keep, permanent_every):
         if _remove_unless_leased(folder_of(checkpoints, step)):
             gone.append(step)
     for folder in folders(checkpoints):
+        if _is_newer(folder, attempt):
+            continue
         if present and _is_left_over(folder, before=folder_of(checkpoints, present[-1])):
             remove(folder)
     for folder in reshaped(checkpoints):
         remove(folder)
     return gone
+
+
+def _is_newer(folder: Path, attempt: int | None) -> bool:
+    """Whether an attempt after `attempt` writes, or has written, what is in `folder`."""
+    if attempt is None:
+        return False
+    writers = [path.name.removeprefix(_WRITER) for path in folder.glob(f"{_WRITER}*")]
+    return any(int(writer) > attempt for writer in writers if writer.isdecimal())
 
 
 def remove(folder: Path) -> None:

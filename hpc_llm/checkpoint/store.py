@@ -38,6 +38,7 @@ class CheckpointStore:
 
     The `keep` newest stay, and every multiple of `permanent_every` steps.
     fence: raises if another process has taken over the run.
+    attempt: whose checkpoints they are; what a later one has written is never removed.
     on_published: called in order after each manifest; one that fails is logged, and training goes
     on.
     """
@@ -48,12 +49,14 @@ class CheckpointStore:
         keep: int,
         permanent_every: int | None,
         fence: Callable[[], None],
+        attempt: int | None = None,
     ) -> None:
         self.folder = folder
         self.keep = keep
         self.permanent_every = permanent_every
         self.on_published: list[OnPublished] = []
         self._fence = fence
+        self._attempt = attempt
 
     def choose(self, known_steps: int, rank: int, world_size: int, gather: Gather) -> Choice:
         """The newest checkpoint that is valid on all ranks; see choose.newest_valid. Collective."""
@@ -62,8 +65,11 @@ class CheckpointStore:
     def begin(self, step: int) -> Path:
         """Make way for checkpoint `step`: what an attempt that died has left there is removed."""
         self._fence()
-        self.discard(step)
-        return folder_of(self.folder, step)
+        folder = folder_of(self.folder, step)
+        retention.remove(folder)
+        if self._attempt is not None:
+            retention.claim(folder, self._attempt)
+        return folder
 
     def publish(self, described: Manifest) -> None:
         """Make the checkpoint of `described` exist, and tell `on_published`.
@@ -81,11 +87,13 @@ class CheckpointStore:
 
     def discard(self, step: int) -> None:
         """Remove what there is of checkpoint `step`, its manifest first."""
+        self._fence()
         retention.remove(folder_of(self.folder, step))
 
     def prune(self) -> list[int]:
         """Remove checkpoints that need not stay and that nobody leases; the steps of those."""
-        return retention.prune(self.folder, self.keep, self.permanent_every)
+        self._fence()
+        return retention.prune(self.folder, self.keep, self.permanent_every, self._attempt)
 
     def lease(self, step: int, holder: str, seconds: float) -> Lease:
         """Keep checkpoint `step` from being pruned for `seconds`, or until the lease is released.

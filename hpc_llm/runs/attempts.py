@@ -13,7 +13,10 @@ class Fenced(Exception):
 
 def newest(layout: RunLayout) -> int:
     """The newest attempt's number; 0 before the first."""
-    names = [entry.name for entry in layout.attempts.glob("[0-9]*")]
+    try:
+        names = [entry.name for entry in layout.attempts.iterdir()]
+    except FileNotFoundError:
+        return 0
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
@@ -52,10 +55,14 @@ class Fence:
         self._layout = layout
 
     def tripped(self) -> bool:
-        """Whether a newer attempt exists. Numbers are taken without gaps, so one look is enough."""
-        return self._layout.attempt(self.number + 1).exists()
+        """Whether a newer attempt exists; OSError if that cannot be seen now.
+
+        The folder is listed: opening it asks the server, whereas a client of a network file system
+        may remember for a minute that a name was not there.
+        """
+        return newest(self._layout) > self.number
 
     def check(self) -> None:
-        """Fenced once a newer attempt exists."""
+        """Fenced once a newer attempt exists; OSError as `tripped`."""
         if self.tripped():
             raise _fenced(self._layout, self.number)

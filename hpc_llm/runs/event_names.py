@@ -21,6 +21,7 @@ STARTED = "started"
 RESUMED = "resumed"
 CHECKPOINTED = "checkpointed"
 CHECKPOINT_REJECTED = "checkpoint-rejected"
+CHECKPOINT_MISSING = "checkpoint-missing"  # saved once, and not there when the run came back
 SAVE_FAILED = "save-failed"
 RUNG = "rung"  # held-out loss at a rung of successive halving
 SLOW_RANK = "slow-rank"

@@ -5,6 +5,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import os
@@ -14,6 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from hpc_llm.config import building
 
 EVERY_S = 1.0  # between writes while the phase stays the same
 # Bytes of the file: it is overwritten in place, since a parallel file system makes a new file a
@@ -105,7 +108,14 @@ class Heart:
                 self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
             os.pwrite(self._file, line.ljust(_WIDTH - 1).encode() + b"\n", 0)
         except OSError:
-            return
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Open the file anew at the next beat: a stale descriptor stays stale."""
+        if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._file)
+        self._file = -1
 
     def _usual_s(self) -> float:
         if self._phase is Phase.TRAINING:
@@ -138,7 +148,8 @@ def _beats(folder: Path) -> dict[str, Beat]:
     for path in paths:
         try:
             fields = json.loads(path.read_text())
-            beats[path.stem] = Beat(**{**fields, "phase": Phase(fields["phase"])})
+            known = building.known(Beat, fields)
+            beats[path.stem] = Beat(**{**known, "phase": Phase(fields["phase"])})
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return beats

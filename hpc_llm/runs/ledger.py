@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_llm.storage.files import append_line, no_room
-from hpc_llm.storage.patience import patiently
+from hpc_llm.storage.files import append_line
+from hpc_llm.storage.patience import passing, patiently
 
 _MOST_WAITING = 10_000
 
@@ -52,9 +52,9 @@ class Ledger:
 
 
 class PatientLedger(Ledger):
-    """A ledger whose writer survives a full disk.
+    """A ledger whose writer survives a full disk, and a file system that is away for a while.
 
-    Events that found no room are written before the next one.
+    Events that could not be written are written before the next one.
     """
 
     def __init__(self, folder: Path, writer: str) -> None:
@@ -66,7 +66,7 @@ class PatientLedger(Ledger):
         try:
             self._settle()
         except OSError as error:
-            if not no_room(error):
+            if not passing(error):
                 raise
 
     def _settle(self) -> None:

@@ -94,13 +94,25 @@ def append_line(path: Path, line: str) -> None:
 
     OSError if there is no room for all of it; then nothing of it is left.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    descriptor = open_for_lines(path)
     try:
-        size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # a writer died
-        append_whole(descriptor, b"\n" * torn + line.encode() + b"\n")
+        append_whole(descriptor, line.encode() + b"\n")
     finally:
         os.close(descriptor)
+
+
+def open_for_lines(path: Path) -> int:
+    """A descriptor that appends to `path`, never through a link; a torn last line is ended."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > 0 and os.pread(descriptor, 1, size - 1) != b"\n":  # a writer died
+            append_whole(descriptor, b"\n")
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def append_whole(descriptor: int, data: bytes) -> None:
@@ -130,10 +142,15 @@ def fsync_directory(path: Path) -> None:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+        return sha256_of(file)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """SHA-256 of what is left to read of an open file, in hexadecimal."""
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -192,6 +192,8 @@ class Show:
                 f"checkpoint of step {facts['step']} is not valid and is passed over: "
                 f"{facts['why']}"
             )
+        elif event.event == event_names.CHECKPOINT_MISSING:
+            self._say(f"checkpoint of step {facts['step']} was saved and is not there any more")
         elif event.event == event_names.SAVE_FAILED:
             self._say(f"step {facts['step']} could not be saved: {facts['why']}")
         elif event.event == event_names.ENDED and facts["restart"]:

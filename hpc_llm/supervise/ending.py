@@ -19,6 +19,7 @@ from hpc_llm.recovery.failures import Failure
 from hpc_llm.recovery.history import node_of
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.story import Story
+from hpc_llm.storage.patience import patiently
 from hpc_llm.supervise.attempt import RunAttempt
 from hpc_llm.supervise.place import Place
 from hpc_llm.supervise.step_watch import StepWatch
@@ -90,7 +91,7 @@ def judge(end: StepEnd, watch: StepWatch, place: Place, attempt: RunAttempt) -> 
     A newer attempt is reason enough, whatever became of ranks that Slurm has given up. A run is
     complete when a checkpoint says so, whatever exit codes its ranks returned.
     """
-    if attempt.fence.tripped():
+    if patiently(attempt.fence.tripped):
         return Ending(Cause.FENCED, end)
     if end.lost_nodes and place.outlives_nodes:  # else Slurm says what happened
         return Ending(Cause.NODE_FAILURE, end, node=end.lost_nodes[0])

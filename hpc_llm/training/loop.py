@@ -22,6 +22,7 @@ from hpc_llm.planning.schedule import learning_rate
 from hpc_llm.runs import event_names
 from hpc_llm.runs.heartbeat import Phase
 from hpc_llm.storage.files import write_atomic
+from hpc_llm.storage.patience import patiently
 from hpc_llm.trackers import jsonl
 from hpc_llm.trackers.open import Opening, open_trackers
 from hpc_llm.training.attempt import Attempt
@@ -63,7 +64,7 @@ def open_metrics(
     """The run's trackers on rank 0, none elsewhere; rows after step `start` are dropped."""
     trackers = []
     if attempt.rank == 0:
-        attempt.check_fence()
+        patiently(attempt.check_fence)
         opening = Opening(
             config, start, attempt.metrics, attempt.tracker_folder, attempt.check_fence
         )
@@ -202,7 +203,7 @@ class Trainer:
         where, layer = self.engine.first_not_finite(self.batches.step(taken)) or (None, None)
         if attempt.rank != 0:
             return
-        attempt.check_fence()
+        patiently(attempt.check_fence)
         facts = {
             "step": diverged.step,
             "data_step": taken,

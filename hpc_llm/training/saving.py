@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hpc_llm.planning.mixture import begun, check_begun
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.runs import event_names
 from hpc_llm.runs.heartbeat import Phase
+from hpc_llm.storage.files import no_room
 from hpc_llm.training.attempt import Attempt
 from hpc_llm.zero.engine import Engine, gather_objects, versions
 
@@ -30,6 +32,7 @@ class Saver:
             config.checkpoint.keep,
             plan.permanent_every_steps,
             attempt.check_fence,
+            attempt.number,
         )
         self._config = config
         self._plan = plan
@@ -55,6 +58,13 @@ class Saver:
         for step, why in choice.rejected:
             log.warning("checkpoint of step %d is not valid and is passed over: %s", step, why)
             attempt.record(event_names.CHECKPOINT_REJECTED, step=step, why=why)
+        if choice.missing is not None:
+            log.warning(
+                "the checkpoint of step %d was saved, and is not in %s any more",
+                choice.missing,
+                self.store.folder,
+            )
+            attempt.record(event_names.CHECKPOINT_MISSING, step=choice.missing)
         if choice.manifest is None:
             log.info("starting at step 0 of %d", plan.steps)
             return 0
@@ -102,10 +112,21 @@ class Saver:
         self._wait_s = time.perf_counter() - begun_at
 
     def _write(self, done: int) -> None:
+        failed = None
         if self._attempt.rank == 0:
-            self.store.begin(done)
-        gather_objects(None)  # no rank writes before that
+            failed = self._begin(done)
+        failed = gather_objects(failed)[0]  # no rank writes before that
+        if failed is not None:
+            raise SaveFailed(*failed)
         self._engine.save(self.store.folder, done, self._attempt.rank, self._publish)
+
+    def _begin(self, done: int) -> tuple[str, bool] | None:
+        """Make way on rank 0; where that fails, the words of a SaveFailed for all ranks."""
+        try:
+            self.store.begin(done)
+        except OSError as error:
+            return f"rank 0: {error.strerror or error}", no_room(error)
+        return None
 
     def _publish(self, folder: Path, files: list[FileEntry]) -> None:
         """On rank 0, once every rank has written: the manifest makes the checkpoint exist."""
@@ -136,11 +157,18 @@ class Saver:
         )
         log.info("step %d/%d: saved in %.1f s", done, self._plan.steps, seconds)
         if self._attempt.rank == 0:
-            self.store.prune()
+            self._tidy(self.store.prune)
 
     def _note_failure(self, done: int, error: SaveFailed, final: bool) -> None:
         what_next = "" if final else "; trying again at the next save"
         log.error("step %d could not be saved (%s)%s", done, error, what_next)
         self._attempt.record(event_names.SAVE_FAILED, step=done, why=str(error))
         if self._attempt.rank == 0:
-            self.store.discard(done)
+            self._tidy(lambda: self.store.discard(done))
+
+    def _tidy(self, remove: Callable[[], object]) -> None:
+        """What cannot be removed now is removed after a later save."""
+        try:
+            remove()
+        except OSError as error:
+            log.warning("old checkpoints stay for now: %s", error)

@@ -52,7 +52,7 @@ class HashingWriter:
 
 
 class ManifestCheckpointEngine(CheckpointEngine):
-    """Collects what this rank writes; `commit` lets `publish` make the checkpoint exist.
+    """Collects what this rank writes of one checkpoint; `commit` lets `publish` make it exist.
 
     publish: called only on rank 0 with the files of all ranks, in the order of ranks; may raise
     OSError.
@@ -71,7 +71,16 @@ class ManifestCheckpointEngine(CheckpointEngine):
 
     def create(self, info: CheckpointCommitInfo) -> None:
         self._files = []
-        self._error = None
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Errors are kept for `commit`, as those of `save`.
+
+        DeepSpeed logs some of them and goes on, and raises others on one rank alone.
+        """
+        try:
+            super().makedirs(path, exist_ok)
+        except OSError as error:
+            self._error = self._error or error
 
     def save(self, state_dict: Any, path: str) -> None:
         """Write, fsync and hash one file.

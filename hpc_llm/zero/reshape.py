@@ -28,6 +28,8 @@ def universal(folder: Path, rank: int, gather: Gather, beat: Callable[[], None])
     target = manifest.reshaped_of(folder)
     error = gather(_convert(folder, target, beat) if rank == 0 else None)[0]
     if error is not None:
+        if rank == 0:
+            shutil.rmtree(target, ignore_errors=True)  # half of it would keep a full disk full
         raise error
     try:
         yield target

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc_llm.checkpoint import choose as choice_module
 from hpc_llm.checkpoint import manifest
 from hpc_llm.checkpoint.choose import Choice, newest_valid
 from hpc_llm.checkpoint.errors import NoValidCheckpoint
@@ -300,7 +301,14 @@ def test_a_run_that_ought_to_have_checkpoints_never_starts_from_zero(tmp_path: P
     ]
 
 
-def test_what_the_ledger_knew_counts_where_nothing_is_left(tmp_path: Path) -> None:
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second look at a listing comes at once, and is the last."""
+    monkeypatch.setattr(choice_module, "LOOK_AGAIN_S", 1e-9)
+    monkeypatch.setattr(choice_module, "_PAUSE_S", 0.0)
+
+
+def test_what_the_ledger_knew_counts_where_nothing_is_left(tmp_path: Path, no_wait: None) -> None:
     found = choose(tmp_path, known_steps=500)
     assert isinstance(found, NoValidCheckpoint)
     assert "though step 500 was saved" in str(found)
@@ -330,3 +338,32 @@ def test_the_choice_is_always_the_newest_undamaged(
         assert isinstance(found, NoValidCheckpoint)
     else:
         assert found == Choice(None, [])
+
+
+def test_a_listing_that_lacks_what_was_saved_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (100, 900):
+        checkpoint(tmp_path, step)
+    looks = [[100], [100], [100, 900]]  # what a client remembers, and then what is there
+    monkeypatch.setattr(manifest, "steps", lambda _: looks.pop(0))
+    monkeypatch.setattr(choice_module, "_PAUSE_S", 0.0)
+    choice = chosen(tmp_path, known_steps=900)
+    assert choice.manifest is not None
+    assert (choice.manifest.step, choice.missing, looks) == (900, None, [])
+
+
+def test_what_was_saved_and_is_gone_is_told(tmp_path: Path, no_wait: None) -> None:
+    checkpoint(tmp_path, 100)
+    choice = chosen(tmp_path, known_steps=900)
+    assert choice.manifest is not None
+    assert (choice.manifest.step, choice.missing) == (100, 900)
+
+
+def test_one_that_was_found_damaged_before_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint(tmp_path, 100)
+    manifest.reject(checkpoint(tmp_path, 900))
+    monkeypatch.setattr(choice_module, "_listed_anew", lambda _: pytest.fail("looked again"))
+    assert chosen(tmp_path, known_steps=900).missing is None

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -153,6 +154,20 @@ def test_a_folder_in_the_place_of_a_file_is_found(tmp_path: Path) -> None:
     assert problem.startswith("model.pt: ")
 
 
+def test_a_link_is_not_followed_out_of_the_checkpoint_and_a_pipe_is_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    folder = checkpoint(tmp_path)
+    (folder / "model.pt").rename(tmp_path / "same-bytes")
+    (folder / "model.pt").symlink_to(tmp_path / "same-bytes")
+    (folder / "optim.pt").unlink()
+    os.mkfifo(folder / "optim.pt")
+    assert damage_of(folder) == [
+        "model.pt: is no file that a rank wrote",
+        "optim.pt: is no file that a rank wrote",
+    ]
+
+
 def test_all_damage_is_reported_at_once(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, a=b"aa", b=b"bb", c=b"cc", d=b"dd")
     (folder / "a").unlink()
@@ -185,10 +200,16 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: st
         manifest.read(folder)
 
 
-def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("written", ["2", "0", "1.5", '"2-ranges"'])
+@pytest.mark.parametrize("versions", ['{"torch": "3"}', "[]", "null"])
+def test_a_manifest_of_another_format_is_refused(
+    tmp_path: Path, written: str, versions: str
+) -> None:
     folder = checkpoint(tmp_path)
-    (folder / NAME).write_text((folder / NAME).read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(OtherFormat, match=r"has format 2.*reads format 1"):
+    fields = json.loads((folder / NAME).read_text())
+    fields |= {"format": json.loads(written), "versions": json.loads(versions)}
+    (folder / NAME).write_text(json.dumps(fields))
+    with pytest.raises(OtherFormat, match=r"has format .*reads format 1"):
         manifest.read(folder)
 
 

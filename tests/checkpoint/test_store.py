@@ -30,7 +30,7 @@ def described(step: int) -> Manifest:
 
 def save(into: CheckpointStore, step: int) -> Path:
     folder = into.begin(step)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights.pt").write_bytes(b"x")
     into.publish(described(step))
     return folder
@@ -84,8 +84,27 @@ def test_behind_the_fence_nothing_is_removed_published_or_told(tmp_path: Path) -
     folder_of(tmp_path, 20).mkdir()
     with pytest.raises(Fenced):
         late.publish(described(20))
+    with pytest.raises(Fenced):
+        late.prune()
+    with pytest.raises(Fenced):
+        late.discard(10)
     assert steps(tmp_path) == [10]
     assert told == []
+
+
+def test_what_a_later_attempt_writes_is_not_pruned(tmp_path: Path) -> None:
+    """The older one passed the fence a moment before the newer one came."""
+    older, newer = (CheckpointStore(tmp_path, 1, None, lambda: None, number) for number in (1, 2))
+    save(older, 200)
+    being_written = newer.begin(150)
+    older.prune()
+    assert being_written.is_dir()
+    newer.publish(described(150))
+    for step in (210, 220):
+        save(older, step)
+    assert older.prune() == [200, 210]
+    assert steps(tmp_path) == [150, 220]
+    assert newer.prune() == [150]
 
 
 def test_what_an_attempt_that_died_has_left_is_gone_before_the_next_save(tmp_path: Path) -> None:

@@ -51,6 +51,17 @@ def test_the_fence_trips_once_a_newer_attempt_exists(tmp_path: Path) -> None:
     Fence(layout, successor).check()
 
 
+def test_the_fence_does_not_believe_a_remembered_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client of a network file system may answer for a minute that a name is not there."""
+    layout = RunLayout(tmp_path)
+    old = Fence(layout, attempts.claim(layout))
+    attempts.claim(layout)
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    assert old.tripped()
+
+
 def test_whoever_goes_on_takes_the_very_next_number_or_none(tmp_path: Path) -> None:
     layout = RunLayout(tmp_path)
     first = attempts.claim(layout)

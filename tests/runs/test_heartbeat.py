@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+
+import pytest
 
 from hpc_llm.runs import heartbeat
 from hpc_llm.runs.heartbeat import Heart, Phase
@@ -112,3 +116,30 @@ def test_a_file_that_cannot_be_made_stops_no_rank_and_is_made_once_it_can(tmp_pa
     clock.now += 2.0
     heart.beat(2, Phase.TRAINING)
     assert heartbeat.read(folder, 1)["n1"].step == 2
+
+
+def test_after_a_stale_handle_the_file_is_opened_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A descriptor that the server does not know any more stays unknown to it."""
+    heart = Heart(tmp_path / "n1.beat", 1)
+    stale = heart._file
+    plain = os.pwrite
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        if descriptor == stale:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return plain(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    heart.beat(0, Phase.TRAINING)
+    with (tmp_path / "other").open("w"):  # it takes the number that was given back
+        heart.beat(5, Phase.SAVING)
+    assert heartbeat.read(tmp_path, 1)["n1"].step == 5
+
+
+def test_keys_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
+    Heart(tmp_path / "n1.beat", 1).beat(5, Phase.SAVING)
+    text = (tmp_path / "n1.beat").read_text()
+    (tmp_path / "n1.beat").write_text(text.replace('"step":', '"warmth": 37, "step":'))
+    assert heartbeat.read(tmp_path, 1)["n1"].step == 5

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 from pathlib import Path
 from time import time as now
@@ -152,6 +154,22 @@ def test_a_writer_that_comes_back_after_a_torn_line_is_heard(tmp_path: Path) -> 
     in_child(cut_short)
     Ledger(tmp_path, "submit").write("submitted", words=["model=mpt-7b"])
     assert [event.facts["words"] for event in ledger.read(tmp_path)] == [["model=mpt-7b"]]
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EDQUOT])
+def test_events_wait_while_the_file_system_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    book = ledger.PatientLedger(tmp_path, "train-0001")
+
+    def refuse(path: Path, line: str) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as away:
+        away.setattr(ledger, "append_line", refuse)
+        book.write("checkpointed", step=1)
+    book.write("checkpointed", step=2)
+    assert [event.facts["step"] for event in ledger.read(tmp_path)] == [1, 2]
 
 
 @pytest.mark.parametrize("more", [0, 1, 30])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -89,6 +92,41 @@ def test_rows_that_find_no_room_are_written_once_there_is_some(
         tracker.log(rows(8, 8)[0])
     tracker.close()
     assert jsonl.read(path) == rows(1, 8)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT])
+@pytest.mark.parametrize("where", ["row", "opening", "fence"])
+def test_rows_wait_while_the_file_system_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, where: str
+) -> None:
+    """The descriptor that was open is of no use afterwards: a stale one stays stale."""
+    away: list[str] = []
+
+    def refuse(*_: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    def fence() -> None:
+        if "fence" in away:
+            refuse()
+
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path, 0, fence)
+    tracker.log(rows(1, 1)[0])
+    with monkeypatch.context() as patched:
+        away.append(where)
+        if where != "fence":
+            patched.setattr(jsonl, "append_whole", refuse)
+        for row in rows(2, 4):
+            tracker.log(row)
+        if where == "opening":
+            patched.setattr(jsonl, "open_for_lines", refuse)
+            tracker.log(rows(5, 5)[0])
+        away.clear()
+    assert jsonl.read(path) == rows(1, 1)
+    waiting = rows(2, 5) if where == "opening" else rows(2, 4)
+    assert tracker.num_waiting == len(waiting)
+    tracker.close()
+    assert jsonl.read(path) == rows(1, 1) + waiting
 
 
 @pytest.mark.filterwarnings(
