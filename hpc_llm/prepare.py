@@ -21,6 +21,7 @@ from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data.manifest import MANIFEST, read_manifest
 from hpc_llm.data.recipe import directory_for
+from hpc_llm.preparation.progress import room_for
 from hpc_llm.runs import preflight
 from hpc_llm.storage.files import restrict_access
 
@@ -122,7 +123,8 @@ def _on_cluster(config: RunConfig, directory: Path, argv: list[str]) -> int:
         if config.test_only:
             print(prepare_array.estimate(config, directory))
             return 0
-        submitted = prepare_array.submit(config, directory)
+        with room_for(directory):
+            submitted = prepare_array.submit(config, directory)
     except client.SlurmUnavailable as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 1
@@ -150,7 +152,9 @@ def _print_next(job_id: int, directory: Path, argv: list[str]) -> None:
 def _join(argv: list[str]) -> int:
     from hpc_llm.submission import prepare_array
 
-    prepare_array.join(Path(argv[0].partition("=")[2]))
+    work = Path(argv[0].partition("=")[2])
+    with room_for(work):
+        prepare_array.join(work)
     return 0
 
 

@@ -1,4 +1,7 @@
-"""Errors that the user can fix: shown one line each, exit status 2, no traceback."""
+"""Errors that the user can fix: shown one line each, without a traceback.
+
+InputError ends a command with status 2, NoRoom with 1.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,10 @@ class InputError(Exception):
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class NoRoom(Exception):
+    """Space or quota ran out: a sentence with the path and what to do. No mistake in the input."""
 
 
 def nearest(word: str, allowed: Iterable[str], most: int = 12) -> str:

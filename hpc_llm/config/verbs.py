@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from hpc_llm.config.errors import InputError
+from hpc_llm.config.errors import InputError, NoRoom
 from hpc_llm.config.words import wants_hydra
 
 
@@ -21,8 +21,8 @@ def run(
 ) -> int:
     """Run `command` on the arguments of the command line; its exit status.
 
-    InputError becomes one line per mistake and status 2 (a traceback with HPC_LLM_DEBUG=1). With
-    `hydra`, flags such as --cfg and --help are answered by Hydra.
+    InputError becomes one line per mistake and status 2, NoRoom a line and status 1 (a traceback
+    with HPC_LLM_DEBUG=1). With `hydra`, flags such as --cfg and --help are answered by Hydra.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -38,6 +38,11 @@ def run(
         for problem in error.problems:
             print(f"{verb}: {problem}", file=sys.stderr)
         return 2
+    except NoRoom as error:
+        if os.environ.get("HPC_LLM_DEBUG"):
+            raise
+        print(f"{verb}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # … | head

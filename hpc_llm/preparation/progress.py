@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpc_llm.config.errors import NoRoom
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import manifest
 from hpc_llm.data.manifest import Manifest, SourceFacts
+from hpc_llm.storage.files import lack_of_room
 
 if TYPE_CHECKING:
     from hpc_llm.data.packs import OnProgress
@@ -25,7 +27,7 @@ def prepare_shown(config: RunConfig, directory: Path) -> None:
     # This imports numpy and sentencepiece: only now, so that mistakes show at once.
     from hpc_llm.preparation.pipeline import prepare
 
-    with progress() as report:
+    with room_for(directory), progress() as report:
         prepare(config, directory, report, say)
     pack_shown(config, directory)
 
@@ -36,8 +38,24 @@ def pack_shown(config: RunConfig, directory: Path) -> None:
         return
     from hpc_llm.data import packs
 
-    with progress() as report:
+    with room_for(directory), progress() as report:
         packs.ensure(directory, config.train.seq_len, report)
+
+
+@contextmanager
+def room_for(directory: Path) -> Iterator[None]:
+    """NoRoom, with the path and the remedy, where there is no room for what is prepared."""
+    try:
+        yield
+    except Exception as error:
+        full = lack_of_room(error)
+        if full is None:
+            raise
+        where = full.filename or directory
+        raise NoRoom(
+            f"{where}: {full.strerror}; free space or quota there, or choose another data.out; the "
+            "same command goes on from what is done"
+        ) from error
 
 
 def say(line: str) -> None:

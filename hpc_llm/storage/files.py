@@ -22,6 +22,15 @@ def no_room(error: OSError) -> bool:
     return error.errno in _NO_ROOM
 
 
+def lack_of_room(error: BaseException | None) -> OSError | None:
+    """The error of `no_room` behind `error`; archives hide it behind one of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and no_room(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def private_name(name: str) -> str:
     """A hidden name beside `name` that no other process has: process ids are a machine's own."""
     return f".{name}.{os.uname().nodename}.{os.getpid()}"
@@ -31,7 +40,8 @@ def private_name(name: str) -> str:
 def replacing(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path`, durably, when the block ends.
 
-    If the block raises, `path` stays as it was and nothing is left beside it.
+    If the block raises, `path` stays as it was and nothing is left beside it. A lack of room is an
+    OSError that names `path`.
     """
     temporary = path.with_name(f"{private_name(path.name)}.tmp")
     try:
@@ -40,8 +50,10 @@ def replacing(path: Path, buffering: int = -1) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if full := lack_of_room(error):
+            raise OSError(full.errno, full.strerror, str(path)) from error
         raise
     fsync_directory(path.parent)
 

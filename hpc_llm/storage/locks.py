@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hpc_llm.config.errors import InputError
+from hpc_llm.storage.files import no_room
 
 # Lustre mounted without `flock`, and NFS whose lock service is down.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -76,7 +77,8 @@ def one_at_a_time(path: Path, busy: str) -> Iterator[None]:
 def one_writer(folder: Path, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock file beside `folder`; on_wait is called if another process holds it.
 
-    InputError, which names the configuration's `key`, if the lock file cannot be made there.
+    InputError, which names the configuration's `key`, if the lock file cannot be made there; OSError
+    for lack of room.
     """
     path = folder.with_name(f"{folder.name}.lock")
     with contextlib.ExitStack() as stack:
@@ -87,6 +89,8 @@ def one_writer(folder: Path, key: str, on_wait: Callable[[], None]) -> Iterator[
             on_wait()
             stack.enter_context(locked(path))
         except OSError as error:
+            if no_room(error):
+                raise
             raise InputError(
                 f"{key}={folder}: cannot be written: {error.strerror}; name another folder"
             ) from None

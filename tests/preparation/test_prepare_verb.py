@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,31 @@ def test_every_mistake_is_a_line_and_status_2(
     )
     assert main(["data.vocabsize=3", "data.worker=2"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+@pytest.mark.parametrize(("num_bytes", "workers"), [(0, 1), (40_000, 1), (40_000, 2)])
+def test_a_full_disk_is_a_line_with_the_path_and_the_remedy(
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    num_bytes: int,
+    workers: int,
+) -> None:
+    """At the first write, in this process, in a worker."""
+    data = tmp_path / "data"
+    words = ["data=files", f"data.source={corpus}", f"data.out={data}", "model.vocab_size=512"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        status = main([*words, f"data.workers={workers}"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (line,) = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("prepare: ")
+    ]
+    assert status == 1
+    assert line.startswith(f"prepare: {data}")
+    assert "; free space or quota there, or choose another data.out; the same command" in line
 
 
 @pytest.mark.parametrize("verb", [main, freeze.main])
