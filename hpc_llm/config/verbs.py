@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hpc_llm.config.errors import InputError, NoRoom
+from hpc_llm.config.printable import printable_streams
 from hpc_llm.config.words import wants_hydra
 
 
@@ -22,9 +23,15 @@ def run(
     """Run `command` on the arguments of the command line; its exit status.
 
     InputError becomes one line per mistake and status 2, NoRoom a line and status 1 (a traceback
-    with HPC_LLM_DEBUG=1). With `hydra`, flags such as --cfg and --help are answered by Hydra.
+    with HPC_LLM_DEBUG=1). With `hydra`, flags such as --cfg and --help are answered by Hydra. What
+    is printed, which may be text of others, never steers the terminal.
     """
     argv = sys.argv[1:] if argv is None else argv
+    with printable_streams():
+        return _run(verb, command, argv, hydra)
+
+
+def _run(verb: str, command: Callable[[list[str]], int], argv: list[str], hydra: bool) -> int:
     try:
         if hydra and wants_hydra(argv):
             from hpc_llm.config import hydra_help

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_llm.config.errors import NoRoom
+from hpc_llm.config.printable import printable, steered
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import manifest
 from hpc_llm.data.manifest import Manifest, SourceFacts
@@ -60,7 +61,7 @@ def room_for(directory: Path) -> Iterator[None]:
 
 def say(line: str) -> None:
     """A line for the user amid the progress."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -78,7 +79,9 @@ def progress() -> Iterator[OnProgress]:
         DownloadColumn(),
         TextColumn("{task.fields[rate]}"),
     )
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as shown:
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(file=steered(sys.stderr))
+    ) as shown:
         tasks: dict[str, int] = {}
         begun: dict[str, float] = {}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hpc_llm.config import verbs
 from hpc_llm.config.errors import InputError
+from hpc_llm.config.printable import steered
 
 _WATCH_S = 30.0  # each look asks Slurm twice; shared systems ask not to be polled often
 
@@ -138,7 +139,8 @@ def _watch(root: Path, every_s: float) -> int:
     can_clear = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     clear = "\x1b[H\x1b[2J" if can_clear else ""
     while True:
-        print(f"{clear}{time.strftime('%Y-%m-%d %H:%M:%S')}  every {every_s:g} s, Ctrl-C ends it")
+        steered(sys.stdout).write(clear)
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  every {every_s:g} s, Ctrl-C ends it")
         _show(root, as_json=False)
         sys.stdout.flush()
         time.sleep(every_s)

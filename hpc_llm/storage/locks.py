@@ -77,8 +77,8 @@ def one_at_a_time(path: Path, busy: str) -> Iterator[None]:
 def one_writer(folder: Path, key: str, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock file beside `folder`; on_wait is called if another process holds it.
 
-    InputError, which names the configuration's `key`, if the lock file cannot be made there; OSError
-    for lack of room.
+    InputError, which names the configuration's `key`, if the lock file cannot be made there;
+    OSError for lack of room.
     """
     path = folder.with_name(f"{folder.name}.lock")
     with contextlib.ExitStack() as stack:

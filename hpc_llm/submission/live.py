@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hpc_llm.config.printable import printable, steered
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.recovery.causes import Cause
@@ -36,7 +37,7 @@ class Show:
         self.layout = layout
         self.plan = plan
         self.stopping = False
-        self._console = Console(highlight=False)
+        self._console = Console(highlight=False, file=steered(sys.stdout))
         self._rows: list[dict[str, Any]] = []
         self._offset = 0
         self._printed_at = time.monotonic()
@@ -237,7 +238,7 @@ class Show:
                 self._offset += len(line)
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, soft_wrap=True)
         sys.stdout.flush()
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from hpc_llm.config.printable import printable
+
 TIMEOUT_S = 20.0
 
 
@@ -26,7 +28,7 @@ def deliver(notify: Sequence[str], event: dict[str, Any]) -> str | None:
         target = os.environ.get(target[1:], "")
         if not target:
             return f"{notify[0]} is not set"
-    text = json.dumps(event)
+    text = json.dumps({key: _printable(value) for key, value in event.items()})
     if "://" in target:
         return _post(target, text)
     try:
@@ -36,6 +38,11 @@ def deliver(notify: Sequence[str], event: dict[str, Any]) -> str | None:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{notify[0]}: {error}"
     return f"{notify[0]} ended with {done.returncode}" if done.returncode else None
+
+
+def _printable(value: Any) -> Any:
+    """Texts of runs end on somebody's terminal, too."""
+    return printable(value) if isinstance(value, str) else value
 
 
 def _post(url: str, text: str) -> str | None:
