@@ -218,10 +218,21 @@ def _write_durably(path: Path, text: str) -> None:
 
 
 def make_folder(folder: Path, group: str | None) -> None:
-    """A folder for runs: private, or shared with `group`; one that is there stays as it is."""
+    """A folder for runs: private, or shared with `group`.
+
+    One that an earlier, private run made is shared from now on; each run keeps what it has.
+    """
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         share_with_group(folder, group)
+    elif group is not None and _is_private(folder):
+        share_with_group(folder, group)
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether it is this user's, who alone may look into it."""
+    state = folder.stat()
+    return state.st_uid == os.geteuid() and not state.st_mode & 0o077
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ The errors, the exit codes of ranks that end with them, and the ledger's words f
     ├── any other                     1 CRASHED                crash, or what the ranks' logs say
     ├── ManifestError                never ends a rank: an older checkpoint is chosen
     │   └── OtherFormat              another version wrote it: becomes NoValidCheckpoint
+    ├── NoRoom                       never ends a rank: `prepare` says where, and exits with 1
     ├── SlurmError                   only where Slurm is asked, never in a rank
     │   ├── SlurmUnavailable         the answer is unknown: a verb exits with 1, others ask again
     │   │   └── MaybeQueued          sbatch did not answer: the job may be in the queue

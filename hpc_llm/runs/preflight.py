@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.runs import identity
-from hpc_llm.runs.layout import RunLayout
+from hpc_llm.runs.layout import CODE_FOLDER, RunLayout
 from hpc_llm.runs.planned import PlannedRun
 
 _PROBE_BYTES = 1 << 20
@@ -35,6 +35,7 @@ def place_problems(config: RunConfig) -> list[str]:
         problems = _probe_problems(root)
     if config.run.group is not None:
         problems = problems + group_problems(config.run.group)
+        problems += _closed_to_group(root, config.run.group)
     return problems
 
 
@@ -233,6 +234,18 @@ def group_problems(group: str | None) -> list[str]:
         with contextlib.suppress(KeyError):
             mine.append(grp.getgrgid(number).gr_name)
     return [f"run.group={group}: is not one of your groups; allowed: {', '.join(sorted(mine))}"]
+
+
+def _closed_to_group(root: Path, group: str) -> list[str]:
+    """Whether `root` is a private folder of other things, which no run may open to others."""
+    if not root.is_dir() or root.stat().st_mode & 0o077 or (root / CODE_FOLDER).exists():
+        return []
+    if not any(root.iterdir()):
+        return []
+    return [
+        f"run.group={group}: its members cannot look into run.root={root}; chgrp {group} {root} && "
+        f"chmod 2750 {root}, or choose another run.root"
+    ]
 
 
 def _existing(path: Path) -> Path:

@@ -539,6 +539,19 @@ def test_a_run_is_private(tmp_path: Path) -> None:
     assert all(mode & 0o077 == 0 for mode in modes.values())
 
 
+def test_a_root_that_a_private_run_made_is_opened_for_the_group_of_a_later_one(
+    tmp_path: Path,
+) -> None:
+    group = grp.getgrgid(os.getgid()).gr_name
+    private = freeze(planned(run(tmp_path / "runs", "private"))).path
+    private.parent.chmod(0o700)
+    before = private.stat().st_mode
+    shared = freeze(planned(run(tmp_path / "runs", "shared", group))).path
+    assert stat.S_IMODE(private.parent.stat().st_mode) == 0o2750
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o2750
+    assert private.stat().st_mode == before
+
+
 def test_a_run_that_names_a_group_is_shared_with_it_alone(tmp_path: Path) -> None:
     group = grp.getgrgid(os.getgid())
     root = tmp_path / "runs"

@@ -124,6 +124,17 @@ def test_a_root_of_the_group_that_the_run_names_may_be_written_by_its_members(
     assert preflight.problems(replace(config, run=replace(config.run, group=mine))) == []
 
 
+def test_a_private_folder_of_other_things_is_not_opened_for_a_group(tmp_path: Path) -> None:
+    (tmp_path / "diary").touch()
+    tmp_path.chmod(0o700)
+    config = run(tmp_path)
+    mine = grp.getgrgid(os.getgid()).gr_name
+    (problem,) = preflight.problems(replace(config, run=replace(config.run, group=mine)))
+    assert problem.startswith(f"run.group={mine}: its members cannot look into run.root={tmp_path}")
+    tmp_path.chmod(0o2750)
+    assert preflight.problems(replace(config, run=replace(config.run, group=mine))) == []
+
+
 def test_ones_own_groups_are_allowed_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
