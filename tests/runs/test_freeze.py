@@ -157,6 +157,7 @@ def with_another(config: RunConfig, key: str) -> RunConfig:
         "data.name": "files",
         "cluster.launcher": "slurm",
         "recovery.on_divergence": "skip",
+        "recovery.on_admin_cancel": "hold",
     }
     section[last] = last_resort.get(key, "cpu")
     return build(RunConfig, plain)
