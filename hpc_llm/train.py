@@ -33,6 +33,7 @@ from hpc_llm.runs.orders import ExitCode, RankOrders
 from hpc_llm.runs.story import Story, read_story
 from hpc_llm.slurm import environment
 from hpc_llm.slurm.environment import RankEnvironment
+from hpc_llm.storage import trust
 from hpc_llm.storage.files import restrict_access
 from hpc_llm.storage.limits import allow_open_files
 from hpc_llm.storage.parent import die_with_parent
@@ -197,7 +198,8 @@ def _open_device(
     if compiles:
         # torch's own place is a folder of the node's /tmp. Its keys name device, versions and
         # source.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(RootLayout.of(layout).compiled))
+        compiled = patiently(lambda: trust.own_folder(RootLayout.of(layout).compiled))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     with kept_for_good():
         from hpc_llm.training import device as devices
 

@@ -43,14 +43,7 @@ def make(root: Path) -> Path:
 
 def home(root: Path) -> Path:
     """The folder of this user's snapshots below `root`: in a root of several, one for each."""
-    first = root / CODE_FOLDER
-    try:
-        owner = first.stat().st_uid
-    except FileNotFoundError:
-        return first
-    if owner == os.geteuid():
-        return first
-    return root / f"{CODE_FOLDER}-{os.geteuid()}"
+    return trust.own_name(root / CODE_FOLDER)
 
 
 def require_whole(folder: Path) -> None:

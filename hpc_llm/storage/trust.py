@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from hpc_llm.config.errors import InputError
+
 _ROOT = 0  # can change every file anyway
 _said: set[str] = set()
 
@@ -42,6 +44,30 @@ def first_distrusted(paths: Iterable[Path]) -> str | None:
         if reason is not None:
             return reason
     return None
+
+
+def own_name(folder: Path) -> Path:
+    """`folder`, or where that is another user's, the one beside it that is this user's."""
+    try:
+        owner = folder.stat().st_uid
+    except FileNotFoundError:
+        return folder
+    if owner == os.geteuid():
+        return folder
+    return folder.with_name(f"{folder.name}-{os.geteuid()}")
+
+
+def own_folder(folder: Path) -> Path:
+    """`own_name`, made if it is not there, for what will be executed.
+
+    InputError if others can write to it.
+    """
+    own = own_name(folder)
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    reason = distrusted(own)
+    if reason is not None:
+        raise InputError(f"{reason}, after removing what is in it, which is executed")
+    return own
 
 
 def passed_over(what: Path, reason: str) -> None:
