@@ -165,7 +165,7 @@ def train_rank(
             checkpoints=layout.checkpoints,
             metrics=layout.metrics,
             tracker_folder=layout.tracker_folder,
-            known_steps=_known_steps(layout),
+            known_steps=devices.broadcast(_known_steps(layout, place)),
             check_fence=attempts.Fence(layout, number).check,
             record=_recorder(layout, number, place.rank),
             skipped=tuple(devices.broadcast(_skipped(layout, config, place))),
@@ -291,8 +291,13 @@ def _interval_s(layout: RunLayout, plan: RunPlan) -> float:
     )
 
 
-def _known_steps(layout: RunLayout) -> int:
-    """The newest step that the ledger knows to have been saved; 0 for none."""
+def _known_steps(layout: RunLayout, place: RankEnvironment) -> int:
+    """On rank 0 the newest step that the ledger knows to have been saved; 0 for none.
+
+    After 100 attempts a ledger has 200 files, too many for thousands of ranks to open.
+    """
+    if place.rank != 0:
+        return 0
     return _story(layout).newest_saved_step
 
 

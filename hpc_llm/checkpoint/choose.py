@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,11 +25,33 @@ Gather = Callable[[Any], list[Any]]  # one object per rank → the list of all, 
 
 @dataclass(frozen=True)
 class _Share:
-    """What a rank finds in one checkpoint."""
+    """What a rank tells the others of one checkpoint.
 
-    manifest: Manifest | None = None
+    Not the manifest, which each has read: of 4,096 ranks it has 1 MiB, and each got all of them.
+    """
+
     problems: tuple[str, ...] = ()
     other_format: str | None = None  # why this version may not judge it
+
+
+class _Reader:
+    """This rank's look at one checkpoint: its manifest, and this rank's share of the files."""
+
+    def __init__(self, folder: Path, rank: int, world_size: int) -> None:
+        self.manifest: Manifest | None = None
+        self._folder = folder
+        self._files = slice(rank, None, world_size)
+
+    def share(self) -> _Share:
+        """OSError where something could not be read for now."""
+        try:
+            self.manifest = manifest.read(self._folder)
+        except OtherFormat as error:
+            return _Share(other_format=str(error))
+        except ManifestError as error:
+            return _Share(problems=(str(error),))
+        problems = manifest.verify(self._folder, self.manifest.files[self._files])
+        return _Share(tuple(problems))
 
 
 @dataclass(frozen=True)
@@ -63,16 +84,15 @@ def newest_valid(
     unread: OSError | None = None
     for step in reversed(present):
         folder = manifest.folder_of(checkpoints, step)
+        mine = _Reader(folder, rank, world_size)
         try:
-            shares = _together(
-                partial(_my_share, folder, rank, world_size), rank, gather, patient=unread is None
-            )
+            shares = _together(mine.share, rank, gather, patient=unread is None)
         except OSError as error:
             unread = error
             rejected.append((step, str(error)))
             continue
         _refuse_other_format(shares)
-        described = shares[rank].manifest
+        described = mine.manifest
         problems = [problem for share in shares for problem in share.problems]
         if not problems and described is not None:
             _reject_on_rank_0(checkpoints, rejected, rank, gather)
@@ -130,17 +150,6 @@ def _reject_on_rank_0(
             manifest.reject(manifest.folder_of(checkpoints, step))
 
     _together(reject, rank, gather)
-
-
-def _my_share(folder: Path, rank: int, world_size: int) -> _Share:
-    try:
-        described = manifest.read(folder)
-    except OtherFormat as error:
-        return _Share(other_format=str(error))
-    except ManifestError as error:
-        return _Share(problems=(str(error),))
-    problems = manifest.verify(folder, described.files[rank::world_size])
-    return _Share(described, tuple(problems))
 
 
 def _refuse_other_format(shares: list[_Share]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import pickle
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -117,6 +118,23 @@ def test_all_ranks_take_the_newest(tmp_path: Path, world_size: int) -> None:
     choice = chosen(tmp_path, world_size, known_steps=30)
     assert choice.manifest == manifest.read(folder_of(tmp_path, 30))
     assert choice.rejected == []
+
+
+def test_what_ranks_tell_each_other_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 10)
+
+    def told(rank: int, gather: Callable[[Any], list[Any]]) -> bytes:
+        gathered = list[Any]()
+
+        def listen(value: Any) -> list[Any]:
+            gathered.append(value)
+            return gather(value)
+
+        newest_valid(tmp_path, 0, rank, 2, listen)
+        return pickle.dumps(gathered)
+
+    for sent in Ranks(2).run(told):
+        assert not [name for name in FILES if name.encode() in sent]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
