@@ -17,6 +17,7 @@ class Cause(str, enum.Enum):
     CANCELLED = "cancelled"  # by its user's scancel
     ADMIN_CANCEL = "admin-cancel"  # another user's scancel, as before a maintenance
     TIME_LIMIT = "time-limit"
+    STEP_TIME_LIMIT = "step-time-limit"  # of the ranks' step alone: the job goes on
     PREEMPTED = "preempted"
     NODE_FAILURE = "node-failure"  # Slurm lost a node of the job
     LAUNCH_FAILED = (

@@ -49,6 +49,7 @@ IN_PLACE = frozenset(
         Cause.OUT_OF_MEMORY,
         Cause.GPU_OUT_OF_MEMORY,
         Cause.DIVERGED,
+        Cause.STEP_TIME_LIMIT,
     }
 )  # the allocation is still there
 ELSEWHERE = frozenset(

@@ -142,6 +142,7 @@ class Job:
     preempt_time: float | None  # set during the grace time of a preemption
     time_limit_s: float | None  # None: unlimited, or not known yet
     node_list: str
+    requeue: bool = False  # whether Slurm may requeue it
 
     @property
     def running(self) -> bool:
@@ -276,6 +277,7 @@ def _job(address: str, fields: dict[str, str]) -> Job:
         preempt_time=seconds(text("PreemptTime")),
         time_limit_s=duration(text("TimeLimit")),
         node_list=text("NodeList"),
+        requeue=text("Requeue") == "1",
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.slurm import client
 
+_LEAVING_REQUEUES = (24, 5)
 _MAX_ARRAY_SIZE = 1001  # Slurm's default
 
 
@@ -33,6 +35,18 @@ def requeued_exit_codes() -> set[int]:
         if first.isdigit():
             codes.update(range(int(first), int(last or first) + 1))
     return codes
+
+
+def requeues_within_grace(settings: Mapping[str, str]) -> bool:
+    """Whether a preempted job that exits within its grace time is requeued at that moment.
+
+    settings: of `scontrol show config`. From 24.05 on; before, any exit then ends the job for good.
+    False where they do not say.
+    """
+    version = re.match(r"(\d+)\.(\d+)", settings.get("SLURM_VERSION", ""))
+    if version is None or (int(version[1]), int(version[2])) < _LEAVING_REQUEUES:
+        return False
+    return "REQUEUE" in settings.get("PreemptMode", "").upper().split(",")
 
 
 def _options(text: str) -> dict[str, str]:

@@ -6,7 +6,31 @@ import re
 import signal
 from dataclasses import dataclass
 
-_REFUSED = re.compile(r"srun: error: Unable to (?:create step|confirm allocation) for job")
+_REFUSED = re.compile(
+    r"srun: error: (?:Unable to (?:create step|confirm allocation) for job"
+    r"|Only allocated \d+ nodes? asked for|No step_layout given for pending step)"
+)
+# What no waiting changes: the step asks for more than the job holds, or srun for what it has not.
+_FOR_GOOD = re.compile(
+    "|".join(
+        (
+            "More processors requested than permitted",
+            "Requested node configuration is not available",
+            "Memory required by task is not available",
+            r"Invalid generic resource|Invalid Trackable RESource|Invalid gres",
+            r"Only allocated \d+ nodes? asked for",
+            "Invalid (node name|feature|account|partition|qos|MPI type|argument|numeric value)",
+            "(unrecognized|invalid|ambiguous|unknown) option|requires an argument",
+            r"Failed to parse|unrecognized --|[Ii]nvalid [\w-]+ (argument|specification)",
+            "cannot find .* plugin|MPI: Unable to load",
+            "Could not open std(in|out|err) file",
+            "mutually exclusive|may not be used together",
+        )
+    )
+)
+# A step that was cancelled, and a job: each tells on which node it heard of it.
+_CANCELLED = re.compile(r"\*\*\* (STEP|JOB) \S+ ON \S+ CANCELLED AT \S+ DUE TO ([A-Z ]*[A-Z])")
+_LINE = re.compile(r"^srun: (?:error: |fatal: )?(.+)$", re.MULTILINE)
 _EXIT = re.compile(r"srun: error: \S+: tasks? ([\d,\-\[\]]+): (.+)")
 _NODE_LOST = re.compile(
     r"srun: error: (?:Node failure on|Task launch for \S+ failed on node) ([^\s:]+)"
@@ -33,6 +57,28 @@ class RankExit:
 def refused(text: str) -> bool:
     """Whether Slurm did not start the step; it may a little later."""
     return _REFUSED.search(text) is not None
+
+
+def refused_for_good(text: str) -> bool:
+    """Whether srun would say the same however often it is asked."""
+    return _FOR_GOOD.search(text) is not None
+
+
+def own_words(text: str) -> str:
+    """The last two lines that srun says of itself, as one; empty if there is none."""
+    lines = [line for line in _LINE.findall(text) if "--help" not in line]
+    return "; ".join(dict.fromkeys(lines[-2:]))
+
+
+def cancelled_for(text: str) -> str | None:
+    """Why Slurm cancelled the step, in its words (`TIME LIMIT`, `NODE FAILURE`, …).
+
+    None if it did not, or gave no reason. What ends the job ends its steps, and goes first.
+    """
+    reasons = dict(_CANCELLED.findall(text))
+    if "JOB" in reasons:
+        return f"JOB {reasons['JOB']}"
+    return reasons.get("STEP")
 
 
 def lost_nodes(text: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Standard library only.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hpc_llm.recovery.failures import Failure
 from hpc_llm.recovery.history import node_of
 from hpc_llm.runs.layout import RootLayout, RunLayout
 from hpc_llm.runs.story import Story
+from hpc_llm.slurm import srun
 from hpc_llm.storage.patience import patiently
 from hpc_llm.supervise.attempt import RunAttempt
 from hpc_llm.supervise.place import Place
@@ -93,11 +95,18 @@ def judge(end: StepEnd, watch: StepWatch, place: Place, attempt: RunAttempt) -> 
     """
     if patiently(attempt.fence.tripped):
         return Ending(Cause.FENCED, end)
-    if end.lost_nodes and place.outlives_nodes:  # else Slurm says what happened
-        return Ending(Cause.NODE_FAILURE, end, node=end.lost_nodes[0])
+    if end.lost_nodes:
+        return _node_lost(end, place)
+    if end.said and not _a_rank_ran(attempt):
+        return _not_started(end, watch, place)
     if watch.hang is not None:
         node = watch.hang.node if watch.hang.node in place.hosts else None
         return Ending(Cause.HANG, end, node=node)
+    cancelled_for = end.cancelled_for or _logged_cancellation(attempt, end)
+    if cancelled_for is not None and not place.parental:
+        ending = _cancelled(cancelled_for, end, place)
+        if ending is not None:
+            return ending
     cause = classify(end.exit_codes, end.first_failed)
     if _killed_on_request(end, watch, place):
         cause = Cause.STOPPED
@@ -117,6 +126,62 @@ def _ending(
     """With the node of the rank that failed first."""
     rank = failure.rank if failure else end.first_failed
     return Ending(cause, end, failure, node_of(rank, place.hosts, attempt.plan.world_size))
+
+
+def _node_lost(end: StepEnd, place: Place) -> Ending:
+    """Without spare nodes the allocation is gone, and Slurm says what happened.
+
+    The other nodes' ranks are killed because of it: that says nothing against them.
+    """
+    if place.outlives_nodes:
+        return Ending(Cause.NODE_FAILURE, end, node=end.lost_nodes[0])
+    return Ending(Cause.LOST, _nobodys(end))
+
+
+def _not_started(end: StepEnd, watch: StepWatch, place: Place) -> Ending:
+    """The launcher failed before any rank ran: its own words, and no rank's or node's fault."""
+    failure = Failure("", 0, end.said, end.said)
+    if watch.signals or place.is_ending():
+        return Ending(Cause.LOST, _nobodys(end))
+    missing = place.missing_hosts()
+    if missing and place.outlives_nodes:
+        return Ending(Cause.NODE_FAILURE, _nobodys(end), failure, missing[0])
+    if missing:
+        return Ending(Cause.LOST, _nobodys(end))
+    cause = Cause.CONFIG_ERROR if end.for_good else Cause.LAUNCH_FAILED
+    return Ending(cause, _nobodys(end), failure)
+
+
+def _cancelled(why: str, end: StepEnd, place: Place) -> Ending | None:
+    """Of a step that Slurm cancelled, for `why`; None where others know better."""
+    if why == "TIME LIMIT" and not place.is_ending():
+        said = "Slurm ended the step at a time limit of its own, and the job goes on"
+        return Ending(Cause.STEP_TIME_LIMIT, _nobodys(end), Failure("", 0, said, said))
+    if why.endswith("NODE FAILURE") and not place.outlives_nodes:
+        return Ending(Cause.LOST, _nobodys(end))
+    return None
+
+
+def _nobodys(end: StepEnd) -> StepEnd:
+    """An end of which no rank was the first."""
+    return dataclasses.replace(end, first_failed=None)
+
+
+def _a_rank_ran(attempt: RunAttempt) -> bool:
+    """Whether any rank of the attempt has logged something."""
+    logs = attempt.layout.attempt(attempt.number).glob("rank-*.log")
+    with contextlib.suppress(OSError):
+        return any(log.stat().st_size for log in logs)
+    return True
+
+
+def _logged_cancellation(attempt: RunAttempt, end: StepEnd) -> str | None:
+    """Why Slurm cancelled the step, where its daemon wrote that into a rank's log."""
+    if not end.exit_codes or not any(end.exit_codes.values()):
+        return None
+    ranks = {0, end.first_failed or 0}
+    logs = [attempt.layout.rank_log(attempt.number, rank) for rank in sorted(ranks)]
+    return srun.cancelled_for("".join(failures.tails(logs)))
 
 
 def _complete(end: StepEnd, place: Place, attempt: RunAttempt) -> Ending:

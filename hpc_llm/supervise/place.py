@@ -88,6 +88,14 @@ class Place(ABC):
         """
         return False
 
+    def missing_hosts(self) -> tuple[str, ...]:
+        """Nodes with ranks on them that the place has no more."""
+        return ()
+
+    def requeues_who_leaves(self) -> bool:
+        """Whether a preemption's grace time runs, and who leaves within it is requeued at once."""
+        return False
+
     def requeue(self, fence: Fence) -> str | None:
         """Have the run restarted once the ranks have saved and exited; how, or None.
 

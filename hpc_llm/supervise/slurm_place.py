@@ -18,6 +18,7 @@ from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.ledger import Ledger
 from hpc_llm.runs.orders import ExitCode
 from hpc_llm.slurm import client, step
+from hpc_llm.slurm.site import requeues_within_grace
 from hpc_llm.slurm.step import Grant, StepRequest
 from hpc_llm.storage.patience import patiently
 from hpc_llm.supervise import successor
@@ -46,6 +47,7 @@ class SlurmPlace(Place):
         num_nodes = cluster.nodes
         self._cluster = cluster
         self._grant = Grant.of(environment)
+        self._has_started = False  # whether it has started a step before
         self.job = client.own_address(environment)
         self._job_name = environment.get("SLURM_JOB_NAME")
         self._usable = client.hostnames(environment["SLURM_JOB_NODELIST"])
@@ -76,9 +78,16 @@ class SlurmPlace(Place):
         if address.startswith("127."):
             rendezvous["GLOO_SOCKET_IFNAME"] = "lo"
             rendezvous["NCCL_SOCKET_IFNAME"] = "lo"
-        signal_tasks = partial(self.signal_tasks, fence)
+        is_first = not self._has_started
+        self._has_started = True
         return SrunStep(
-            spec, ExitCode.STOPPED, self._srun_options(spec), rendezvous, log, signal_tasks
+            spec,
+            ExitCode.STOPPED,
+            self._srun_options(spec),
+            rendezvous,
+            log,
+            partial(self.signal_tasks, fence),
+            is_first,
         )
 
     def _srun_options(self, spec: StepSpec) -> list[str]:
@@ -122,6 +131,10 @@ class SlurmPlace(Place):
             if replacement is not None:
                 hosts.append(replacement)
         self._usable = hosts + [node for node in left if node not in hosts]
+
+    def missing_hosts(self) -> tuple[str, ...]:
+        left = self._left(())
+        return tuple(node for node in self.hosts if node not in left)
 
     def _left(self, nodes: Collection[str]) -> list[str]:
         """The original nodes that Slurm has not lost since, without `nodes`."""
@@ -171,6 +184,14 @@ class SlurmPlace(Place):
             return any(job.ending for job in client.show(self.job))
         except client.SlurmError:
             return None
+
+    def requeues_who_leaves(self) -> bool:
+        try:
+            jobs = client.show(self.job)
+            in_grace = any(job.preempt_time is not None and job.requeue for job in jobs)
+            return in_grace and requeues_within_grace(client.config())
+        except client.SlurmError:
+            return False
 
     def requeue(self, fence: Fence) -> str | None:
         """Requeue this job or array task, unless it is being ended: a user's scancel is final."""

@@ -26,6 +26,9 @@ from hpc_llm.supervise.steps import (
 
 AGAIN_S = 5.0  # between tries to start a step that Slurm does not start
 PATIENCE_S = 300.0  # for all those tries
+# The same where more is asked for than there is: it may be what a step holds that has just ended.
+AFTER_A_STEP_S = 60.0
+STOP_AGAIN_S = 5.0  # an srun that is still starting its tasks loses the first word (all releases)
 # What --kill-on-bad-exit does to the ranks after the first.
 _ENDED_BY_SLURM = (-signal.SIGKILL, -signal.SIGTERM)
 
@@ -38,7 +41,8 @@ class SrunStep:
     shortens that to AFTER_FAILURE_S. It raises Fenced where the run is another attempt's.
 
     An srun that got no step (slurmctld is down, or has not noticed that the last step is over) is
-    restarted for PATIENCE_S: the run itself has not failed.
+    restarted for PATIENCE_S: the run itself has not failed. One that is refused for good is not,
+    unless an earlier step of the allocation (`is_first` is false) may still be counted.
     """
 
     def __init__(
@@ -49,7 +53,9 @@ class SrunStep:
         place: dict[str, str],
         log: Path,
         signal_tasks: Callable[[str], bool],
+        is_first: bool = True,
     ) -> None:
+        self._for_good_s = 0.0 if is_first else AFTER_A_STEP_S
         self._stop_code = stop_code
         self._world_size = spec.world_size
         self._signal_tasks = signal_tasks
@@ -63,6 +69,7 @@ class SrunStep:
         self._began = time.monotonic()
         self._asked = False  # whether the ranks were asked or made to end
         self._again_at: float | None = None
+        self._stop_again_at: float | None = None
         self._run()
 
     def _run(self) -> None:
@@ -80,16 +87,21 @@ class SrunStep:
         self._take_output()
         text = self._printed.decode(errors="replace")
         if code is None:
+            self._repeat_stop()
             self._end_after_failure(text)
             return None
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._open = False
-        if self._got_no_step(text, code) and time.monotonic() - self._began < PATIENCE_S:
-            self._printed = b""
-            self._deadline = None
-            self._again_at = time.monotonic() + AGAIN_S
-            return self._between_two_tries(self._again_at)
+        if self._got_no_step(text, code):
+            if self._asked:
+                return StepEnd({0: self._stop_code}, None)
+            patience_s = self._for_good_s if srun.refused_for_good(text) else PATIENCE_S
+            if time.monotonic() - self._began < patience_s:
+                self._printed = b""
+                self._deadline = None
+                self._again_at = time.monotonic() + AGAIN_S
+                return self._between_two_tries(self._again_at)
         return srun_end(text, code, self._world_size, self._stop_code)
 
     def _end_after_failure(self, text: str) -> None:
@@ -110,7 +122,7 @@ class SrunStep:
         return False
 
     def _got_no_step(self, text: str, code: int) -> bool:
-        return code != 0 and srun.refused(text) and not rank_exits(text) and not self._asked
+        return code != 0 and srun.refused(text) and not rank_exits(text)
 
     def _between_two_tries(self, again_at: float) -> StepEnd | None:
         if self._asked:
@@ -120,7 +132,8 @@ class SrunStep:
         return None
 
     def seconds_to_deadline(self) -> float | None:
-        times = [moment for moment in (self._deadline, self._again_at) if moment is not None]
+        moments = (self._deadline, self._again_at, self._stop_again_at)
+        times = [moment for moment in moments if moment is not None]
         if not times:
             return None
         return max(0.0, min(times) - time.monotonic())
@@ -130,6 +143,15 @@ class SrunStep:
 
     def ask_to_stop(self) -> None:
         self._asked = True
+        self._stop_again_at = time.monotonic()
+        self._repeat_stop()
+
+    def _repeat_stop(self) -> None:
+        """Say the word again until the step has ended: ranks only set a flag."""
+        now = time.monotonic()
+        if self._stop_again_at is None or now < self._stop_again_at:
+            return
+        self._stop_again_at = now + STOP_AGAIN_S
         if self._process.poll() is None:
             self._process.send_signal(STOP_SIGNAL)  # srun forwards it to every task
 
@@ -175,14 +197,19 @@ def srun_end(text: str, code: int, world_size: int, stop_code: int) -> StepEnd:
     lost = srun.lost_nodes(text)
     if code == 0 and not lost:
         return StepEnd(dict.fromkeys(range(world_size), 0), None)
-    exits = rank_exits(text) or [(0, code or int(ExitCode.CRASHED))]
+    exits = rank_exits(text)
+    why = srun.cancelled_for(text)
+    if not exits and not lost and why is None and code > 0:
+        said = srun.own_words(text)
+        return StepEnd({0: code}, 0, said=said, for_good=srun.refused_for_good(text))
+    exits = exits or [(0, code or int(ExitCode.CRASHED))]
     codes: dict[int, int] = {}
     for rank, number in exits:
         codes.setdefault(rank, number)  # the first report on a rank counts
     failed = _failed_first(codes, stop_code)
     if failed is not None and codes[failed] == -signal.SIGTERM:
         failed = None
-    return StepEnd(codes, failed, lost)
+    return StepEnd(codes, failed, lost, cancelled_for=why)
 
 
 def _failed_first(codes: dict[int, int], stop_code: int) -> int | None:

@@ -27,6 +27,7 @@ class StepWatch:
     signals: those that this process got; handlers append to it. hang: what was found before the
     ranks were aborted. hold_expired: they waited for an end of the job that did not come, and were
     asked to exit. hours_spent: they were asked to, because run.max_gpu_hours is spent.
+    leaves_grace: they were asked to, because Slurm requeues a job that leaves its grace time.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class StepWatch:
         self.hang: Hang | None = None
         self.hold_expired = False
         self.hours_spent = False
+        self.leaves_grace = False
         self._attempt = attempt
         self._place = place
         self._book = book
@@ -114,10 +116,16 @@ class StepWatch:
     def _end_hold(self, step: Step, beats: Mapping[str, heartbeat.Beat]) -> None:
         """Ask ranks that wait for an end of the job that does not come to exit.
 
-        The step then restarts. Ranks that do not listen to that are killed.
+        The step then restarts. Ranks that do not listen to that are killed. In the grace time of a
+        preemption they leave as soon as all have saved, where Slurm requeues who does.
         """
         now = time.monotonic()
         if not self._hold.is_due(beats, now):
+            return
+        if not self.leaves_grace and self._place.requeues_who_leaves():
+            self.leaves_grace = True
+            step.ask_to_stop()
+        if self.leaves_grace:
             return
         if not self._hold.expired(self._place.is_ending(), now):
             return

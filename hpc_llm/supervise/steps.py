@@ -48,12 +48,17 @@ class StepEnd:
     """How the ranks of a step ended.
 
     exit_codes: by rank as far as known, negative for a signal. first_failed: the rank that failed
-    first. lost_nodes: those that Slurm lost during the step.
+    first. lost_nodes: those that Slurm lost during the step. said: what the launcher says of itself
+    where no rank has ended; for_good: whether it would say the same again. cancelled_for: why Slurm
+    ended the step, in its words.
     """
 
     exit_codes: dict[int, int]
     first_failed: int | None
     lost_nodes: tuple[str, ...] = ()
+    said: str = ""
+    for_good: bool = False
+    cancelled_for: str | None = None
 
 
 class Step(Protocol):

@@ -103,6 +103,8 @@ class Supervisor:
         if self._place.got_final_signal(self._waiting.signals):
             return False
         is_ending = self._place.is_ending()
+        if is_ending and self._place.requeues_who_leaves():
+            return False
         return unknown if is_ending is None else is_ending
 
 

@@ -53,3 +53,22 @@ def test_exit_codes_that_slurm_requeues_by_itself(
 ) -> None:
     monkeypatch.setattr(client, "config", lambda: {"RequeueExit": setting})
     assert site.requeued_exit_codes() == codes
+
+
+@pytest.mark.parametrize(
+    ("version", "mode", "requeues"),
+    [
+        ("22.05.8", "REQUEUE", False),
+        ("23.11.10", "REQUEUE", False),
+        ("24.05.0", "REQUEUE", True),
+        ("24.11.5", "GANG,REQUEUE", True),
+        ("26.05.5", "CANCEL", False),
+        ("", "REQUEUE", False),
+        ("26.05.5", "OFF", False),
+    ],
+)
+def test_who_leaves_within_the_grace_is_requeued_from_24_05_on(
+    version: str, mode: str, requeues: bool
+) -> None:
+    settings = {"SLURM_VERSION": version, "PreemptMode": mode}
+    assert site.requeues_within_grace(settings) is requeues

@@ -60,7 +60,7 @@ def started(tmp_path: Path) -> Iterator[Any]:
 SRUN = """#!/bin/sh
 echo x >>"$FOLDER/tries"
 [ "$(wc -l <"$FOLDER/tries")" -gt "$REFUSED" ] && exit 0
-echo "srun: error: Unable to create step for job 1: Memory required by task is not available"
+echo "srun: error: Unable to create step for job 1: $WORDS"
 exit 1
 """
 
@@ -74,9 +74,14 @@ def srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("FOLDER", str(tmp_path))
     monkeypatch.setattr(srun_step, "AGAIN_S", 0.05)
 
-    def start(refused: int) -> SrunStep:
+    def start(
+        refused: int, words: str = "Requested nodes are busy", is_first: bool = True
+    ) -> SrunStep:
         monkeypatch.setenv("REFUSED", str(refused))
-        return SrunStep(spec(tmp_path, ""), STOPPED, [], {}, tmp_path / "log", lambda name: True)
+        monkeypatch.setenv("WORDS", words)
+        return SrunStep(
+            spec(tmp_path, ""), STOPPED, [], {}, tmp_path / "log", lambda name: True, is_first
+        )
 
     return start
 

@@ -98,6 +98,53 @@ def test_hours_that_are_spent_are_a_reason_unless_a_signal_came(
     assert judge(STOPPED, watch, Allocation(), attempt).cause == cause
 
 
+KILLED = {0: -signal.SIGKILL, 1: -signal.SIGKILL}
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        (StepEnd({0: 1}, 0, said="Invalid MPI type", for_good=True), Cause.CONFIG_ERROR),
+        (StepEnd({0: 1}, 0, said="Timed out"), Cause.LAUNCH_FAILED),
+        (StepEnd(KILLED, 0, cancelled_for="TIME LIMIT"), Cause.STEP_TIME_LIMIT),
+        (StepEnd(KILLED, 1, cancelled_for="NODE FAILURE"), Cause.LOST),
+        (StepEnd(KILLED, 1, ("n1",)), Cause.LOST),
+        (StepEnd(KILLED, 1), Cause.KILLED),
+    ],
+)
+def test_what_slurm_did_to_a_step_is_no_ranks_or_nodes_fault(
+    tmp_path: Path, said: StepEnd, cause: Cause
+) -> None:
+    attempt = planned_attempt(tmp_path, world_size=2, steps=8)
+    place = Allocation(hosts=["n1", "n2"])
+    ending = judge(said, watch_of(attempt, place), place, attempt)
+    assert ending.cause is cause
+    if cause is not Cause.KILLED:
+        assert (ending.node, ending.end.first_failed) == (None, None)
+    if said.said:
+        assert ending.failure is not None and ending.failure.error == said.said
+
+
+def test_the_jobs_own_end_is_slurms_to_tell(tmp_path: Path) -> None:
+    attempt = planned_attempt(tmp_path, world_size=2, steps=8)
+    place = Allocation(hosts=["n1", "n2"], ending=True)
+    for end in (
+        StepEnd({0: 1}, 0, said="Job/step already completing or completed"),
+        StepEnd(KILLED, 1, ("n2",)),
+    ):
+        assert judge(end, watch_of(attempt, place), place, attempt).cause is Cause.LOST
+
+
+def test_a_rank_that_ran_has_failed_itself_whatever_srun_adds(tmp_path: Path) -> None:
+    attempt = planned_attempt(tmp_path, world_size=1, steps=8)
+    log = attempt.layout.rank_log(1, 0)
+    log.parent.mkdir(parents=True)
+    log.write_text("2026-01-01 00:00:00,000 rank 0 ERROR ValueError: no\n")
+    end = StepEnd({0: 1}, 0, said="Timed out waiting for job step to complete")
+    place = Allocation()
+    assert judge(end, watch_of(attempt, place), place, attempt).cause is Cause.CRASH
+
+
 def test_a_hold_that_has_expired_was_a_persons_signal(tmp_path: Path) -> None:
     attempt = planned_attempt(tmp_path, world_size=1, steps=8)
     watch = watch_of(attempt, Allocation())

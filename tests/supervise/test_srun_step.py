@@ -94,7 +94,106 @@ def test_after_a_while_a_step_that_slurm_does_not_start_has_failed(
     srun: Any, wake: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(srun_step, "PATIENCE_S", 0.0)
-    assert finished(srun(9), wake) == StepEnd({0: 1}, first_failed=0)
+    end = finished(srun(9), wake)
+    assert end.said == "Unable to create step for job 1: Requested nodes are busy"
+    assert not end.for_good
+
+
+ASKS_TOO_MUCH = "More processors requested than permitted"
+
+
+def test_a_step_that_slurm_never_starts_is_asked_for_once(
+    srun: Any, wake: int, tmp_path: Path
+) -> None:
+    end = finished(srun(9, ASKS_TOO_MUCH), wake)
+    assert (end.for_good, end.said) == (True, f"Unable to create step for job 1: {ASKS_TOO_MUCH}")
+    assert (tmp_path / "tries").read_text() == "x\n"
+
+
+def test_what_an_earlier_step_may_still_hold_is_asked_for_again(srun: Any, wake: int) -> None:
+    assert finished(srun(2, ASKS_TOO_MUCH, is_first=False), wake) == StepEnd({0: 0}, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "for_good"),
+    [
+        (
+            "srun: error: cannot find mpi plugin for mpi/pmix_v9\n"
+            "srun: error: Invalid MPI type 'pmix_v9', --mpi=list for acceptable types\n",
+            "cannot find mpi plugin for mpi/pmix_v9; Invalid MPI type 'pmix_v9', --mpi=list for "
+            "acceptable types",
+            True,
+        ),
+        (
+            "srun: unrecognized option '--foo=1'\nTry \"srun --help\" for more information\n",
+            "unrecognized option '--foo=1'",
+            True,
+        ),
+        ("srun: fatal: Failed to parse --cpu-bind= values.\n", None, True),
+        ("srun: error: Only allocated 1 nodes asked for 2\n", None, True),
+        ("srun: error: Could not open stdout file: No such file or directory\n", None, True),
+        ("srun: error: Timed out waiting for the tasks to launch\n", None, False),
+    ],
+)
+def test_an_srun_that_starts_no_task_is_quoted(text: str, said: str | None, for_good: bool) -> None:
+    end = srun_end(text, 1, 2, STOPPED)
+    assert (bool(end.said), end.for_good) == (True, for_good)
+    if said is not None:
+        assert end.said == said
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            "slurmstepd-n1: error: *** STEP 1.9 ON n1 CANCELLED AT {} DUE TO TIME LIMIT ***",
+            "TIME LIMIT",
+        ),
+        (
+            "slurmstepd: error: *** STEP 7.0 ON n2 CANCELLED AT {} DUE TO NODE FAILURE, SEE "
+            "SLURMCTLD LOG FOR DETAILS ***",
+            "NODE FAILURE",
+        ),
+        (
+            "slurmstepd: error: *** STEP 7.0 ON n2 CANCELLED AT {0} DUE TO TIME LIMIT ***\n"
+            "slurmstepd: error: *** JOB 7 ON n2 CANCELLED AT {0} DUE TO TIME LIMIT ***",
+            "JOB TIME LIMIT",
+        ),
+        ("slurmstepd: error: *** STEP 7.0 ON n2 CANCELLED AT {} ***", None),
+    ],
+)
+def test_why_slurm_cancelled_a_step_is_read(text: str, why: str | None) -> None:
+    killed = "\nsrun: error: n1: task 0: Killed\n"
+    text = text.format("2026-12-01T03:32:49") + killed
+    assert srun_end(text, 137, 1, STOPPED).cancelled_for == why
+
+
+def test_a_stop_that_the_starting_srun_has_swallowed_is_said_again(
+    tmp_path: Path, wake: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "srun").write_text(
+        "#!/bin/bash\ntrap 'let heard+=1; [ $heard = 2 ] && exit 0' USR2\n"
+        "while :; do read -t 0.02 <>/dev/zero -N 0; sleep 0.02; done\n"
+    )
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(srun_step, "STOP_AGAIN_S", 0.1)
+    step = SrunStep(spec(tmp_path, ""), STOPPED, [], {}, tmp_path / "log", lambda name: True)
+    step.ask_to_stop()
+    assert finished(step, wake).first_failed is None
+
+
+def test_a_stop_before_there_is_a_step_is_no_failure(
+    srun: Any, wake: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As srun of 26.05 says it, when the word comes while it waits for the step."""
+    monkeypatch.setattr(srun_step, "STOP_SIGNAL", 0)
+    (tmp_path / "srun").write_text(
+        "#!/bin/sh\necho 'srun: error: No step_layout given for pending step for job 21'\nexit 1\n"
+    )
+    step = srun(0)
+    step.ask_to_stop()
+    assert finished(step, wake) == StepEnd({0: STOPPED}, None)
 
 
 def test_between_two_tries_a_step_can_be_asked_to_stop(
