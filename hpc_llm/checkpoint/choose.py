@@ -37,10 +37,11 @@ class _Share:
 class _Reader:
     """This rank's look at one checkpoint: its manifest, and this rank's share of the files."""
 
-    def __init__(self, folder: Path, rank: int, world_size: int) -> None:
+    def __init__(self, folder: Path, rank: int, world_size: int, beat: Callable[[], None]) -> None:
         self.manifest: Manifest | None = None
         self._folder = folder
         self._files = slice(rank, None, world_size)
+        self._beat = beat
 
     def share(self) -> _Share:
         """OSError where something could not be read for now."""
@@ -50,7 +51,7 @@ class _Reader:
             return _Share(other_format=str(error))
         except ManifestError as error:
             return _Share(problems=(str(error),))
-        problems = manifest.verify(self._folder, self.manifest.files[self._files])
+        problems = manifest.verify(self._folder, self.manifest.files[self._files], self._beat)
         return _Share(tuple(problems))
 
 
@@ -64,11 +65,16 @@ class Choice:
 
 
 def newest_valid(
-    checkpoints: Path, known_steps: int, rank: int, world_size: int, gather: Gather
+    checkpoints: Path,
+    known_steps: int,
+    rank: int,
+    world_size: int,
+    gather: Gather,
+    beat: Callable[[], None] = lambda: None,
 ) -> Choice:
     """Verify checkpoints from the newest back until one is valid for all ranks. Collective.
 
-    Each rank verifies its share of the files.
+    Each rank verifies its share of the files, and calls `beat` as it goes on.
     known_steps: the newest step that the run's ledger has as saved; 0 for none.
     File-system errors are retried for minutes, once for all checkpoints together; if an older
     checkpoint can then be read, the newer one counts as damaged. NoValidCheckpoint if there should
@@ -84,7 +90,7 @@ def newest_valid(
     unread: OSError | None = None
     for step in reversed(present):
         folder = manifest.folder_of(checkpoints, step)
-        mine = _Reader(folder, rank, world_size)
+        mine = _Reader(folder, rank, world_size, beat)
         try:
             shares = _together(mine.share, rank, gather, patient=unread is None)
         except OSError as error:

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,15 +151,19 @@ def _refuse_other_format(folder: Path, fields: Any) -> None:
     )
 
 
-def verify(folder: Path, entries: list[FileEntry]) -> list[str]:
+def verify(
+    folder: Path, entries: list[FileEntry], beat: Callable[[], None] = lambda: None
+) -> list[str]:
     """Differences of `entries` from the manifest: missing, truncated or changed files.
+
+    `beat` is called as it goes on.
 
     OSError if a file could not be read now, which says nothing about its content.
     """
     problems = []
     for entry in entries:
         try:
-            problem = _difference(folder / entry.name, entry)
+            problem = _difference(folder / entry.name, entry, beat)
         except FileNotFoundError as error:
             problem = error.strerror
         if problem is not None:
@@ -166,7 +171,7 @@ def verify(folder: Path, entries: list[FileEntry]) -> list[str]:
     return problems
 
 
-def _difference(path: Path, entry: FileEntry) -> str | None:
+def _difference(path: Path, entry: FileEntry, beat: Callable[[], None]) -> str | None:
     """How the file at `path` differs from `entry`.
 
     It is opened before its size is asked for: then a client of a network file system asks the
@@ -178,7 +183,7 @@ def _difference(path: Path, entry: FileEntry) -> str | None:
         size = os.fstat(file.fileno()).st_size
         if size != entry.bytes:
             return f"{size} bytes, {entry.bytes} expected"
-        if sha256_of(file) != entry.sha256:
+        if sha256_of(file, beat) != entry.sha256:
             return "content does not match its SHA-256"
     return None
 

@@ -58,9 +58,16 @@ class CheckpointStore:
         self._fence = fence
         self._attempt = attempt
 
-    def choose(self, known_steps: int, rank: int, world_size: int, gather: Gather) -> Choice:
+    def choose(
+        self,
+        known_steps: int,
+        rank: int,
+        world_size: int,
+        gather: Gather,
+        beat: Callable[[], None] = lambda: None,
+    ) -> Choice:
         """The newest checkpoint that is valid on all ranks; see choose.newest_valid. Collective."""
-        return choose.newest_valid(self.folder, known_steps, rank, world_size, gather)
+        return choose.newest_valid(self.folder, known_steps, rank, world_size, gather, beat)
 
     def begin(self, step: int) -> Path:
         """Make way for checkpoint `step`: what an attempt that died has left there is removed."""

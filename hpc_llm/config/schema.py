@@ -294,8 +294,8 @@ class RecoveryConfig:
     # A loss this many nats above the last steps' median is also a divergence.
     spike_threshold: float | None = None
     # minimum silence of all ranks that counts as a hang; the limit is the larger of this and 20
-    # step times
-    hang_floor_s: float = 300.0
+    # step times; auto: a minute while they train, five in saves and evaluations
+    hang_floor_s: float | Auto = "auto"
     start_timeout_s: float = 1800.0  # limit during start-up and during the first save or evaluation
     # Each job queues one that waits for its end: a watchdog without a process of its own.
     successor: bool = False

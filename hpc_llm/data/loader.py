@@ -6,8 +6,8 @@ The only state is the step.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -22,6 +22,7 @@ from hpc_llm.planning.batch import accumulation, pass_rows
 _CHUNK_TOKENS = 1 << 18
 _CHUNK_STEPS = 16  # at most, since small steps are read fast enough
 _CHUNKS_AHEAD = 2
+_LONG_S = 1.0  # a wait for a batch that is worth telling of
 _NOTHING = -1  # a row that a pass lacks, or that lies beyond the end of the text
 
 # Of each pass tokens and targets int64, and where packed documents int32; see Batches.
@@ -84,10 +85,11 @@ class Batches:
         self._chunks: deque[_Chunk] = deque()  # in a row without gaps
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
-    def step(self, step: int) -> Passes:
+    def step(self, step: int, waiting: Callable[[], None] = lambda: None) -> Passes:
         """Tokens and targets of every pass of optimizer step `step` (from 0).
 
-        Missing rows of a pass are filled with token 0 and target IGNORED.
+        Missing rows of a pass are filled with token 0 and target IGNORED. `waiting` is called once
+        if they are still being read a second later.
         """
         while self._chunks and step not in self._chunks[0].steps:
             self._chunks.popleft().passes.cancel()
@@ -97,6 +99,8 @@ class Batches:
             end = self._chunks[-1].steps.stop
             self._ask(range(end, end + self._chunk_steps))
         chunk = self._chunks[0]
+        if not chunk.passes.done() and wait([chunk.passes], _LONG_S).not_done:
+            waiting()
         return chunk.passes.result()[step - chunk.steps.start]
 
     def samples(self, step: int) -> list[tuple[str, int]]:

@@ -31,6 +31,7 @@ class Phase(str, enum.Enum):
     # Up to the first step: imports, the ranks' first meeting, compilation, loading.
     STARTING = "starting"
     TRAINING = "training"
+    LOADING = "loading"  # waiting for data: the next batch is not read yet
     SAVING = "saving"
     EVALUATING = "evaluating"
     HOLDING = "holding"  # saved, and waiting to be killed

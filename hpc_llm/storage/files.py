@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -158,11 +158,15 @@ def sha256_file(path: Path) -> str:
         return sha256_of(file)
 
 
-def sha256_of(file: BinaryIO) -> str:
-    """SHA-256 of what is left to read of an open file, in hexadecimal."""
+def sha256_of(file: BinaryIO, beat: Callable[[], None] = lambda: None) -> str:
+    """SHA-256 of what is left to read of an open file, in hexadecimal.
+
+    `beat` is called with every chunk of it.
+    """
     digest = hashlib.sha256()
     while chunk := file.read(_CHUNK):
         digest.update(chunk)
+        beat()
     return digest.hexdigest()
 
 

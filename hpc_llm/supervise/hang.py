@@ -6,8 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hpc_llm.config.schema import Auto
 from hpc_llm.runs.heartbeat import EVERY_S, Beat, Phase
 
+# hang_floor_s=auto: while steps follow one another, and in what waits for files and other ranks.
+SHORT_FLOOR_S = 60.0
+LONG_FLOOR_S = 300.0
 FACTOR = 20.0  # a phase that takes this many times its usual time is not just slow
 ASK_S = 20.0  # between two checks whether the job is ending
 HOLD_TIMEOUT_S = 60.0  # how long the answer must stay no
@@ -28,19 +32,31 @@ class Hang:
     node: str | None = None
 
 
-def limit_s(beat: Beat | None, floor_s: float, start_s: float) -> float:
+def shortest_floor_s(floor_s: float | Auto) -> float:
+    """The shortest silence that may be a hang."""
+    return SHORT_FLOOR_S if floor_s == "auto" else floor_s
+
+
+def _floor_s(beat: Beat, floor_s: float | Auto) -> float:
+    if floor_s != "auto":
+        return floor_s
+    return SHORT_FLOOR_S if beat.phase is Phase.TRAINING else LONG_FLOOR_S
+
+
+def limit_s(beat: Beat | None, floor_s: float | Auto, start_s: float) -> float:
     """Seconds of silence that are not a hang, in the phase of `beat`.
 
     start_s: for a phase that has not been timed in this run. Leaving gets only the floor then, if
     no save has shown how slow the file system is.
     """
     if beat is None:
-        return max(floor_s, start_s)
+        return max(shortest_floor_s(floor_s), start_s)
     if beat.phase is Phase.HOLDING:
         return math.inf
+    floor = _floor_s(beat, floor_s)
     if beat.usual_s == 0 and beat.phase is not Phase.LEAVING:
-        return max(floor_s, start_s)
-    return max(floor_s, FACTOR * beat.usual_s)
+        return max(floor, start_s)
+    return max(floor, FACTOR * beat.usual_s)
 
 
 def behind(beats: Mapping[str, Beat]) -> str | None:
@@ -64,9 +80,14 @@ class HangWatch:
 
     Every rank waits for all others in each step, so one live node clears all. floor_s: a shorter
     silence is never a hang. start_s: the limit until the first steps are done.
+
+    A file system that stands still silences the ranks and holds up the looks at them alike: the
+    time without a look is nobody's silence.
     """
 
-    def __init__(self, floor_s: float, start_s: float, now: float) -> None:
+    def __init__(self, floor_s: float | Auto, start_s: float, now: float) -> None:
+        self._longest_gap_s = shortest_floor_s(floor_s) / 2
+        self._looked_at = now
         self._floor_s = floor_s
         self._start_s = start_s
         self._counts: dict[str, int] = {}
@@ -76,6 +97,10 @@ class HangWatch:
 
     def look(self, beats: Mapping[str, Beat], now: float) -> Hang | None:
         """The hang, if `beats` (by node) show one at time `now` (seconds, monotonic)."""
+        gap = now - self._looked_at
+        self._looked_at = now
+        if gap > self._longest_gap_s:
+            self._alive_at += gap
         for node, beat in beats.items():
             if self._counts.get(node) != beat.count:
                 self._beats[node] = beat

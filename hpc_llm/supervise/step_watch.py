@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hpc_llm.runs import event_names, heartbeat, wake
 from hpc_llm.runs.ledger import SupervisorLedger
 from hpc_llm.supervise.attempt import RunAttempt
-from hpc_llm.supervise.hang import Hang, HangWatch, HoldTimeout
+from hpc_llm.supervise.hang import Hang, HangWatch, HoldTimeout, shortest_floor_s
 from hpc_llm.supervise.place import Place
 from hpc_llm.supervise.steps import Step, StepEnd
 
@@ -43,7 +43,7 @@ class StepWatch:
         self._place = place
         self._book = book
         self._num_obeyed = 0
-        self._look_s = recovery.hang_floor_s / LOOKS_PER_FLOOR
+        self._look_s = shortest_floor_s(recovery.hang_floor_s) / LOOKS_PER_FLOOR
         self._silence = HangWatch(recovery.hang_floor_s, recovery.start_timeout_s, time.monotonic())
         self._hold = HoldTimeout()
 

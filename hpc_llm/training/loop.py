@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -150,11 +151,14 @@ class Trainer:
 
         for step in range(start, plan.steps):
             done = step + 1
+            if step > start and self._changes_length(step):
+                self.attempt.beat(step, Phase.STARTING)  # a new shape may be compiled anew
 
             # --------------------------------------------------------------------------------------
             # The batch, a function of the step: the loader has read ahead, so there is no wait.
             waited_from = time.perf_counter()
-            passes = self.batches.step(data_step(step, self.attempt.skipped))
+            waiting = partial(self.attempt.beat, step, Phase.LOADING)
+            passes = self.batches.step(data_step(step, self.attempt.skipped), waiting)
             data_wait_s = time.perf_counter() - waited_from
 
             # --------------------------------------------------------------------------------------
@@ -192,6 +196,10 @@ class Trainer:
             self._evaluate(plan.steps, metrics)
         self.saver.save(plan.steps, final=True)
         return Outcome.FINISHED
+
+    def _changes_length(self, step: int) -> bool:
+        lengths = self.plan.seq_lens
+        return length_at(lengths, step) != length_at(lengths, step - 1)
 
     def explain(self, diverged: Diverged) -> None:
         """Record what the step was trained on, and the first layer to show it. Collective.

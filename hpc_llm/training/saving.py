@@ -52,8 +52,9 @@ class Saver:
     def _load(self) -> int:
         attempt = self._attempt
         plan = self._plan
+        beat = partial(attempt.beat, 0, Phase.STARTING)
         choice = self.store.choose(
-            attempt.known_steps, attempt.rank, plan.world_size, gather_objects
+            attempt.known_steps, attempt.rank, plan.world_size, gather_objects, beat
         )
         for step, why in choice.rejected:
             log.warning("checkpoint of step %d is not valid and is passed over: %s", step, why)
@@ -70,7 +71,6 @@ class Saver:
             return 0
         step = choice.manifest.step
         check_begun(choice.manifest.phases, plan.phases, step)
-        beat = partial(attempt.beat, 0, Phase.STARTING)
         self._engine.load(self.store.folder, choice.manifest, attempt.rank, beat)
         self._saved_step = step
         log.info("going on from the checkpoint of step %d of %d", step, plan.steps)

@@ -68,6 +68,7 @@ class ManifestCheckpointEngine(CheckpointEngine):
         self._files: list[FileEntry] = []
         self._error: OSError | None = None
         self.vouched: set[Path] = set()  # files listed in a verified manifest
+        self.beat: Callable[[], None] = lambda: None  # called with every file that is loaded
 
     def create(self, info: CheckpointCommitInfo) -> None:
         self._files = []
@@ -122,6 +123,7 @@ class ManifestCheckpointEngine(CheckpointEngine):
         """Unpickle one file if a verified manifest lists it; ValueError otherwise."""
         if Path(path) not in self.vouched:
             raise ValueError(f"{path}: no verified manifest vouches for this file")
+        self.beat()
         return torch.load(path, map_location=map_location, weights_only=False)
 
     def _raise_together(self, error: OSError | None) -> None:

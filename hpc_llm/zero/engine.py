@@ -223,8 +223,7 @@ class Engine:
     ) -> None:
         """Restore weights and optimizer from a verified checkpoint.
 
-        It may be of another world size and ZeRO stage. `beat` is called as it goes on, where rank 0
-        takes long over it.
+        It may be of another world size and ZeRO stage. `beat` is called with every file.
         InputError if precision or optimizer differ, or if the stages store states differently: 1
         and 2 are alike, 0 and 3 are not.
         """
@@ -245,15 +244,23 @@ class Engine:
                 f"(train.zero_stage={manifest.zero_stage}; the number of ranks may change)"
             )
         if written == wanted or self._zero_stage == 0:  # at stage 0 every rank has everything
-            self._load(folder, vouched, rank, universal=False)
+            self._load(folder, vouched, rank, beat, universal=False)
             return
         with reshape.universal(folder, rank, gather_objects, beat) as whole:
             made = set(whole.rglob("*.pt"))  # by ourselves, from files that the manifest names
-            self._load(whole, made, rank, universal=True)
+            self._load(whole, made, rank, beat, universal=True)
 
-    def _load(self, folder: Path, vouched: set[Path], rank: int, universal: bool) -> None:
+    def _load(
+        self,
+        folder: Path,
+        vouched: set[Path],
+        rank: int,
+        beat: Callable[[], None],
+        universal: bool,
+    ) -> None:
         reader = ManifestCheckpointEngine(rank, gather_objects, lambda *_: None)
         reader.vouched = vouched
+        reader.beat = beat
         self._engine.checkpoint_engine = reader
         self._engine._config.load_universal_checkpoint = universal
         with optimizers.own_groups(self._optimizer) if universal else contextlib.nullcontext():

@@ -291,3 +291,11 @@ def test_a_rejected_checkpoint_does_not_exist_any_more(tmp_path: Path) -> None:
     assert manifest.steps(tmp_path) == []
     assert (folder / manifest.REJECTED).read_text() == text
     assert (folder / "model.pt").exists()
+
+
+def test_verifying_gives_a_sign_of_life_with_every_chunk(tmp_path: Path) -> None:
+    """Hours of it are no hang at the start, as long as it goes on."""
+    folder = checkpoint(tmp_path)
+    signs: list[None] = []
+    assert manifest.verify(folder, manifest.read(folder).files, lambda: signs.append(None)) == []
+    assert len(signs) == 2

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpc_llm.data import loader
 from hpc_llm.data.loader import Batches, Passes, Share, heldout_batches
 from hpc_llm.data.mixture import heldout_rows
 from hpc_llm.data.order import sample_ids
@@ -109,6 +110,25 @@ def test_for_a_gpu_every_tensor_is_whole_and_pinned(
     assert all(tensor.is_contiguous() for tensor in pinned)
     homes = {tensor.untyped_storage().data_ptr() for tensor in pinned}
     assert {part.untyped_storage().data_ptr() for parts in passes for part in parts} <= homes
+
+
+def test_a_batch_that_is_long_in_coming_is_told_of(
+    train: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait has a limit of its own then; no step of a hundred seconds is taken for a hang."""
+    monkeypatch.setattr(loader, "_LONG_S", 0.0)
+    read = threading.Event()
+    told = []
+
+    def tell() -> None:
+        told.append(True)
+        read.set()
+
+    reading = loader._read
+    monkeypatch.setattr(loader, "_read", lambda *given: (read.wait(), reading(*given))[1])
+    with Batches(one_source(train, 17, SEQ_LEN, 4), Share(0, 1, 4, 2)) as batches:
+        batches.step(3, tell)
+    assert told == [True]
 
 
 def test_closing_ends_the_thread(train: ShardSet) -> None:

@@ -47,10 +47,40 @@ def test_what_is_allowed_rests_on_what_the_run_itself_took(seen: Beat | None, li
     assert limit_s(seen, FLOOR_S, START_S) == limit
 
 
+@pytest.mark.parametrize(
+    ("seen", "limit"),
+    [
+        (beat(9, usual_s=0.1), 60.0),  # short steps: a minute
+        (beat(9, usual_s=30.0), 600.0),
+        (beat(1, usual_s=0.0), START_S),  # the first steps, which may compile
+        (beat(9, Phase.SAVING, 0.5), 300.0),
+        (beat(9, Phase.EVALUATING, 40.0), 800.0),
+        (beat(9, Phase.LOADING, 2.0), 300.0),
+        (beat(9, Phase.LEAVING, 0.0), 300.0),
+        (None, START_S),
+    ],
+)
+def test_a_floor_that_nobody_gave_follows_from_what_the_ranks_do(
+    seen: Beat | None, limit: float
+) -> None:
+    assert limit_s(seen, "auto", START_S) == limit
+
+
+def test_time_in_which_nobody_could_look_is_no_silence() -> None:
+    """A file system that stands still holds up ranks and supervisor alike."""
+    watch = HangWatch("auto", START_S, now=0.0)
+    assert watch.look({"n1": beat(5)}, 5.0) is None
+    assert watch.look({"n1": beat(5)}, 200.0) is None
+    for second in range(205, 250, 5):
+        assert watch.look({"n1": beat(5)}, float(second)) is None
+    assert watch.look({"n1": beat(5)}, 270.0) is not None
+
+
 def test_silence_beyond_the_limit_is_a_hang_and_says_where() -> None:
     watch = HangWatch(FLOOR_S, START_S, now=0.0)
     assert watch.look({}, 100.0) is None
-    assert watch.look({"n1": beat(5)}, 200.0) is None
+    for second in range(200, 260, 20):
+        assert watch.look({"n1": beat(5)}, float(second)) is None
     assert watch.look({"n1": beat(5)}, 259.0) is None
     found = watch.look({"n1": beat(5)}, 261.0)
     assert found is not None
@@ -69,8 +99,10 @@ def test_one_node_that_beats_clears_all_for_no_step_ends_without_every_rank() ->
 
 
 def test_ranks_that_never_beat_hang_at_their_start() -> None:
-    found = HangWatch(FLOOR_S, START_S, now=0.0).look({}, START_S + 1)
-    assert found is not None
+    watch = HangWatch(FLOOR_S, START_S, now=0.0)
+    looks = [watch.look({}, float(second)) for second in range(0, int(START_S) + 20, 10)]
+    found = looks[-1]
+    assert found is not None and looks[-3] is None
     assert found.phase is Phase.STARTING
 
 

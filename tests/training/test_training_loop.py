@@ -42,7 +42,7 @@ class Idle:
         counts = torch.tensor([8, *map(int, flags)])
         return StepOutput(torch.tensor(8.0), counts, torch.tensor([1]), 0.1)
 
-    def step(self, number: int) -> list[Any]:
+    def step(self, number: int, waiting: Any = None) -> list[Any]:
         return []
 
     def evaluate(self, batches: Any) -> float:
