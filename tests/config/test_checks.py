@@ -86,6 +86,7 @@ OUT_OF_RANGE = {
     "recovery.max_out_of_memory=-1": NOT_NEGATIVE,
     "recovery.max_divergences=-1": NOT_NEGATIVE,
     "recovery.max_preemptions=-1": NOT_NEGATIVE,
+    "recovery.max_admin_cancels=-1": NOT_NEGATIVE,
     "recovery.start_timeout_s=9.0": "10 seconds or more",
     "recovery.spike_threshold=0.0": POSITIVE,
     "recovery.max_excluded_nodes=-1": NOT_NEGATIVE,
