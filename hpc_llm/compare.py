@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hpc_llm.config import verbs
+from hpc_llm.config import hints, verbs
 from hpc_llm.config.errors import InputError
 from hpc_llm.runs.layout import RunLayout, SweepLayout
 
@@ -40,7 +40,7 @@ def _compare(argv: list[str]) -> int:
 
 
 def _parsed(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m hpc_llm.compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog=hints.command("compare"), description=__doc__)
     parser.add_argument(
         "paths", type=Path, nargs="+", metavar="SWEEP_OR_RUN", help="folders of sweeps, or of runs"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from hpc_llm.config import verbs
+from hpc_llm.config import hints, verbs
 from hpc_llm.config.compose import compose_sweep, searches
 from hpc_llm.config.errors import InputError
 from hpc_llm.submission.dry_run import plain_plans, plans_text
@@ -23,14 +23,14 @@ def main(argv: list[str] | None = None) -> int:
 def _plan(argv: list[str]) -> int:
     if searches(argv):
         raise InputError(
-            "search.trials: what a search chooses is planned by `python -m hpc_llm.submit … "
-            "dry_run=true`"
+            "search.trials: what a search chooses is planned by "
+            f"`{hints.command('submit')} … dry_run=true`"
         )
     configs = name_runs(compose_sweep([*argv, "dry_run=true"]))
     if configs[0].test_only:
         raise InputError(
-            "test_only=true: asks Slurm, and a plan asks nobody; give it to `python -m "
-            "hpc_llm.submit`"
+            "test_only=true: asks Slurm, and a plan asks nobody; give it to "
+            f"`{hints.command('submit')}`"
         )
     runs = examine_all(configs)
     if not configs[0].json:

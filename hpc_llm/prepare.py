@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from hpc_llm.config import verbs
+from hpc_llm.config import hints, verbs
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data.manifest import MANIFEST, read_manifest
@@ -83,7 +83,7 @@ def _here(config: RunConfig, directory: Path, argv: list[str]) -> int:
             f"  packed           rows of {config.train.seq_len:,} tokens, {padding:.2%} of their "
             "positions padding"
         )
-    print(f"next: {shlex.join(['python', '-m', 'hpc_llm.submit', *argv])}")
+    print(f"next: {hints.command('submit', *argv)}")
     return 0
 
 
@@ -142,7 +142,7 @@ def _on_cluster(config: RunConfig, directory: Path, argv: list[str]) -> int:
 
 
 def _print_next(job_id: int, directory: Path, argv: list[str]) -> None:
-    again = shlex.join(["python", "-m", "hpc_llm.prepare", *argv])
+    again = hints.command("prepare", *argv)
     print("next:")
     print(f"  squeue --jobs={job_id}")
     print(f"  tail -f {shlex.quote(f'{directory}.logs')}/{job_id}_*.log")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_llm.checkpoint.errors import NoValidCheckpoint, SaveFailed
+from hpc_llm.config import hints
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data.manifest import check_digests
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         argv = sys.argv[1:]
     if len(argv) != 1 or argv[0].startswith("-"):
         print(
-            "usage: python -m hpc_llm.train RUN_DIR (a folder made by python -m hpc_llm.submit)",
+            f"usage: {hints.command('train')} RUN_DIR (a folder made by {hints.command('submit')})",
             file=sys.stderr,
         )
         return ExitCode.CONFIG_ERROR

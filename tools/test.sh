@@ -10,6 +10,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/environment.sh
 make_environment "[test]"
+PATH=$PWD/.venv/bin:$PATH
+export PATH
 fast=
 if [ "${1:-}" = --fast ]; then
     fast=1

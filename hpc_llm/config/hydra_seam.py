@@ -10,18 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
-import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.override_parser import types
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from hpc_llm.config import yaml_files
+from hpc_llm.config import hints
 from hpc_llm.config.errors import InputError
+
+try:
+    import hydra
+    import yaml
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.override_parser import types
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from hpc_llm.config import yaml_files
+except ModuleNotFoundError as error:  # what every verb that composes imports first
+    print(f"hpc_llm: {hints.not_installed(error)}", file=sys.stderr)
+    sys.exit(2)
 
 _CONFIG = "config"  # conf/config.yaml
 _VERSION = "1.3"

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from hpc_llm.config import hints
 from hpc_llm.config.errors import InputError, NoRoom
 from hpc_llm.config.printable import printable_streams
 from hpc_llm.config.words import wants_hydra
@@ -36,7 +37,7 @@ def _run(verb: str, command: Callable[[list[str]], int], argv: list[str], hydra:
         if hydra and wants_hydra(argv):
             from hpc_llm.config import hydra_help
 
-            hydra_help.answer_as_hydra(argv, f"python -m hpc_llm.{verb}")
+            hydra_help.answer_as_hydra(argv, hints.command(verb))
             return 0
         return command(argv)
     except InputError as error:
@@ -50,6 +51,11 @@ def _run(verb: str, command: Callable[[list[str]], int], argv: list[str], hydra:
             raise
         print(f"{verb}: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if hints.is_ours(error):
+            raise
+        print(f"{verb}: {hints.not_installed(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # … | head

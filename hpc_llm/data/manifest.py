@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_llm.config import building
+from hpc_llm.config import building, hints
 from hpc_llm.config.errors import InputError
 from hpc_llm.planning.data_facts import DataFacts
 
@@ -28,7 +28,6 @@ FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 COUNTS = ("in", "train", "heldout", "rejects", "duplicates")  # of documents
 REJECTS = "rejects.jsonl"
-PREPARE = "python -m hpc_llm.prepare data=…"
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,11 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
+def prepare_command() -> str:
+    """What makes data that is missing or damaged, as a user types it."""
+    return f"{hints.command('prepare')} data=…"
+
+
 def read_manifest(directory: Path) -> Manifest:
     """Manifest of prepared data. InputError if there is none, or it cannot be used."""
     path = directory / MANIFEST
@@ -150,16 +154,16 @@ def read_manifest(directory: Path) -> Manifest:
             raise InputError(
                 f"{path} has format {values.get('version')}, written by another version of "
                 f"hpc_llm; this one reads {FORMAT_VERSION}: use a checkout of that version, or "
-                f"prepare into another data.out: {PREPARE}"
+                f"prepare into another data.out: {prepare_command()}"
             )
         return Manifest.from_dict(values)
     except OSError as error:
         raise InputError(
-            f"{path}: {error.strerror}: this data is not prepared; type: {PREPARE}"
+            f"{path}: {error.strerror}: this data is not prepared; type: {prepare_command()}"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: damaged ({error}); remove the folder and prepare again: {PREPARE}"
+            f"{path}: damaged ({error}); remove the folder and prepare again: {prepare_command()}"
         ) from None
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hpc_llm.config import hints
 from hpc_llm.config.errors import InputError
 from hpc_llm.data.manifest import Manifest, Shard, read_manifest
 from hpc_llm.data.packing import Packed, pack
@@ -67,7 +68,7 @@ def open_pack(directory: Path, shard: Shard, seq_len: int) -> Packed:
     path = _path(directory, shard, seq_len)
     if _missing(directory, shard, seq_len):
         raise InputError(
-            f"{path}: missing or damaged; pack again: python -m hpc_llm.prepare "
+            f"{path}: missing or damaged; pack again: {hints.command('prepare')} "
             "data.packing=best_fit …"
         )
     values = np.asarray(np.memmap(path, "<u8", mode="r"))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from hpc_llm.config.errors import InputError
-from hpc_llm.data.manifest import PREPARE, Manifest, Shard, read_manifest
+from hpc_llm.data.manifest import Manifest, Shard, prepare_command, read_manifest
 
 # Half a GB in uint16: few files, since inodes are scarce on parallel file systems.
 SHARD_TOKENS = 256_000_000
@@ -149,13 +149,13 @@ def _map(directory: Path, shard: Shard, dtype: np.dtype) -> np.ndarray:
         num_bytes = path.stat().st_size
     except OSError as error:
         raise InputError(
-            f"{path}: {error.strerror}; remove {directory} and prepare again: {PREPARE}"
+            f"{path}: {error.strerror}; remove {directory} and prepare again: {prepare_command()}"
         ) from None
     expected = shard.tokens * dtype.itemsize
     if num_bytes != expected:
         raise InputError(
             f"{path}: has {num_bytes} bytes, its manifest says {expected}; remove {directory} and "
-            f"prepare again: {PREPARE}"
+            f"prepare again: {prepare_command()}"
         )
     # A plain array: slicing a memmap costs several times more.
     return np.asarray(np.memmap(path, dtype, mode="r"))

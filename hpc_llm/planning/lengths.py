@@ -94,7 +94,7 @@ def _total_steps(config: RunConfig, tokens_per_epoch: int | None, reader: _Reade
     if duration.unit == "ep" and tokens_per_epoch is None:
         reader.problems.append(
             f"train.duration={text!r}: the length of an epoch is not known before the "
-            f"data is prepared; run `python -m hpc_llm.prepare data={config.data.name}`, or give "
+            f"data is prepared; prepare data={config.data.name} first (hpc_llm.prepare), or give "
             "steps or tok"
         )
         return 0

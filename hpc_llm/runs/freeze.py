@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_llm.config import building
+from hpc_llm.config import building, hints
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.lengths import phases
@@ -240,8 +240,8 @@ def _read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(
-            f"{path.parent}: no run directory (it has no {path.name}); make one with python -m "
-            "hpc_llm.submit"
+            f"{path.parent}: no run directory (it has no {path.name}); make one with "
+            f"{hints.command('submit')}"
         ) from None
     except json.JSONDecodeError as error:
         raise InputError(

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from hpc_llm.config import verbs
+from hpc_llm.config import hints, verbs
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.printable import steered
 
@@ -61,7 +61,7 @@ def _of_runs(root: Path, given: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m hpc_llm.status", description=__doc__)
+    parser = argparse.ArgumentParser(prog=hints.command("status"), description=__doc__)
     parser.add_argument(
         "root", type=Path, nargs="?", default=Path("runs"), metavar="RUN_ROOT|RUN_DIR"
     )

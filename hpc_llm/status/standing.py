@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_llm.checkpoint.manifest import newest_step
+from hpc_llm.config import hints
 from hpc_llm.recovery import look, outside
 from hpc_llm.recovery.accounting import Account, account, restarts_by_cause
 from hpc_llm.recovery.budgets import spent_of
@@ -223,7 +224,7 @@ def _warnings(root: Path, rows: Sequence[dict[str, Any]], now: float) -> Iterato
             who = json.loads(last_pass.read_text() or "{}").get("host", "?")
         yield (
             f"the watchdog's last pass was {silent_s / 60:.0f} min ago (on {who}) and {num_live} "
-            f"runs are not done: start it again, python -m hpc_llm.watchdog {root}"
+            f"runs are not done: start it again, {hints.command('watchdog', str(root))}"
         )
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from hpc_llm.checkpoint.errors import ManifestError, OtherFormat
 from hpc_llm.checkpoint.manifest import folder_of, newest_step, read, steps
-from hpc_llm.config import computing
+from hpc_llm.config import computing, hints
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.data import manifest, recipe
@@ -189,11 +189,11 @@ def known_data(config: RunConfig) -> DataFacts | None:
         raise InputError(missing)
     if config.dry_run:
         return None
-    argv = " ".join(f"{source.key}={source.path}" for source in corpus)
+    words = [f"data={config.data.name}", *(f"{source.key}={source.path}" for source in corpus)]
     what = str(config.data.source) if len(corpus) == 1 else "this mix"
     raise InputError(
-        f"data={config.data.name}: {what} is not prepared for this tokenizer; type: python -m "
-        f"hpc_llm.prepare data={config.data.name} {argv} (with the other keys given here)"
+        f"data={config.data.name}: {what} is not prepared for this tokenizer; type: "
+        f"{hints.command('prepare', *words)} (with the other keys given here)"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hpc_llm.config import hints
 from hpc_llm.config.printable import printable, steered
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan
@@ -133,9 +133,8 @@ class Show:
             self._say(f"complete: {self.layout.path}")
             self._say("next:")
             if self.layout.tensorboard.exists():
-                self._say(
-                    f"  python -m hpc_llm.status {shlex.quote(str(self.layout.path))} --tensorboard"
-                )
+                shown = hints.command("status", str(self.layout.path), "--tensorboard")
+                self._say(f"  {shown}")
             self._say(
                 f"  {_submit(longer(argv, self.layout.name, 2 * self.plan.steps))}      "
                 "# goes on, to twice as many steps"
@@ -253,7 +252,7 @@ def longer(argv: Sequence[str], name: str, steps: int) -> list[str]:
 
 
 def _submit(argv: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", "hpc_llm.submit", *argv])
+    return hints.command("submit", *argv)
 
 
 def _error_lines(log: Path) -> list[str]:

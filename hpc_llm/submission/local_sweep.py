@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from hpc_llm.config import hints
 from hpc_llm.runs import attempts, freeze
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.orders import ExitCode
@@ -133,7 +134,7 @@ def _outcome(status: int, layout: RunLayout) -> str:
         return "complete"
     if status == ExitCode.STOPPED:
         return "stopped"
-    return f"failed; python -m hpc_llm.status {layout.path} --logs says why"
+    return f"failed; {hints.command('status', str(layout.path), '--logs')} says why"
 
 
 def _print(line: str) -> None:

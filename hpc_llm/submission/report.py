@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from hpc_llm.config import verbs
+from hpc_llm.config import hints, verbs
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.runs import freeze, identity
@@ -117,14 +116,14 @@ def _print_left(done: Outcome, num_runs: int) -> None:
 def _print_next(done: Outcome, runs: Sequence[PlannedRun]) -> None:
     first = runs[0].config
     numbers = [str(job.job_id) for job in done.jobs]
-    root = shlex.quote(str(identity.root_of(first)))
+    root = str(identity.root_of(first))
     print("next:")
     if numbers:
         print(f"  squeue --jobs={','.join(numbers)}")
-    print(f"  python -m hpc_llm.status {root}")
+    print(f"  {hints.command('status', root)}")
     if done.waiting or not first.recovery.successor:
         print(
-            f"  python -m hpc_llm.watchdog {root}      # keeps them going: in tmux, or "
+            f"  {hints.command('watchdog', root)}      # keeps them going: in tmux, or "
             "sbatch/watchdog.sbatch"
         )
     if numbers:
@@ -138,8 +137,5 @@ def _print_next(done: Outcome, runs: Sequence[PlannedRun]) -> None:
 def _print_build(config: RunConfig) -> None:
     """The command that compiles what the optimizer needs on GPUs, if it needs anything."""
     if operators.needed(config.optim.name, "cuda"):
-        cluster = config.cluster.name
-        print(
-            f"  python -m hpc_llm.build +cluster={cluster} optim={config.optim.name}      # "
-            "once, if not done yet"
-        )
+        words = (f"+cluster={config.cluster.name}", f"optim={config.optim.name}")
+        print(f"  {hints.command('build', *words)}      # once, if not done yet")

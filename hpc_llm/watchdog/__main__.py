@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-from hpc_llm.config import verbs
+from hpc_llm.config import hints, verbs
 
 EVERY_S = 60.0  # shared systems ask not to be polled more often
 
@@ -54,7 +54,7 @@ def _watch(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m hpc_llm.watchdog", description=__doc__)
+    parser = argparse.ArgumentParser(prog=hints.command("watchdog"), description=__doc__)
     parser.add_argument("root", type=Path, metavar="RUN_ROOT")
     parser.add_argument("--once", action="store_true", help="one pass, then leave")
     parser.add_argument(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hpc_llm.config import hints
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.optimizers import Optimizer, optimizer
 from hpc_llm.config.schema import OptimConfig
@@ -37,7 +38,8 @@ def make(
 
 def _fallback(row: Optimizer, kernel: str) -> str:
     """What replaces an optimizer whose kernel is not built; InputError if nothing does."""
-    advice = "build it with `python -m hpc_llm.build` where a C++ compiler is"
+    build = hints.command("build", f"optim={row.name}")
+    advice = f"build it with `{build}` where a C++ compiler is"
     if row.fallback is None:
         raise InputError(
             f"optim={row.name}: DeepSpeed's {kernel} is not built; {advice}, or choose "

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from hpc_llm.checkpoint import manifest
+from hpc_llm.config import hints
 from hpc_llm.runs import heartbeat, ledger
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.trackers import jsonl
@@ -86,7 +87,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_bit(root: Path) -> Non
     stopped = manifest.newest_step(layout.checkpoints)
     assert 0 < stopped < 400
     assert f"newest checkpoint: step {stopped}" in output
-    assert "go on with: python -m hpc_llm.submit" in output
+    assert f"go on with: {hints.command('submit')}" in output
 
     again = run(root, "stopped", *words)
     assert again.status == 0, again.output

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from hpc_llm import plan, submit
+from hpc_llm.config import hints
 from hpc_llm.runs.freeze import freeze
 from hpc_llm.submission.examine import examine
 from tests.configs import make_config
@@ -268,7 +269,8 @@ def test_a_corpus_that_is_not_prepared_comes_with_what_to_type(
     (tmp_path / "text.txt").write_text("text")
     (line,) = refusals("data=files", "data.source=text.txt")
     assert line.startswith(
-        "data=files: text.txt is not prepared for this tokenizer; type: python -m hpc_llm.prepare "
+        "data=files: text.txt is not prepared for this tokenizer; type: "
+        f"{hints.command('prepare', 'data=files')} "
     )
 
 

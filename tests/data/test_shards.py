@@ -133,9 +133,7 @@ def resident_bytes() -> int:
 
 
 def test_folder_without_a_manifest_says_how_to_prepare(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"manifest\.json: No such file.*python -m hpc_llm\.prepare"
-    ):
+    with pytest.raises(InputError, match=r"manifest\.json: No such file.*-m hpc_llm\.prepare"):
         ShardSet.open(tmp_path, "train")
 
 

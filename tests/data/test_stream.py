@@ -305,7 +305,7 @@ def test_data_without_its_pack_is_refused(data: Path) -> None:
     config, plan = run(data, packing="best_fit")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, seq_len=8))
     with pytest.raises(
-        InputError, match=r"pack-8: missing or damaged; pack again: python -m hpc_llm\.prepare"
+        InputError, match=r"pack-8: missing or damaged; pack again: \S+ -m hpc_llm\.prepare"
     ):
         stream.training(config, plan, Path(plan.data_directory))
 

@@ -233,7 +233,7 @@ def test_epochs_are_exact_where_samples_are_counted() -> None:
 def test_epochs_of_unprepared_data_name_the_command_that_prepares() -> None:
     (problem,) = problems("train.duration=2ep")
     assert problem.startswith("train.duration='2ep': ")
-    assert "python -m hpc_llm.prepare" in problem
+    assert "prepare data=stdlib first" in problem
 
 
 @pytest.mark.parametrize(

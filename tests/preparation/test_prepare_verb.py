@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpc_llm import freeze
+from hpc_llm.config import hints
 from hpc_llm.prepare import main
 
 
@@ -25,7 +26,7 @@ def test_prepare_sums_up_and_says_what_comes_next(
     assert "prepared in" in shown.out
     assert "40: " in shown.out
     assert "nats per token" in shown.out
-    assert "next: python -m hpc_llm.submit data=files" in shown.out
+    assert f"next: {hints.command('submit', 'data=files')}" in shown.out
     assert "tokenising: 0.4 MB" in shown.err
     assert main(overrides) == 0
     assert "already prepared" in capsys.readouterr().out

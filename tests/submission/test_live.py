@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hpc_llm.config import hints
 from hpc_llm.config.compose import compose
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.runs import identity, ledger
@@ -81,7 +82,7 @@ def test_an_attempt_without_an_end_is_not_given_an_earlier_ones(
     )
     note("submitted", after_attempt=1)
     assert said_at_the_end(capsys, layout, 1, words) == [
-        f"go on with: python -m hpc_llm.submit {shlex.join(words)}"
+        f"go on with: {hints.command('submit', *words)}"
     ]
     note("started", attempt=2, checkpoint_step=0)
     assert said_at_the_end(capsys, layout, 1, words)[0] == (
