@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 from hpc_llm.config import verbs
 from hpc_llm.config.compose import compose_sweep, searches, sound_part
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
+from hpc_llm.planning.notes import notes
+from hpc_llm.runs.planned import PlannedRun
 from hpc_llm.submission import dry_run
 from hpc_llm.submission.examine import examine_all
 from hpc_llm.submission.naming import name_runs
@@ -48,6 +51,7 @@ def _here(configs: list[RunConfig], argv: list[str]) -> int:
     if configs[0].dry_run:
         dry_run.show(runs)
         return 0
+    _warn(runs)
     if len(runs) > 1:
         from hpc_llm.submission.local_sweep import run_sweep
 
@@ -55,6 +59,15 @@ def _here(configs: list[RunConfig], argv: list[str]) -> int:
     from hpc_llm.submission import local  # it imports rich, which takes 0.1 s
 
     return local.run(runs[0], argv)
+
+
+def _warn(runs: Sequence[PlannedRun]) -> None:
+    """Each thing once that the plans would warn of; whoever submits may not have looked at one."""
+    said = dict[str, None]()
+    for run in runs:
+        said.update(dict.fromkeys(notes(run.config, run.plan)))
+    for note in said:
+        print(f"WARNING: {note}", file=sys.stderr)
 
 
 def _search(argv: list[str]) -> int:
@@ -92,6 +105,7 @@ def _on_cluster(configs: list[RunConfig], argv: list[str]) -> int:
         elif configs[0].test_only:
             print("\n".join(cluster.estimates(runs)))
         else:
+            _warn(runs)
             return report.outcome(cluster.submit(runs, argv), runs)
     except SlurmUnavailable as error:
         print(f"submit: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from hpc_llm.config.duration import parse
@@ -10,10 +11,12 @@ from hpc_llm.planning.batch import padded_rows
 from hpc_llm.planning.lengths import STEPS_OR_TOKENS
 from hpc_llm.planning.memory import USABLE_FRACTION
 from hpc_llm.planning.mixture import Phase
+from hpc_llm.planning.notes import demo_epochs, notes, rounded
 from hpc_llm.planning.plan import RunPlan
 from hpc_llm.planning.quantities import count, duration, gib, origin, plural
 
 LABEL_WIDTH = 16
+_WIDTH = 120
 MOMENTS = {
     "loss": "at the loss",
     "backward": "as backward begins",
@@ -34,8 +37,17 @@ def render(config: RunConfig, plan: RunPlan) -> str:
         *_length(config, plan),
         *_memory(config, plan),
         *_time(config, plan),
+        *_warnings(config, plan),
     ]
     return "\n".join(f"{label:<{LABEL_WIDTH}}{value}".rstrip() for label, value in rows)
+
+
+def _warnings(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
+    for note in notes(config, plan):
+        first, *rest = textwrap.wrap(note, _WIDTH - LABEL_WIDTH)
+        yield "WARNING", first
+        for line in rest:
+            yield "", line
 
 
 def _what(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
@@ -48,10 +60,7 @@ def _what(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     gpus = cluster.gpu or plural(plan.gpus_per_node, "rank")
     machine = f"{nodes} × {plan.gpus_per_node} {gpus}"
     yield "machine", f"{cluster.name}: {machine}, {config.train.precision}"
-    late = ""
-    if plan.warmup_steps > plan.steps:
-        late = " (longer than the run: lr never reaches its peak)"
-    warmup = f"warm-up {plan.warmup_steps:,} steps{late}"
+    warmup = f"warm-up {plan.warmup_steps:,} steps"
     yield "optimizer", f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, {warmup}"
 
 
@@ -59,7 +68,7 @@ def _data(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     name = config.data.name
     if plan.data_directory:
         name += f" in {plan.data_directory}"
-    yield "data", name
+    yield "data", f"{name}{_epochs(config, plan)}"
     if config.data.packing == "best_fit":
         padding = "padding not known before it is packed"
         if plan.padding is not None:
@@ -67,23 +76,30 @@ def _data(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
         yield "", f"documents packed by best fit, {padding}"
     if config.data.sources:
         yield from _mixture(config, plan)
-    elif plan.source_epochs:
-        (epochs,) = plan.source_epochs.values()
-        if epochs > 1:
-            yield "", f"read {epochs:,.3g} times"
-        else:
-            yield "", f"{epochs:.2%} of it is read"
 
 
 def _mixture(config: RunConfig, plan: RunPlan) -> Iterator[Row]:
     """One line per phase with its shares, and how often each source is read."""
     for start, phase in zip(["", *config.data.mixture], plan.phases, strict=True):
         label = "mixture" if phase.start == 0 else ""
-        rounded = _rounded(start, plan)
-        yield label, f"from step {phase.start:,}{rounded}: {', '.join(_shares(phase))}"
+        later = _rounded(start, plan)
+        yield label, f"from step {phase.start:,}{later}: {', '.join(_shares(phase))}"
     if plan.source_epochs:
-        epochs = [f"{name} {times:.3g}" for name, times in plan.source_epochs.items()]
+        epochs = [f"{name} {rounded(times)}" for name, times in plan.source_epochs.items()]
         yield "", f"epochs: {', '.join(epochs)}"
+
+
+def _epochs(config: RunConfig, plan: RunPlan) -> str:
+    """How often the run reads its data, which a mixture tells of each source."""
+    if config.data.sources:
+        return ""
+    demo = demo_epochs(config, plan)
+    if demo is not None:
+        return f", about {rounded(demo)} epochs"
+    if not plan.source_epochs:
+        return ", epochs not known before it is prepared"
+    (epochs,) = plan.source_epochs.values()
+    return f", {rounded(epochs)} epochs"
 
 
 def _shares(phase: Phase) -> Iterator[str]:

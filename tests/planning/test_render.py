@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from hpc_llm.planning.data_facts import DataFacts
 from hpc_llm.planning.experience import Experience, Limit, Speed
 from hpc_llm.planning.plan import make_plan
 from hpc_llm.planning.render import render
@@ -100,4 +101,20 @@ def test_an_unknown_machine_has_no_times() -> None:
 
 
 def test_a_warm_up_longer_than_the_run_is_pointed_out() -> None:
-    assert "lr never reaches its peak" in text("train.duration=20steps")
+    assert "lr never reaches optim.lr=0.002" in text("train.duration=20steps")
+
+
+def test_the_demo_corpus_for_a_large_model_is_warned_of() -> None:
+    words = ("model=mpt-7b", "cluster=a100x64")
+    shown = text(*words)
+    assert "data            stdlib, about 44,669 epochs\n" in shown
+    assert "WARNING         data=stdlib is a try-out of some 3 M tokens" in shown
+    assert "WARNING" not in text()
+
+
+def test_prepared_text_that_is_read_again_and_again_is_warned_of() -> None:
+    config = make_config("train.duration=1000steps")
+    facts = DataFacts("/data", 100_000, 10_000, 4096, 5.0, {"stdlib": 100_000})
+    shown = render(config, make_plan(config, facts))
+    assert "data            stdlib in /data, 41.0 epochs\n" in shown
+    assert "WARNING         train.duration=1000steps reads stdlib 41.0 times" in shown
