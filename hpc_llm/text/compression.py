@@ -5,6 +5,7 @@ A compressed file that ends too early is an error, not an end.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import lzma
@@ -56,6 +57,8 @@ def named_errors() -> Iterator[None]:
 def _unpacked(raw: BinaryIO, compression: str | None) -> BinaryIO:
     if compression == ".gz":
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+    if compression == ".bz2":
+        return cast(BinaryIO, bz2.BZ2File(raw))
     if compression == ".xz":
         return cast(BinaryIO, lzma.LZMAFile(raw))
     if compression == ".zst":

@@ -140,11 +140,21 @@ def _rows(span: Span, reading: ReadingConfig) -> Iterator[records.Row]:
         read = records.parquet_rows if span.file.kind == ".parquet" else records.arrow_rows
         yield from read(span.file, _columns(reading))
         return
+    one_value_a_line = span.file.kind == ".jsonl" or _is_json_lines(span.file)
     with opened(span.file) as stream:
-        if span.file.kind == ".json":
+        if not one_value_a_line:
             yield from records.json_values(stream)
         else:
             yield from records.json_lines(stream, _first_line(stream, span), span.end)
+
+
+def _is_json_lines(file: InputFile) -> bool:
+    """Whether a file called .json holds an object on each line, as C4 does.
+
+    One of its first lines may be damaged, so the first two are looked at.
+    """
+    with opened(file) as stream:
+        return records.begins_with_lines(stream)
 
 
 def _columns(reading: ReadingConfig) -> list[str]:

@@ -41,6 +41,31 @@ def json_lines(stream: BinaryIO, start: int, end: int | None) -> Iterator[Row]:
         offset += size
 
 
+def begins_with_lines(stream: BinaryIO) -> bool:
+    """Whether one of the first two lines, at the beginning of `stream`, is an object by itself.
+
+    And none of them holds several values.
+    """
+    whole = False
+    for _ in range(2):
+        line = stream.readline(MAX_RECORD_BYTES).removeprefix(codecs.BOM_UTF8).strip()
+        if not line.startswith(b"{"):
+            continue
+        if not isinstance(_parsed(line), Rejected):
+            whole = True
+        elif _begins_with_a_value(line):
+            return False
+    return whole
+
+
+def _begins_with_a_value(line: bytes) -> bool:
+    try:
+        json.JSONDecoder().raw_decode(line.decode())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _skip_line(stream: BinaryIO) -> int:
     """Pass over the rest of a line; its bytes."""
     size = 0

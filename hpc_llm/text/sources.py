@@ -16,10 +16,11 @@ from pathlib import Path
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import DataConfig, ReadingConfig
 
-COMPRESSIONS = (".gz", ".zst", ".xz")
+COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _STDLIB = ReadingConfig(suffixes=[".py"])
 _RECORDS = (".jsonl", ".json", ".parquet", ".arrow")
+_OTHER_NAMES = {".ndjson": ".jsonl"}
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,18 @@ class InputFile:
 
     @property
     def compression(self) -> str | None:
-        """.gz, .zst, .xz or None."""
+        """.gz, .zst, .xz, .bz2 or None."""
         for suffix in COMPRESSIONS:
-            if self.name.endswith(suffix):
+            if self.name.lower().endswith(suffix):
                 return suffix
         return None
 
     @property
     def kind(self) -> str:
         """.jsonl, .json, .parquet, .arrow; everything else counts as .txt."""
-        suffix = Path(self.name.removesuffix(self.compression or "")).suffix
+        name = self.name.lower().removesuffix(self.compression or "")
+        suffix = Path(name).suffix
+        suffix = _OTHER_NAMES.get(suffix, suffix)
         return suffix if suffix in _RECORDS else ".txt"
 
 
@@ -117,7 +120,11 @@ def _walk(source: Source) -> Iterator[Path]:
         )
 
     endings: tuple[str, ...] = ()
-    for suffix in source.reading.suffixes:
+    wanted = {suffix.lower() for suffix in source.reading.suffixes}
+    for other, usual in _OTHER_NAMES.items():
+        if usual in wanted:
+            wanted.add(other)
+    for suffix in sorted(wanted):
         endings += (suffix, *(suffix + compression for compression in COMPRESSIONS))
     for folder, folders, names in _folders(source.path, refuse):
         if source.reading is _STDLIB:
@@ -127,7 +134,7 @@ def _walk(source: Source) -> Iterator[Path]:
         if "state.json" in names and any(name.endswith(".arrow") for name in names):
             names = _of_saved_dataset(Path(folder))
         for name in names:
-            if name.endswith(endings):
+            if name.lower().endswith(endings):
                 yield Path(folder, name)
 
 

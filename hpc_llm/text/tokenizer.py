@@ -84,10 +84,10 @@ def _check(tokenizer: Tokenizer, config: DataConfig, path: Path) -> None:
             "name one that it has with data.eos_token=…"
         )
     pieces = tokenizer.vocab_size
-    if config.vocab_size is not None and config.vocab_size not in (pieces, padded_vocab(pieces)):
+    if config.vocab_size is not None and config.vocab_size < pieces:
         raise InputError(
             f"data.vocab_size={config.vocab_size}: {path} has {pieces} pieces; "
-            f"use model.vocab_size={padded_vocab(pieces)} (padded to a multiple of 128)"
+            f"use model.vocab_size={padded_vocab(pieces)} (padded to a multiple of 128), or more"
         )
 
 

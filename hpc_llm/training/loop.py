@@ -249,6 +249,9 @@ class Trainer:
     def _evaluate(self, done: int, metrics: Metrics) -> None:
         self.attempt.beat(done, Phase.EVALUATING)
         loss = self.engine.evaluate(self.heldout)
+        if loss is None:
+            log.warning("step %d: the held-out samples have no target: no held-out loss", done)
+            return
         metrics.log({"step": done, "heldout_loss": loss})
         if done in self.plan.rungs:
             rung = self.plan.rungs.index(done)

@@ -119,21 +119,23 @@ class Metrics:
         loss_sum, grad_norm, (num_targets, *flags), times = pending.numbers.read()
         for rank, factor in self._slow_ranks.look(times).items():
             self._report_slow(pending.step, rank, factor)
-        loss = loss_sum / num_targets
+        loss = loss_sum / num_targets if num_targets else None
         self.log(self._row(pending, loss, grad_norm, num_targets))
         self._refuse_divergence(pending.step, loss, grad_norm)
         return Flags.raised(flags)
 
-    def _row(self, pending: Pending, loss: float, grad_norm: float, num_targets: int) -> Row:
+    def _row(self, pending: Pending, loss: float | None, grad_norm: float, num_targets: int) -> Row:
+        """loss: None for a step without targets, whose row has none."""
         # Work on a CPU is done when train_step returns; a GPU's is done once its numbers could be
         # read.
         now = self._clock() if pending.numbers.on_gpu else pending.launched_at
         tokens_per_second = self._tokens_per_step / (now - self._last_step_at)
         self._last_step_at = now
         flops_per_second = tokens_per_second * self._flops_per_token(pending.step)
+        losses = {} if loss is None else {"loss": loss}
         return {
             "step": pending.step,
-            "loss": loss,
+            **losses,
             "lr": pending.lr,
             "grad_norm": grad_norm,
             "tokens": pending.step * self._tokens_per_step,
@@ -146,7 +148,11 @@ class Metrics:
             "time": round(time.time(), 3),
         }
 
-    def _refuse_divergence(self, step: int, loss: float, grad_norm: float) -> None:
+    def _refuse_divergence(self, step: int, loss: float | None, grad_norm: float) -> None:
+        if loss is None:
+            if not math.isfinite(grad_norm):
+                raise Diverged(step, math.nan, grad_norm, f"gradient norm {grad_norm}, no targets")
+            return
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise Diverged(step, loss, grad_norm, f"loss {loss}, gradient norm {grad_norm}")
         excess = self._spikes.excess(loss)

@@ -116,7 +116,7 @@ class Engine:
         if self.world_size > 1:
             dist.all_reduce(sums)
         counts, times = sums.split([1 + len(flags), self.world_size])
-        scale = self.world_size / counts[0].float()
+        scale = self.world_size / counts[0].clamp(min=1).float()  # a step may have no target
         loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
         for number, arrays in enumerate(passes):
             with self._forward_clock if number == 0 else contextlib.nullcontext():
@@ -164,8 +164,8 @@ class Engine:
         return norm
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[Passes]) -> float:
-        """Mean loss in nats per target token over the `batches` of all ranks."""
+    def evaluate(self, batches: Sequence[Passes]) -> float | None:
+        """Mean loss in nats per target token over the `batches` of all ranks; None without one."""
         self._engine.eval()
         total = torch.zeros(2, dtype=torch.float64)
         for passes in batches:
@@ -176,7 +176,7 @@ class Engine:
         total = total.to(self._device)
         if self.world_size > 1:
             dist.all_reduce(total)
-        return float(total[0] / total[1])
+        return float(total[0] / total[1]) if total[1] else None
 
     def first_not_finite(self, passes: Passes) -> tuple[str, str] | None:
         """Where some rank's `passes` are first not finite: "forward" or "backward", and the module.

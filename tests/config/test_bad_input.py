@@ -229,10 +229,11 @@ def test_a_vocabulary_that_the_corpus_cannot_fill(small: SmallCorpus, tmp_path: 
 def test_a_vocabulary_that_differs_from_the_tokenizers(small: SmallCorpus, tmp_path: Path) -> None:
     tokenizer = small.shards / "tokenizer.model"
     words = [*small.words, f"data.tokenizer={tokenizer}", f"data.out={tmp_path / 'out'}"]
+    words += ["model.vocab_size=256"]
     (line,) = refused(python("-m", "hpc_llm.prepare", *words, cwd=tmp_path), "prepare")
     assert line == (
-        f"data.vocab_size=4096: {tokenizer} has 384 pieces; use model.vocab_size=384 (padded to "
-        "a multiple of 128)"
+        f"data.vocab_size=256: {tokenizer} has 384 pieces; use model.vocab_size=384 (padded to "
+        "a multiple of 128), or more"
     )
     assert not (tmp_path / "out").exists()
 

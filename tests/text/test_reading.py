@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import itertools
 import json
@@ -20,7 +21,7 @@ from hpc_llm.config.schema import ReadingConfig
 from hpc_llm.text import records
 from hpc_llm.text.documents import Document, Filtered, Reject, Rejected
 from hpc_llm.text.reading import Span, documents
-from hpc_llm.text.sources import InputFile
+from hpc_llm.text.sources import InputFile, Source, files
 
 ROWS = [
     {"text": f"text {number}", "id": number, "meta": {"lang": "en" if number % 2 else "de"}}
@@ -31,6 +32,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
     ".xz": lzma.compress,
     ".zst": zstandard.compress,
+    ".bz2": bz2.compress,
 }
 
 
@@ -112,6 +114,34 @@ def test_a_text_file_is_a_document_or_its_paragraphs_or_its_lines(
         (11, "three\n"),
         (19, "four"),
     ]
+
+
+GOOD = b'{"text": "a"}'
+BROKEN = b'{"text": "b'
+LATIN = b'{"text": "caf\xe9"}'
+
+
+@pytest.mark.parametrize("bad", [BROKEN, LATIN, b"[1]", b"x"])
+@pytest.mark.parametrize("place", [0, 1, 5, 9])
+def test_a_bad_record_of_lines_that_are_called_json_costs_that_record(
+    tmp_path: Path, bad: bytes, place: int
+) -> None:
+    lines = [GOOD] * 10
+    lines[place] = bad
+    path = tmp_path / "c4.json"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    found = texts(span(path))
+    assert len(found) == 10
+    assert [text for text in found if not text.startswith("!")] == ["a"] * 9
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.JSONL", "a.NdJson.GZ", "a.jsonl.BZ2"])
+def test_json_lines_by_other_names_are_json_lines(tmp_path: Path, name: str) -> None:
+    packed = PACKERS.get(Path(name).suffix.lower(), bytes)(GOOD + b"\n" + GOOD + b"\n")
+    (tmp_path / name).write_bytes(packed)
+    assert texts(span(tmp_path / name)) == ["a", "a"]
+    source = Source("files", tmp_path, ReadingConfig(), "data.source")
+    assert [file.name for file in files(source)] == [name]
 
 
 def test_json_is_one_object_or_several_or_an_array(tmp_path: Path) -> None:

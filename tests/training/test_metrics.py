@@ -67,3 +67,15 @@ def test_a_run_on_a_cpu_tells_the_process_memory_where_a_gpu_is_too(
     metrics.push(Pending(1, 0.1, numbers, 0.0, 0.0, launched_at=0.5))
     metrics.flush()
     assert float(rows[0]["memory_gib"]) > 0.01
+
+
+def test_a_step_without_targets_is_a_row_without_loss() -> None:
+    rows = Rows()
+    metrics = Metrics(
+        [rows], 100, lambda step: 2.0, 1e4, SpikeRule(None), lambda *_: None, lambda: 0.0
+    )
+    numbers = Readout(StepOutput(torch.tensor(0.0), torch.tensor([0]), torch.tensor([1]), 0.0))
+    metrics.push(Pending(1, 0.1, numbers, 0.0, 0.0, launched_at=0.5))
+    metrics.flush()
+    assert "loss" not in rows[0]
+    assert (rows[0]["step"], rows[0]["masked"]) == (1, 1.0)
