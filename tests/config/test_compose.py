@@ -377,3 +377,15 @@ def test_a_tilde_is_the_home_folder_wherever_a_value_begins(
         "/home/you/env/activate",
         "echo a~/b",
     ]
+
+
+@pytest.mark.parametrize("recipe", ["", "recipe: {lr: 0.5}"])
+def test_a_model_of_ones_own_needs_no_recipe(tmp_path: Path, recipe: str) -> None:
+    model = ["name: mine", "d_model: 64", "n_heads: 2", "n_layers: 2", "vocab_size: 4096"]
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "model" / "mine.yaml"
+    path.write_text("\n".join([*model, "max_seq_len: 128", recipe]) + "\n")
+    config = compose([f"--config-dir={tmp_path}", "model=mine"])
+    assert config.optim.lr == (0.5 if recipe else 3e-4)
+    assert config.train.seq_len == 128
+    assert (config.train.global_batch, config.train.duration) == (256, "4800steps")
