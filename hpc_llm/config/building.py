@@ -180,6 +180,10 @@ def _coerce(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
         if value is None and types.NoneType in typing.get_args(kind):
             return None
         return _build(section, value, name + ".", problems)
+    unquoted = _unquoted(value, values_too=name.endswith(".where"))
+    if unquoted is not None:
+        problems.append(f"{name}: YAML reads {unquoted}; write it in quotes")
+        return None
     named = named_class(kind)
     if named is not None and isinstance(value, Mapping):
         sections = {}
@@ -191,6 +195,25 @@ def _coerce(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
     except (ValueError, OverflowError):
         problems.append(f"{name}={value!r}: {describe(kind)} is expected")
         return None
+
+
+def _unquoted(value: Any, *, values_too: bool) -> str | None:
+    """What YAML made of a word in a mapping that is to be text: Norwegian `no` is false.
+
+    values_too: the values are texts to compare with, as the names are.
+    """
+    if not isinstance(value, Mapping):
+        return None
+    for key, item in value.items():
+        if key is None or isinstance(key, bool):
+            return f"one of its names as {_yaml(key)}"
+        if values_too and (item is None or isinstance(item, bool)):
+            return f"the value of {key} as {_yaml(item)}"
+    return None
+
+
+def _yaml(value: bool | None) -> str:
+    return "null" if value is None else str(value).lower()
 
 
 def _convert(kind: Any, value: Any) -> Any:

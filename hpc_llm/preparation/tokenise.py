@@ -145,11 +145,17 @@ class _Tokens:
             length += len(ids)
         if read.digest()[:DIGEST_BYTES] != digest:
             raise Rejected(_CHANGED)
+        if length == 1:
+            raise Rejected("the tokenizer leaves nothing of it but end of text")
         return length
 
     def _ids(self, document: Document, digest: hashlib._Hash) -> Iterator[list[int]]:
-        yield from self.tokenizer.encode(_hashed(document.pieces, digest))
-        yield [self.tokenizer.eos_id]
+        end = self.tokenizer.eos_id
+        for ids in self.tokenizer.encode(_hashed(document.pieces, digest)):
+            if end in ids:
+                raise Rejected("the tokenizer makes end of text of words in it")
+            yield ids
+        yield [end]
 
 
 def _hashed(pieces: Iterable[str], digest: hashlib._Hash) -> Iterator[str]:

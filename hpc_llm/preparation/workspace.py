@@ -32,6 +32,10 @@ _FOLDERS = ("scan", "tokens", "shards", "out")
 _MARK = ".partial-"
 
 
+# Raised where files are read in another way: what an earlier version has read is not gone on with.
+READER = 2
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Paths of a preparation.
@@ -48,7 +52,7 @@ class Workspace:
         Those for other inputs are removed.
         """
         listed = [dataclasses.astuple(file) for file in files]
-        inputs = json.dumps({"recipe": recipe, "files": listed})
+        inputs = json.dumps({"recipe": recipe, "files": listed, "reader": READER})
         digest = hashlib.sha256(inputs.encode()).hexdigest()[:12]
         workspace = cls(directory.with_name(f"{directory.name}{_MARK}{digest}"))
         for other in cls._all(directory):

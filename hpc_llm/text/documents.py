@@ -69,12 +69,17 @@ def cut_point(text: str, start: int, limit: int) -> int:
 
 
 def decoded(fragments: Iterable[bytes]) -> Iterator[str]:
-    """The UTF-8 text of `fragments` in pieces. Rejected at the first invalid byte, or NUL."""
+    """The UTF-8 text of `fragments` in pieces, without a byte-order mark at its beginning.
+
+    Rejected at the first invalid byte, or NUL.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     text = ""
     num_bytes = 0
     for fragment in fragments:
         text += _decode(decoder, fragment, num_bytes)
+        if num_bytes == 0:
+            text = text.removeprefix("\ufeff")
         num_bytes += len(fragment)
         if len(text) > PIECE_CHARS:
             *ready, text = cut(text)

@@ -64,7 +64,10 @@ def _text(span: Span, reading: ReadingConfig) -> Iterator[Document | Filtered]:
             if line.isspace():
                 continue
             rest = chain([line], _rest(line, lines, reading.split))
-            yield Document(offset, decoded(rest))
+            if reading.split == "line":
+                yield Document(offset, decoded(_without_line_end(rest)))
+            else:
+                yield Document(offset, decoded(rest))
             for _ in rest:  # the rest of a document that was rejected half-way
                 pass
 
@@ -101,6 +104,15 @@ def _rest(first: bytes, lines: Iterator[tuple[int, bytes]], split: str) -> Itera
         ended = line.endswith(b"\n")
         if split == "line" and ended:
             return
+
+
+def _without_line_end(fragments: Iterator[bytes]) -> Iterator[bytes]:
+    """A line without what ends it: the same line from Windows, or the last one, is the same."""
+    for fragment in fragments:
+        if fragment.endswith(b"\n"):
+            yield fragment[:-1].removesuffix(b"\r")
+        else:
+            yield fragment
 
 
 def _first_line(stream: BinaryIO, span: Span) -> int:

@@ -22,7 +22,7 @@ def json_lines(stream: BinaryIO, start: int, end: int | None) -> Iterator[Row]:
     """Lines of JSON that begin in bytes [start, end) of `stream`.
 
     `stream` is at `start`, the beginning of a line. Blank lines are skipped, and a byte-order mark
-    at the beginning of the file.
+    at the beginning of a line: where files were joined it is in the middle.
     """
     offset = start
     while end is None or offset < end:
@@ -34,8 +34,7 @@ def json_lines(stream: BinaryIO, start: int, end: int | None) -> Iterator[Row]:
             size += _skip_line(stream)
             yield offset, Rejected(f"record of {size} bytes; at most {MAX_RECORD_BYTES} are read")
         else:
-            if offset == 0:
-                line = line.removeprefix(codecs.BOM_UTF8)
+            line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
                 yield offset, _parsed(line)
         offset += size

@@ -20,7 +20,7 @@ import sentencepiece
 from hpc_llm.config.checks import padded_vocab
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import DataConfig
-from hpc_llm.text.documents import cut
+from hpc_llm.text.documents import Rejected, cut
 from hpc_llm.text.long_texts import PART_CHARS, depends_on_place, encode_in_parts
 
 _TRIED = 64  # pieces of a vocabulary
@@ -158,7 +158,10 @@ class _HuggingFace:
         return str(self._tokenizer.decode(ids))
 
     def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # the library raises plain Exception, as for unknown characters
+            raise Rejected(f"the tokenizer cannot encode it: {error}") from None
 
     def _first_id(self, tokens: Iterable[str]) -> int:
         """The id of the first of `tokens` that there is; −1 if there is none."""

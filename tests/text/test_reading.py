@@ -109,9 +109,9 @@ def test_a_text_file_is_a_document_or_its_paragraphs_or_its_lines(
     assert read(span(path)) == [(0, "one\ntwo\n\n \nthree\n\n\nfour")]
     assert read(span(path), split="paragraph") == [(0, "one\ntwo\n"), (11, "three\n"), (19, "four")]
     assert read(span(path), split="line") == [
-        (0, "one\n"),
-        (4, "two\n"),
-        (11, "three\n"),
+        (0, "one"),
+        (4, "two"),
+        (11, "three"),
         (19, "four"),
     ]
 
@@ -142,6 +142,12 @@ def test_json_lines_by_other_names_are_json_lines(tmp_path: Path, name: str) -> 
     assert texts(span(tmp_path / name)) == ["a", "a"]
     source = Source("files", tmp_path, ReadingConfig(), "data.source")
     assert [file.name for file in files(source)] == [name]
+
+
+def test_the_same_line_is_the_same_whatever_ends_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\none\r\n\r\none")
+    assert texts(span(path), split="line") == ["one"] * 3
 
 
 def test_json_is_one_object_or_several_or_an_array(tmp_path: Path) -> None:
@@ -211,10 +217,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     mark = b"\xef\xbb\xbf"
     path.write_bytes(mark + b'{"text": "a"}\n{"text": "b"}\n')
     assert read(span(path)) == [(0, "a"), (17, "b")]
-    path.write_bytes(mark + b"\n" + mark + b'{"text": "a"}\n')
-    assert [text.partition(":")[0] for text in texts(span(path))] == ["!no JSON"], (
-        "elsewhere it is no mark"
-    )
+    path.write_bytes(b'{"text": "a"}\n' + mark + b'{"text": "b"}\n')  # files joined by cat
+    assert texts(span(path)) == ["a", "b"]
+    text = tmp_path / "a.txt"
+    text.write_bytes(mark + b"a")
+    assert texts(span(text)) == ["a"]
 
 
 def test_a_record_too_long_to_parse_is_a_reject_and_the_next_is_read(
@@ -247,7 +254,7 @@ def test_a_truncated_file_gives_what_can_be_read_and_one_reject(
     text.write_bytes(path.read_bytes())
     assert texts(span(text)) == ["!truncated"]
     *whole, last = texts(span(text), split="line")
-    assert whole == [json.dumps(row) + "\n" for row in rows[: len(whole)]]
+    assert whole == [json.dumps(row) for row in rows[: len(whole)]]
     assert last == "!truncated" or last.endswith("after this: truncated")
 
 
