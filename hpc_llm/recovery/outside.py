@@ -39,6 +39,8 @@ _CAUSES = {
     "TIMEOUT": Cause.TIME_LIMIT,
     "OUT_OF_MEMORY": Cause.OUT_OF_MEMORY,
     "LAUNCH_FAILED": Cause.LAUNCH_FAILED,
+    "REQUEUED": Cause.LOST,
+    "RESIZING": Cause.LOST,
     "FAILED": Cause.LOST,
     "COMPLETED": Cause.LOST,
 }  # states of a job that ended though its run did not

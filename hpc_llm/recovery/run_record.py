@@ -66,16 +66,17 @@ def _summary(layout: RunLayout, config: FrozenSections, story: Story) -> RunSumm
             # The job that it had before is none of its business any more.
             address = story.newest_job(after=since)
     newest = max(story.attempts, key=lambda attempt: attempt.number, default=None)
+    steps = _planned_steps(layout)
     history = attempts_since_submission(
         story, newest_step(layout.checkpoints), cluster.world_size, cluster.held_gpus
     )
     return RunSummary(
         address=address,
         submitted_at=since,
-        completed=story.completed,
+        completed=story.has_reached(steps),
         final=_final_word(story, last),
         history=history,
-        budgets=Budgets.of(config.run, config.recovery, _planned_steps(layout)),
+        budgets=Budgets.of(config.run, config.recovery, steps),
         heartbeat_at=_heartbeat_at(layout),
         attempt=story.newest_attempt,
         began=_began(story),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -65,13 +65,22 @@ class Story:
     slow_ranks: tuple[SlowRank, ...]
     diverged_data_steps: tuple[int, ...]  # steps of the data's order
     jobs: tuple[str, ...]  # every address that the ledger names as the run's
-    completed: bool
+    completed_steps: int | None  # at which it was complete last; 0: not told; None: it never was
     charged_life: float | None  # start of the job life whose launch failure was charged last
 
     @property
     def newest_attempt(self) -> int:
         """The number of the newest attempt; 0 before the first."""
         return max((attempt.number for attempt in self.attempts), default=0)
+
+    def has_reached(self, steps: int) -> bool:
+        """Whether the run is complete at its end, step `steps` of its plan; 0: that is not known.
+
+        The plan of a run may have been made longer since it was complete (runs.extension).
+        """
+        if self.completed_steps is None:
+            return False
+        return 0 in (steps, self.completed_steps) or self.completed_steps >= steps
 
     @property
     def newest_saved_step(self) -> int:
@@ -193,18 +202,13 @@ def fold(events: Sequence[Event]) -> Story:
         slow_ranks=_slow_ranks(named[event_names.SLOW_RANK]),
         diverged_data_steps=_data_steps(named[event_names.DIVERGED]),
         jobs=tuple(jobs),
-        completed=_completed(named),
+        completed_steps=_completed_steps(named.get(event_names.COMPLETED, ())),
         charged_life=charged_life,
     )
 
 
-def _completed(named: Mapping[str, Sequence[Event]]) -> bool:
-    """Whether the run has reached its end: the one that it was submitted for last."""
-    done = named.get(event_names.COMPLETED, ())
-    goal = 0
-    for submitted in named.get(event_names.SUBMITTED, ()):
-        goal = submitted.facts.get("steps") or goal
-    return any(event.facts.get("steps", goal) >= goal for event in done)
+def _completed_steps(completed: Sequence[Event]) -> int | None:
+    return max((int(event.facts.get("steps") or 0) for event in completed), default=None)
 
 
 def _all_of(

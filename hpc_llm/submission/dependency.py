@@ -12,7 +12,7 @@ from pathlib import PurePath
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import RunConfig
 from hpc_llm.recovery.ownership import is_of_run
-from hpc_llm.runs import identity
+from hpc_llm.runs import extension, identity
 from hpc_llm.runs.layout import RunLayout, SweepLayout
 from hpc_llm.runs.story import read_story
 from hpc_llm.slurm.records import QueuedJob
@@ -48,7 +48,7 @@ def runs(config: RunConfig) -> list[RunLayout]:
 
 def complete(run: RunLayout) -> bool:
     """Whether the run has reached its end, as its ledger says."""
-    return read_story(run.ledger).completed
+    return read_story(run.ledger).has_reached(extension.planned_steps(run) or 0)
 
 
 def waits(configs: Sequence[RunConfig], live: Sequence[QueuedJob]) -> dict[str | None, str]:

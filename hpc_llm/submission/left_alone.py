@@ -37,7 +37,7 @@ def left_alone(runs: Sequence[PlannedRun], live: Sequence[QueuedJob]) -> dict[Pa
             reasons[run.layout.path] = f"job {job.address} is {job.state}"
             if extension.of(run.config.optim, run.plan, run.layout) is not None:
                 reasons[run.layout.path] += f", for the {extension.KEY} that it had"
-        elif story.completed and extension.of(run.config.optim, run.plan, run.layout) is None:
+        elif story.has_reached(run.plan.steps):
             reasons[run.layout.path] = "complete"
         elif run.config.halving.rungs and (why := _halved(story)):
             reasons[run.layout.path] = f"stopped by halving: {why}"

@@ -114,7 +114,7 @@ class Show:
 
     def complete(self) -> bool:
         """Whether the run has reached its end before."""
-        return read_story(self.layout.ledger).completed
+        return read_story(self.layout.ledger).has_reached(self.plan.steps)
 
     def summary(self) -> None:
         """Held-out loss against what knowing the frequencies of tokens alone would give."""

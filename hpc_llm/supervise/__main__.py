@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import ClusterConfig
-from hpc_llm.runs import freeze, snapshot
+from hpc_llm.runs import freeze
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.supervise.place import LocalPlace, Place
 from hpc_llm.supervise.slurm_place import SlurmPlace
@@ -20,7 +20,6 @@ def main() -> int:
     run_dir = Path(sys.argv[1])
     try:
         cluster = freeze.read_config(RunLayout(run_dir)).cluster
-        snapshot.require_whole(RunLayout(run_dir).code)
     except InputError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return 2

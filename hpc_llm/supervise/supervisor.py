@@ -12,10 +12,11 @@ import os
 import sys
 from pathlib import Path
 
+from hpc_llm.config.errors import InputError
 from hpc_llm.recovery import run_record
 from hpc_llm.recovery.budgets import exhausted
 from hpc_llm.recovery.causes import Cause
-from hpc_llm.runs import attempts, event_names, freeze, ledger
+from hpc_llm.runs import attempts, event_names, freeze, ledger, snapshot
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.orders import ExitCode
 from hpc_llm.storage.files import restrict_access
@@ -47,6 +48,8 @@ class Supervisor:
                 return BUSY
             if self._is_over():
                 return 0
+            if not self._has_its_code():
+                return _exit_status(Cause.CONFIG_ERROR)
             number: int | None = self._waiting.patiently(lambda: attempts.claim(self._layout))
             while number is not None:
                 attempt = RunAttempt(self._layout, self._config, self._plan, number)
@@ -73,10 +76,27 @@ class Supervisor:
             return run.completed
         spent = exhausted(run.history, run.budgets)
         if spent and run.final is None:
-            book = ledger.Ledger(self._layout.ledger, f"supervisor-{os.getpid()}")
-            job = self._place.facts().get("job")
-            book.write(event_names.GIVEN_UP, why=spent, job=job, after_attempt=run.attempt)
+            self._give_up(spent)
         return bool(spent) or run.final is not None
+
+    def _has_its_code(self) -> bool:
+        """Whether the snapshot is as it was made; else the run is given up, with what mends it.
+
+        The same would happen in every job that a watchdog could submit, on nodes that are well.
+        """
+        try:
+            self._waiting.patiently(lambda: snapshot.require_whole(self._layout.code))
+        except InputError as error:
+            print(*error.problems, sep="\n", file=sys.stderr, flush=True)
+            self._give_up(str(error))
+            return False
+        return True
+
+    def _give_up(self, why: str) -> None:
+        run = self._waiting.patiently(lambda: run_record.read_record(self._layout)).summary
+        book = ledger.Ledger(self._layout.ledger, f"supervisor-{os.getpid()}")
+        job = self._place.facts().get("job")
+        book.write(event_names.GIVEN_UP, why=why, job=job, after_attempt=run.attempt)
 
     def _next_number(self, attempt: RunAttempt) -> int | None:
         """The number of a restart in this place; None if the run is another process's by now."""

@@ -77,7 +77,7 @@ def read(layout: RunLayout) -> Result:
             train_flops=plan["flops_per_token"] * plan["tokens"],
             steps=plan["steps"],
             step=step,
-            complete=story.completed,
+            complete=story.has_reached(int(plan.get("steps", 0))),
             final_loss=final_loss(losses, plan["steps"]),
             heldout_loss=heldout[-1] if heldout else None,
             best_loss=min(heldout, default=None),

@@ -173,7 +173,8 @@ class Trainer:
             # The numbers of the step before, which are there by now, and what all ranks agree on.
             save_wait_s = self.saver.take_wait_s()
             flags = metrics.push(Pending(done, lr, numbers, data_wait_s, save_wait_s, launched_at))
-            self.attempt.beat(done, Phase.TRAINING)
+            # The second step may still compile, for longer than a hang between steps may last.
+            self.attempt.beat(done, Phase.TRAINING if step > start else Phase.STARTING)
             if step == start + 1:
                 _freeze_garbage_collector()  # by now everything is compiled and allocated
 

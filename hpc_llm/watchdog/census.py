@@ -259,17 +259,18 @@ def _runs_of_unknown_jobs(cache: RunCache, queue: SlurmQueue) -> set[str]:
         key = parent.rpartition("/")[2] if last == "code" else f"{last}/"
         for path in paths.get(key, []):
             # A job that is over already may have been the first of a run that waited for room.
-            if live or cache.runs[path].address is None:
+            run = cache.runs[path]
+            # One that was complete may have been submitted again, to train further.
+            if live or (run.address is None and run.state != COMPLETE):
                 claimed.add(path)
     return claimed
 
 
 def _paths_by_folder(cache: RunCache) -> dict[str, list[str]]:
-    """Runs that are not complete, by their own name and by `SWEEP/`."""
+    """Runs by their own name and by `SWEEP/`."""
     paths: dict[str, list[str]] = {}
-    for path, run in cache.runs.items():
-        if run.state != COMPLETE:
-            sweep, _, name = path.rpartition("/")
-            paths.setdefault(name, []).append(path)
-            paths.setdefault(f"{sweep}/", []).append(path)
+    for path in cache.runs:
+        sweep, _, name = path.rpartition("/")
+        paths.setdefault(name, []).append(path)
+        paths.setdefault(f"{sweep}/", []).append(path)
     return paths

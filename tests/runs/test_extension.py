@@ -59,27 +59,25 @@ def told(folder: Path, *events: dict[str, object]) -> Story:
     return read_story(ledger)
 
 
-SHORT = {"event": "submitted", "steps": 6}
-LONG = {"event": "submitted", "steps": 12}
-OLD = {"event": "submitted"}
+SHORT = {"event": "completed", "steps": 6}
+LONG = {"event": "completed", "steps": 12}
+UNTOLD = {"event": "completed"}
 
 
 @pytest.mark.parametrize(
-    ("events", "complete"),
+    ("events", "steps", "complete"),
     [
-        ([SHORT, {"event": "completed", "steps": 6}], True),
-        ([SHORT, {"event": "completed", "steps": 6}, LONG], False),
-        ([SHORT, {"event": "completed", "steps": 6}, LONG, {"event": "resubmitted"}], False),
-        (
-            [SHORT, {"event": "completed", "steps": 6}, LONG, {"event": "completed", "steps": 12}],
-            True,
-        ),
-        ([OLD, {"event": "completed", "steps": 6}, OLD], True),
-        ([OLD, {"event": "completed"}, OLD], True),
-        ([LONG], False),
+        ([SHORT], 6, True),
+        ([SHORT], 12, False),
+        ([SHORT, LONG], 12, True),
+        ([SHORT, LONG], 24, False),
+        ([UNTOLD], 12, True),  # the versions before said no steps, and made no run longer
+        ([SHORT], 0, True),  # its plan cannot be read
+        ([], 12, False),
+        ([{"event": "submitted"}], 0, False),
     ],
 )
-def test_a_run_is_complete_at_the_end_that_it_was_submitted_for_last(
-    tmp_path: Path, events: list[dict[str, object]], complete: bool
+def test_a_run_is_complete_at_the_end_of_its_plan(
+    tmp_path: Path, events: list[dict[str, object]], steps: int, complete: bool
 ) -> None:
-    assert told(tmp_path, *events).completed is complete
+    assert told(tmp_path, *events).has_reached(steps) is complete

@@ -85,10 +85,10 @@ def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
 
 def test_a_run_is_complete_once_it_has_said_so_whatever_follows(tmp_path: Path) -> None:
     ledger.Ledger(tmp_path, "supervisor-0001").write("ended", attempt=1)
-    assert not read_story(tmp_path).completed
+    assert not read_story(tmp_path).has_reached(10)
     ledger.Ledger(tmp_path, "supervisor-0002").write("completed", attempt=2)
     ledger.Ledger(tmp_path, "watchdog-x").write("cancelled")
-    assert read_story(tmp_path).completed
+    assert read_story(tmp_path).has_reached(10)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from hpc_llm.recovery import run_record
-from hpc_llm.runs import attempts, ledger
+from hpc_llm.runs import attempts, ledger, snapshot
 from hpc_llm.runs.attempts import Fence
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.status import logs
+from hpc_llm.storage.files import link_atomic
 from hpc_llm.supervise import supervisor
 from hpc_llm.supervise.place import LocalPlace
 from hpc_llm.supervise.steps import StepSpec
@@ -105,6 +106,18 @@ def test_a_job_that_slurm_requeues_with_its_nodes_kept_ends_with_0(run: Any) -> 
     """Slurm 25.11 holds one that ends with another status."""
     words = ["cluster=local-slurm", "cluster.nodes=1", "cluster.sbatch={requeue: expedite}"]
     assert run("leave(82)", 1, *words).status() == 0
+
+
+def test_code_that_a_purge_has_thinned_out_ends_the_run_with_what_mends_it(run: Any) -> None:
+    """Not the nodes are bad, and another job would meet the same."""
+    story = run("done()")
+    made = snapshot.make(story.layout.path.parent)
+    (made / "hpc_llm" / "training" / "loop.py").unlink()
+    link_atomic(story.layout.code, str(made))
+    assert story.status() == 2
+    (given_up,) = story.facts("given-up")
+    assert "submit the run again" in given_up["why"]
+    assert story.facts("started") == []
 
 
 def test_a_program_that_went_away_ends_the_attempt_and_the_reason_is_told(run: Any) -> None:

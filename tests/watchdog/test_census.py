@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -128,6 +129,20 @@ def test_a_run_that_was_given_up_and_is_submitted_again_is_looked_after_again(
     assert acts(slurm) == []
     write(run, 1, "submit", "submitted", job="13")
     slurm.put("13", "PENDING", name="one", work_dir=str(run.code), reason="Priority")
+    assert acts(slurm) == []
+    attempt(run, 2, 0.5)
+    slurm.put("13", "NODE_FAIL")
+    assert acts(slurm) == [("one", Action.RESUBMIT)]
+
+
+def test_a_complete_run_that_is_made_longer_is_looked_after_again(slurm: FakeSlurm) -> None:
+    run = make_run(slurm, "one", job="12", state="COMPLETED")
+    attempt(run, 1, 3000, cause="completed")
+    write(run, 2900, "supervisor-0001", "completed", attempt=1, steps=100)
+    assert acts(slurm) == []
+    run.plan.write_text(json.dumps({"steps": 200, "nodes": 2}))
+    write(run, 1, "submit", "submitted", job="13", steps=200)
+    slurm.put("13", "RUNNING", name="one", work_dir=str(run.code), start_time=time.time() - 1)
     assert acts(slurm) == []
     attempt(run, 2, 0.5)
     slurm.put("13", "NODE_FAIL")
