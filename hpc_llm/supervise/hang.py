@@ -108,12 +108,23 @@ class HangWatch:
                 self._newest = beat
                 self._alive_at = now
         silent = now - self._alive_at
-        limit = limit_s(self._newest, self._floor_s, self._start_s)
+        limit = self._limit_s()
         if silent <= limit:
             return None
         if self._newest is None:
             return Hang(Phase.STARTING, 0, silent, limit)
         return Hang(self._newest.phase, self._newest.step, silent, limit, behind(self._beats))
+
+    def _limit_s(self) -> float:
+        """That of the most patient phase that some node is in: all others wait for that node.
+
+        One that loads, compiles, saves or evaluates says so before the others, which have launched
+        their step meanwhile, fall silent.
+        """
+        if self._newest is None or self._newest.phase is Phase.HOLDING:
+            return limit_s(self._newest, self._floor_s, self._start_s)
+        busy = [beat for beat in self._beats.values() if beat.phase is not Phase.HOLDING]
+        return max(limit_s(beat, self._floor_s, self._start_s) for beat in busy)
 
 
 class HoldTimeout:

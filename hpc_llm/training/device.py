@@ -82,8 +82,12 @@ def process_group(
     # a silence is a hang depends on what they do and usually take for it, which their supervisor
     # knows.
     name = orders.read(os.environ).rendezvous
-    timeout = timedelta(seconds=patience_s) if name is None else _WATCHED
-    store, place = open_store(place, name)
+    if name is None:
+        timeout = timedelta(seconds=patience_s)
+        store, place = open_store(place, name, patience_s)
+    else:
+        timeout = _WATCHED
+        store, place = open_store(place, name)
     place.export(os.environ)
     dist.init_process_group(
         backend, rank=place.rank, world_size=place.world_size, store=store, timeout=timeout

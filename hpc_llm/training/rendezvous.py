@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -21,16 +22,18 @@ from hpc_llm.slurm.environment import RankEnvironment
 
 # Of addresses that a name has, and that this machine cannot listen on.
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_PATIENCE_S = 300.0  # torch's own
 
 
 def open_store(
-    place: RankEnvironment, name: str | None
+    place: RankEnvironment, name: str | None, patience_s: float = _PATIENCE_S
 ) -> tuple[dist.Store | None, RankEnvironment]:
     """The store of this rank's group, and the place with the port that it has.
 
     name: known to the ranks of one attempt alone. Otherwise two runs that chose the same port at
     the same moment would mix: rank 1 of one joined rank 0 of the other, and together they found no
     valid checkpoint (seen with two clusters on one machine).
+    patience_s: how long a rank waits for rank 0, and for what another one is to write.
     None where torchrun's agent has a store for its ranks, which torch finds by itself.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -45,6 +48,7 @@ def open_store(
         place.master_port,
         place.world_size,
         place.rank == 0,
+        timeout=timedelta(seconds=patience_s),
         wait_for_workers=False,
         master_listen_fd=listen_fd,
     )
@@ -56,7 +60,8 @@ def listen(place: RankEnvironment) -> socket.socket:
 
     OSError where the port is taken. Only where there is no such address does it listen on all, and
     says so: behind a translation of addresses the ranks reach it all the same. A node's own name is
-    often a loopback address on the node itself, where ranks of other nodes would not reach it.
+    often a loopback address on the node itself, or several of its addresses, and ranks of other
+    nodes may take one that this one does not: then it listens on all too.
     """
     for family, address in _addresses(place):
         try:
@@ -65,8 +70,8 @@ def listen(place: RankEnvironment) -> socket.socket:
             if error.errno not in _NOT_HERE:
                 raise
     print(
-        f"MASTER_ADDR={place.master_addr}: no address of this machine that other nodes reach; rank "
-        f"0 listens on all interfaces, port {place.master_port} (docs/slurm.md)",
+        f"MASTER_ADDR={place.master_addr}: no single address of this machine that other nodes "
+        f"reach; rank 0 listens on all interfaces, port {place.master_port} (docs/slurm.md)",
         file=sys.stderr,
     )
     if socket.has_dualstack_ipv6():
@@ -76,7 +81,10 @@ def listen(place: RankEnvironment) -> socket.socket:
 
 
 def _addresses(place: RankEnvironment) -> list[tuple[int, Any]]:
-    """What MASTER_ADDR resolves to here, without a loopback address where nodes are several."""
+    """What MASTER_ADDR resolves to here.
+
+    Where nodes are several, that of a name that no other node can read as another one, or none.
+    """
     try:
         resolved = socket.getaddrinfo(place.master_addr, place.master_port, type=socket.SOCK_STREAM)
     except socket.gaierror:
@@ -85,10 +93,12 @@ def _addresses(place: RankEnvironment) -> list[tuple[int, Any]]:
     must_be_reached = several_nodes and not _is_numeric(place.master_addr)
     addresses = list[tuple[int, Any]]()
     for family, _, _, _, address in resolved:
-        host = str(address[0]).partition("%")[0]
-        if must_be_reached and ipaddress.ip_address(host).is_loopback:
+        host = ipaddress.ip_address(str(address[0]).partition("%")[0])
+        if must_be_reached and (host.is_loopback or host.is_link_local):
             continue
         addresses.append((family, address))
+    if must_be_reached and len(addresses) > 1:
+        return []
     return addresses
 
 

@@ -11,6 +11,8 @@ from hpc_llm.supervise.ending import judge
 from hpc_llm.supervise.hang import (
     ASK_S,
     HOLD_TIMEOUT_S,
+    LONG_FLOOR_S,
+    SHORT_FLOOR_S,
     Hang,
     HangWatch,
     HoldTimeout,
@@ -96,6 +98,29 @@ def test_one_node_that_beats_clears_all_for_no_step_ends_without_every_rank() ->
     watch = HangWatch(FLOOR_S, START_S, now=0.0)
     for second in range(0, 1000, 30):
         assert watch.look({"n1": beat(1), "n2": beat(second + 1)}, float(second)) is None
+
+
+@pytest.mark.parametrize(
+    ("phase", "limit"),
+    [
+        (Phase.LOADING, LONG_FLOOR_S),
+        (Phase.SAVING, LONG_FLOOR_S),
+        (Phase.EVALUATING, LONG_FLOOR_S),
+        (Phase.STARTING, LONG_FLOOR_S),
+        (Phase.TRAINING, SHORT_FLOOR_S),
+    ],
+)
+@pytest.mark.parametrize("names", [("n1", "n2"), ("n2", "n1")])
+def test_the_node_that_all_others_wait_for_has_the_time_of_what_it_does(
+    phase: Phase, limit: float, names: tuple[str, str]
+) -> None:
+    """Whichever of them was seen last."""
+    slow, fast = names
+    watch = HangWatch("auto", START_S, now=0.0)
+    beats = {slow: beat(7, phase, 0.5), fast: beat(7, usual_s=0.5)}
+    looks = [watch.look(beats, float(second)) for second in range(0, int(limit) + 20, 10)]
+    assert looks[-1] is not None and looks[-1].limit_s == limit
+    assert looks[-3] is None
 
 
 def test_ranks_that_never_beat_hang_at_their_start() -> None:

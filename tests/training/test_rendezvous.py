@@ -68,6 +68,15 @@ def test_of_a_name_with_several_addresses_the_first_of_this_machine_counts(
     assert capsys.readouterr().err == ""
 
 
+def test_of_a_name_with_several_addresses_other_nodes_may_take_another_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resolves_to(monkeypatch, "192.0.2.1", "192.0.2.2")
+    with listen(place("n1", nodes=2)) as server:
+        assert listening_on(server.getsockname()[1]) in (["::"], ["0.0.0.0"])
+    assert "rank 0 listens on all interfaces" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("address", "nodes"), [("192.0.2.1", 1), ("127.0.1.1", 2)])
 def test_an_address_that_is_not_here_or_that_others_do_not_reach_opens_all_and_says_so(
     address: str, nodes: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -75,7 +84,7 @@ def test_an_address_that_is_not_here_or_that_others_do_not_reach_opens_all_and_s
     resolves_to(monkeypatch, address)
     with listen(place("n1", nodes=nodes)) as server:
         assert listening_on(server.getsockname()[1]) in (["::"], ["0.0.0.0"])
-    assert "MASTER_ADDR=n1: no address of this machine" in capsys.readouterr().err
+    assert "MASTER_ADDR=n1: no single address of this machine" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_an_error_and_no_reason_to_open_all() -> None:
