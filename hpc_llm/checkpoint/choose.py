@@ -141,7 +141,7 @@ def _listed_anew(checkpoints: Path) -> list[int]:
 
     The answer to its own change makes an NFS client forget what it remembers of the folder.
     """
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # where nothing can be written, it is listed all the same
         tempfile.TemporaryFile(dir=checkpoints).close()
     return manifest.steps(checkpoints)
 

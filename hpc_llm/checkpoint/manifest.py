@@ -177,8 +177,8 @@ def _difference(path: Path, entry: FileEntry, beat: Callable[[], None]) -> str |
     It is opened before its size is asked for: then a client of a network file system asks the
     server.
     """
-    if not stat.S_ISREG(path.lstat().st_mode):
-        return "is no file that a rank wrote"  # a link may lead anywhere, a pipe may never end
+    if not stat.S_ISREG(path.stat().st_mode):
+        return "is no file that a rank wrote"  # a pipe may never end
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size != entry.bytes:

@@ -40,28 +40,34 @@ def prune(
     """Delete what `to_delete` names, unless somebody leases it; the steps that are gone.
 
     What an attempt after `attempt` has written stays: that one may still be writing it. Also
-    deletes folders without a manifest older than the newest checkpoint. Called after a save,
-    when no rank reads a reshaped checkpoint any more: those that are left are of killed attempts.
+    deletes folders without a manifest older than the newest checkpoint.
     """
     leases.sweep(checkpoints)
     present = [
-        step for step in steps(checkpoints) if not _is_newer(folder_of(checkpoints, step), attempt)
+        step for step in steps(checkpoints) if not is_newer(folder_of(checkpoints, step), attempt)
     ]
     gone = []
     for step in to_delete(present, keep, permanent_every):
         if _remove_unless_leased(folder_of(checkpoints, step)):
             gone.append(step)
     for folder in folders(checkpoints):
-        if _is_newer(folder, attempt):
+        if is_newer(folder, attempt):
             continue
         if present and _is_left_over(folder, before=folder_of(checkpoints, present[-1])):
             remove(folder)
-    for folder in reshaped(checkpoints):
-        remove(folder)
     return gone
 
 
-def _is_newer(folder: Path, attempt: int | None) -> bool:
+def clear_reshaped(checkpoints: Path) -> None:
+    """Delete checkpoints as other ranks wanted them, which killed attempts have left.
+
+    Called after a save, when no rank reads one any more.
+    """
+    for folder in reshaped(checkpoints):
+        remove(folder)
+
+
+def is_newer(folder: Path, attempt: int | None) -> bool:
     """Whether an attempt after `attempt` writes, or has written, what is in `folder`."""
     if attempt is None:
         return False

@@ -71,9 +71,8 @@ class CheckpointStore:
 
     def begin(self, step: int) -> Path:
         """Make way for checkpoint `step`: what an attempt that died has left there is removed."""
-        self._fence()
         folder = folder_of(self.folder, step)
-        retention.remove(folder)
+        self._remove(folder)
         if self._attempt is not None:
             retention.claim(folder, self._attempt)
         return folder
@@ -94,13 +93,23 @@ class CheckpointStore:
 
     def discard(self, step: int) -> None:
         """Remove what there is of checkpoint `step`, its manifest first."""
+        self._remove(folder_of(self.folder, step))
+
+    def _remove(self, folder: Path) -> None:
+        """Remove `folder`, unless a newer attempt has come since this process asked the fence."""
         self._fence()
-        retention.remove(folder_of(self.folder, step))
+        if retention.is_newer(folder, self._attempt):
+            self._fence()
+        else:
+            retention.remove(folder)
 
     def prune(self) -> list[int]:
         """Remove checkpoints that need not stay and that nobody leases; the steps of those."""
         self._fence()
-        return retention.prune(self.folder, self.keep, self.permanent_every, self._attempt)
+        gone = retention.prune(self.folder, self.keep, self.permanent_every, self._attempt)
+        self._fence()  # a newer attempt may be reading one
+        retention.clear_reshaped(self.folder)
+        return gone
 
     def lease(self, step: int, holder: str, seconds: float) -> Lease:
         """Keep checkpoint `step` from being pruned for `seconds`, or until the lease is released.

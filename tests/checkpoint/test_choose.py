@@ -378,6 +378,23 @@ def test_what_was_saved_and_is_gone_is_told(tmp_path: Path, no_wait: None) -> No
     assert (choice.manifest.step, choice.missing) == (100, 900)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_where_nothing_can_be_written_the_older_one_is_gone_on_from_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(choice_module, "LOOK_AGAIN_S", 0.02)
+    monkeypatch.setattr(choice_module, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(choice_module.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
+    checkpoint(tmp_path, 100)
+    choice = chosen(tmp_path, known_steps=900)
+    assert choice.manifest is not None
+    assert (choice.manifest.step, choice.missing) == (100, 900)
+
+
 def test_one_that_was_found_damaged_before_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpc_llm.checkpoint import manifest
 from hpc_llm.checkpoint.manifest import NAME, FileEntry, Manifest, folder_of, steps
-from hpc_llm.checkpoint.retention import prune, remove, to_delete
+from hpc_llm.checkpoint.retention import clear_reshaped, prune, remove, to_delete
 from tests.runs.machine import killed_at
 
 STEPS = st.sets(st.integers(0, 2000), max_size=30)
@@ -134,7 +134,7 @@ def test_what_a_killed_attempt_had_reshaped_goes_with_the_next_save(tmp_path: Pa
     for step in (10, 20):
         shutil.copytree(checkpoint(tmp_path, step), manifest.reshaped_of(folder_of(tmp_path, step)))
     assert steps(tmp_path) == [10, 20]
-    assert prune(tmp_path, 2, None) == []
+    clear_reshaped(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000020"]
 
 

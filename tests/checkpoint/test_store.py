@@ -107,6 +107,26 @@ def test_what_a_later_attempt_writes_is_not_pruned(tmp_path: Path) -> None:
     assert newer.prune() == [150]
 
 
+@pytest.mark.parametrize("act", ["begin", "discard"])
+def test_one_that_slept_behind_the_fence_removes_nothing_of_a_later_attempt(
+    tmp_path: Path, act: str
+) -> None:
+    asked: list[int] = []
+
+    def fence() -> None:
+        """The newer attempt publishes while the older one, just let through, sleeps."""
+        asked.append(1)
+        if len(asked) > 1:
+            raise Fenced("a newer attempt exists")
+        save(newer, 900)
+
+    newer = CheckpointStore(tmp_path, 1, None, lambda: None, 2)
+    older = CheckpointStore(tmp_path, 1, None, fence, 1)
+    with pytest.raises(Fenced):
+        getattr(older, act)(900)
+    assert steps(tmp_path) == [900]
+
+
 def test_what_an_attempt_that_died_has_left_is_gone_before_the_next_save(tmp_path: Path) -> None:
     folder = save(store(tmp_path), 10)
     assert store(tmp_path).begin(10) == folder
