@@ -43,26 +43,24 @@ def json_lines(stream: BinaryIO, start: int, end: int | None) -> Iterator[Row]:
 def begins_with_lines(stream: BinaryIO) -> bool:
     """Whether one of the first two lines, at the beginning of `stream`, is an object by itself.
 
-    And none of them holds several values.
+    And none of them holds several values, or one that goes on in the next line.
     """
     whole = False
     for _ in range(2):
         line = stream.readline(MAX_RECORD_BYTES).removeprefix(codecs.BOM_UTF8).strip()
-        if not line.startswith(b"{"):
-            continue
-        if not isinstance(_parsed(line), Rejected):
-            whole = True
-        elif _begins_with_a_value(line):
-            return False
+        try:
+            text = line.decode()
+            _, end = json.JSONDecoder().raw_decode(text)
+        except json.JSONDecodeError as error:
+            if text and error.pos >= len(text):
+                return False  # it goes on
+        except (ValueError, RecursionError):
+            continue  # damaged
+        else:
+            if end < len(text):
+                return False
+            whole = whole or text.startswith("{")
     return whole
-
-
-def _begins_with_a_value(line: bytes) -> bool:
-    try:
-        json.JSONDecoder().raw_decode(line.decode())
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _skip_line(stream: BinaryIO) -> int:

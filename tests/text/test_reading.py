@@ -157,6 +157,15 @@ def test_json_is_one_object_or_several_or_an_array(tmp_path: Path) -> None:
         assert read(span(path)) == [(0, "a")]
     path.write_bytes(b'{"text": "a"}\n{"text": "b"} {"text": "c"}')
     assert texts(span(path)) == ["a", "b", "c"]
+    for content in (
+        b'{"text": "a"}\n{\n "text": "b"\n}\n',
+        b'{"text": "a"}\n{"text":\n "b"}',
+        b'[\n{"text": "a"},\n{"text": "b"}\n]',
+    ):
+        path.write_bytes(content)
+        assert texts(span(path)) == ["a", "b"]
+    path.write_bytes(b'[\n{"text": "a"}\n]')
+    assert texts(span(path)) == ["a"]
     for content in (b"[]", b""):
         path.write_bytes(content)
         assert texts(span(path)) == []
