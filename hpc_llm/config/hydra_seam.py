@@ -157,7 +157,8 @@ def _composing(folders: Sequence[Path]) -> Iterator[None]:
     except yaml.YAMLError as error:
         raise InputError(yaml_files.no_yaml(error)) from error
     except UnicodeDecodeError as error:  # it does not name the file
-        raise InputError(yaml_files.not_utf8(folders)) from error
+        found = list(yaml_files.not_utf8(folders))
+        raise InputError(found or f"a preset is not UTF-8: {error}") from error
     except RecursionError as error:
         raise InputError("defaults: presets name each other in a circle; break it") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -11,7 +11,7 @@ import yaml
 def not_utf8(folders: Sequence[Path]) -> Iterator[str]:
     """A sentence for every preset in `folders` that is not UTF-8, with the place."""
     for folder in folders:
-        for path in sorted(folder.glob("*/*.yaml")):
+        for path in sorted(folder.rglob("*.yaml")):
             try:
                 path.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:

@@ -7,9 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hpc_llm.planning.lengths import phases
 from hpc_llm.planning.memory import MemoryEstimate
 from hpc_llm.planning.mixture import Phase, begun
 from hpc_llm.planning.plan import RunPlan
-from hpc_llm.runs import snapshot
+from hpc_llm.runs import extension, snapshot
 from hpc_llm.runs.identity import identity, root_of
 from hpc_llm.runs.layout import RunLayout
 from hpc_llm.runs.planned import PlannedRun
@@ -56,11 +56,15 @@ def _same_so_far(earlier: RunConfig, config: RunConfig, layout: RunLayout) -> bo
 
 @dataclass(frozen=True)
 class Frozen:
-    """A run directory; `new`: it was not there before."""
+    """A run directory; `new`: it was not there before.
+
+    shorter: the plan and configuration of a run that is made longer, by file, as they were.
+    """
 
     layout: RunLayout
     new: bool
     other_code: bool = False  # than the one that it had before
+    shorter: Mapping[Path, str] = field(default_factory=dict)
 
 
 def freeze(run: PlannedRun) -> RunLayout:
@@ -105,10 +109,15 @@ def freeze_all(runs: Sequence[PlannedRun]) -> list[Frozen]:
 
 
 def discard(runs: Iterable[Frozen]) -> None:
-    """Remove what a submission made that came to nothing; runs that were there before stay."""
+    """Remove what a submission made that came to nothing; runs that were there before stay.
+
+    One that was to be longer is as long as before, so what was complete is complete.
+    """
     for frozen in runs:
         if frozen.new:
             shutil.rmtree(frozen.layout.path, ignore_errors=True)
+        for path, text in frozen.shorter.items():
+            write_atomic(path, text)
 
 
 def _freeze(run: PlannedRun, code: Path) -> Frozen:
@@ -119,9 +128,13 @@ def _freeze(run: PlannedRun, code: Path) -> Frozen:
         other_code = not layout.code.exists() or not layout.code.samefile(code)
         if other_code:
             link_atomic(layout.code, _relative(code, layout))
-        for path, text in _documents(layout, run).items():
+        documents = _documents(layout, run)
+        shorter = {}
+        if extension.planned_steps(layout) != run.plan.steps:
+            shorter = {path: path.read_text() for path in documents}
+        for path, text in documents.items():
             write_atomic(path, text)
-        return Frozen(layout, False, other_code)
+        return Frozen(layout, False, other_code, shorter)
     partial = RunLayout(
         Path(tempfile.mkdtemp(prefix=f".{layout.name}.partial-", dir=layout.path.parent))
     )

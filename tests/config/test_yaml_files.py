@@ -111,3 +111,14 @@ def test_a_folder_or_a_link_to_nothing_is_no_preset(
     shown = capsys.readouterr().err
     assert "cluster=folder: no such preset" in shown
     assert "cluster=lost: no such preset" in shown
+
+
+def test_a_preset_that_another_one_names_is_found_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _written(tmp_path, ("defaults: [base/mine]\n" + WHOLE).encode(), monkeypatch)
+    nested = path.parent / "base" / "mine.yaml"
+    nested.parent.mkdir()
+    nested.write_bytes(b"partition: bl\xe4tter\n")
+    assert plan.main(["+cluster=mine"]) == 2
+    assert capsys.readouterr().err.startswith(f"plan: {nested}, line 1, column 14: ")

@@ -22,6 +22,7 @@ from hpc_llm.config.schema import RunConfig
 from hpc_llm.planning.plan import RunPlan, make_plan
 from hpc_llm.runs import snapshot
 from hpc_llm.runs.freeze import (
+    discard,
     freeze,
     freeze_all,
     read_config,
@@ -594,3 +595,14 @@ def test_nobody_reads_a_private_run() -> None:
         assert readable(layout, group=0) is False
         with pytest.raises(AssertionError):
             as_nobody(layout.config.read_text)
+
+
+def test_a_submission_that_comes_to_nothing_leaves_a_run_as_long_as_it_was(tmp_path: Path) -> None:
+    words = (f"run.root={tmp_path}", "run.name=one")
+    layout = freeze(planned(make_config(*words, "train.duration=6steps")))
+    before = {path: path.read_text() for path in (layout.plan, layout.config)}
+    longer = planned(make_config(*words, "train.duration=12steps"))
+    (frozen,) = freeze_all([longer])
+    assert read_plan(layout).steps == 12
+    discard([frozen])
+    assert {path: path.read_text() for path in before} == before
