@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 from dataclasses import dataclass
 
@@ -14,7 +12,7 @@ from hpc_llm.recovery.history import attempts_since_submission
 from hpc_llm.recovery.observations import RunSummary
 from hpc_llm.recovery.ownership import is_of_run, other_cluster
 from hpc_llm.recovery.policy import AGAIN, ELSEWHERE
-from hpc_llm.runs import event_names, frozen_sections
+from hpc_llm.runs import event_names, extension, frozen_sections
 from hpc_llm.runs.entries import WATCHDOG, Sending
 from hpc_llm.runs.frozen_sections import FrozenSections
 from hpc_llm.runs.layout import RunLayout
@@ -66,7 +64,7 @@ def _summary(layout: RunLayout, config: FrozenSections, story: Story) -> RunSumm
             # The job that it had before is none of its business any more.
             address = story.newest_job(after=since)
     newest = max(story.attempts, key=lambda attempt: attempt.number, default=None)
-    steps = _planned_steps(layout)
+    steps = extension.planned_steps(layout) or 0  # unreadable: looked after all the same
     history = attempts_since_submission(
         story, newest_step(layout.checkpoints), cluster.world_size, cluster.held_gpus
     )
@@ -88,13 +86,6 @@ def _summary(layout: RunLayout, config: FrozenSections, story: Story) -> RunSumm
         sent_at=_sent_at(story, since),
         holds_after_admin_cancel=config.recovery.on_admin_cancel == "hold",
     )
-
-
-def _planned_steps(layout: RunLayout) -> int:
-    """Of the whole run; 0 where its plan cannot be read: it is looked after all the same."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return int(json.loads(layout.plan.read_text())["steps"])
-    return 0
 
 
 def _heartbeat_at(layout: RunLayout) -> float | None:

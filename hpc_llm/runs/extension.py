@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hpc_llm.config.errors import InputError
 from hpc_llm.config.schema import OptimConfig
-from hpc_llm.planning.plan import RunPlan
 from hpc_llm.planning.schedule import learning_rate
 from hpc_llm.runs.layout import RunLayout
+
+if TYPE_CHECKING:
+    from hpc_llm.planning.plan import RunPlan  # its imports are not the watchdog's
 
 KEY = "train.duration"
 _END_MATTERS = ("cosine", "linear", "wsd")
