@@ -134,6 +134,7 @@ def field_types(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+@functools.cache  # sixty times for each of ten thousand runs in a status
 def section_class(annotation: Any) -> type | None:
     """The dataclass that an annotation such as `X` or `X | None` holds, if any."""
     options: tuple[Any, ...] = (annotation,)
@@ -145,6 +146,7 @@ def section_class(annotation: Any) -> type | None:
     return None
 
 
+@functools.cache
 def named_class(annotation: Any) -> type | None:
     """The dataclass of the values of an annotation such as `dict[str, X]`, if any."""
     if typing.get_origin(annotation) is not dict:
@@ -217,6 +219,8 @@ def _yaml(value: bool | None) -> str:
 
 
 def _convert(kind: Any, value: Any) -> Any:
+    if type(value) is kind:  # nearly always
+        return value
     origin = typing.get_origin(kind)
     args = typing.get_args(kind)
     if origin in (Union, types.UnionType):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from hpc_llm.planning import interval
@@ -48,7 +48,7 @@ class Account:
 
     @property
     def wall_s(self) -> float:
-        return float(sum(astuple(self)))
+        return float(sum(self._seconds()))
 
     @property
     def ettr(self) -> float | None:
@@ -60,12 +60,15 @@ class Account:
         """Productive ÷ time in which the run held its nodes."""
         return _ratio(self.productive_s, self.wall_s - self.queue_s)
 
+    def _seconds(self) -> tuple[float, ...]:
+        return tuple(vars(self).values())
+
     def __add__(self, other: Account) -> Account:
-        pairs = zip(astuple(self), astuple(other), strict=True)
+        pairs = zip(self._seconds(), other._seconds(), strict=True)
         return Account(*(mine + theirs for mine, theirs in pairs))
 
     def __mul__(self, weight: float) -> Account:
-        return Account(*(value * weight for value in astuple(self)))
+        return Account(*(value * weight for value in self._seconds()))
 
 
 def _ratio(part_s: float, whole_s: float) -> float | None:
